@@ -1,0 +1,110 @@
+"""A job as it travels from Snakemake to a worker and back: frozen data, no behaviour, standard library only."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+JobStart = Literal["warm", "cold"]
+
+Status = Literal[
+    "succeeded",
+    "failed",  # the job's own command, or its Snakemake, ended with an error
+    "out-of-time",  # runtime exceeded
+    "out-of-memory",  # mem_mb exceeded
+    "cancelled",  # ended because Snakemake asked for it
+    "lost",  # its worker or supervisor went; every process of the attempt is known to be dead
+    "not-started",  # the process could not be started at all (detail says why)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSetup:
+    """What is the same for every job of a run. Each worker gets it once, over TLS or a pipe.
+
+    ``environment`` is the environment Snakemake was started in; names and values hold undecodable bytes as surrogates
+    (``os.fsdecode``). ``soft_limits`` are pairs of a ``resource.RLIMIT_*`` number and its soft limit.
+    """
+
+    run_id: str  # short, random, unique: [a-z0-9]{8}
+    workdir: str  # absolute; a job's working directory
+    umask: int
+    soft_limits: tuple[tuple[int, int], ...]
+    environment: dict[str, str]
+    replace_environment: bool  # False on an attached cluster without TLS: only the variables of `envvars:` travel
+    python: str
+    snakefile: str
+    general_arguments: tuple[str, ...]  # of `python -m snakemake`, the same for all jobs
+    snakemake_version: str
+    plugin_version: str
+    precommand: str = ""  # shell text that must run before a cold job's Snakemake
+    job_start: JobStart = "warm"
+    warm_depth: int = 3  # 1: imports; 2: imports and workflow; 3: the job's own function. For benchmarks and tests
+    enforce_runtime: bool = True
+    enforce_memory: bool = True
+    lease_s: float = 60.0  # a supervisor that hears nothing for so long ends its jobs
+    stop_grace_s: float = 5.0  # between SIGTERM and SIGKILL
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """One attempt of one job (or group job), placed on one worker."""
+
+    key: str  # unique for each attempt: "<rule>-<run_id>-<jobid>-<attempt>.<run>"; also the Dask task's key
+    name: str  # rule, or group
+    jobid: str
+    attempt: int  # Snakemake's attempt, from 1
+    arguments: tuple[str, ...]  # of `python -m snakemake`, this job's own; they come before the general ones
+    cores: int
+    log_path: str  # stdout and stderr; absolute
+    #: Values that the command line cannot express, by argparse destination (see worker/entry.py), pickled. None: none.
+    overrides: bytes | None = None
+    script: str | None = None  # a custom job script (--jobscript), absolute path; then arguments are not used
+    #: A pickled description of the call that the local executor would make (see warmcall.py). None: not possible.
+    call: bytes | None = None
+    start: JobStart = "warm"
+    memory_limit_mb: int | None = None  # 10^6 bytes
+    runtime_limit_s: float | None = None
+    #: Set (or, where None, removed) in the job's environment: devices, host lists.
+    environment: tuple[tuple[str, str | None], ...] = ()
+    #: Listed before success is reported, so that a network file system shows late outputs.
+    output_dirs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. Times are seconds since the epoch on the worker's clock; memory in 10^6 bytes."""
+
+    key: str
+    status: Status
+    worker: str = ""
+    host: str = ""
+    pid: int = 0
+    start: JobStart = "cold"
+    exit_code: int | None = None
+    signal: int | None = None
+    started: float = 0.0
+    ended: float = 0.0
+    peak_memory_mb: float | None = None  # above the baseline of the job's own Snakemake
+    cpu_s: float | None = None  # user + system of the whole process tree
+    log_path: str = ""
+    log_tail: str = ""  # at most 20 lines and 4 kB; only of attempts that did not succeed
+    detail: str = ""  # one sentence for people, where the fields above do not say it
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What a worker knows about its own node(s), told once when it joins."""
+
+    name: str
+    host: str
+    pid: int
+    supervisor_pid: int
+    cores: int
+    memory_mb: int  # usable by jobs: what the node or cgroup grants, less the worker's reserve
+    #: Identifiers as the worker's own CUDA_VISIBLE_DEVICES (or the driver library) names them.
+    devices: tuple[str, ...] = ()
+    remaining_s: float | None = None  # of the allocation's life; None: no end known
+    hosts: tuple[str, ...] = ()  # the nodes of a worker that holds several
+    allocation_id: str | None = None  # of the batch system
+    plugin_version: str = ""
+    snakemake_version: str = ""
+    environment: dict[str, str] = field(default_factory=dict)  # of interest to messages only (e.g. launcher)

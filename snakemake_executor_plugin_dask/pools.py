@@ -1,0 +1,44 @@
+"""Pools: workers of one shape, brought up by one backend; read from a pools file or from the settings. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+BACKENDS = ("local", "cuda", "mpi", "slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor")
+ATTACHED = "attached"  # the single pool of --dask-scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One pool. ``cores``, ``memory_mb`` and ``gpus`` are for each node; None: the backend knows or finds out."""
+
+    name: str
+    cluster: str  # one of BACKENDS, or ATTACHED
+    workers_min: int = 1
+    workers_max: int = 1
+    cores: int | None = None
+    memory_mb: int | None = None  # 10^6 bytes
+    gpus: int | None = None
+    gpu_model: str | None = None
+    gpu_vendor: str = "nvidia"
+    nodes: int | None = None  # given: each worker holds an allocation of so many nodes («wide»)
+    walltime_s: float | None = None
+    margin_s: float | None = None  # None: 300 s, or a tenth of a shorter walltime
+    default_runtime_s: float | None = None  # None: half the walltime
+    idle_timeout_s: float = 60.0
+    resources: tuple[tuple[str, int], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the backend's class
+    #: For a pool made for Slurm resources: the key that its jobs agree in (Request.slurm).
+    slurm: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def elastic(self) -> bool:
+        """Whether workers come and go with the work."""
+        return self.workers_min < self.workers_max
+
+    @property
+    def margin(self) -> float:
+        """Seconds of an allocation's life that no job is planned into."""
+        if self.margin_s is not None:
+            return self.margin_s
+        return 300.0 if self.walltime_s is None else min(300.0, self.walltime_s / 10)
