@@ -1,0 +1,1 @@
+"""One small adapter for each way to bring workers up."""

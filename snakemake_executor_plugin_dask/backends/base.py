@@ -1,0 +1,144 @@
+"""What every way to bring workers up has in common. Imports Dask: for the driver (and `--dask-plan`), never for Snakemake.
+
+A backend checks a pool, shows what it would run, and makes one `WorkerProcess` for each worker. Effects belong to
+`WorkerProcess.start`, `state` and `kill`; the rest only looks.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from distributed.core import Status
+from distributed.deploy.spec import ProcessInterface
+
+from snakemake_executor_plugin_dask.pools import Pool
+
+WORKER_MODULE = "snakemake_executor_plugin_dask.worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a worker reaches the driver: what its configuration file is made from. Paths absolute, readable by workers."""
+
+    run_id: str
+    scheduler: str  # Dask's address, as tls://10.0.0.1:39123
+    lease: tuple[str, int] | None  # host and port of the driver's lease server; None on an attached cluster
+    tls: tuple[str, str, str] | None  # ca, certificate, key
+    state_dir: str  # mode 0700
+    setup: str | None  # the pickled RunSetup
+    death_timeout_s: float = 60.0  # a worker that finds no scheduler for so long ends
+    python: str = sys.executable
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationState:
+    """What became of what a worker runs in.
+
+    ``queued``: not started yet, ``reason`` as the batch system gives it. ``running``. ``gone``: ended, failed or
+    cancelled, nothing of it runs any more; ``log_tail`` is the end of its own output. ``unknown``: the batch system does
+    not answer, ``reason`` says how; never taken for «gone».
+    """
+
+    kind: Literal["queued", "running", "gone", "unknown"]
+    reason: str = ""
+    log_tail: str = ""
+
+
+class WorkerProcess(ProcessInterface):
+    """One worker as Dask's `SpecCluster` holds it.
+
+    ``start`` never raises: it sets ``failure``, since one submission that fails must not take the others' state along.
+    """
+
+    def __init__(self, pool: Pool, name: str, link: Link) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.pool = pool
+        self.name = name
+        self.link = link
+        self.failure: str | None = None  # why it could not be started, with the command's own words
+        self.allocation_id: str | None = None  # of the batch system, or the process id
+
+    async def start(self) -> None:
+        """Start it, or ask the batch system to; on return ``failure`` or ``allocation_id`` is set. Never raises."""
+        raise NotImplementedError
+
+    async def state(self) -> AllocationState:
+        raise NotImplementedError
+
+    async def kill(self) -> bool:
+        """End it now, by force; True once it is seen to be gone. May be repeated."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Give it back; Dask calls this after the worker was asked to close."""
+        if self.status is Status.closed:
+            return
+        await self.kill()
+        await super().close()  # type: ignore[no-untyped-call]
+
+
+class Backend(Protocol):
+    """One way to bring workers up."""
+
+    def complete(self, pool: Pool) -> Pool:
+        """The pool, with what the backend's own configuration (Dask's) says filled in where the user set nothing."""
+        ...
+
+    def check(self, pool: Pool) -> None:
+        """Raises ConfigurationError where the pool cannot work. Only looks: runs before anything is started."""
+        ...
+
+    def describe(self, pool: Pool) -> str:
+        """The batch script or the command of one worker, for `--dask-plan`."""
+        ...
+
+    def interface(self, pool: Pool) -> str | None:
+        """The network interface that the workers are to use, where the pool's options or Dask's configuration name one."""
+        ...
+
+    def worker(self, pool: Pool, name: str, link: Link) -> WorkerProcess:
+        """One worker, not started yet."""
+        ...
+
+
+def worker_config(pool: Pool, name: str, link: Link, **more: Any) -> dict[str, Any]:
+    """The worker's configuration; ``more`` adds or replaces entries. ``cores: None``: what the node really has."""
+    tls = None if link.tls is None else dict(zip(("ca", "cert", "key"), link.tls, strict=True))
+    return {
+        "scheduler": link.scheduler,
+        "lease": None if link.lease is None else list(link.lease),
+        "tls": tls,
+        "name": name,
+        "pool": pool.name,
+        "cores": pool.cores,
+        "memory_mb": pool.memory_mb,
+        "gpus": pool.gpus,
+        "gpu_vendor": pool.gpu_vendor,
+        "nodes": pool.nodes,
+        "resources": dict(pool.resources),
+        "walltime_s": pool.walltime_s,
+        "death_timeout_s": link.death_timeout_s,
+        "local_directory": None,
+        "interface": None,
+        "setup": link.setup,
+    } | more
+
+
+def write_worker_config(pool: Pool, name: str, link: Link, **more: Any) -> Path:
+    """Write the configuration to ``<state_dir>/workers/<name>.json`` (0600); raises OSError."""
+    directory = Path(link.state_dir, "workers")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
+    temporary = path.with_suffix(".new")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        json.dump(worker_config(pool, name, link, **more), stream)
+    temporary.replace(path)
+    return path
+
+
+def worker_command(config: Path, link: Link) -> list[str]:
+    """The command line of a worker; it holds no secret, since other users of the node can read it."""
+    return [link.python, "-m", WORKER_MODULE, "--config", str(config)]
