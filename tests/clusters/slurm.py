@@ -1,0 +1,315 @@
+"""A real Slurm of small virtual nodes on this machine, for tests: from pytest, or from a shell.
+
+    python tests/clusters/slurm.py up DIR       prints `export SLURM_CONF=…`
+    python tests/clusters/slurm.py status DIR
+    python tests/clusters/slurm.py down DIR
+
+Needs the programs of Debian's `slurm-wlm` and `munge`, as root or as an ordinary user. Everything lies in DIR: configuration, keys, sockets,
+logs, and the daemons' process ids, by which they are ended. Nothing in /etc or /run is read or written.
+
+Partitions: `cpu` (default: c1-c3 with 2 CPUs and 4000 MB, at most an hour), `big` (m1-m2 with 4 CPUs, 8000 MB, feature `bigmem`, at most two hours),
+`gpu` (g1 with 4 CPUs, 8000 MB and four `a100`, which are other devices in truth).
+"""
+
+import argparse
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+NODES = {
+    **{f"c{i}": "CPUs=2 RealMemory=4000" for i in (1, 2, 3)},
+    **{f"m{i}": "CPUs=4 RealMemory=8000 Feature=bigmem" for i in (1, 2)},
+    "g1": "CPUs=4 RealMemory=8000 Gres=gpu:a100:4",
+}
+
+CONF = """\
+ClusterName=virtual
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={dir}/munge/socket
+CredType=cred/munge
+CryptoType=crypto/munge
+SlurmctldPort={port}
+StateSaveLocation={dir}/state
+SlurmdSpoolDir={dir}/spool/%n
+SlurmctldPidFile={dir}/slurmctld.pid
+SlurmdPidFile={dir}/slurmd.%n.pid
+SlurmctldLogFile={dir}/log/slurmctld.log
+SlurmdLogFile={dir}/log/slurmd.%n.log
+SlurmctldDebug=info
+SlurmdDebug=info
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+ReturnToService=2
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1,sched_min_interval=1
+SlurmdParameters=config_overrides
+KillWait=5
+MinJobAge=15
+SlurmdTimeout=15
+SlurmctldTimeout=30
+BatchStartTimeout=30
+MessageTimeout=20
+WaitTime=0
+JobRequeue=1
+GresTypes=gpu
+{nodes}
+PartitionName=cpu Nodes=c[1-3] Default=YES MaxTime=01:00:00 DefaultTime=00:10:00 DefMemPerCPU=1000 State=UP
+PartitionName=big Nodes=m[1-2] MaxTime=02:00:00 DefaultTime=00:10:00 DefMemPerCPU=1000 State=UP
+PartitionName=gpu Nodes=g1 MaxTime=02:00:00 DefaultTime=00:10:00 DefMemPerCPU=1000 State=UP
+"""
+
+
+class VirtualSlurm:
+    """The cluster that lies in ``directory``. Commands of Slurm find it through `SLURM_CONF`."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.dir = Path(directory).resolve()
+        self.conf = self.dir / "slurm.conf"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's environment, with the cluster's configuration, and without another Slurm's variables."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        return kept | {"SLURM_CONF": str(self.conf)}
+
+    def run(self, *command: str, check: bool = True, timeout_s: float = 60) -> str:
+        """The standard output of a command run against this cluster."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout_s)
+        if check and done.returncode:
+            msg = f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}"
+            raise RuntimeError(msg)
+        return done.stdout.strip()
+
+    def queue(self) -> list[str]:
+        """The jobs that wait or run, as `id name state nodes` (those that are ending count)."""
+        return self.run("squeue", "--noheader", "--format=%A %j %T %N").splitlines()
+
+    # Up and down
+
+    def up(self, timeout_s: float = 90) -> None:
+        """Start everything, and wait until all nodes are idle; raises RuntimeError with the daemons' logs."""
+        for program in ("munged", "slurmctld", "slurmd", "sbatch"):
+            if _which(program) is None:
+                msg = f"{program} is not installed; Debian and Ubuntu: apt install slurm-wlm munge"
+                raise RuntimeError(msg)
+        for name in ("munge", "state", "spool", "log", "pids", "dev", *(f"spool/{node}" for node in NODES)):
+            (self.dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._write_configuration()
+        self._start("munged", "munged", "--foreground", "--force", f"--socket={self.dir}/munge/socket",
+                    f"--key-file={self.dir}/munge/key", f"--pid-file={self.dir}/munge/pid",
+                    f"--log-file={self.dir}/log/munged.log", f"--seed-file={self.dir}/munge/seed")  # fmt: skip
+        _wait(lambda: (self.dir / "munge/socket").exists(), 30, "munged made no socket", self)
+        self._start("slurmctld", "slurmctld", "-D", "-c", "-f", str(self.conf))
+        for node in NODES:
+            self.start_node(node)
+        _wait(self._all_idle, timeout_s, "the nodes did not become idle", self)
+
+    def down(self) -> None:
+        """End the jobs, then the daemons, by process id; leaves DIR to be read or removed."""
+        if self._pid("slurmctld") is not None:
+            self.run("scancel", f"--user={getpass.getuser()}", "--full", check=False)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline and self.run("squeue", "--noheader", check=False):
+                time.sleep(0.3)
+        daemons = [*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged"]
+        for name in daemons:
+            self._end(name, signal.SIGTERM)
+        for pid in _processes():
+            if _comm(pid) == "slurmstepd" and self._belongs(pid):
+                _signal(pid, signal.SIGKILL)
+
+    def status(self) -> str:
+        return self.run("sinfo", "--Node", "--long", check=False) + "\n" + self.run("squeue", check=False)
+
+    def start_node(self, node: str) -> None:
+        self._start(f"slurmd.{node}", "slurmd", "-D", "-N", node, "-f", str(self.conf))
+
+    def kill_node(self, node: str) -> None:
+        """Kill a node's `slurmd`, and what it had started, as a power cut would."""
+        self._end(f"slurmd.{node}", signal.SIGKILL)
+        for job in self.run("squeue", "--noheader", f"--nodelist={node}", "--format=%A").split():
+            wanted = f"SLURM_JOB_ID={job}".encode()
+            for pid in filter(self._belongs, _processes()):
+                if wanted in _environ(pid) or (_comm(pid) == "slurmstepd" and f"[{job}.".encode() in _cmdline(pid)):
+                    _signal(pid, signal.SIGKILL)
+
+    # Interior
+
+    def _write_configuration(self) -> None:
+        base = _free_ports(len(NODES) + 1)
+        host = socket.gethostname().split(".")[0]
+        lines = [
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={base + 1 + i} {what} State=UNKNOWN"
+            for i, (node, what) in enumerate(NODES.items())
+        ]
+        text = CONF.format(host=host, user=getpass.getuser(), dir=self.dir, port=base, nodes="\n".join(lines))
+        self.conf.write_text(text)
+        for index, device in enumerate(("null", "zero", "full", "random")):  # Slurm insists on devices
+            link = self.dir / f"dev/nvidia{index}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"/dev/{device}")
+        (self.dir / "gres.conf").write_text(f"NodeName=g1 Name=gpu Type=a100 File={self.dir}/dev/nvidia[0-3]\n")
+        # Slurm would look for cgroups in containers that have none.
+        (self.dir / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
+        key = self.dir / "munge/key"
+        if not key.exists():
+            with os.fdopen(os.open(key, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
+                stream.write(secrets.token_bytes(1024))
+
+    def _all_idle(self) -> bool:
+        states = self.run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False).splitlines()
+        idle = {line.split()[0] for line in states if line.split()[1] == "idle"}
+        return idle == set(NODES)
+
+    def _start(self, name: str, *command: str) -> None:
+        program = _which(command[0])
+        assert program is not None
+        with open(self.dir / f"log/{name}.out", "ab") as out:
+            process = subprocess.Popen(
+                [program, *command[1:]],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/",
+                env=self.environment, start_new_session=True,
+            )  # fmt: skip
+        (self.dir / f"pids/{name}").write_text(str(process.pid))
+
+    def _pid(self, name: str) -> int | None:
+        try:
+            pid = int((self.dir / f"pids/{name}").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if self._belongs(pid) else None
+
+    def _belongs(self, pid: int) -> bool:
+        """Whether the process was started for this cluster: ids are used again."""
+        return f"SLURM_CONF={self.conf}".encode() in _environ(pid)
+
+    def _end(self, name: str, number: signal.Signals) -> None:
+        pid = self._pid(name)
+        if pid is not None:
+            _signal(pid, number)
+            deadline = time.monotonic() + 15
+            while self._pid(name) is not None:
+                if time.monotonic() > deadline:
+                    _signal(pid, signal.SIGKILL)
+                    deadline += 15
+                _reap(pid)
+                time.sleep(0.05)
+        (self.dir / f"pids/{name}").unlink(missing_ok=True)
+
+    def logs(self) -> str:
+        parts = []
+        for path in sorted((self.dir / "log").glob("*")):
+            text = path.read_text(errors="replace")
+            if text:
+                parts.append(f"== {path.name}\n{text[-2000:]}")
+        return "\n".join(parts)
+
+
+def _wait(condition: Callable[[], bool], timeout_s: float, what: str, cluster: VirtualSlurm) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            msg = f"{what} within {timeout_s:.0f} s\n{cluster.logs()}"
+            raise RuntimeError(msg)
+        time.sleep(0.25)
+
+
+def _which(program: str) -> str | None:
+    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
+
+
+def _free_ports(number: int) -> int:
+    """The first of so many neighbouring ports that nobody listens on, below the range of outgoing connections."""
+    for _ in range(200):
+        base = 10000 + secrets.randbelow(20000)
+        if all(_is_free(base + offset) for offset in range(number)):
+            return base
+    msg = f"found no {number} neighbouring free ports"
+    raise RuntimeError(msg)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _environ(pid: int) -> list[bytes]:
+    return _read(pid, "environ").split(b"\0")
+
+
+def _cmdline(pid: int) -> bytes:
+    return _read(pid, "cmdline")
+
+
+def _comm(pid: int) -> str:
+    return _read(pid, "comm").decode(errors="replace").strip()
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("action", choices=("up", "down", "status"))
+    parser.add_argument("directory")
+    arguments = parser.parse_args()
+    cluster = VirtualSlurm(arguments.directory)
+    if arguments.action == "up":
+        try:
+            cluster.up()
+        except BaseException:
+            cluster.down()
+            raise
+        print(f"export SLURM_CONF={cluster.conf}")
+    elif arguments.action == "status":
+        print(cluster.status())
+    else:
+        cluster.down()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
