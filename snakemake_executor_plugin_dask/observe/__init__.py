@@ -1,0 +1,1 @@
+"""What a run tells: event log, lines and tables, report, dashboard. Imports nothing by itself."""
