@@ -1,0 +1,169 @@
+"""Dask's dashboard under its secret path, looked at over HTTP, in the table of sockets, and in a real browser."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from distributed import Client, Security
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import websocket_connect
+
+from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, task_group, task_key
+from snakemake_executor_plugin_dask.observe.quiet import QuietWorker
+
+from .browser import browser
+
+
+@contextlib.asynccontextmanager
+async def cluster(setting: str):
+    plan = dashboard_options(setting)
+    security = Security.temporary()
+    cls = plan.scheduler_class()
+    async with cls(protocol="tls", host="127.0.0.1", security=security, **plan.scheduler_options) as scheduler:
+        worker = QuietWorker(
+            scheduler.address, security=security, nthreads=2, host="127.0.0.1", dashboard=False, memory_limit=0
+        )
+        async with worker:
+            yield scheduler, worker, security
+
+
+def listening() -> set[str]:
+    """Addresses at which this process listens."""
+    table = subprocess.run(["ss", "-Hltnp"], check=True, capture_output=True, text=True).stdout
+    return {line.split()[3] for line in table.splitlines() if f"pid={os.getpid()}," in line}
+
+
+def answer(url: str) -> tuple[int, str, dict[str, str]]:
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_):
+            return None
+
+    try:
+        with urllib.request.build_opener(Stay).open(url, timeout=60) as response:
+            return response.status, response.read().decode("utf-8", "replace"), dict(response.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode("utf-8", "replace"), dict(error.headers)
+
+
+def test_without_a_dashboard_only_tls_ports_listen():
+    """Scheduler and worker each listen once, on loopback, and neither speaks HTTP."""
+
+    async def look() -> None:
+        before = listening()
+        async with cluster("none") as (scheduler, worker, _):
+            ports = {scheduler.port, worker.port}
+            assert listening() - before == {f"127.0.0.1:{port}" for port in ports}
+
+    asyncio.run(look())
+
+
+def test_only_the_secret_path_answers():
+    """Every path outside the secret gives 404 and names no path; the pages themselves are there."""
+
+    async def look() -> None:
+        before = listening()
+        async with cluster("auto") as (scheduler, worker, _):
+            link = urlsplit(scheduler.link)
+            base, secret = f"http://{link.netloc}", link.path.split("/")[1]
+            opened = listening() - before
+            assert len(opened) == 3
+            assert all(address.startswith("127.0.0.1:") for address in opened)
+            for path in (
+                *("", "/", "/status", "/info", "/info/main/workers.html", "/health", "/metrics", "/sitemap.json"),
+                *("/statics/css/base.css", "/static/js/bokeh.min.js", "/json/identity.json", "/individual-cpu"),
+                *(f"/{secret[:-1]}/status", f"/{secret}x/status", f"//{secret}/status", f"/x/../{secret}/status"),
+                *(f"/{secret.swapcase()}/status", f"/%2f{secret}/status", "/jupyter/lab", "/api/v1/retire_workers"),
+                *(f"/{secret}/api/v1/retire_workers", f"/{secret}/proxy/{worker.port}/127.0.0.1/"),
+            ):
+                status, text, headers = await asyncio.to_thread(answer, base + path)
+                assert status == 404, path
+                assert secret not in text + repr(headers), path
+            for path in (
+                "/status",
+                "/tasks",
+                "/health",
+                "/metrics",
+                "/info/main/workers.html",
+                "/statics/css/base.css",
+            ):
+                status, _, _ = await asyncio.to_thread(answer, f"{base}/{secret}{path}")
+                assert status == 200, path
+            for path in (f"/{secret}", f"/{secret}/"):
+                status, _, headers = await asyncio.to_thread(answer, base + path)
+                assert (status, headers["Location"]) == (302, f"/{secret}/status")
+
+    asyncio.run(look())
+
+
+def test_other_sites_cannot_open_the_web_socket():
+    """A page of another origin is refused even if it knows the path; a tunnel's own origin is not."""
+
+    async def look() -> None:
+        async with cluster("auto") as (scheduler, _, _):
+            socket_url = scheduler.link.replace("http://", "ws://") + "/ws"
+
+            async def handshake(origin: str, host: str) -> int:
+                request = HTTPRequest(socket_url, headers={"Origin": origin, "Host": host})
+                try:
+                    (await websocket_connect(request)).close()
+                except HTTPClientError as error:
+                    return error.code
+                return 101
+
+            assert await handshake("http://evil.example", urlsplit(socket_url).netloc) == 404
+            # bokeh then wants a session token, which is its own matter: not refused for the origin.
+            assert await handshake("http://localhost:9999", "localhost:9999") != 404
+
+    asyncio.run(look())
+
+
+def test_taken_port_is_said_and_another_one_used():
+    """A port that someone else holds costs a sentence, not the run."""
+
+    async def look() -> None:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            async with cluster(f"127.0.0.1:{port}") as (scheduler, _, _):
+                assert f"port {port}" in scheduler.note
+                assert urlsplit(scheduler.link).port != port
+                status, _, _ = await asyncio.to_thread(answer, scheduler.link)
+                assert status == 200
+
+    asyncio.run(look())
+
+
+def test_browser_shows_tasks_grouped_by_rule(tmp_path):
+    """The status page, drawn by a real browser over its web socket, shows each rule once, and asks only this host."""
+
+    async def look() -> None:
+        async with cluster("auto") as (scheduler, worker, security):
+            async with Client(scheduler.address, security=security, asynchronous=True) as client:
+                futures = [
+                    client.submit(pow, i, 2, key=task_key(rule, "ab12cd34", i, 1, 1), workers=[worker.address])
+                    for rule in ("align_reads", "_1st-call")
+                    for i in range(20)
+                ]
+                await client.gather(futures)
+                async with browser() as page:
+                    await page.open(scheduler.link)
+                    drawn = "JSON.stringify((window.Bokeh ? Bokeh.documents : []).map(d => d.to_json()))"
+                    for rule in ("align_reads", "_1st-call"):
+                        await page.until(f"{drawn}.includes({task_group(rule)!r})")
+                    await page.screenshot(tmp_path / "dashboard.png")
+                    if "KEEP_SCREENSHOTS" in os.environ:
+                        await page.screenshot(Path(os.environ["KEEP_SCREENSHOTS"], "dashboard.png"))
+                    elsewhere = [
+                        u for u in page.requests if urlsplit(u).netloc not in (urlsplit(scheduler.link).netloc, "")
+                    ]
+                    assert elsewhere == []
+                assert (tmp_path / "dashboard.png").stat().st_size > 10_000
+
+    asyncio.run(look())
