@@ -103,9 +103,7 @@ def _count(resources: Mapping[str, object], name: str, least: int = 0) -> int | 
     number: int | None = None
     if isinstance(value, float) and math.isfinite(value):
         number = round(value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        number = int(value)
-    elif isinstance(value, str) and value.isdecimal():
+    elif (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal()):
         number = int(value)
     if number is None or number < least:
         msg = f"The resource {name}={value!r} must be a whole number of at least {least}; change it in the rule."

@@ -1,0 +1,362 @@
+"""Which pool takes a job's request, or why none can. Pure.
+
+A pool can hold a request when one of its workers, empty and new, can (in an `mpi` pool: as many workers as the job asks
+nodes for). What is not known of a pool yet counts as enough; the same question is asked again once a worker was seen.
+"""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from snakemake_executor_plugin_dask.errors import RequestError
+from snakemake_executor_plugin_dask.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.requests import Request
+
+_MAX_NAMES = 8  # rules named in one sentence
+_FINDS_DEVICES = ("cuda", ATTACHED)  # these count the devices they find; elsewhere a pool holds GPUs only if it says so
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One worker of a pool. Cores, memory (usable, 10^6 bytes) and GPUs are those of each node; None: not known yet."""
+
+    cores: int | None = None
+    memory_mb: int | None = None
+    gpus: int | None = None
+    gpu_model: str | None = None
+    nodes: int = 1
+    extra: tuple[tuple[str, int], ...] = ()  # for each worker
+    lifetime_s: float | None = None  # of a new worker; None: no end
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """What one pool lacks for a request: the sentence's part, and the setting for a rule that would make it fit."""
+
+    text: str
+    setting: str | None = None  # as `mem_mb=1000` or `threads=4`; None: no smaller number would help
+
+
+class NoPool(RequestError):  # noqa: N818 - a fact about a request, and its message is the error
+    """No pool can ever hold a request. ``shortages`` says for each pool what is short."""
+
+    def __init__(self, message: str, shortages: Mapping[str, tuple[Shortage, ...]] | None = None) -> None:
+        super().__init__(message)
+        self.shortages = dict(shortages or {})
+
+
+def usable_memory_mb(memory_mb: int) -> int:
+    """What a worker of this size leaves to jobs: its own processes keep 300 MB, or a tenth of a small worker."""
+    return memory_mb - min(300, memory_mb // 10)
+
+
+def counts_devices(pool: Pool) -> bool:
+    """Whether the pool's GPUs are leased; elsewhere a job finds the devices as the worker does."""
+    return bool(pool.gpus) or (pool.gpus is None and pool.cluster in _FINDS_DEVICES)
+
+
+def shape_of(pool: Pool, seen: Shape | None = None) -> Shape:
+    """A new worker of this pool: what was seen of one wins over what the pool declares."""
+    gpus = pool.gpus
+    if gpus is None and not counts_devices(pool):
+        gpus = 0
+    memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
+    declared = Shape(
+        cores=pool.cores,
+        memory_mb=memory_mb,
+        gpus=gpus,
+        gpu_model=pool.gpu_model,
+        nodes=pool.nodes or 1,
+        extra=pool.resources,
+        lifetime_s=pool.walltime_s,
+    )
+    if seen is None:
+        return declared
+    return replace(
+        declared,
+        cores=declared.cores if seen.cores is None else seen.cores,
+        memory_mb=declared.memory_mb if seen.memory_mb is None else seen.memory_mb,
+        gpus=declared.gpus if seen.gpus is None else seen.gpus,
+    )
+
+
+def shape_of_worker(pool: Pool, facts: WorkerFacts) -> Shape:
+    """The shape that a worker which joined really has."""
+    gpus = len(facts.devices[: pool.gpus]) if counts_devices(pool) else 0
+    return shape_of(pool, Shape(cores=facts.cores, memory_mb=facts.memory_mb, gpus=gpus))
+
+
+def nodes_needed(request: Request, pool: Pool, cores: int | None, gpus: int | None) -> int:
+    """How many nodes the job takes, where one has so many cores and GPUs.
+
+    An MPI job that names no number of nodes spreads over as many as its cores and GPUs need, where a pool allows that.
+    """
+    if request.nodes > 1 or not request.mpi or (pool.nodes is None and pool.cluster != "mpi"):
+        return request.nodes
+    by_cores = -(-request.cores // cores) if cores else 1
+    by_gpus = -(-request.gpus // gpus) if gpus else 1
+    return max(1, by_cores, by_gpus)
+
+
+def model_matches(wanted: str, found: str) -> bool:
+    """Whether a GPU model is the wanted one: `a100` is in `NVIDIA A100-SXM4-40GB`, `a10` is not."""
+    return re.search(rf"(?<![a-z0-9]){re.escape(wanted.lower())}(?![a-z0-9])", found.lower()) is not None
+
+
+def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...]:
+    """What an empty, new worker of this pool lacks for the request; nothing: the pool can hold it."""
+    if pool.slurm is not None and pool.slurm != (request.slurm or ()):
+        return (Shortage("it is made for other Slurm resources"),)
+    if pool.nodes is not None and request.nodes == 1 and not request.mpi:
+        return (Shortage("it takes only jobs that declare nodes or mpi"),)
+    nodes = nodes_needed(request, pool, shape.cores, shape.gpus)
+    most = pool.workers_max if pool.cluster == "mpi" and pool.nodes is None else shape.nodes
+    short: list[Shortage] = []
+    if nodes > most:
+        what = f"nodes={nodes}" if request.nodes > 1 else f"an MPI job of {nodes} nodes"
+        held = "a job may have one node" if most == 1 else f"a job may have {most} nodes"
+        short.append(Shortage(f"{what} is too much, {held}", f"nodes={most}"))
+        nodes = most if request.nodes == 1 else nodes
+    on_node = "" if nodes == 1 else " on each node"
+    cores = -(-request.cores // nodes)
+    if shape.cores is not None and cores > shape.cores:
+        text = f"{_count(cores, 'core')}{on_node} is more than the {shape.cores} of a worker"
+        short.append(Shortage(text, f"threads={shape.cores * nodes}"))
+    if request.memory_mb is not None and shape.memory_mb is not None and request.memory_mb > shape.memory_mb:
+        text = f"mem_mb={request.memory_mb}{on_node} is more than the {shape.memory_mb} MB usable on a worker"
+        short.append(Shortage(text, f"mem_mb={shape.memory_mb}"))
+    short += _gpu_shortages(request, nodes, shape, on_node)
+    for name, amount in shape.extra:
+        wanted = dict(request.extra).get(name, 0)
+        if wanted > amount:
+            short.append(Shortage(f"{name}={wanted} is more than the {amount} of a worker", f"{name}={amount}"))
+    if request.runtime_s is not None and shape.lifetime_s is not None and request.runtime_s > shape.lifetime_s:
+        largest = int((shape.lifetime_s - pool.margin) // 60)
+        text = (
+            f"runtime={_minutes(request.runtime_s)} min is more than the walltime of {_minutes(shape.lifetime_s)} min"
+            f" (the largest that fits beside the margin is {largest})"
+        )
+        short.append(Shortage(text, f"runtime={largest}"))
+    return tuple(short)
+
+
+def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str) -> list[Shortage]:
+    if not request.gpus:
+        return []
+    short: list[Shortage] = []
+    gpus = -(-request.gpus // nodes)
+    if shape.gpus is not None and gpus > shape.gpus:
+        held = f"is more than the {shape.gpus} of a worker" if shape.gpus else "is asked for and it has none"
+        setting = f"gpu={shape.gpus * nodes}" if shape.gpus else None
+        short.append(Shortage(f"{_count(gpus, 'GPU')}{on_node} {held}", setting))
+    model = request.gpu_model
+    if shape.gpus != 0 and model and shape.gpu_model and not model_matches(model, shape.gpu_model):
+        short.append(Shortage(f"gpu_model={model} is wanted and it has {shape.gpu_model}"))
+    return short
+
+
+def route(
+    request: Request,
+    pools: Sequence[Pool],
+    shapes: Mapping[str, Shape],
+    given_up: Collection[str] = (),
+    name: str = "",
+) -> str:
+    """The name of the first pool, in the file's order, that can hold the request and was not given up.
+
+    ``name`` is the rule's, for the message. Raises NoPool, whose message lists each pool and what to change.
+    """
+    candidates = [pool for pool in pools if request.pool in (None, pool.name)]
+    if not candidates:
+        names = [pool.name for pool in pools]
+        close = difflib.get_close_matches(request.pool or "", names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        msg = f"{_who(name)} asks for dask_pool={request.pool}, but the pools are {', '.join(names)}{hint}"
+        raise NoPool(msg)
+    short: dict[str, tuple[Shortage, ...]] = {}
+    fitting: list[Pool] = []
+    for pool in candidates:
+        short[pool.name] = shortages(request, pool, shapes.get(pool.name) or shape_of(pool))
+        if pool.name in given_up:
+            short[pool.name] += (Shortage("it was given up, since its workers could not be brought up"),)
+        if not short[pool.name]:
+            fitting.append(pool)
+    if fitting and request.gpus and request.gpu_model:
+        # A pool that states the model is a surer choice than one that states none.
+        fitting.sort(key=lambda pool: pool.gpu_model is None)
+    if fitting:
+        return fitting[0].name
+    raise NoPool(_message(request, candidates, short, name), short)
+
+
+def check_all(
+    named: Iterable[tuple[str, Request]],
+    pools: Sequence[Pool],
+    shapes: Mapping[str, Shape],
+    given_up: Collection[str] = (),
+) -> str | None:
+    """One message about every (rule, request) that no pool can hold, a paragraph for each rule; None: all fit."""
+    told: dict[str, str] = {}
+    more: dict[str, int] = {}
+    known: dict[tuple[str, Request], str | None] = {}
+    for name, request in named:
+        if (name, request) not in known:
+            try:
+                route(request, pools, shapes, given_up, name)
+            except NoPool as error:
+                known[name, request] = str(error)
+            else:
+                known[name, request] = None
+        problem = known[name, request]
+        if problem is None:
+            continue
+        if name in told:
+            more[name] = more.get(name, 0) + 1
+        told.setdefault(name, problem)
+    if not told:
+        return None
+    return "\n".join(
+        text + (f"\n  (the same holds for {_count(more[name], 'more job')} of this rule)" if name in more else "")
+        for name, text in told.items()
+    )
+
+
+def missing(named: Iterable[tuple[str, Request]]) -> tuple[str, ...]:
+    """A sentence about the rules whose jobs declare no mem_mb, and one about those that declare no runtime."""
+    no_memory: dict[str, None] = {}
+    no_runtime: dict[str, None] = {}
+    for name, request in named:
+        if request.memory_mb is None:
+            no_memory[name] = None
+        if request.runtime_s is None:
+            no_runtime[name] = None
+    sentences = []
+    if no_memory:
+        sentences.append(
+            f"No mem_mb is declared by {_names(no_memory)}: each job holds its cores' share of the worker's memory, "
+            "and no limit is enforced."
+        )
+    if no_runtime:
+        sentences.append(
+            f"No runtime is declared by {_names(no_runtime)}: no time limit is enforced, and a worker's remaining "
+            "walltime is judged by the pool's default_runtime."
+        )
+    return tuple(sentences)
+
+
+def unused(pools: Sequence[Pool], named: Iterable[tuple[str, Request]], shapes: Mapping[str, Shape]) -> tuple[str, ...]:
+    """The pools that none of these requests could use; for a warning."""
+    requests = {request for _, request in named}
+    return tuple(
+        pool.name
+        for pool in pools
+        if not any(
+            request.pool in (None, pool.name) and not shortages(request, pool, shapes.get(pool.name) or shape_of(pool))
+            for request in requests
+        )
+    )
+
+
+def adapt_to_local(request: Request, shape: Shape) -> tuple[Request, tuple[str, ...]]:
+    """The request as the single local pool takes it, and the kinds of warning that this is worth.
+
+    So a workflow written for a cluster runs as it does with Snakemake's local executor. Memory is never adapted.
+    """
+    kinds: list[str] = []
+    adapted = request
+    if request.pool is not None:
+        kinds.append("dask_pool")
+        adapted = replace(adapted, pool=None)
+    if request.nodes > 1:
+        kinds.append("nodes")
+        adapted = replace(adapted, nodes=1)
+    if shape.cores is not None and request.cores > shape.cores:
+        kinds.append("threads")
+        adapted = replace(adapted, cores=shape.cores)
+    if request.gpus and not shape.gpus:
+        kinds.append("gpu")
+        adapted = replace(adapted, gpus=0, gpu_model=None)
+    return adapted, tuple(kinds)
+
+
+def local_warning(kind: str, name: str, request: Request, shape: Shape) -> str:
+    """The sentence for one kind of `adapt_to_local`, with the rule where it was met first."""
+    who = _who(name)
+    return {
+        "dask_pool": f"{who} names the pool {request.pool}, which is ignored: the local pool is the only one.",
+        "nodes": f"{who} asks for {request.nodes} nodes, which count as 1 on the local pool.",
+        "threads": f"{who} asks for {_count(request.cores, 'core')}; jobs are capped to the local worker's"
+        f" {shape.cores}.",
+        "gpu": f"{who} asks for {_count(request.gpus, 'GPU')}; GPUs are not counted on the local pool, and jobs share"
+        " what CUDA_VISIBLE_DEVICES shows, unless --dask-worker-gpus is given.",
+    }[kind]
+
+
+def slurm_on_local(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
+    """The complaint about Slurm's resources on the default local pool, from (rule, `slurm_names`); None: nothing wrong."""
+    rules: dict[str, tuple[str, ...]] = {name: names for name, names in named if names}
+    if not rules:
+        return None
+    names = sorted({name for of_rule in rules.values() for name in of_rule})
+    return (
+        f"Slurm's resources ({', '.join(names)}) are declared by {_names(rules)}, but no cluster is named and the jobs "
+        "would run on this machine: "
+        "give --dask-cluster slurm to run them on the cluster, or --dask-cluster local to run them here."
+    )
+
+
+def _message(request: Request, pools: Sequence[Pool], short: Mapping[str, tuple[Shortage, ...]], name: str) -> str:
+    lines = [f"{_who(name)} asks for {describe(request)}, which no pool can hold:"]
+    lines += [f"  pool {pool.name}: {'; '.join(part.text for part in short[pool.name])}." for pool in pools]
+    fixable = [parts for parts in short.values() if all(part.setting for part in parts)]
+    if fixable:
+        # The pool where the fewest things have to change.
+        settings = [part.setting or "" for part in min(fixable, key=len)]
+        rule = name or "RULE"
+        resources = [f"{rule}:{text}" for text in settings if not text.startswith("threads=")]
+        threads = [f"--set-threads {rule}={text.partition('=')[2]}" for text in settings if text.startswith("threads=")]
+        calls = ([f"--set-resources {' '.join(resources)}"] if resources else []) + threads
+        lines.append(f"  To make it fit: {' '.join(calls)}")
+    else:
+        lines.append("  To make it fit, change what the rule asks for, or add a pool that holds it.")
+    return "\n".join(lines)
+
+
+def describe(request: Request) -> str:
+    """A request in words, as `4 cores, mem_mb=1000, runtime=30 min`."""
+    parts = [_count(request.cores, "core")]
+    if request.memory_mb is not None:
+        parts.append(f"mem_mb={request.memory_mb}")
+    if request.runtime_s is not None:
+        parts.append(f"runtime={_minutes(request.runtime_s)} min")
+    if request.gpus:
+        parts.append(_count(request.gpus, "GPU") + (f" ({request.gpu_model})" if request.gpu_model else ""))
+    if request.nodes > 1:
+        parts.append(f"{request.nodes} nodes")
+    if request.mpi:
+        parts.append("MPI")
+    if request.pool is not None:
+        parts.append(f"dask_pool={request.pool}")
+    return ", ".join(parts)
+
+
+def _who(name: str) -> str:
+    return f"Rule {name}" if name else "The job"
+
+
+def _names(names: Collection[str]) -> str:
+    listed = list(names)
+    text = ", ".join(listed[:_MAX_NAMES])
+    if len(listed) > _MAX_NAMES:
+        text += f" and {len(listed) - _MAX_NAMES} more"
+    return f"{'rule' if len(listed) == 1 else 'rules'} {text}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:g}"
