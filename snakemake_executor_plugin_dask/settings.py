@@ -1,0 +1,155 @@
+"""What users can set, for Snakemake's plugin registry. Imported by every Snakemake process: imports next to nothing.
+
+The types must be plain `Optional[...]` and annotations must not be delayed: Snakemake makes its command line from them.
+All values but the flags are texts as given; `configure.py` reads and checks them, so that each complaint is one sentence
+instead of a usage text. None means «not given» where that matters. Defaults must be JSON's: the plugin catalog prints
+them.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
+
+from snakemake_executor_plugin_dask.ranks import started_as_rank
+
+
+def _setting(default: Any, metavar: Optional[str], text: str) -> Any:
+    metadata = {"help": text}
+    if metavar is not None:
+        metadata["metavar"] = metavar
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ExecutorSettings(ExecutorSettingsBase):
+    ("""Settings of `--executor dask`; on the command line and in profiles with `dask-` in front.""",)
+
+    cluster: Optional[str] = _setting(
+        None,
+        "NAME",
+        "How the workers of the single pool are brought up: on this machine (local, or cuda for its GPUs), on the "
+        "nodes of the allocation that Snakemake runs in (mpi), or through a batch system (slurm, pbs, lsf, sge, oar, "
+        "moab or htcondor). Default: local.",
+    )
+    pools: Optional[str] = _setting(
+        None,
+        "FILE",
+        "A YAML file that describes several pools of workers; each job runs in the first pool that can hold it. It "
+        "wins over the cluster and the worker sizes set elsewhere.",
+    )
+    scheduler: Optional[str] = _setting(
+        None,
+        "ADDRESS|FILE",
+        "Attach to a Dask scheduler that already runs, by its address (tcp:// or tls://) or its scheduler file, and "
+        "run jobs on its workers instead of bringing up any.",
+    )
+    workers: Optional[str] = _setting(
+        None,
+        "N|MIN-MAX",
+        "How many workers there are; with a range such as 0-10 they come and go with the work. Default: 1 for local "
+        "and cuda, 0-10 for batch systems, and one for each node of the allocation for mpi.",
+    )
+    worker_cores: Optional[str] = _setting(
+        None,
+        "N",
+        "Cores of one worker. Default: for local this machine's cores divided by the workers, for batch systems what "
+        "Dask's configuration says.",
+    )
+    worker_memory: Optional[str] = _setting(
+        None,
+        "SIZE",
+        "Memory of one worker with its unit, as 180 GB or 16GiB. Default: for local this machine's memory divided by "
+        "the workers, for batch systems what Dask's configuration says.",
+    )
+    worker_gpus: Optional[str] = _setting(
+        None,
+        "N",
+        "GPUs of one worker. Default: all that the worker finds for cuda, none otherwise.",
+    )
+    walltime: Optional[str] = _setting(
+        None,
+        "DURATION",
+        "Lifetime of one worker's allocation in a batch system, as 2h, 90m or 04:00:00 (in a profile in quotes). "
+        "Default: what Dask's configuration says.",
+    )
+    options: Optional[str] = _setting(
+        None,
+        "YAML|FILE",
+        "Further arguments of the batch system's class in dask-jobqueue, or the launcher for mpi, as YAML text such "
+        "as '{queue: long, account: physics}' or as a file that holds it. In a profile write it as a block text or a "
+        "file name.",
+    )
+    idle_timeout: str = _setting(
+        "60",
+        "SECONDS",
+        "A worker beyond the least number that has had nothing to do for so many seconds is given back.",
+    )
+    job_start: str = _setting(
+        "warm",
+        "warm|cold",
+        "How a job's Snakemake starts on a worker: from a process that has already read the workflow (warm), or anew "
+        "for each job (cold).",
+    )
+    enforce: str = _setting(
+        "runtime,memory",
+        "LIMITS",
+        "Which declared limits end a job that exceeds them: runtime,memory, or one of the two, or none.",
+    )
+    lost_worker_retries: str = _setting(
+        "3",
+        "N",
+        "How often a job is run again because its worker was lost, apart from the retries of Snakemake itself.",
+    )
+    logdir: str = _setting(
+        ".snakemake/dask_logs",
+        "DIR",
+        "Directory of the jobs' log files, one for each job and attempt.",
+    )
+    keep_successful_logs: bool = _setting(
+        default=False,
+        metavar=None,
+        text="Keep the log files of jobs that succeeded; otherwise only those of failed jobs stay.",
+    )
+    dashboard: str = _setting(
+        "none",
+        "ADDRESS|auto|none",
+        "Where Dask's dashboard listens: an address such as 127.0.0.1:8787; auto for a free port on loopback under a "
+        "secret path; or none.",
+    )
+    report: Optional[str] = _setting(
+        None,
+        "FILE",
+        "Write what ran where and when, and how much it used of what it asked for, to this file (.html, .tsv or .json).",
+    )
+    plan: bool = _setting(
+        default=False,
+        metavar=None,
+        text="Print the pools, where the jobs of each rule would run and why, and the batch scripts, and end without "
+        "starting any worker or job.",
+    )
+
+    def __post_init__(self) -> None:
+        complaint = started_as_rank(os.environ)
+        if complaint is not None:
+            raise WorkflowError(complaint)
+
+
+common_settings = CommonSettings(
+    non_local_exec=True,
+    implies_no_shared_fs=False,
+    # Sources are deployed only where the user says that they are not shared (`--shared-fs-usage none`).
+    job_deploy_sources=True,
+    pass_default_storage_provider_args=True,
+    # A job's own Snakemake needs the same defaults to arrive at the same resources.
+    pass_default_resources_args=True,
+    # They would be readable by every user of the node; the worker gets the environment over TLS.
+    pass_envvar_declarations_to_cmd=False,
+    # Workers run in the environment that Snakemake runs in.
+    auto_deploy_default_storage_provider=False,
+    init_seconds_before_status_checks=0,
+    # A job's own Snakemake executes locally and so ignores groups; a group job's members are its targets.
+    pass_group_args=False,
+)
