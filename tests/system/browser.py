@@ -76,6 +76,11 @@ class Page:
         path.write_bytes(base64.b64decode(answer["data"]))
 
 
+def read(path: Path) -> str:
+    """The text of a file; empty while there is none."""
+    return path.read_text() if path.exists() else ""
+
+
 @contextlib.asynccontextmanager
 async def browser() -> AsyncIterator[Page]:
     """A fresh browser with an empty profile; every process of it is gone afterwards."""
@@ -93,9 +98,9 @@ async def browser() -> AsyncIterator[Page]:
     try:
         port_file = Path(profile, "DevToolsActivePort")
         async with asyncio.timeout(120):
-            while not (port_file.exists() and port_file.read_text().count("\n")):
+            while not (lines := read(port_file).splitlines()):
                 await asyncio.sleep(0.1)
-        port = port_file.read_text().splitlines()[0]
+        port = lines[0]
 
         def tabs() -> list[dict[str, str]]:
             with urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as response:

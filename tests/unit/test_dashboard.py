@@ -49,7 +49,7 @@ def test_addresses_are_served_under_the_secret(setting, address):
 @pytest.mark.parametrize("setting", ["yes please", "host", "host:", "host:70000", "http://x:1", "a b:1", "-1"])
 def test_other_settings_are_refused(setting):
     """What is no address is named, with what would be one."""
-    with pytest.raises(ConfigurationError, match="127.0.0.1:8787"):
+    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:8787"):
         plan(setting)
 
 

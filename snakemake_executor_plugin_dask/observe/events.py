@@ -1,0 +1,125 @@
+"""The event log of a run: one JSON object a line. Writes and reads files; what the events mean is in `model`.
+
+The schema is documented in docs/observe.md. Each line is one `write` to a file opened for appending, so that it survives
+SIGKILL of the writer; only the very last line can be torn, and readers pass over it.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes; new kinds and new fields do not raise it
+SUFFIX = ".events.jsonl"
+
+#: Fields that are of no use after the run, or that only the run itself should know.
+_LEFT_OUT = frozenset({"environment"})
+
+Event = dict[str, Any]
+
+
+class EventLog:
+    """Appends events to a file. Never raises for a file that cannot be written: that is told once, to ``on_error``.
+
+    ``also`` gets each event as well (the model from which status and report are made), in the form that is in the file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_error: Callable[[str], None] = lambda _: None,
+        also: Callable[[Event], None] = lambda _: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = os.fspath(path)
+        self._on_error = on_error
+        self._also = also
+        self._clock = clock
+        self._torn = False
+        self._told = False
+        self._descriptor: int | None = None
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one event. Values may be dataclasses, mappings, sequences, sets, paths."""
+        event = {"v": SCHEMA_VERSION, "t": round(self._clock(), 3), "kind": kind}
+        event.update((name, plain(value)) for name, value in fields.items() if name not in _LEFT_OUT)
+        self._also(event)
+        # ASCII only: undecodable bytes in names (lone surrogates) are escaped, and no terminal takes harm.
+        self._append(json.dumps(event, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii"))
+
+    def close(self) -> None:
+        """Close the file. May be repeated."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _append(self, line: bytes) -> None:
+        try:
+            if self._descriptor is None:
+                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(
+                    self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+                )
+            # A line that was cut off by a full disk must not swallow the next one.
+            data = (b"\n" if self._torn else b"") + line + b"\n"
+            written = os.write(self._descriptor, data)
+            self._torn = written < len(data)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            if not self._torn:
+                return
+            reason = "the file system is full"
+        if not self._told:
+            self._told = True
+            self._on_error(
+                f"The event log {self._path} cannot be written ({reason}): "
+                "the run goes on, and its report will lack what happens meanwhile."
+            )
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: dataclasses and mappings as objects, sequences as lists, no infinities."""
+    if value is None or isinstance(value, str | int):  # bool is an int
+        return value
+    if isinstance(value, float):
+        return round(value, 3) if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        return {name: plain(getattr(value, name)) for name in names if name not in _LEFT_OUT}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return [plain(item) for item in sorted(value)]
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
+    """The events of a log, in order. Lines that are no event (a torn one) are passed over. Raises OSError."""
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and isinstance(event.get("kind"), str) and _is_time(event.get("t")):
+                yield event
+
+
+def newest_log(directory: str | os.PathLike[str]) -> Path | None:
+    """The log of the run that wrote last in a working directory (or in the directory of logs itself)."""
+    logs: list[tuple[float, Path]] = []
+    for folder in (Path(directory, ".snakemake", "dask"), Path(directory)):
+        logs += [(path.stat().st_mtime, path) for path in folder.glob(f"*{SUFFIX}")]
+    return max(logs)[1] if logs else None
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
