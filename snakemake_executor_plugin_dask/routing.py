@@ -79,13 +79,16 @@ def shape_of(pool: Pool, seen: Shape | None = None) -> Shape:
         cores=declared.cores if seen.cores is None else seen.cores,
         memory_mb=declared.memory_mb if seen.memory_mb is None else seen.memory_mb,
         gpus=declared.gpus if seen.gpus is None else seen.gpus,
+        # A worker that joins has lost some of its life to starting, so a walltime that is known counts.
+        lifetime_s=seen.lifetime_s if declared.lifetime_s is None else declared.lifetime_s,
     )
 
 
 def shape_of_worker(pool: Pool, facts: WorkerFacts) -> Shape:
     """The shape that a worker which joined really has."""
     gpus = len(facts.devices[: pool.gpus]) if counts_devices(pool) else 0
-    return shape_of(pool, Shape(cores=facts.cores, memory_mb=facts.memory_mb, gpus=gpus))
+    seen = Shape(cores=facts.cores, memory_mb=facts.memory_mb, gpus=gpus, lifetime_s=facts.remaining_s)
+    return shape_of(pool, seen)
 
 
 def nodes_needed(request: Request, pool: Pool, cores: int | None, gpus: int | None) -> int:
@@ -295,7 +298,7 @@ def local_warning(kind: str, name: str, request: Request, shape: Shape) -> str:
 
 
 def slurm_on_local(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
-    """The complaint about Slurm's resources on the default local pool, from (rule, `slurm_names`); None: nothing wrong."""
+    """The complaint about Slurm's resources on the default local pool, or None, from (rule, `slurm_names`)."""
     rules: dict[str, tuple[str, ...]] = {name: names for name, names in named if names}
     if not rules:
         return None

@@ -1,0 +1,433 @@
+"""What each worker has free, and which job holds what. Pure: clocks are passed in.
+
+Every amount is counted when a job is placed and given back when its attempt is over, so placement compares with what is
+free and never with what a worker declares in total. Devices are leased by identifier.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from snakemake_executor_plugin_dask.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.routing import counts_devices, nodes_needed
+
+#: A job that needs a whole allocation's life is ended so long before the allocation is.
+END_BEFORE_S = 30.0
+#: An allocation that has carried nothing counts as new for so long after its worker joined.
+FRESH_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """What a worker has left. ``nodes`` counts free nodes of a wide worker (elsewhere 1)."""
+
+    cores: int
+    memory_mb: int
+    devices: tuple[str, ...]
+    nodes: int
+    extra: Mapping[str, int]
+    remaining_s: float | None  # of the allocation's life
+    jobs: int  # that run there
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What an attempt holds, and where. The job is sent to the first of ``workers``.
+
+    ``devices`` has an entry for each worker whose pool counts GPUs (an empty one means: the job sees none); without an
+    entry the job's devices are left alone.
+    """
+
+    key: str
+    workers: tuple[str, ...]
+    cores_by_worker: Mapping[str, int]
+    memory_mb: int  # 10^6 bytes, on each node
+    devices: Mapping[str, tuple[str, ...]]
+    hosts: tuple[str, ...]
+    nodes: int
+    waived_margin: bool  # the job may run until shortly before the allocation's end
+    limit_s: float | None  # counted from placing; the job ends then, whatever its runtime says. None: no such limit
+    until: float | None  # when it ends at the latest, by its runtime; None: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a job takes of each worker it runs on. ``memory_mb`` None: the cores' share of the worker's memory."""
+
+    workers: int  # so many at once; more than 1 only in an mpi pool
+    nodes: int  # of the worker; more than 1 only in a wide one
+    cores: int  # on each node
+    memory_mb: int | None  # on each node
+    gpus: int  # on each node
+    extra: tuple[tuple[str, int], ...]  # of each worker; only what the pool lists
+
+
+def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None) -> Need:
+    """What the request takes of the pool's workers, where a node has so many cores and GPUs."""
+    nodes = nodes_needed(request, pool, cores, gpus)
+    listed = dict(pool.resources)
+    return Need(
+        workers=1 if pool.nodes is not None else nodes,
+        nodes=nodes if pool.nodes is not None else 1,
+        cores=-(-request.cores // nodes),
+        memory_mb=request.memory_mb,
+        gpus=-(-request.gpus // nodes),
+        extra=tuple((name, amount) for name, amount in request.extra if name in listed),
+    )
+
+
+def planned_runtime_s(request: Request, pool: Pool) -> float | None:
+    """How long a job is taken to run: its runtime, else the pool's default, else half the walltime; None: not known."""
+    if request.runtime_s is not None:
+        return request.runtime_s
+    if pool.default_runtime_s is not None:
+        return pool.default_runtime_s
+    return None if pool.walltime_s is None else pool.walltime_s / 2
+
+
+def renewable(pool: Pool) -> bool:
+    """Whether a new allocation can take the place of an old one."""
+    return pool.cluster not in {"mpi", ATTACHED}
+
+
+def needs_fresh(request: Request, pool: Pool) -> bool:
+    """Whether only a new allocation can run this: its runtime is within the walltime but not beside the margin."""
+    return (
+        renewable(pool)
+        and request.runtime_s is not None
+        and pool.walltime_s is not None
+        and request.runtime_s > pool.walltime_s - pool.margin
+    )
+
+
+@dataclass(slots=True)
+class Held:
+    """One worker's part of a lease."""
+
+    lease: Lease
+    cores: int
+    memory_mb: int
+    extra: tuple[tuple[str, int], ...]
+    devices: tuple[str, ...]
+    hosts: tuple[str, ...]  # whole nodes of a wide worker
+
+
+class WorkerState:
+    """One worker's totals, and what is free of them. Placement reads it; the ledger alone changes it."""
+
+    def __init__(self, name: str, pool: Pool, facts: WorkerFacts, now: float) -> None:
+        self.name = name
+        self.pool = pool
+        self.facts = facts
+        self.joined = now
+        self.end = None if facts.remaining_s is None else now + facts.remaining_s
+        self.wide = pool.nodes is not None
+        # Other workers of an allocation of several nodes know all its hosts too, but hold one node each.
+        self.hosts = (facts.hosts if self.wide else ()) or (facts.host,)
+        self.devices = facts.devices[: pool.gpus] if counts_devices(pool) else ()
+        self.cores, self.memory_mb, self.extra = facts.cores, facts.memory_mb, dict(pool.resources)
+        self.free_cores, self.free_memory_mb, self.free_extra = self.cores, self.memory_mb, dict(self.extra)
+        self.free_devices, self.free_hosts = list(self.devices), list(self.hosts)
+        self.held: dict[str, Held] = {}
+        self.stuck: dict[
+            str, Held
+        ] = {}  # of jobs that are over but left processes: their devices and nodes are not free
+        self.used = False
+        self.draining = False
+        self.idle_since: float | None = now
+
+    def memory_for(self, need: Need) -> int:
+        """Memory held on this worker. Without mem_mb: the cores' share; without cores too: a tenth of one core's."""
+        if need.memory_mb is not None:
+            return need.memory_mb
+        # Rounded down, so that the shares of all cores together are never more than the whole.
+        return int(self.memory_mb * max(need.cores, 0.1) / max(self.cores, 1))
+
+    def has_room(self, need: Need) -> bool:
+        """Whether the amounts fit now; life and draining are other questions."""
+        if self.wide:
+            if len(self.free_hosts) < need.nodes or not self.could_hold(need):
+                return False
+        elif (
+            need.cores > self.free_cores
+            or need.gpus > len(self.free_devices)
+            or (self.memory_for(need) if need.memory_mb is None else need.memory_mb) > self.free_memory_mb
+        ):
+            return False
+        return not need.extra or all(amount <= self.free_extra[name] for name, amount in need.extra)
+
+    def could_hold(self, need: Need) -> bool:
+        """Whether the amounts fit while the worker is empty."""
+        return (
+            need.cores <= self.cores
+            and need.gpus <= len(self.devices)
+            and (need.memory_mb or 0) <= self.memory_mb
+            and need.nodes <= len(self.hosts)
+            and all(amount <= self.extra[name] for name, amount in need.extra)
+        )
+
+    def remaining_s(self, now: float) -> float | None:
+        """Seconds until the allocation ends; None: no end is known."""
+        return None if self.end is None else self.end - now
+
+    def fresh(self, now: float) -> bool:
+        """Whether this is a new allocation that nothing has run on."""
+        if self.used:
+            return False
+        if self.end is None or now - self.joined <= FRESH_S:
+            return True
+        return self.pool.walltime_s is not None and self.end - now >= self.pool.walltime_s - self.pool.margin
+
+    def lives(self, request: Request, now: float, *, fresh: bool) -> bool:
+        """Whether the allocation's remaining life covers the request. ``fresh``: only a new allocation will do.
+
+        Beside the margin, as a rule. On a new allocation the margin is waived, since starting the worker took some of its
+        life; so it is where no other allocation will ever come.
+        """
+        if self.end is None:
+            return True
+        is_fresh = self.fresh(now)
+        if fresh and not is_fresh and renewable(self.pool):
+            return False
+        planned = planned_runtime_s(request, self.pool)
+        remaining = self.end - now
+        if planned is None or planned + self.pool.margin <= remaining:
+            return True
+        if not renewable(self.pool):
+            return request.runtime_s is None or planned + END_BEFORE_S <= remaining
+        if not is_fresh or request.runtime_s is None:
+            return is_fresh
+        if self.pool.walltime_s is None:
+            return planned <= remaining
+        return planned <= remaining + self.pool.margin + FRESH_S
+
+    def limit_s(self, request: Request, now: float) -> float | None:
+        """How long the job may run where it was placed without the margin; None: the margin holds."""
+        if self.end is None or request.runtime_s is None:
+            return None
+        remaining = self.end - now
+        return None if request.runtime_s + self.pool.margin <= remaining else max(0.0, remaining - END_BEFORE_S)
+
+
+class Ledger:
+    """The workers of all pools and what is free on them.
+
+    Every `hold` is followed by exactly one `release`, also where a worker was removed meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[str, WorkerState] = {}
+        self._by_pool: dict[str, dict[str, WorkerState]] = {}
+        self._parts: dict[str, tuple[Lease, list[tuple[WorkerState, Held]]]] = {}
+        self._stuck: dict[str, list[tuple[WorkerState, Held]]] = {}
+        self._gained: dict[str, set[str]] = {}
+
+    def add_worker(self, name: str, pool: Pool, facts: WorkerFacts, now: float) -> None:
+        """A worker joined. Raises ValueError where the name is taken."""
+        if name in self._workers:
+            msg = f"worker {name} is in the ledger already"
+            raise ValueError(msg)
+        state = WorkerState(name, pool, facts, now)
+        self._workers[name] = state
+        self._by_pool.setdefault(pool.name, {})[name] = state
+        self._gain(state)
+
+    def remove_worker(self, name: str) -> list[str]:
+        """A worker is gone; returns the keys of the attempts that ran (also) there, each still to be released.
+
+        A job on several workers holds the others until its attempt is known to be dead. Raises KeyError.
+        """
+        state = self._workers.pop(name)
+        del self._by_pool[state.pool.name][name]
+        self._gained.get(state.pool.name, set()).discard(name)
+        return list(state.held)
+
+    def drain(self, name: str) -> None:
+        """Place nothing more on this worker. Raises KeyError."""
+        self._workers[name].draining = True
+
+    def draining(self, name: str) -> bool:
+        return self._workers[name].draining
+
+    def workers(self, pool_name: str | None = None) -> list[str]:
+        """The workers' names, draining ones included, in the order in which they joined."""
+        return list(self._workers if pool_name is None else self._by_pool.get(pool_name, {}))
+
+    def states(self, pool_name: str) -> Mapping[str, WorkerState]:
+        """A pool's workers, for placement and demand."""
+        return self._by_pool.get(pool_name, {})
+
+    def pool_of(self, name: str) -> str:
+        return self._workers[name].pool.name
+
+    def need(self, request: Request, pool: Pool) -> Need:
+        """What the request takes of this pool's workers, as large as the largest of them is."""
+        states = self.states(pool.name).values()
+        cores = max((state.cores for state in states), default=pool.cores)
+        gpus = max((len(state.devices) for state in states), default=pool.gpus)
+        return need_of(request, pool, cores, gpus)
+
+    def fits(self, name: str, request: Request, now: float, *, fresh: bool = False) -> bool:
+        """Whether this worker can take the request (of a job on several workers: its part) now."""
+        state = self._workers[name]
+        need = self.need(request, state.pool)
+        return not state.draining and state.has_room(need) and state.lives(request, now, fresh=fresh)
+
+    def hold(self, key: str, workers: Sequence[str], request: Request, now: float, *, fresh: bool = False) -> Lease:
+        """Take what the request needs on these workers, all of it or nothing.
+
+        Raises ValueError where the key holds a lease already or the request does not fit there.
+        """
+        states = [self._workers[name] for name in workers]
+        need = self.need(request, states[0].pool)
+        if key in self._parts or key in self._stuck:
+            msg = f"{key} holds a lease already"
+            raise ValueError(msg)
+        if len(set(workers)) != need.workers or not all(self.fits(name, request, now, fresh=fresh) for name in workers):
+            msg = f"{key} does not fit on {', '.join(workers)}"
+            raise ValueError(msg)
+        return self._hold(key, states, request, need, now)
+
+    def _hold(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Lease:
+        picked = [_pick(state, need) for state in states]
+        hosts = tuple(host for _, part in picked for host in part)
+        limits = [limit for state in states if (limit := state.limit_s(request, now)) is not None]
+        limit_s = min(limits, default=None)
+        run_s = min((s for s in (request.runtime_s, limit_s) if s is not None), default=None)
+        lease = Lease(
+            key=key,
+            workers=tuple(state.name for state in states),
+            cores_by_worker=_cores_by_worker(states, request.cores),
+            memory_mb=min(state.memory_for(need) for state in states),
+            devices={
+                state.name: devices
+                for state, (devices, _) in zip(states, picked, strict=True)
+                if counts_devices(state.pool)
+            },
+            hosts=hosts,
+            nodes=len(hosts),
+            waived_margin=limit_s is not None,
+            limit_s=limit_s,
+            until=None if run_s is None else now + run_s,
+        )
+        parts = []
+        for state, (devices, on) in zip(states, picked, strict=True):
+            # Whole nodes of a wide worker are held, whatever the job uses of them.
+            cores, memory_mb = (0, 0) if state.wide else (need.cores, state.memory_for(need))
+            held = Held(lease, cores, memory_mb, need.extra, devices, on if state.wide else ())
+            state.free_cores -= held.cores
+            state.free_memory_mb -= held.memory_mb
+            for name, amount in held.extra:
+                state.free_extra[name] -= amount
+            if state.wide:
+                state.free_hosts = [host for host in state.free_hosts if host not in held.hosts]
+            else:
+                state.free_devices = [device for device in state.free_devices if device not in held.devices]
+            state.held[key] = held
+            state.used = True
+            state.idle_since = None
+            parts.append((state, held))
+        self._parts[key] = lease, parts
+        return lease
+
+    def release(self, key: str, now: float, *, devices_free: bool = True) -> None:
+        """The attempt is over. ``devices_free`` False: it left processes, so devices and whole nodes stay held.
+
+        Raises KeyError where the key holds no lease: never held, or released already.
+        """
+        _, parts = self._parts.pop(key)
+        for state, held in parts:
+            del state.held[key]
+            state.free_cores += held.cores
+            state.free_memory_mb += held.memory_mb
+            for name, amount in held.extra:
+                state.free_extra[name] += amount
+            state.stuck[key] = held
+        self._stuck[key] = parts
+        if devices_free:
+            self.release_devices(key, now)
+        else:
+            for state, _ in parts:
+                self._gain(state)
+
+    def release_devices(self, key: str, now: float) -> None:
+        """Every process of an attempt that was released without its devices is gone. Raises KeyError."""
+        for state, held in self._stuck.pop(key):
+            del state.stuck[key]
+            if state.wide:
+                state.free_hosts = _in_order(state.hosts, (*state.free_hosts, *held.hosts))
+            else:
+                state.free_devices = _in_order(state.devices, (*state.free_devices, *held.devices))
+            if not state.held and not state.stuck:
+                state.idle_since = now
+            self._gain(state)
+
+    def lease(self, key: str) -> Lease | None:
+        found = self._parts.get(key)
+        return None if found is None else found[0]
+
+    def leases(self, name: str) -> list[Lease]:
+        """What is held on this worker."""
+        return [held.lease for held in self._workers[name].held.values()]
+
+    def free(self, name: str, now: float) -> Free:
+        state = self._workers[name]
+        return Free(
+            cores=state.free_cores if not state.wide else state.cores * len(state.free_hosts),
+            memory_mb=state.free_memory_mb,
+            devices=tuple(state.free_devices),
+            nodes=len(state.free_hosts),
+            extra=dict(state.free_extra),
+            remaining_s=state.remaining_s(now),
+            jobs=len(state.held),
+        )
+
+    def idle_since(self, name: str) -> float | None:
+        """Since when nothing runs there; None: something does."""
+        return self._workers[name].idle_since
+
+    def take_gained(self, pool_name: str) -> set[str]:
+        """The workers that have had more room since this was last asked; for placement alone."""
+        return self._gained.pop(pool_name, set())
+
+    def _gain(self, state: WorkerState) -> None:
+        if self._workers.get(state.name) is state:
+            self._gained.setdefault(state.pool.name, set()).add(state.name)
+
+
+def _cores_by_worker(states: Sequence[WorkerState], cores: int) -> dict[str, int]:
+    """The job's cores as it uses them: as evenly as they divide, the first workers one more."""
+    share, more = divmod(cores, len(states))
+    return {state.name: share + (position < more) for position, state in enumerate(states)}
+
+
+def _in_order(names: tuple[str, ...], some: Sequence[str]) -> list[str]:
+    chosen = set(some)
+    return [name for name in names if name in chosen]
+
+
+def _pick(state: WorkerState, need: Need) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The devices and hosts for a job."""
+    if state.wide:
+        return state.devices[: need.gpus], tuple(state.free_hosts[: need.nodes])
+    return _pick_devices(state.devices, state.free_devices, need.gpus), state.hosts
+
+
+def _pick_devices(all_devices: tuple[str, ...], free: Sequence[str], count: int) -> tuple[str, ...]:
+    """Devices that lie together, from the smallest group that is large enough, so that large groups stay whole."""
+    if not count:
+        return ()
+    position = {device: index for index, device in enumerate(all_devices)}
+    groups: list[list[str]] = []
+    for device in free:
+        if groups and position[groups[-1][-1]] + 1 == position[device]:
+            groups[-1].append(device)
+        else:
+            groups.append([device])
+    groups.sort(key=len)
+    for group in groups:
+        if len(group) >= count:
+            return tuple(group[:count])
+    picked = [device for group in groups for device in group][:count]
+    return tuple(_in_order(all_devices, picked))
