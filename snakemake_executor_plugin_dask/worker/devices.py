@@ -1,0 +1,216 @@
+"""GPUs of a node: which there are, and the environment by which a job sees exactly its own. Standard library only.
+
+Looks at the environment, the NVML library, `nvidia-smi` and sysfs; changes nothing, and makes no CUDA context.
+"""
+
+import ctypes
+import os
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Names the devices outright, comma-separated: for tests, and for nodes whose devices nothing here can find.
+OVERRIDE = "SNAKEMAKE_DASK_DEVICES"
+
+#: By vendor: the variable that says which devices a process sees.
+VISIBLE = {"nvidia": "CUDA_VISIBLE_DEVICES", "amd": "ROCR_VISIBLE_DEVICES"}
+
+#: Other variables that filter the same devices once more, relative to the first; a job must not inherit them.
+_FURTHER_FILTERS = {
+    "nvidia": (),
+    "amd": ("HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "CUDA_VISIBLE_DEVICES"),
+}
+
+_KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+
+Probe = Callable[[], "tuple[str, ...] | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The devices of a node, named as ``CUDA_VISIBLE_DEVICES`` (or its counterpart) wants them, and who named them."""
+
+    devices: tuple[str, ...]
+    source: str  # for messages: "CUDA_VISIBLE_DEVICES=0,1", "NVML", "nothing: no NVIDIA driver was found"
+
+
+def inventory(
+    vendor: str = "nvidia", environ: Mapping[str, str] = os.environ, probe: Probe | None = None
+) -> tuple[str, ...]:
+    """Identifiers of the devices that this process may use; see `take_inventory`."""
+    return take_inventory(vendor, environ, probe).devices
+
+
+def take_inventory(
+    vendor: str = "nvidia", environ: Mapping[str, str] = os.environ, probe: Probe | None = None
+) -> Inventory:
+    """What this process may use: the override, else what its environment grants, else what the driver knows.
+
+    A batch system grants devices through the environment, and names them there as jobs must name them. Where the driver
+    can be asked too, indices beyond its devices are left out, as CUDA itself does.
+    """
+    override = environ.get(OVERRIDE)
+    if override is not None:
+        return Inventory(parse_visible(override), f"{OVERRIDE}={override}")
+    if probe is None:
+        probe = probe_amd if vendor == "amd" else probe_nvidia
+    variable = VISIBLE[vendor]
+    granted = environ.get(variable)
+    if granted is None:
+        known = probe()
+        if known is None:
+            maker = "AMD" if vendor == "amd" else "NVIDIA"
+            return Inventory((), f"nothing: no {maker} driver was found")
+        return Inventory(known, "the driver")
+    devices = parse_visible(granted)
+    if any(device.isdecimal() for device in devices):
+        known = probe()
+        if known is not None:
+            devices = _within(devices, len(known))
+    return Inventory(devices, f"{variable}={granted}")
+
+
+def parse_visible(text: str) -> tuple[str, ...]:
+    """The entries of a device list: indices, ``GPU-…`` and ``MIG-…`` names.
+
+    As CUDA reads it: the list ends at the first entry that names no device (``-1``, ``NoDevFiles``, nothing).
+    A device that is named twice counts once.
+    """
+    devices: list[str] = []
+    for entry in text.split(","):
+        name = entry.strip()
+        if not (name.isdecimal() or re.match(r"(GPU|MIG)-", name)):
+            break
+        if name not in devices:
+            devices.append(name)
+    return tuple(devices)
+
+
+def _within(devices: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """The list up to the first index that the node does not have."""
+    for position, device in enumerate(devices):
+        if device.isdecimal() and int(device) >= count:
+            return devices[:position]
+    return devices
+
+
+def device_environment(devices: Sequence[str], vendor: str = "nvidia") -> tuple[tuple[str, str | None], ...]:
+    """What a job on a pool with GPUs gets in its environment: its own devices, and none where it asked for none.
+
+    ``PCI_BUS_ID``: CUDA's own order (fastest first) is not the one in which drivers and batch systems count.
+    """
+    variables: list[tuple[str, str | None]] = [(VISIBLE[vendor], ",".join(devices))]
+    if vendor == "nvidia":
+        variables.append(("CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
+    variables.extend((name, None) for name in _FURTHER_FILTERS[vendor])
+    return tuple(variables)
+
+
+def complaint(wanted: int | None, found: Inventory, where: str) -> str | None:
+    """Why a worker with ``wanted`` GPUs cannot be had ``where`` (a host); None: it can, or no number was asked for."""
+    have = len(found.devices)
+    if wanted is None or wanted <= have:
+        return None
+    grants = "grants" if "=" in found.source else "knows"
+    return (
+        f"{wanted} GPUs for each worker were asked for, but {where} has {have} ({found.source} {grants} "
+        f"{', '.join(found.devices) or 'none'}); ask for {have}, or for another node"
+        f"{', or unset ' + found.source.partition('=')[0] if '=' in found.source else ''}."
+    )
+
+
+def probe_nvidia() -> tuple[str, ...] | None:
+    """The devices that NVIDIA's driver knows: indices, or names where a device is divided (MIG). None: no driver."""
+    try:
+        listed = _nvml()
+    except OSError:
+        listed = None
+    if listed is None:
+        listed = _nvidia_smi()
+    if listed is None:
+        return None
+    if any(instances for _, instances in listed):
+        # An index cannot name an instance, and CUDA reads no list of both kinds.
+        return tuple(name for device, instances in listed for name in (instances or (device,)))
+    return tuple(str(index) for index in range(len(listed)))
+
+
+Listed = list[tuple[str, tuple[str, ...]]]  # each device's name, and the names of its MIG instances
+
+
+def _nvml(library: str = "libnvidia-ml.so.1") -> Listed | None:
+    """Ask the driver's own library. None: it does not start (no device, or no kernel module). OSError: not there."""
+    nvml = ctypes.CDLL(library)
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        count = ctypes.c_uint()
+        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return None
+        listed: Listed = []
+        for index in range(count.value):
+            device = ctypes.c_void_p()
+            if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) != 0:
+                return None
+            listed.append((_uuid(nvml, device), _instances(nvml, device)))
+        return listed
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _instances(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> tuple[str, ...]:
+    now, pending, most = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
+    if nvml.nvmlDeviceGetMigMode(device, ctypes.byref(now), ctypes.byref(pending)) != 0 or now.value == 0:
+        return ()
+    if nvml.nvmlDeviceGetMaxMigDeviceCount(device, ctypes.byref(most)) != 0:
+        return ()
+    names = []
+    for index in range(most.value):
+        instance = ctypes.c_void_p()
+        if nvml.nvmlDeviceGetMigDeviceHandleByIndex(device, index, ctypes.byref(instance)) == 0:
+            names.append(_uuid(nvml, instance))
+    return tuple(names)
+
+
+def _uuid(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> str:
+    text = ctypes.create_string_buffer(96)
+    nvml.nvmlDeviceGetUUID(device, text, len(text))
+    return text.value.decode()
+
+
+def _nvidia_smi() -> Listed | None:
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return parse_nvidia_smi(done.stdout) if done.returncode == 0 else None
+
+
+def parse_nvidia_smi(text: str) -> Listed:
+    """What `nvidia-smi -L` prints: a line for each device, and an indented one for each of its MIG instances."""
+    listed: Listed = []
+    for kind, name in re.findall(r"^\s*(GPU|MIG) .*\(UUID: (\S+)\)", text, flags=re.MULTILINE):
+        if kind == "GPU":
+            listed.append((name, ()))
+        elif listed:
+            device, instances = listed[-1]
+            listed[-1] = (device, (*instances, name))
+    return listed
+
+
+def probe_amd(nodes: Path = _KFD_NODES) -> tuple[str, ...] | None:
+    """The devices that AMD's kernel driver knows, by index. None: no driver."""
+    try:
+        entries = sorted(nodes.iterdir())
+    except OSError:
+        return None
+    count = 0
+    for entry in entries:
+        try:
+            properties = (entry / "properties").read_text()
+        except OSError:  # a device outside of this cgroup
+            continue
+        count += re.search(r"^simd_count [1-9]", properties, flags=re.MULTILINE) is not None  # processors have none
+    return tuple(str(index) for index in range(count))
