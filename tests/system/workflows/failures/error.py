@@ -1,0 +1,2 @@
+open(snakemake.output[0], "w").write("partial")
+raise RuntimeError("from the script")

@@ -1,0 +1,2 @@
+with open(snakemake.output[0], "w") as out:
+    print(snakemake.rule, snakemake.threads, file=out)
