@@ -1,7 +1,7 @@
 """The event log of a run: one JSON object a line. Writes and reads files; what the events mean is in `model`.
 
-The schema is documented in docs/observe.md. Each line is one `write` to a file opened for appending, so that it survives
-SIGKILL of the writer; only the very last line can be torn, and readers pass over it.
+The schema is documented in docs/observe.md. Each line is one `write` to a file opened for appending, so that it
+survives SIGKILL of the writer; only the very last line can be torn, and readers pass over it.
 """
 
 import dataclasses

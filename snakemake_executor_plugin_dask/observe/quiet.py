@@ -121,6 +121,7 @@ class DashboardScheduler(Scheduler):
         self.http_server.address = address  # type: ignore[attr-defined]  # both are read by Dask
         self.http_server.port = port_number  # type: ignore[attr-defined]
         self.services["dashboard"] = self.http_server
-        shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - only compared: the user asked for it
+        shown = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
         scheme = "https" if certificate else "http"
         self.link = f"{scheme}://{shown}:{port_number}{self._prefix}/status"

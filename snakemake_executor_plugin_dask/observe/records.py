@@ -1,0 +1,121 @@
+"""What a run consists of, as its events tell: attempts, workers, allocations, pools. Data only.
+
+Times are seconds since the epoch on the driver's clock; memory is 10^6 bytes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+AttemptState = Literal["waiting", "placed", "running", "ended", "dropped"]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One run of one job on a worker, or its wait for one."""
+
+    key: str
+    rule: str
+    jobid: str
+    attempt: int  # Snakemake's
+    run: int  # from 1; more where a worker was lost
+    queued: float
+    pool: str = ""
+    state: AttemptState = "waiting"
+    cores: int = 1  # asked for, then held
+    memory_mb: int | None = None  # on each node
+    gpus: int = 0
+    runtime_s: float | None = None  # asked for
+    asked_memory_mb: int | None = None
+    group: bool = False
+    placed: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    workers: dict[str, int] = field(default_factory=dict)  # cores on each
+    nodes: int = 1
+    devices: tuple[str, ...] = ()
+    status: str = ""  # an Outcome's, once ended
+    host: str = ""
+    pid: int = 0
+    start: str = ""
+    ran_s: float | None = None  # on the worker's clock
+    peak_memory_mb: float | None = None
+    cpu_s: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    message: str = ""
+    log_path: str = ""
+    log_tail: str = ""
+
+    @property
+    def worker(self) -> str:
+        return next(iter(self.workers), "")
+
+    @property
+    def memory_total_mb(self) -> int:
+        """Memory held on all nodes."""
+        return (self.memory_mb or 0) * max(self.nodes, len(self.workers), 1)
+
+    @property
+    def cpu_efficiency(self) -> float | None:
+        """CPU time used of core time held, 0 to 1 and rarely above."""
+        if self.cpu_s is None or not self.ran_s or not self.cores:
+            return None
+        return self.cpu_s / (self.ran_s * self.cores)
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker from its coming to its going."""
+
+    name: str
+    pool: str
+    joined: float
+    host: str = ""
+    cores: int = 0  # over all its nodes
+    memory_mb: int = 0
+    gpus: int = 0
+    remaining_s: float | None = None  # of its allocation's life, when it joined
+    state: Literal["up", "draining", "lost", "left"] = "up"
+    gone: float | None = None
+    why: str = ""
+    planned: bool = False  # it was lost because its allocation's time was over
+    running: set[str] = field(default_factory=set)
+    attempts: int = 0
+
+
+@dataclass(slots=True)
+class Allocation:
+    """What a worker runs in, as the batch system (or this machine) gives it."""
+
+    worker: str
+    pool: str
+    submitted: float
+    id: str = ""
+    running: float | None = None
+    gone: float | None = None
+    reason: str = ""  # of the wait, then of the end
+    joined: bool = False
+
+    def queue_s(self, now: float) -> float:
+        """Seconds from submission until it ran, ended or now."""
+        return max(0.0, first(self.running, self.gone, now) - self.submitted)
+
+
+@dataclass(slots=True)
+class PoolRecord:
+    """A pool's settings and fate."""
+
+    name: str
+    cluster: str = ""
+    workers_max: int | None = None
+    cores: int | None = None
+    memory_mb: int | None = None
+    gpus: int | None = None
+    nodes: int | None = None
+    given_up: str = ""
+    lost: int = 0
+
+
+def first(*values: float | None) -> float:
+    """The first that is known; the last one must be."""
+    return next(value for value in values if value is not None)
