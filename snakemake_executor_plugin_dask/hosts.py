@@ -1,0 +1,63 @@
+"""The nodes of a job: how its ranks are spread over them, and how launchers are told. Pure.
+
+Documented for users in docs/mpi-gpu.md: with these variables `mpirun -n 4` and `srun -n 4` use exactly the job's nodes.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+HOSTS = "SNAKEMAKE_DASK_HOSTS"  # node1,node2
+HOSTFILE = "SNAKEMAKE_DASK_HOSTFILE"  # path: a line for each rank, as PBS writes it
+
+Hosts = tuple[tuple[str, int], ...]  # each node once, with its number of ranks
+
+
+def spread(names: Sequence[str], cores: Sequence[int], tasks: int | None) -> Hosts:
+    """Ranks on each node, in proportion to the cores held there; without ``tasks``, one for each core.
+
+    A node that is named more than once (several workers share it) counts once, with the sum. Each node gets a rank, as
+    long as there are enough.
+    """
+    held: dict[str, int] = {}
+    for name, number in zip(names, cores, strict=True):
+        held[name] = held.get(name, 0) + max(1, number)
+    ranks = dict.fromkeys(held, 0)
+    for _ in range(sum(held.values()) if tasks is None else max(tasks, 1)):
+        ranks[min(held, key=lambda name: (ranks[name] > 0, (ranks[name] + 1) / held[name]))] += 1
+    return tuple((name, number) for name, number in ranks.items() if number)
+
+
+def host_file(hosts: Hosts) -> str:
+    """What Open MPI, Hydra (MPICH, Intel MPI) and `srun` all read: a node's name, once for each of its ranks."""
+    return "".join(f"{name}\n" * ranks for name, ranks in hosts)
+
+
+def host_environment(hosts: Hosts, manager: Literal["slurm", "other"], path: str) -> tuple[tuple[str, str | None], ...]:
+    """Variables that make each launcher use these nodes; ``path`` is where `host_file` was written.
+
+    ``manager``: "slurm" for jobs in an allocation of Slurm, where `srun` and Open MPI go by Slurm's variables first.
+    """
+    names = ",".join(name for name, _ in hosts)
+    variables: list[tuple[str, str | None]] = [
+        (HOSTS, names),
+        (HOSTFILE, path),
+        ("OMPI_MCA_orte_default_hostfile", path),  # Open MPI up to 4
+        ("PRTE_MCA_prte_default_hostfile", path),  # Open MPI from 5 on
+        ("HYDRA_HOST_FILE", path),
+    ]
+    if manager == "slurm":
+        number, ranks = str(len(hosts)), str(sum(ranks for _, ranks in hosts))
+        variables += [
+            ("SLURM_HOSTFILE", path),  # srun then places rank by rank, as the file says
+            ("SLURM_JOB_NODELIST", names),
+            ("SLURM_NODELIST", names),
+            ("SLURM_JOB_NUM_NODES", number),
+            ("SLURM_NNODES", number),
+            ("SLURM_NTASKS", ranks),
+            ("SLURM_NPROCS", ranks),
+            ("SLURM_TASKS_PER_NODE", ",".join(str(ranks) for _, ranks in hosts)),
+            ("SLURM_JOB_CPUS_PER_NODE", None),
+            ("SLURM_NTASKS_PER_NODE", None),
+            ("SLURM_DISTRIBUTION", None),
+        ]
+    return tuple(variables)
