@@ -182,8 +182,8 @@ class WorkerState:
     def lives(self, request: Request, now: float, *, fresh: bool) -> bool:
         """Whether the allocation's remaining life covers the request. ``fresh``: only a new allocation will do.
 
-        Beside the margin, as a rule. On a new allocation the margin is waived, since starting the worker took some of its
-        life; so it is where no other allocation will ever come.
+        Beside the margin, as a rule. On a new allocation the margin is waived, since starting the worker took some of
+        its life; so it is where no other allocation will ever come.
         """
         if self.end is None:
             return True
@@ -287,9 +287,10 @@ class Ledger:
         if len(set(workers)) != need.workers or not all(self.fits(name, request, now, fresh=fresh) for name in workers):
             msg = f"{key} does not fit on {', '.join(workers)}"
             raise ValueError(msg)
-        return self._hold(key, states, request, need, now)
+        return self.hold_on(key, states, request, need, now)
 
-    def _hold(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Lease:
+    def hold_on(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Lease:
+        """`hold` for placement, which has looked whether it fits."""
         picked = [_pick(state, need) for state in states]
         hosts = tuple(host for _, part in picked for host in part)
         limits = [limit for state in states if (limit := state.limit_s(request, now)) is not None]
