@@ -1,0 +1,122 @@
+"""Workers on this machine: child processes of the driver, on loopback. Starts and ends processes.
+
+A worker dies with the driver (`PR_SET_PDEATHSIG`), its supervisor with the worker, and the jobs with the supervisor.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from snakemake_executor_plugin_dask.backends.base import (
+    AllocationState,
+    Link,
+    WorkerProcess,
+    worker_command,
+    write_worker_config,
+)
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.worker.processes import kill_run
+
+_CLOSE_S = 5.0  # a worker that was asked to close gets so long
+LOG_TAIL_BYTES = 2000
+
+
+class LocalWorker(WorkerProcess):
+    """One worker process on this machine."""
+
+    _process: asyncio.subprocess.Process | None = None
+
+    @property
+    def log(self) -> Path:
+        """Where the worker's own output goes."""
+        return Path(self.link.state_dir, "workers", f"{self.name}.log")
+
+    async def start(self) -> None:
+        try:
+            config = write_worker_config(self.pool, self.name, self.link, host="127.0.0.1", die_with_parent=True)
+            command = worker_command(config, self.link)
+            command.insert(1, "-P")  # the workflow's directory must not shadow modules
+            with self.log.open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.link.state_dir,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self.failure = f"the worker process could not be started: {error}"
+        else:
+            self.allocation_id = str(self._process.pid)
+        await super(WorkerProcess, self).start()
+
+    async def state(self) -> AllocationState:
+        if self._process is None:
+            return AllocationState("gone", reason=self.failure or "never started")
+        if self._process.returncode is None:
+            return AllocationState("running")
+        code = self._process.returncode
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return AllocationState("gone", reason=how, log_tail=_tail(self.log))
+
+    async def kill(self) -> bool:
+        """End the worker, its supervisor and every process of its jobs; True once none of them is left."""
+        process = self._process
+        if process is None:
+            return True
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        return await asyncio.to_thread(kill_run, self.link.run_id, self.name)
+
+    async def close(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), _CLOSE_S)
+            except TimeoutError:
+                pass  # kill() follows
+        await super().close()
+
+
+class LocalBackend:
+    """Workers on this machine."""
+
+    on_this_machine = True  # nothing needs to listen beyond loopback
+
+    def complete(self, pool: Pool) -> Pool:
+        return pool
+
+    def check(self, pool: Pool) -> None:
+        if pool.options:
+            msg = (
+                f"pool {pool.name}: the local backend takes no options, but {', '.join(sorted(pool.options))} was given; "
+                "remove it, or name another cluster."
+            )
+            raise ConfigurationError(msg)
+        if pool.nodes is not None:
+            msg = f"pool {pool.name}: workers on this machine have one node; remove «nodes»."
+            raise ConfigurationError(msg)
+
+    def describe(self, pool: Pool) -> str:
+        link = Link("RUN", "tls://127.0.0.1:PORT", None, None, ".snakemake/dask/RUN", None)
+        return " ".join(worker_command(Path(link.state_dir, "workers", f"{pool.name}-0.json"), link))
+
+    def interface(self, pool: Pool) -> str | None:
+        return None
+
+    def worker(self, pool: Pool, name: str, link: Link) -> WorkerProcess:
+        return LocalWorker(pool, name, link)
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,134 @@
+"""The driver process: ``python -P -m snakemake_executor_plugin_dask.driver --fd N``, started by the executor.
+
+Brings Dask's scheduler and the lease server up, and runs the controller until Snakemake says stop, or is gone. However it ends,
+workers and allocations are given back first. Exit codes: 0; 1 after an error of its own, whose traceback is in its log.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.messages import (
+    Begin,
+    Channel,
+    DropWaiting,
+    Enqueue,
+    Fatal,
+    Say,
+    ShowStatus,
+    Stop,
+    Stopped,
+)
+
+_LENGTH = struct.Struct("!I")
+_TICK_S = 1.0
+_SCALE_EVERY_S = 0.2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.driver")
+    parser.add_argument("--fd", type=int, required=True)
+    sock = socket.socket(fileno=parser.parse_args().fd)
+    # Ctrl-C and a terminal's end reach Snakemake, which says what has to end; so does SIGTERM.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        begin = Channel(sock).receive()
+    except EOFError:
+        return 0
+    assert isinstance(begin, Begin)
+    return asyncio.run(_drive(begin, sock))
+
+
+async def _drive(begin: Begin, sock: socket.socket) -> int:
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 26)
+
+    def send(message: object) -> None:
+        if not writer.is_closing():
+            data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+            writer.write(_LENGTH.pack(len(data)) + data)
+
+    run: Any = None
+    try:
+        from snakemake_executor_plugin_dask.driver.run import Run
+
+        run = Run(begin, send)
+        await run.start()
+        await _serve(run, reader)
+    except ConfigurationError as error:
+        send(Fatal(str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        send(Fatal(f"the driver process failed: {error!r} (its log: {begin.state_dir}/driver.log)"))
+    finally:
+        left: tuple[str, ...] = ()
+        summary: dict[str, Any] = {}
+        if run is not None:
+            left, summary = await run.close()
+        send(Stopped(left, summary))
+        try:
+            await asyncio.wait_for(writer.drain(), 5.0)
+        except (TimeoutError, ConnectionError):
+            pass  # Snakemake is gone; there is nobody to tell
+        writer.close()
+    return 0
+
+
+async def _serve(run: Any, reader: asyncio.StreamReader) -> None:
+    ticking = asyncio.create_task(_tick(run))
+    receiving = asyncio.create_task(_receive(run, reader))
+    done, pending = await asyncio.wait({ticking, receiving}, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    for task in done:
+        task.result()
+
+
+async def _receive(run: Any, reader: asyncio.StreamReader) -> None:
+    """Until Snakemake says stop or is gone."""
+    while True:
+        try:
+            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+            message = pickle.loads(await reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            message = Stop(kill=True)
+        match message:
+            case Enqueue():
+                run.controller.enqueue(message)
+                run.controller.scale()
+            case DropWaiting():
+                run.controller.drop_waiting()
+            case ShowStatus():
+                run.show_status()
+            case Stop(kill=kill):
+                run.stopping()
+                if kill:
+                    await run.controller.kill_running()
+                return
+
+
+async def _tick(run: Any) -> None:
+    """Scale and watch for as long as the run goes on."""
+    checked = time.monotonic()
+    while True:
+        await asyncio.sleep(_SCALE_EVERY_S)
+        run.controller.scale()
+        if time.monotonic() - checked >= _TICK_S:
+            checked = time.monotonic()
+            await run.watch()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

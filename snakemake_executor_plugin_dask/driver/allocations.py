@@ -1,0 +1,287 @@
+"""Brakes on submitting, the record of what was submitted, and cancelling what a dead run left behind.
+
+`Brakes` is pure. `Record` appends to a file. `cancel_run` and `cancel_recorded` run the batch system's commands. Imports
+nothing of Dask: Snakemake's own process cancels with it when the driver is gone.
+"""
+
+import json
+import os
+import pwd
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, System, look
+
+TIMED_OUT = 124  # the exit code of a command that did not answer, as of timeout(1)
+RECORD = "allocations.jsonl"
+_QUERY_TIMEOUT_S = 30.0
+
+
+@dataclass(slots=True)
+class Brakes:
+    """How many allocations of one pool may be asked for now. Times are monotonic seconds passed in.
+
+    After a failure the next try waits, twice as long after each; one worker that joins sets it back. With
+    ``failures_max`` failures in a row the pool is given up. Two allocations that fail at once count as one try.
+    """
+
+    queued_max: int = 3
+    failures_max: int = 5
+    delay_first_s: float = 5.0
+    delay_max_s: float = 300.0
+    failures: int = 0
+    given_up: bool = False
+    last_error: str = ""
+    _not_before: float = field(default=float("-inf"))
+
+    def allowed(self, wanted: int, queued: int, now: float) -> int:
+        """So many of ``wanted`` may be submitted, while ``queued`` have not joined. After a failure: one, as a probe."""
+        if self.given_up or now < self._not_before:
+            return 0
+        room = self.queued_max if self.failures == 0 else 1
+        return max(0, min(wanted, room - queued))
+
+    def failed(self, why: str, now: float) -> None:
+        """An allocation could not be submitted, or was gone before its worker joined."""
+        self.last_error = why
+        if now < self._not_before:
+            return  # it was submitted together with the one that failed before
+        self.failures += 1
+        self._not_before = now + min(self.delay_max_s, self.delay_first_s * 2 ** (self.failures - 1))
+        self.given_up = self.failures >= self.failures_max
+
+    def joined(self, _now: float) -> None:
+        self.failures = 0
+        self._not_before = float("-inf")
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the next try."""
+        return max(0.0, self._not_before - now)
+
+
+@dataclass(slots=True)
+class Patience:
+    """Whether a long wait in the queue is worth a word: once for each wait of a pool, not each second."""
+
+    after_s: float = 60.0
+    _since: float | None = None
+    _said: bool = False
+
+    def slow(self, queued: int, running: int, now: float) -> float | None:
+        """Seconds that the pool has waited with nothing running, the first time it is long; else None."""
+        if queued == 0 or running:
+            self._since, self._said = None, False
+            return None
+        if self._since is None:
+            self._since = now
+        if self._said or now - self._since < self.after_s:
+            return None
+        self._said = True
+        return now - self._since
+
+
+# The record
+
+
+class Entry(NamedTuple):
+    """One allocation as recorded; ``id`` is None while its submission was not known to have ended."""
+
+    name: str  # of the allocation, snakemake-<run>-<pool>
+    worker: str
+    system: str
+    where: str | None
+    id: str | None
+
+
+class Record:
+    """The allocations of a run, in `<state_dir>/allocations.jsonl`, so that others can cancel them.
+
+    Each line is on disk before the call returns: what is not recorded is not cancelled after this host dies.
+    """
+
+    def __init__(self, state_dir: str | Path) -> None:
+        self.path = Path(state_dir, RECORD)
+
+    def submitting(self, worker: str, name: str, system: str, where: str | None) -> None:
+        """Before the submit command runs: it may be cut off before the id is known."""
+        self._append({"submitting": worker, "name": name, "system": system, "where": where, "owner": _owner()})
+
+    def submitted(self, worker: str, allocation_id: str) -> None:
+        self._append({"submitted": worker, "id": allocation_id})
+
+    def gone(self, worker: str) -> None:
+        """Nothing of it is left: it was refused, or was seen to be gone."""
+        self._append({"gone": worker})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, json.dumps(line).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def entries(self) -> tuple[list[Entry], list[str]]:
+        """What is not known to be gone, and the owners (`host pid start-time`) of the processes that submitted it."""
+        left: dict[str, Entry] = {}
+        owners: dict[str, None] = {}
+        for line in self._lines():
+            if "submitting" in line:
+                left[line["submitting"]] = Entry(
+                    line["name"], line["submitting"], line["system"], line.get("where"), None
+                )
+                owners[line["owner"]] = None
+            elif "submitted" in line and line["submitted"] in left:
+                left[line["submitted"]] = left[line["submitted"]]._replace(id=line["id"])
+            elif "gone" in line:
+                left.pop(line["gone"], None)
+        return list(left.values()), list(owners)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        try:
+            text = self.path.read_text(errors="replace")
+        except FileNotFoundError:
+            return
+        for line in text.splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue  # cut off when the host died
+
+
+def user_name() -> str:
+    """As the batch system knows this user: not from the environment, which may say otherwise."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _owner() -> str:
+    return f"{os.uname().nodename} {os.getpid()} {_start_time(os.getpid())}"
+
+
+def _start_time(pid: int) -> str:
+    """The start time of a process, which tells it from a later one with the same id; empty if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _lives(owner: str) -> bool:
+    host, pid, start = owner.split(" ")
+    return host == os.uname().nodename and bool(start) and _start_time(int(pid)) == start
+
+
+# Cancelling
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_here(command: Sequence[str]) -> Ran:
+    """Run a short command; one that is missing or does not answer counts as failed, with the reason as its error."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=_QUERY_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Ran(TIMED_OUT, "", f"{command[0]} did not answer within {_QUERY_TIMEOUT_S:.0f} s")
+    except OSError as error:
+        return Ran(127, "", f"{command[0]}: {error.strerror}")
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def cancel_run(
+    state_dir: str | Path,
+    *,
+    timeout_s: float = 60.0,
+    run: Callable[[Sequence[str]], Ran] = run_here,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[str]:
+    """Cancel what a run recorded and did not see go, until the queue says that it is gone; may be repeated.
+
+    Returns a sentence for each allocation that may be left, with the command to cancel it.
+    """
+    record = Record(state_dir)
+    deadline = clock() + timeout_s
+    left = record.entries()[0]
+    if not left:
+        return []
+    for entry in left:
+        _cancel(SYSTEMS[entry.system], entry, run)
+    why: dict[str, str] = {}
+    while left:
+        waiting = []
+        for entry in left:
+            reason = _still_there(SYSTEMS[entry.system], entry, run)
+            if reason is None:
+                record.gone(entry.worker)
+            else:
+                why[entry.worker] = reason
+                waiting.append(entry)
+        left = waiting
+        if not left or clock() >= deadline:
+            break
+        sleep(1.0)
+        for entry in left:
+            _cancel(SYSTEMS[entry.system], entry, run)
+    return [
+        f"allocation {entry.id or entry.name} may be left: {why[entry.worker]}; "
+        f"cancel it with `{' '.join(_cancel_command(SYSTEMS[entry.system], entry) or [])}`"
+        for entry in left
+    ]
+
+
+def cancel_recorded(state_root: str | Path, *, timeout_s: float = 60.0) -> list[str]:
+    """Cancel what earlier runs of this directory left; ``state_root`` is `.snakemake/dask`.
+
+    Call it while holding Snakemake's lock of the directory: a run that submitted from another host is then known to have
+    ended. A run whose driver lives on this host is left alone. Returns sentences as `cancel_run` does.
+    """
+    sentences: list[str] = []
+    for path in sorted(Path(state_root).glob(f"*/{RECORD}")):
+        entries, owners = Record(path.parent).entries()
+        if entries and not any(_lives(owner) for owner in owners):
+            sentences += cancel_run(path.parent, timeout_s=timeout_s)
+    return sentences
+
+
+def _cancel_command(system: System, entry: Entry) -> list[str] | None:
+    if entry.id is not None:
+        return system.cancel(entry.id, entry.where)
+    # All of the pool's allocations bear this name, and all of them are to go.
+    return system.cancel_name(entry.name) if system.cancel_name else None
+
+
+def _cancel(system: System, entry: Entry, run: Callable[[Sequence[str]], Ran]) -> None:
+    command = _cancel_command(system, entry)
+    if command is not None:
+        run(command)  # whether it worked is asked of the queue
+
+
+def _still_there(system: System, entry: Entry, run: Callable[[Sequence[str]], Ran]) -> str | None:
+    """Why the allocation is not known to be gone; None once it is."""
+    if entry.id is None:
+        # Cancelled by name where the batch system can; one without an id that starts later finds no scheduler and ends.
+        return None
+    done = run(system.query([entry.id], user_name(), entry.where))
+    seen = look(system, [entry.id], *done)[entry.id]
+    if seen.kind == "gone":
+        return None
+    if seen.kind == "unknown":
+        return f"the batch system does not say ({seen.reason})"
+    return f"it is still {seen.kind}"

@@ -1,0 +1,117 @@
+"""The run's own Dask cluster: TLS made for the run, one quiet scheduler, one `SpecCluster` that holds every pool's workers.
+
+Starts and ends workers through their `WorkerProcess`; decides nothing.
+"""
+
+import asyncio
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client
+from distributed.core import Status
+from distributed.deploy.spec import SpecCluster
+from distributed.security import Security
+
+from snakemake_executor_plugin_dask.backends.base import WorkerProcess
+from snakemake_executor_plugin_dask.driver.configuration import DRIVER_CONFIGURATION
+from snakemake_executor_plugin_dask.observe.dashboard import DashboardPlan
+from snakemake_executor_plugin_dask.private import write_private
+
+
+@dataclass(frozen=True, slots=True)
+class TLSFiles:
+    """Paths of the run's certificate authority, certificate and key (0600, in the state directory)."""
+
+    ca: str
+    cert: str
+    key: str
+
+
+def make_tls(state_dir: Path) -> tuple[Security, TLSFiles]:
+    """A certificate for this run alone, in memory for the driver and in files that only the user can read."""
+    security = Security.temporary()
+    paths = TLSFiles(*(os.fspath(state_dir / name) for name in ("tls-ca.pem", "tls-cert.pem", "tls-key.pem")))
+    texts = (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)
+    for path, text in zip((paths.ca, paths.cert, paths.key), texts, strict=True):
+        write_private(Path(path), text.encode())
+    return security, paths
+
+
+def server_context(files: TLSFiles) -> ssl.SSLContext:
+    """For servers that accept only holders of the run's certificate."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.ca)
+    context.load_cert_chain(files.cert, files.key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+class RunCluster:
+    """The scheduler, its client, and the workers of all pools."""
+
+    def __init__(self, security: Security, host: str | None, interface: str | None, port: int) -> None:
+        self._security = security
+        self._where: dict[str, Any] = {"host": host, "interface": interface, "port": port}
+        self._cluster: Any = None
+        self.client: Any = None
+        self.workers: dict[str, WorkerProcess] = {}
+
+    async def start(self, dashboard: DashboardPlan) -> None:
+        """Start the scheduler and connect the client; no worker yet."""
+        dask.config.set(DRIVER_CONFIGURATION)
+        scheduler = {
+            "cls": dashboard.scheduler_class(),
+            "options": {"protocol": "tls://", "security": self._security, **self._where, **dashboard.scheduler_options},
+        }
+        self._cluster = SpecCluster(
+            scheduler=scheduler, asynchronous=True, security=self._security, name="snakemake", shutdown_on_close=False
+        )
+        await self._cluster
+        self.client = await Client(
+            self._cluster.scheduler_address, security=self._security, asynchronous=True, set_as_default=False
+        )
+
+    @property
+    def scheduler_address(self) -> str:
+        return str(self._cluster.scheduler_address)
+
+    @property
+    def dashboard_link(self) -> str:
+        return str(self._cluster.dashboard_link)
+
+    @property
+    def scheduler(self) -> Any:
+        return self._cluster.scheduler
+
+    async def add(self, process: WorkerProcess) -> None:
+        """Start a worker. Never raises: what went wrong is in ``process.failure``."""
+        self.workers[process.name] = process
+        # SpecCluster makes workers itself, from a class and options; this one is made already.
+        self._cluster.worker_spec[process.name] = {
+            "cls": lambda *_, **__: process,
+            "options": {"name": process.name},
+            **({"group": list(process.group)} if process.group else {}),
+        }
+        await self._cluster._correct_state()  # noqa: SLF001 - SpecCluster's way to apply a changed specification
+
+    async def remove(self, name: str) -> None:
+        """Give a worker back; its allocation or process is seen to be gone when this returns."""
+        if self._cluster.worker_spec.pop(name, None) is not None:
+            await self._cluster._correct_state()  # noqa: SLF001
+        process = self.workers.pop(name, None)
+        if process is not None and process.status is not Status.closed:
+            await process.close()
+
+    def last_seen(self) -> dict[str, float]:
+        """For each worker's name, the time (since the epoch) of its last heartbeat."""
+        return {str(state.name): state.last_seen for state in self.scheduler.workers.values()}
+
+    async def close(self) -> None:
+        names = list(self.workers)
+        await asyncio.gather(*(self.remove(name) for name in names))
+        await self.client.close()
+        await self._cluster.close()
+

@@ -1,0 +1,53 @@
+"""What the plugin must own in Dask's configuration, for the driver and for workers. Data only, and one check."""
+
+from collections.abc import Callable
+from typing import Any
+
+#: Set before any of Dask's objects is made; several are read in constructors.
+DRIVER_CONFIGURATION: dict[str, Any] = {
+    "distributed.scheduler.work-stealing": False,  # jobs are pinned; a second start elsewhere would be a second attempt
+    "distributed.scheduler.allowed-failures": 0,  # Dask would run a lost job up to three times more without a word
+    "distributed.scheduler.no-workers-timeout": "10s",  # a pinned task whose worker went must not wait for ever
+    "distributed.scheduler.worker-ttl": None,  # the driver watches its workers itself, and knows when it slept itself
+    "distributed.scheduler.worker-saturation": "inf",
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.scheduler.idle-timeout": None,
+    "distributed.worker.daemon": False,
+    "distributed.worker.lifetime.duration": None,
+    "distributed.worker.profile.enabled": False,
+    "distributed.nanny.pre-spawn-environ": {},
+    "distributed.admin.tick.limit": "20s",
+    "distributed.comm.retry.count": 0,
+    "distributed.comm.timeouts.connect": "30s",
+    "distributed.comm.require-encryption": True,
+}
+
+WORKER_CONFIGURATION: dict[str, Any] = {
+    "distributed.worker.daemon": False,
+    "distributed.worker.lifetime.duration": None,
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.preload": [],
+    "distributed.admin.tick.limit": "20s",
+    "distributed.comm.timeouts.connect": "30s",
+    "distributed.comm.require-encryption": True,
+}
+
+#: Settings of the user's own Dask configuration that are overruled, with a line that says so.
+_TOLD = (
+    "distributed.scheduler.work-stealing",
+    "distributed.scheduler.allowed-failures",
+    "distributed.worker.lifetime.duration",
+)
+
+
+def overruled(get: Callable[[str], Any], defaults: Callable[[str], Any]) -> tuple[str, ...]:
+    """One sentence for each setting of the user's that cannot be followed.
+
+    ``get`` reads the configuration in force, ``defaults`` Dask's own defaults.
+    """
+    return tuple(
+        f"Dask's configuration sets {key} to {get(key)!r}; the plugin needs {DRIVER_CONFIGURATION[key]!r} and uses that."
+        for key in _TOLD
+        if get(key) not in (defaults(key), DRIVER_CONFIGURATION[key])
+    )

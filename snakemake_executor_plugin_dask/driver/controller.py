@@ -1,0 +1,414 @@
+"""The life of jobs: routed, waiting, placed, running, ended, lost. Holds the queue and the ledger; runs on the driver's event loop.
+
+Decisions are made by `routing`, `placement` and `demand`; workers are the `fleet`'s. See docs/design.md, «The life of a job».
+"""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from snakemake_executor_plugin_dask import demand, placement, routing
+from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
+from snakemake_executor_plugin_dask.errors import RequestError
+from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
+from snakemake_executor_plugin_dask.ledger import Lease, Ledger
+from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, QueuedJob, Say, Started
+from snakemake_executor_plugin_dask.options import Options
+from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.routing import Shape
+from snakemake_executor_plugin_dask.worker import task
+
+_END_BEFORE_ALLOCATION_S = 30.0
+
+JobState = Literal["waiting", "sent", "running", "limbo"]
+
+
+@dataclass
+class Job:
+    """One job that Snakemake handed over, through all its runs."""
+
+    queued: QueuedJob
+    state: JobState = "waiting"
+    pool: str = ""
+    run: int = 1
+    losses: int = 0  # unplanned ones
+    alone: bool = False  # it has lost so many workers that it runs without neighbours now
+    outlived: bool = False  # an allocation ended under it once, since it declares no runtime
+    key: str = ""  # of the current run, as Dask and the worker know it
+    worker: str = ""
+    lease: Lease | None = None
+    future: Any = None
+    limited_by_allocation: bool = False
+    killed: str = ""  # why the driver ends it
+    reported: bool = False  # Snakemake was told that it started
+
+
+@dataclass
+class Counts:
+    """For the line at the end."""
+
+    jobs: int = 0
+    attempts: int = 0
+    lost_workers: int = 0
+    failed: int = 0
+
+
+@dataclass
+class Surroundings:
+    """What the controller acts through, so that tests can put something else there."""
+
+    send: Callable[[object], None]  # to Snakemake
+    event: Callable[..., None]  # to the event log
+    submit: Callable[[str, JobSpec], Any]  # (worker's address, job) -> awaitable future of the Outcome
+    kill: Callable[[Member, str, str], Any]  # (worker, key, reason) -> awaitable
+    clock: Callable[[], float] = time.monotonic
+
+
+class Controller:
+    """Waiting and running jobs of one run."""
+
+    def __init__(self, setup: RunSetup, options: Options, around: Surroundings) -> None:
+        self._setup = setup
+        self._options = options
+        self._around = around
+        self._clock = around.clock
+        self.pools: dict[str, Pool] = {pool.name: pool for pool in options.pools}
+        self.shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in options.pools}
+        self.given_up: dict[str, str] = {}
+        self.ledger = Ledger()
+        self.waiting = placement.Waiting()
+        self.jobs: dict[str, Job] = {}  # by the key that Snakemake's side knows
+        self._by_run: dict[str, Job] = {}  # by the key of the current run
+        self.soon: tuple[tuple[Request, int], ...] = ()
+        self.fleet: Fleet = None  # type: ignore[assignment]  # set by the driver before anything happens
+        self.counts = Counts()
+        self._placing: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.stopping = False
+        self._changed = asyncio.Event()
+
+    # From Snakemake
+
+    def enqueue(self, message: Enqueue) -> None:
+        self.soon = message.soon
+        for queued in message.jobs:
+            job = Job(queued)
+            self.jobs[queued.spec.key] = job
+            self.counts.jobs += 1
+            self._around.event("job-queued", **_identity(queued), request=queued.request)
+            self._route(job)
+        self._place_soon()
+
+    def drop_waiting(self) -> None:
+        """Start no more; what has a process finishes."""
+        self.stopping = True
+        dropped = [key for key, job in self.jobs.items() if job.state == "waiting"]
+        for key in dropped:
+            self.waiting.discard(key)
+            del self.jobs[key]
+        self._around.send(Dropped(tuple(dropped)))
+
+    async def kill_running(self) -> None:
+        """End all running jobs and wait for it, bounded."""
+        self.drop_waiting()
+        for job in list(self.jobs.values()):
+            await self._kill(job, "stopped by Snakemake")
+        deadline = self._clock() + self._setup.stop_grace_s + 10.0
+        while self.jobs and self._clock() < deadline:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), max(0.1, deadline - self._clock()))
+            except TimeoutError:
+                break
+
+    # Waiting to running
+
+    def _route(self, job: Job) -> None:
+        queued = job.queued
+        try:
+            name = routing.route(
+                queued.request, list(self.pools.values()), self.shapes, self.given_up, queued.spec.name
+            )
+        except RequestError as error:
+            self._finish(job, Outcome(queued.spec.key, "not-started", detail=str(error)), message=str(error))
+            return
+        job.pool, job.state, job.worker, job.lease = name, "waiting", "", None
+        request = queued.request
+        if job.alone:
+            shape = self.shapes[name]
+            request = dataclasses.replace(request, cores=max(request.cores, shape.cores or request.cores))
+        self.waiting.add(dataclasses.replace(queued, request=request), name, self._clock(), fresh=job.outlived)
+
+    def _place_soon(self) -> None:
+        if self._placing is None:
+            self._placing = asyncio.get_running_loop().call_soon(self._place)
+
+    def _place(self) -> None:
+        self._placing = None
+        if self.stopping:
+            return
+        for queued, lease in placement.place(self.waiting, self.ledger, self.pools, self._clock()):
+            self._send(self.jobs[queued.spec.key], lease)
+
+    def _send(self, job: Job, lease: Lease) -> None:
+        member = self.fleet.members[lease.workers[0]]
+        spec = self._spec(job, lease, member)
+        job.state, job.key, job.worker, job.lease = "sent", spec.key, member.name, lease
+        self._by_run[spec.key] = job
+        self.counts.attempts += 1
+        self._around.event(
+            "job-placed", key=spec.key, worker=member.name, workers=lease.workers, devices=lease.devices
+        )
+        job.future = self._around.submit(member.address, spec)
+        self._spawn(self._follow(job, spec.key, job.future))
+
+    def _spec(self, job: Job, lease: Lease, member: Member) -> JobSpec:
+        """The job as it travels: with what placement decided."""
+        spec, request, pool = job.queued.spec, job.queued.request, member.pool
+        environment: list[tuple[str, str | None]] = []
+        if pool.gpus:
+            from snakemake_executor_plugin_dask.worker.devices import device_environment
+
+            environment += device_environment(lease.devices.get(member.name, ()), pool.gpu_vendor)
+        if len(lease.hosts) > 1 or request.mpi or request.nodes > 1:
+            from snakemake_executor_plugin_dask.backends.launcher import job_environment
+
+            environment += job_environment(lease, member, self._setup.run_id)
+        limits = [limit for limit in (request.runtime_s, lease.limit_s) if limit is not None]
+        job.limited_by_allocation = False
+        if request.runtime_s is None and member.facts is not None and member.facts.remaining_s is not None:
+            # It declares no runtime: end it while its end can still be told apart from a lost worker.
+            remaining = member.facts.remaining_s - (self._clock() - member.since)
+            limits.append(max(1.0, remaining - _END_BEFORE_ALLOCATION_S))
+            job.limited_by_allocation = True
+        log = spec.log_path if job.run == 1 else f"{spec.log_path}.{job.run}"
+        return dataclasses.replace(
+            spec,
+            key=spec.key.rpartition(".")[0] + f".{job.run}",
+            log_path=log,
+            memory_limit_mb=request.memory_mb if self._setup.enforce_memory else None,
+            runtime_limit_s=min(limits) if limits and (self._setup.enforce_runtime or job.limited_by_allocation) else None,
+            environment=tuple(environment),
+        )
+
+    # Running to ended
+
+    def received(self, message: Mapping[str, Any]) -> None:
+        """An event from a worker: a job started or ended."""
+        if "started" in message:
+            job = self._by_run.get(message["started"])
+            if job is not None and job.state == "sent":
+                job.state = "running"
+                self._around.event("job-started", key=job.key, worker=job.worker, pid=message["pid"], start=message["start"])
+                if not job.reported:
+                    job.reported = True
+                    self._around.send(Started(job.queued.spec.key, job.worker))
+        elif "ended" in message:
+            self._ended(Outcome(**message["ended"]))
+
+    async def _follow(self, job: Job, key: str, future: Any) -> None:
+        """The task's result is the second way to hear of an end, and the only one where Dask itself failed."""
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # whatever Dask raises: KilledWorker, NoValidWorkerError, a failed unpickling, …
+            await asyncio.sleep(1.0)  # a lost worker is told otherwise, and first
+            if self._by_run.get(key) is job and job.state in ("sent", "running"):
+                detail = f"Dask could not run it on worker {job.worker}: {error}"
+                self._ended(Outcome(key, "lost", worker=job.worker, detail=detail))
+        else:
+            self._ended(outcome)
+        finally:
+            release = getattr(future, "release", None)
+            if release is not None:
+                release()
+
+    def _ended(self, outcome: Outcome) -> None:
+        job = self._by_run.pop(outcome.key, None)
+        if job is None:
+            return  # told twice, or a late word of an attempt that was given up: not taken
+        if job.state == "limbo":
+            self._by_run[outcome.key] = job
+            return
+        self._around.event("job-ended", outcome=outcome)
+        self._release(outcome.key)
+        job.future = None
+        if outcome.status == "lost" and not job.killed:
+            self._lost(job, outcome.detail, planned=False)
+        elif outcome.status == "out-of-time" and job.limited_by_allocation and not self.stopping:
+            self._outlived(job, outcome)
+        else:
+            self._finish(job, outcome)
+        self._place_soon()
+
+    def _outlived(self, job: Job, outcome: Outcome) -> None:
+        """Its allocation's end came first; it declares no runtime."""
+        rule = job.queued.spec.name
+        if job.outlived:
+            message = (
+                f"Rule {rule} declares no runtime, and its job did not end within the life of two allocations "
+                f"({outcome.ended - outcome.started:.0f} s the last time): declare runtime, or give the pool a longer walltime."
+            )
+            self._finish(job, outcome, message=message)
+            return
+        job.outlived = True
+        self._say(
+            "warning",
+            f"A job of rule {rule} did not end within its allocation's life; it declares no runtime. It is run once more, in a fresh allocation.",
+        )
+        self._again(job, "its allocation ended first")
+
+    def _lost(self, job: Job, why: str, *, planned: bool) -> None:
+        """A run of the job is over without an outcome, and known to be dead."""
+        limit = self._options.lost_worker_retries
+        if not planned:
+            job.losses += 1
+        spec = job.queued.spec
+        if job.losses > limit and (job.alone or limit == 0):
+            alone = ", the last time while no other job ran there: it is the suspect" if job.alone else ""
+            message = f"It lost its worker {job.losses} times ({why}){alone}. --dask-lost-worker-retries is {limit}."
+            self._finish(job, Outcome(job.key, "lost", worker=job.worker, log_path=spec.log_path, detail=why), message=message)
+            return
+        if self.stopping:
+            self._finish(job, Outcome(job.key, "lost", worker=job.worker, detail=why))
+            return
+        job.alone = job.losses >= max(1, limit)
+        job.losses = min(job.losses, max(1, limit)) if not job.alone else job.losses
+        self._say("warning", f"Job {spec.jobid} ({spec.name}) runs again: {why}. Its earlier processes are dead.")
+        self._again(job, why)
+
+    def _again(self, job: Job, why: str) -> None:
+        job.run += 1
+        self._around.event("job-requeued", key=job.queued.spec.key, run=job.run, reason=why)
+        self._route(job)
+
+    def _finish(self, job: Job, outcome: Outcome, message: str = "") -> None:
+        key = job.queued.spec.key
+        self.jobs.pop(key, None)
+        if outcome.status != "succeeded":
+            self.counts.failed += 1
+        self._around.send(Finished(key, dataclasses.replace(outcome, key=key), job.run, message))
+        self._changed.set()
+
+    def _release(self, key: str) -> None:
+        if self.ledger.lease(key) is not None:
+            self.ledger.release(key)
+
+    async def _kill(self, job: Job, reason: str) -> None:
+        job.killed = reason
+        member = self.fleet.members.get(job.worker)
+        if job.state in ("sent", "running") and member is not None:
+            await self._around.kill(member, job.key, reason)
+
+    # From the fleet
+
+    def worker_joined(self, member: Member) -> None:
+        assert member.facts is not None
+        pool = self.pools[member.pool.name]
+        self.shapes[pool.name] = routing.shape_of(pool, routing.shape_of_worker(pool, member.facts))
+        self.ledger.add_worker(member.name, pool, member.facts, self._clock())
+        self._place_soon()
+
+    def worker_lost(self, member: Member, why: str) -> None:
+        runs = [run for run, job in self._by_run.items() if job.lease is not None and member.name in job.lease.workers]
+        self.ledger.drain(member.name)
+        life = member.facts.remaining_s if member.facts is not None else None
+        planned = life is not None and self._clock() - member.since > life - _END_BEFORE_ALLOCATION_S
+        self._around.event("worker-lost", worker=member.name, pool=member.pool.name, reason=why, jobs=runs, planned=planned)
+        if not planned:
+            self.counts.lost_workers += 1
+            jobs = f"; {len(runs)} job{'s' * (len(runs) != 1)} ran on it" if runs else ""
+            self._say("warning", f"Worker {member.name} was lost: {why}{jobs}.")
+        for run in runs:
+            self._by_run[run].state = "limbo"
+        self._spawn(self._confirm(member, runs, f"worker {member.name} was lost ({why})", planned))
+
+    async def _confirm(self, member: Member, runs: Sequence[str], why: str, planned: bool) -> None:
+        for run in runs:
+            job = self._by_run.get(run)
+            if job is not None and job.worker != member.name and job.worker in self.fleet.members:
+                # A job on several workers: it runs on the first, which is alive and ends it.
+                await self._around.kill(self.fleet.members[job.worker], run, why)
+        unknown = await self.fleet.confirm_dead(member, runs)
+        for run in runs:
+            job = self._by_run.pop(run, None)
+            if job is None:
+                continue
+            self._release(run)
+            self._around.event("job-ended", outcome=Outcome(run, "lost", worker=member.name, detail=why))
+            if job.future is not None:
+                job.future = None
+            if unknown is not None:
+                message = f"{why}, and {unknown}: it is not run again, since two attempts could then run at once."
+                self._finish(job, Outcome(run, "lost", worker=member.name, detail=why), message=message)
+            elif job.killed:
+                self._finish(job, Outcome(run, "cancelled", worker=member.name, detail=job.killed))
+            else:
+                self._lost(job, why, planned=planned)
+        self.ledger.remove_worker(member.name)
+        self._place_soon()
+
+    def pool_failed(self, pool: Pool, why: str) -> None:
+        first, *rest = why.split("\n", 1)
+        self._say("warning", f"A worker of pool {pool.name} did not come up: {first}" + ("\n" + rest[0] if rest else ""))
+
+    def pool_given_up(self, pool: Pool, why: str) -> None:
+        """Its jobs go to other pools where they fit, or fail with the reason."""
+        self.given_up[pool.name] = why
+        self._around.event("pool-given-up", pool=pool.name, reason=why)
+        self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
+        for job in [job for job in self.jobs.values() if job.state == "waiting" and job.pool == pool.name]:
+            self.waiting.discard(job.queued.spec.key)
+            self._route(job)
+        self._place_soon()
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self._around.event(kind, **fields)
+
+    # How many workers
+
+    def scale(self) -> None:
+        """Ask for the workers that the waiting jobs need, and give idle ones back."""
+        if self.stopping and not self.jobs:
+            return
+        now = self._clock()
+        for pool in self.pools.values():
+            if pool.name in self.given_up:
+                continue
+            starting = len(self.fleet.of(pool.name, "starting"))
+            up = len(self.fleet.of(pool.name, "up"))
+            classes = [] if self.stopping else self.waiting.classes(pool.name)
+            advice = demand.recommend(
+                pool, classes, self.ledger, starting, self.soon, now, self.shapes[pool.name]
+            )
+            for name in advice.give_back:
+                self.ledger.drain(name)
+                self.fleet.give_back(name, "idle")
+                self.ledger.remove_worker(name)
+                up -= 1
+            if advice.workers > up + starting and not self.stopping:
+                self.fleet.add(pool, advice.workers - up - starting)
+
+    # Small things
+
+    def _say(self, level: Literal["debug", "info", "warning", "error"], text: str) -> None:
+        self._around.event("said", level=level, text=text)
+        self._around.send(Say(level, text))
+
+    def _spawn(self, coroutine: Any) -> None:
+        running = asyncio.ensure_future(coroutine)
+        self._tasks.add(running)
+        running.add_done_callback(self._tasks.discard)
+
+    def running(self) -> Iterable[Job]:
+        return (job for job in self.jobs.values() if job.state in ("sent", "running"))
+
+
+def _identity(queued: QueuedJob) -> dict[str, Any]:
+    spec = queued.spec
+    return {"key": spec.key, "rule": spec.name, "jobid": spec.jobid, "attempt": spec.attempt}

@@ -1,0 +1,285 @@
+"""The life of workers: brought up, joined, watched, lost, given back. Effects on workers and allocations; decides nothing about jobs.
+
+A worker is *starting* until it joins the scheduler, then *up*; *leaving* once it is given back, *lost* when it went by itself.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
+from snakemake_executor_plugin_dask.driver.allocations import Brakes
+from snakemake_executor_plugin_dask.driver.cluster import RunCluster
+from snakemake_executor_plugin_dask.driver.leases import LeaseServer
+from snakemake_executor_plugin_dask.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.worker import task
+
+SILENT_S = 45.0  # a worker or supervisor that says nothing for so long is given up; shorter than a lease
+_SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say that its jobs are dead
+_LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
+_LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
+
+State = Literal["starting", "up", "leaving", "lost"]
+
+
+@dataclass
+class Member:
+    """One worker."""
+
+    name: str
+    pool: Pool
+    process: WorkerProcess
+    state: State
+    since: float  # monotonic; of the state
+    address: str = ""
+    facts: WorkerFacts | None = None
+    queue_reason: str = ""  # as the batch system last gave it
+    looked: float = 0.0
+
+
+class Listener(Protocol):
+    """Who is told: the controller."""
+
+    def worker_joined(self, member: Member) -> None: ...
+
+    def worker_lost(self, member: Member, why: str) -> None: ...
+
+    def pool_failed(self, pool: Pool, why: str) -> None: ...
+
+    def pool_given_up(self, pool: Pool, why: str) -> None: ...
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+
+
+class Fleet:
+    """All workers of the run's own cluster."""
+
+    def __init__(
+        self,
+        cluster: RunCluster,
+        leases: LeaseServer,
+        backends: Mapping[str, Backend],
+        link: Link,
+        lease_s: float,
+        listener: Listener,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._leases = leases
+        self._backends = backends
+        self._link = link
+        self._lease_s = lease_s
+        self._listener = listener
+        self._clock = clock
+        self._numbers: dict[str, int] = {}
+        self._brakes: dict[str, Brakes] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._asleep = False
+        self._checked = clock()
+        self.members: dict[str, Member] = {}
+
+    # What there is
+
+    def of(self, pool: str, *states: State) -> list[Member]:
+        """The workers of a pool that are in one of the states (without states: of any)."""
+        return [m for m in self.members.values() if m.pool.name == pool and (not states or m.state in states)]
+
+    def by_address(self, address: str) -> Member | None:
+        return next((member for member in self.members.values() if member.address == address), None)
+
+    def brakes(self, pool: str) -> Brakes:
+        return self._brakes.setdefault(pool, Brakes())
+
+    # Bringing up
+
+    def add(self, pool: Pool, count: int) -> None:
+        """Ask for more workers, as many of them as the brakes allow now."""
+        if self._backends[pool.cluster].__class__.__name__ == "LauncherBackend":
+            queued = 0
+        else:
+            queued = sum(1 for member in self.of(pool.name, "starting"))
+        allowed = self.brakes(pool.name).allowed(count, queued, self._clock())
+        for _ in range(allowed):
+            number = self._numbers[pool.name] = self._numbers.get(pool.name, -1) + 1
+            name = f"{pool.name}-{number}"
+            process = self._backends[pool.cluster].worker(pool, name, self._link)
+            now = self._clock()
+            if process.group:
+                for suffix in process.group:
+                    self.members[name + suffix] = Member(name + suffix, pool, process, "starting", now)
+            else:
+                self.members[name] = Member(name, pool, process, "starting", now)
+            self._spawn(self._start(process, pool))
+
+    async def _start(self, process: WorkerProcess, pool: Pool) -> None:
+        await self._cluster.add(process)
+        if process.failure is not None:
+            await self._never_came(process, process.failure)
+        else:
+            self._listener.event(
+                "allocation-submitted", worker=process.name, pool=pool.name, allocation=process.allocation_id
+            )
+
+    async def _never_came(self, process: WorkerProcess, why: str) -> None:
+        """A worker that failed before it joined."""
+        members = [m for m in self.members.values() if m.process is process and m.state == "starting"]
+        for member in members:
+            del self.members[member.name]
+        await self._cluster.remove(process.name)
+        if not members:
+            return
+        pool = members[0].pool
+        brakes = self.brakes(pool.name)
+        brakes.failed(why, self._clock())
+        self._listener.event("allocation-gone", worker=process.name, pool=pool.name, reason=why, joined=False)
+        if brakes.given_up:
+            self._listener.pool_given_up(pool, why)
+        else:
+            self._listener.pool_failed(pool, why)
+
+    async def joined(self, address: str, name: str, run_id: str) -> None:
+        """The scheduler has seen a new worker."""
+        member = self.members.get(name)
+        if member is None or member.state != "starting":
+            return
+        result = await self._cluster.client.run(task.facts, run_id, workers=[address], on_error="return")
+        facts = result.get(address)
+        if not isinstance(facts, WorkerFacts):
+            return  # it went again; the scheduler says so next
+        member.address, member.facts = address, facts
+        member.state, waited = "up", self._clock() - member.since
+        member.since = self._clock()
+        self.brakes(member.pool.name).joined(self._clock())
+        self._listener.event("worker-joined", worker=name, pool=member.pool.name, waited_s=round(waited, 3), facts=facts)
+        self._listener.worker_joined(member)
+
+    # Losing
+
+    def removed(self, address: str) -> None:
+        """The scheduler lost a worker's connection."""
+        member = self.by_address(address)
+        if member is not None and member.state == "up":
+            self.lose(member, "its connection closed")
+
+    def lose(self, member: Member, why: str) -> None:
+        if member.state in ("lost", "leaving"):
+            return
+        member.state, member.since = "lost", self._clock()
+        self._listener.worker_lost(member, why)
+
+    async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
+        """Wait until every process of these attempts is known to be dead. Returns None, or why that cannot be known."""
+        if not keys:
+            self._spawn(self._clean_up(member))
+            return None
+        name = member.name
+        self._leases.stop(name)
+        deadline = self._clock() + _SUPERVISOR_WORD_S
+        while self._clock() < deadline:
+            connection = self._leases.connections.get(name)
+            if connection is not None and (connection.ended or connection.dead.issuperset(keys)):
+                self._spawn(self._clean_up(member))
+                return None
+            await asyncio.sleep(0.02)
+        last = self._leases.last_renewal(name)
+        run_out = (self._clock() if last is None else last) + self._lease_s + _LEASE_MARGIN_S
+        while True:
+            if not member.process.group and await member.process.kill():
+                self._spawn(self._clean_up(member))
+                return None
+            connection = self._leases.connections.get(name)
+            if connection is not None and connection.ended:
+                return None
+            if self._clock() >= run_out:
+                if connection is not None and connection.open:
+                    # The host answers and the supervisor does not: stopped processes count no lease.
+                    return f"the processes on {member.facts.host if member.facts else name} are frozen and cannot be ended from here"
+                return None
+            await asyncio.sleep(1.0)
+
+    async def _clean_up(self, member: Member) -> None:
+        if not member.process.group or not any(
+            other.state in ("starting", "up")
+            for other in self.members.values()
+            if other.process is member.process and other is not member
+        ):
+            await self._cluster.remove(member.process.name)
+            self._listener.event(
+                "allocation-gone", worker=member.name, pool=member.pool.name, reason=member.state, joined=True
+            )
+        self.members.pop(member.name, None)
+
+    # Giving back
+
+    def give_back(self, name: str, why: str) -> None:
+        """Give an idle worker, or one that has not joined yet, back."""
+        member = self.members.get(name)
+        if member is None or member.state in ("leaving", "lost"):
+            return
+        member.state, member.since = "leaving", self._clock()
+        self._listener.event("worker-leaving", worker=name, pool=member.pool.name, reason=why)
+        self._spawn(self._clean_up(member))
+
+    # Watching
+
+    async def check(self) -> None:
+        """Once a second: workers that went silent, allocations that went away before they joined."""
+        now = self._clock()
+        if now - self._checked > 10.0:
+            # This process itself was stopped or starved: nobody could be heard meanwhile. Start counting again.
+            self._asleep = True
+            wakeup = now
+            for connection in self._leases.connections.values():
+                connection.heard = max(connection.heard, wakeup)
+        self._checked = now
+        seen = self._cluster.last_seen()
+        wall = time.time()
+        if self._asleep:
+            self._asleep = any(wall - when > 10.0 for when in seen.values()) and now - self._checked < SILENT_S
+        for member in list(self.members.values()):
+            if member.state == "up" and not self._asleep:
+                silent = wall - seen.get(member.name, wall)
+                supervisor = self._leases.silent_s(member.name) or 0.0
+                if max(silent, supervisor) > SILENT_S:
+                    self.lose(member, f"it said nothing for {max(silent, supervisor):.0f} s")
+            elif member.state == "starting" and now - member.looked >= self._look_every(member, now):
+                member.looked = now
+                self._spawn(self._look(member))
+
+    def _look_every(self, member: Member, now: float) -> float:
+        return 0.5 if member.pool.cluster in ("local", "cuda", "mpi") else min(30.0, max(_LOOK_EVERY_S, (now - member.since) / 10))
+
+    async def _look(self, member: Member) -> None:
+        state = await member.process.state()
+        if member.state != "starting":
+            return
+        if state.kind == "gone":
+            why = state.reason + (f"\n{state.log_tail}" if state.log_tail else "")
+            await self._never_came(member.process, why)
+        elif state.kind == "queued":
+            member.queue_reason = state.reason
+
+    async def close(self) -> tuple[str, ...]:
+        """Give everything back. Returns the names of what could not be seen to be gone."""
+        for member in self.members.values():
+            member.state = "leaving"
+        processes = {member.process.name: member.process for member in self.members.values()}
+        await self._cluster.close()
+        for waiting in list(self._tasks):
+            waiting.cancel()
+        gone = await asyncio.gather(*(process.kill() for process in processes.values()), return_exceptions=True)
+        return tuple(name for name, dead in zip(processes, gone, strict=True) if dead is not True)
+
+    def _spawn(self, coroutine: Any) -> None:
+        running = asyncio.ensure_future(coroutine)
+        self._tasks.add(running)
+        running.add_done_callback(self._done)
+
+    def _done(self, finished: "asyncio.Task[None]") -> None:
+        self._tasks.discard(finished)
+        if not finished.cancelled() and (error := finished.exception()) is not None:
+            self._listener.event("internal-error", error=repr(error))
+            raise error

@@ -1,0 +1,150 @@
+"""One run's parts, put together and taken apart again: scheduler, leases, fleet, controller, event log."""
+
+import asyncio
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_dask.backends import backend_for
+from snakemake_executor_plugin_dask.backends.base import Link
+from snakemake_executor_plugin_dask.driver.cluster import RunCluster, make_tls, server_context
+from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
+from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
+from snakemake_executor_plugin_dask.driver.leases import LeaseServer
+from snakemake_executor_plugin_dask.jobs import JobSpec
+from snakemake_executor_plugin_dask.messages import Begin, Say
+from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, write_link
+from snakemake_executor_plugin_dask.observe.events import EventLog
+from snakemake_executor_plugin_dask.private import write_private
+from snakemake_executor_plugin_dask.worker import task
+
+_LOOPBACK = "127.0.0.1"
+
+
+class Run:
+    """Everything that lives as long as a run."""
+
+    def __init__(self, begin: Begin, send: Callable[[object], None]) -> None:
+        self._begin = begin
+        self._send = send
+        self._state_dir = Path(begin.state_dir)
+        self._events = EventLog(begin.event_log)
+        self.controller = Controller(
+            begin.setup,
+            begin.options,
+            Surroundings(send=send, event=self._events.write, submit=self._submit, kill=self._kill),
+        )
+        self._cluster: RunCluster | None = None
+        self._leases: LeaseServer | None = None
+        self._fleet: Fleet | None = None
+
+    async def start(self) -> None:
+        """Bring the scheduler up; workers come with the first jobs."""
+        setup, options = self._begin.setup, self._begin.options
+        security, files = make_tls(self._state_dir)
+        setup_path = self._state_dir / "setup.pickle"
+        write_private(setup_path, pickle.dumps(setup))
+        backends = {pool.cluster: backend_for(pool.cluster) for pool in options.pools}
+        here = all(getattr(backends[pool.cluster], "on_this_machine", False) for pool in options.pools)
+        interface = options.scheduler_interface or next(
+            (found for pool in options.pools if (found := backends[pool.cluster].interface(pool))), None
+        )
+        host = _LOOPBACK if here else options.scheduler_host
+        dashboard = dashboard_options(options.dashboard)
+        cluster = self._cluster = RunCluster(
+            security, host, None if host else interface, options.scheduler_port
+        )
+        await cluster.start(dashboard)
+        leases = self._leases = LeaseServer(server_context(files), lambda *_: None)
+        await leases.start(host)
+        reach = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0]
+        link = Link(
+            run_id=setup.run_id,
+            scheduler=cluster.scheduler_address,
+            lease=(reach, leases.port),
+            tls=(files.ca, files.cert, files.key),
+            state_dir=os.fspath(self._state_dir),
+            setup=os.fspath(setup_path),
+        )
+        self._fleet = Fleet(cluster, leases, backends, link, setup.lease_s, self.controller)
+        self.controller.fleet = self._fleet
+        cluster.client.subscribe_topic("all", self._cluster_event)
+        cluster.client.subscribe_topic(task.event_topic(setup.run_id), lambda event: self.controller.received(event[1]))
+        self._events.write("run-started", run_id=setup.run_id, options=options, versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version})
+        if dashboard.host is not None:
+            self._tell_dashboard(cluster)
+
+    def _tell_dashboard(self, cluster: RunCluster) -> None:
+        link = cluster.dashboard_link
+        path = self._state_dir / "dashboard"
+        write_link(path, link)
+        self._send(Say("info", f"Dask's dashboard: the link is in {path}"))
+
+    async def watch(self) -> None:
+        """Once a second."""
+        assert self._fleet is not None
+        await self._fleet.check()
+
+    def show_status(self) -> None:
+        """Print the whole picture."""
+
+    def stopping(self) -> None:
+        """Nothing new is started from here on."""
+        self.controller.stopping = True
+
+    async def close(self) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """Give everything back. Returns what could not be seen to be gone, and the run's figures."""
+        left: tuple[str, ...] = ()
+        if self._fleet is not None:
+            left = await self._fleet.close()
+        elif self._cluster is not None:
+            await self._cluster.close()
+        if self._leases is not None:
+            await self._leases.close()
+        counts = self.controller.counts
+        summary = {"jobs": counts.jobs, "attempts": counts.attempts, "lost_workers": counts.lost_workers}
+        self._events.write("run-ended", summary=summary, left=left)
+        if not left:
+            shutil.rmtree(self._state_dir, ignore_errors=False)
+        return left, summary
+
+    def _submit(self, address: str, spec: JobSpec) -> asyncio.Future[Any]:
+        assert self._cluster is not None
+        future: asyncio.Future[Any] = self._cluster.client.submit(
+            task.run_job,
+            self._begin.setup.run_id,
+            spec,
+            key=spec.key,
+            workers=[address],
+            allow_other_workers=False,
+            pure=False,
+            retries=0,
+        )
+        return future
+
+    async def _kill(self, member: Member, key: str, reason: str) -> None:
+        assert self._cluster is not None
+        await self._cluster.client.run(
+            task.kill_job, self._begin.setup.run_id, key, reason, workers=[member.address], on_error="ignore"
+        )
+
+    def _cluster_event(self, event: tuple[float, Any]) -> None:
+        message = event[1]
+        if not isinstance(message, dict):
+            return
+        address = message.get("worker")
+        if message.get("action") == "add-worker" and address is not None:
+            asyncio.ensure_future(self._joined(address))
+        elif message.get("action") == "remove-worker" and address is not None:
+            assert self._fleet is not None
+            self._fleet.removed(address)
+
+    async def _joined(self, address: str) -> None:
+        assert self._cluster is not None and self._fleet is not None
+        state = self._cluster.scheduler.workers.get(address)
+        if state is not None:
+            await self._fleet.joined(address, str(state.name), self._begin.setup.run_id)
+            self.controller.scale()

@@ -1,0 +1,87 @@
+"""The driver process as Snakemake sees it: started, spoken to, heard by a thread, ended. Imports nothing of Dask."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from snakemake_executor_plugin_dask.messages import Begin, Channel, Stop, Stopped
+
+_LOG_TAIL_BYTES = 2000
+
+
+class DriverLink:
+    """One driver process. ``on_message`` and ``on_loss`` are called on the reader thread."""
+
+    def __init__(self, begin: Begin, on_message: Callable[[object], None], on_loss: Callable[[str], None]) -> None:
+        self._on_message = on_message
+        self._on_loss = on_loss
+        self._stopped = threading.Event()
+        self.last: Stopped | None = None
+        self._log = Path(begin.state_dir, "driver.log")
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.driver", "--fd", str(theirs.fileno())]
+        with theirs, self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=begin.state_dir,  # the workflow's directory must not shadow modules
+                start_new_session=True,  # Ctrl-C and Ctrl-Z are for Snakemake
+            )
+        self._channel = Channel(ours)
+        self._channel.send(begin)
+        self._reader = threading.Thread(target=self._read, name="dask-driver-reader", daemon=True)
+        self._reader.start()
+
+    def send(self, message: object) -> None:
+        """Send; a driver that is gone is told by ``on_loss``, not here."""
+        try:
+            self._channel.send(message)
+        except OSError:
+            pass
+
+    def stop(self, *, kill: bool, timeout_s: float) -> bool:
+        """Ask it to give everything back and wait for that. False: it did not end in time. May be repeated."""
+        if not self._stopped.is_set():
+            self.send(Stop(kill))
+        ended = self._stopped.wait(timeout_s)
+        if threading.current_thread() is not self._reader:
+            self._reader.join(5.0 if ended else 0.1)
+        if ended:
+            try:
+                self._process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                return False
+            self._channel.close()
+        return ended
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = self._channel.receive()
+            except (EOFError, OSError):
+                if self.last is None:
+                    code = self._process.wait()
+                    self._on_loss(f"exit code {code}" if code >= 0 else f"signal {-code}")
+                self._stopped.set()
+                return
+            if isinstance(message, Stopped):
+                self.last = message
+                self._stopped.set()
+                return
+            self._on_message(message)
+
+    def log_tail(self) -> str:
+        """The end of the driver's own output."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
+                return file.read().decode(errors="replace").strip()
+        except OSError:
+            return ""

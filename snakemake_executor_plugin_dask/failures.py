@@ -1,0 +1,48 @@
+"""The words in which a failed job is told. Pure."""
+
+import signal
+
+from snakemake_executor_plugin_dask.jobs import Outcome
+
+
+def explain(name: str, outcome: Outcome, runs: int = 1, message: str = "") -> str:
+    """What ended the job, where, after how long, the last lines of its log and the log's path."""
+    sentences = [message or _cause(outcome)]
+    where = [f"on host {outcome.host}" if outcome.host else "", f"worker {outcome.worker}" if outcome.worker else ""]
+    if outcome.started and outcome.ended:
+        where.append(f"after {_duration(outcome.ended - outcome.started)}")
+    place = ", ".join(part for part in where if part)
+    text = f"Job of {name}: {' '.join(sentences)}" + (f" ({place})" if place else "")
+    if runs > 1:
+        text += f" It was run {runs} times."
+    if outcome.log_tail.strip():
+        text += "\nThe last lines of its log:\n" + "\n".join(f"    {line}" for line in outcome.log_tail.splitlines())
+    if outcome.log_path and outcome.status not in ("not-started",):
+        text += f"\nIts log: {outcome.log_path}"
+    return text + "\n"
+
+
+def _cause(outcome: Outcome) -> str:
+    detail = f" {outcome.detail}" if outcome.detail else ""
+    match outcome.status:
+        case "out-of-time" | "out-of-memory" | "not-started" | "lost" if outcome.detail:
+            return outcome.detail
+        case "cancelled":
+            return f"it was cancelled.{detail}"
+    if outcome.signal is not None:
+        return f"it was ended by signal {outcome.signal} ({_signal_name(outcome.signal)}).{detail}"
+    return f"it failed with exit code {outcome.exit_code}.{detail}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,175 @@
+"""From a Snakemake job to what travels: `RunSetup` once, a `QueuedJob` for each attempt. Reads Snakemake's interior.
+
+Writes only custom job scripts, where the user gave one.
+"""
+
+import dataclasses
+import os
+import re
+import resource
+import shlex
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+from snakemake.spawn_jobs import SpawnedJobArgsFactory
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors import remote
+from snakemake_interface_executor_plugins.settings import SharedFSUsage
+
+from snakemake_executor_plugin_dask import warmcall
+from snakemake_executor_plugin_dask.arguments import general_arguments, job_arguments
+from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.messages import QueuedJob
+from snakemake_executor_plugin_dask.observe.dashboard import task_key
+from snakemake_executor_plugin_dask.options import Options
+from snakemake_executor_plugin_dask.requests import Request, request_from_resources
+from snakemake_executor_plugin_dask.worker.task import plugin_version, snakemake_version
+
+_SOFT_LIMITS = tuple(
+    getattr(resource, name)
+    for name in sorted(dir(resource))
+    if name.startswith("RLIMIT_") and name not in ("RLIMIT_OFILE",)
+)
+_UNSAFE = re.compile(r"[^\w.=+-]+")
+_NAME_LENGTH = 100
+
+
+class Handover:
+    """Describes the jobs of one run."""
+
+    def __init__(self, executor: Any, options: Options, run_id: str) -> None:
+        self._workflow = executor.workflow
+        self._dag = executor.workflow.dag
+        self._options = options
+        self._run_id = run_id
+        usage = self._workflow.storage_settings.shared_fs_usage
+        self._python = sys.executable if SharedFSUsage.SOFTWARE_DEPLOYMENT in usage else "python"
+        self._wait_for_inputs = SharedFSUsage.INPUT_OUTPUT in usage
+        sources_shared = SharedFSUsage.SOURCES in usage
+        snakefile = self._workflow.main_snakefile
+        self._snakefile = os.fspath(snakefile if sources_shared else os.path.relpath(snakefile))
+        factory: SpawnedJobArgsFactory = self._workflow.spawned_job_args_factory
+        common_settings = executor.common_settings
+        self._general = (*general_arguments(factory, common_settings), "--mode", "remote")
+        self._precommand = factory.precommand(executor_common_settings=common_settings)
+        self._jobscript = self._read_jobscript()
+        self._scripts: Path | None = None
+
+    def setup(self, environment: dict[str, str]) -> RunSetup:
+        """What is the same for every job. ``environment`` is Snakemake's own, of the moment."""
+        options = self._options
+        factory = self._workflow.spawned_job_args_factory
+        umask = os.umask(0o077)
+        os.umask(umask)
+        return RunSetup(
+            run_id=self._run_id,
+            workdir=self._workflow.workdir_init,
+            umask=umask,
+            soft_limits=tuple((number, resource.getrlimit(number)[0]) for number in _SOFT_LIMITS),
+            # What is declared by `envvars:` and by storage plugins may not stand in the environment itself.
+            environment=environment | dict(factory.envvars()),
+            replace_environment=True,
+            python=self._python,
+            snakefile=self._snakefile,
+            general_arguments=self._general,
+            snakemake_version=snakemake_version(),
+            plugin_version=plugin_version(),
+            precommand=self._precommand,
+            job_start=options.job_start,
+            warm_depth=int(environment.get("SNAKEMAKE_DASK_WARM_DEPTH", "3")),
+            enforce_runtime=options.enforce_runtime,
+            enforce_memory=options.enforce_memory,
+        )
+
+    def request(self, job: Any) -> Request:
+        """Raises RequestError where the declared resources make no sense."""
+        return request_from_resources(dict(job.resources.items()), job.threads)
+
+    def queued(self, job: Any, request: Request) -> QueuedJob:
+        """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""
+        usual = not self._jobscript and not self._precommand
+        arguments, overrides = job_arguments(
+            snakefile=self._snakefile,
+            target=job.get_target_spec(),
+            rules=job.rules,
+            cores=max(1, request.cores),
+            attempt=job.attempt,
+            groupid=job.jobid if job.is_group() else None,
+            unneeded_temp_files=self._dag.get_unneeded_temp_files(job),
+            wait_for_files=job.get_wait_for_files() if self._wait_for_inputs else (),
+        )
+        wants_cold = str(job.resources.get("dask_job_start", "")) == "cold"
+        spec = JobSpec(
+            key=task_key(job.name, self._run_id, job.jobid, job.attempt, 1),
+            name=job.name,
+            jobid=str(job.jobid),
+            attempt=job.attempt,
+            arguments=arguments,
+            cores=request.cores,
+            log_path=self._log_path(job),
+            overrides=overrides,
+            call=warmcall.describe(job) if usual and not wants_cold and self._options.job_start == "warm" else None,
+            start="cold" if wants_cold or not usual else "warm",
+            output_dirs=tuple({os.path.dirname(os.path.abspath(path)) for path in job.output}),
+        )
+        if self._jobscript:
+            spec = dataclasses.replace(spec, script=self._write_script(job, spec))
+        return QueuedJob(spec, request, int(job.priority))
+
+    def close(self) -> None:
+        """Remove the job scripts."""
+        if self._scripts is not None:
+            for path in self._scripts.iterdir():
+                path.unlink()
+            self._scripts.rmdir()
+            self._scripts = None
+
+    def _log_path(self, job: Any) -> str:
+        wildcards = "" if job.is_group() else ",".join(f"{key}={value}" for key, value in job.wildcards_dict.items())
+        parts = [_safe(wildcards)] if wildcards else []
+        parts += [str(job.jobid)[:8], str(job.attempt), self._run_id, "log"]
+        return os.path.abspath(os.path.join(self._options.logdir, _safe(job.name), ".".join(parts)))
+
+    def _read_jobscript(self) -> str:
+        """The user's own job script; empty where there is none."""
+        settings = self._workflow.remote_execution_settings
+        if "{jobid}" not in settings.jobname:
+            msg = f'Defined jobname ("{settings.jobname}") has to contain the wildcard {{jobid}}.'
+            raise WorkflowError(msg)
+        default = Path(remote.__file__).with_name("jobscript.sh")
+        if settings.jobscript is None or Path(settings.jobscript) == default:
+            return ""
+        try:
+            return Path(settings.jobscript).read_text()
+        except OSError as error:
+            msg = f"The job script {settings.jobscript} cannot be read: {error.strerror}."
+            raise WorkflowError(msg) from error
+
+    def _write_script(self, job: Any, spec: JobSpec) -> str:
+        command = [self._python, "-m", "snakemake", *spec.arguments, *self._general]
+        if spec.overrides is not None:
+            command[2:3] = ["snakemake_executor_plugin_dask.worker.entry", "--overrides", spec.overrides.hex()]
+        exec_job = " && ".join(filter(None, [self._precommand, shlex.join(command)]))
+        name = job.format_wildcards(self._workflow.remote_execution_settings.jobname)
+        if os.path.sep in name:
+            msg = f"Path separator ({os.path.sep}) found in job name {name}. This is not supported."
+            raise WorkflowError(msg)
+        try:
+            content = self._jobscript.format(properties=job.properties(), exec_job=exec_job)
+        except KeyError as error:
+            msg = f"The job script names {error}, which is not known; it may use {{exec_job}} and {{properties}}."
+            raise WorkflowError(msg) from error
+        if self._scripts is None:
+            self._scripts = Path(".snakemake", f"dask_scripts.{self._run_id}").absolute()
+            self._scripts.mkdir(parents=True)
+        path = self._scripts / f"{name}.{job.attempt}"
+        path.write_text(content)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IRUSR)
+        return os.fspath(path)
+
+
+def _safe(text: str) -> str:
+    """A part of a path that says what it is of, whatever the text holds."""
+    return _UNSAFE.sub("_", text).strip(".-")[:_NAME_LENGTH] or "_"

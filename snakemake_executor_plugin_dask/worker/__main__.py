@@ -1,0 +1,199 @@
+"""The worker process: one Dask worker on one node, the same for every backend.
+
+``python -m snakemake_executor_plugin_dask.worker --config FILE [--name NAME]``. Starts the supervisor before it imports Dask, so that
+both get ready at the same time. Exit codes: 0, given back; 1, no scheduler within the death timeout, or the supervisor died.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import json
+import os
+import pickle
+import platform
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.private import write_private
+from snakemake_executor_plugin_dask.worker import task
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.worker")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--name")
+    known, _ = parser.parse_known_args()  # dask-jobqueue appends arguments of dask's own worker command
+    started = time.monotonic()
+    config: dict[str, Any] = json.loads(known.config.read_text())
+    if config.get("die_with_parent"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
+    name = known.name or _name_of_rank(config)
+    setup: RunSetup = pickle.loads(Path(config["setup"]).read_bytes())
+    host, port = config["lease"]
+    lease = {"host": host, "port": port, "worker": name, **config["tls"]}
+    lease_path = known.config.with_name(f"lease-{name}.json")
+    write_private(lease_path, json.dumps(lease).encode())
+    supervisor = task.Supervisor(setup, os.fspath(lease_path))
+    try:
+        return asyncio.run(_serve(config, name, setup, supervisor, started))
+    finally:
+        lease_path.unlink(missing_ok=True)
+
+
+async def _serve(
+    config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
+) -> int:
+    import dask
+    from distributed.security import Security
+
+    from snakemake_executor_plugin_dask.driver.configuration import WORKER_CONFIGURATION
+    from snakemake_executor_plugin_dask.observe.dashboard import QuietWorker
+
+    facts = _facts(config, name, setup, supervisor, started)
+    dask.config.set(WORKER_CONFIGURATION)
+    tls = config["tls"]
+    security = Security(
+        require_encryption=True,
+        tls_ca_file=tls["ca"],
+        tls_worker_cert=tls["cert"],
+        tls_worker_key=tls["key"],
+        tls_client_cert=tls["cert"],
+        tls_client_key=tls["key"],
+    )
+    worker = QuietWorker(
+        config["scheduler"],
+        name=name,
+        # Jobs are coroutines and hold no thread; how many run at once is the ledger's business.
+        nthreads=config.get("slots", 4096),
+        memory_limit=0,
+        security=security,
+        protocol="tls://",
+        host=config.get("host"),
+        interface=config.get("interface"),
+        local_directory=config["local_directory"] or tempfile.gettempdir(),
+        death_timeout=config["death_timeout_s"],
+        resources={},
+    )
+    topic = task.event_topic(setup.run_id)
+    link = task.Link(setup.run_id, name, supervisor, lambda message: worker.log_event(topic, message))
+    await link.open()
+    task.links[setup.run_id] = link
+    task.described[setup.run_id] = facts
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(worker.close(reason="SIGTERM")))
+    try:
+        await worker
+    except (TimeoutError, OSError) as error:
+        print(f"worker {name} reached no scheduler at {config['scheduler']}: {error}", file=sys.stderr)
+        return 1
+    lost = asyncio.create_task(link.lost.wait())
+    finished = asyncio.create_task(worker.finished())
+    await asyncio.wait({lost, finished}, return_when=asyncio.FIRST_COMPLETED)
+    if lost.done():
+        await worker.close(reason="the supervisor process died")
+        return 1
+    link.close()
+    return 0
+
+
+def _facts(
+    config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
+) -> WorkerFacts:
+    from snakemake_executor_plugin_dask.machine import this_machine
+    from snakemake_executor_plugin_dask.worker import devices
+
+    machine = this_machine()
+    remaining = _remaining_s(config, started)
+    wanted = config.get("gpus")
+    return WorkerFacts(
+        name=name,
+        host=platform.node(),
+        pid=os.getpid(),
+        supervisor_pid=supervisor.process.pid,
+        cores=config["cores"] or machine.cores,
+        memory_mb=config["memory_mb"] or machine.memory_mb,
+        devices=tuple(devices.inventory(config.get("gpu_vendor", "nvidia"))) if wanted != 0 else (),
+        remaining_s=remaining,
+        hosts=_hosts(),
+        allocation_id=_allocation_id(),
+        plugin_version=task.plugin_version(),
+        snakemake_version=task.snakemake_version(),
+    )
+
+
+def _remaining_s(config: dict[str, Any], started: float) -> float | None:
+    """Seconds until the allocation ends: what the batch system says, else the walltime from this process's start."""
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    if end:
+        return float(end) - time.time()
+    if config.get("walltime_s") is None:
+        return None
+    return float(config["walltime_s"]) - (time.monotonic() - started)
+
+
+def _name_of_rank(config: dict[str, Any]) -> str:
+    for variable in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"):
+        if variable in os.environ:
+            return f"{config['name']}-{os.environ[variable]}"
+    return str(config["name"])
+
+
+def _hosts() -> tuple[str, ...]:
+    """The hosts of a batch system's allocation, in its own order."""
+    for variable in ("PBS_NODEFILE", "PE_HOSTFILE", "OAR_NODEFILE", "LSB_DJOB_HOSTFILE"):
+        path = os.environ.get(variable)
+        if path and os.path.exists(path):
+            lines = Path(path).read_text().split("\n")
+            return tuple(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    return expand_slurm_nodes(nodes) if nodes else ()
+
+
+def expand_slurm_nodes(text: str) -> tuple[str, ...]:
+    """``n[1-3,7],gpu01`` as single names; the inverse of Slurm's own compression, as `scontrol show hostnames` does it."""
+    names: list[str] = []
+    for item in _split_outside_brackets(text):
+        head, bracket, rest = item.partition("[")
+        if not bracket:
+            names.append(item)
+            continue
+        inside, _, tail = rest.partition("]")
+        for part in inside.split(","):
+            first, dash, last = part.partition("-")
+            numbers = range(int(first), int(last if dash else first) + 1)
+            names.extend(f"{head}{number:0{len(first)}d}{suffix}" for number in numbers for suffix in _tails(tail))
+    return tuple(names)
+
+
+def _tails(tail: str) -> tuple[str, ...]:
+    return expand_slurm_nodes(tail) if tail else ("",)
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    items, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            items.append(text[start:position])
+            start = position + 1
+    items.append(text[start:])
+    return [item for item in items if item]
+
+
+def _allocation_id() -> str | None:
+    for variable in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "OAR_JOB_ID", "_CONDOR_JOB_ID"):
+        if os.environ.get(variable):
+            return os.environ[variable]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
