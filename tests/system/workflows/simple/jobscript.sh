@@ -1,0 +1,4 @@
+#!/bin/sh
+# properties = {properties}
+echo used >> "$PARITY_MARKER"
+{exec_job}
