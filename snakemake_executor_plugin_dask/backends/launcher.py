@@ -82,7 +82,8 @@ def find_launcher(
     if given is not None:
         words = shlex.split(given) if isinstance(given, str) else [str(word) for word in given]
         if not words or which(words[0]) is None:
-            msg = f"pool {pool.name}: the launcher {words[0] if words else repr(given)} is not on PATH; correct «launcher»."
+            program = words[0] if words else repr(given)
+            msg = f"pool {pool.name}: the launcher {program} is not on PATH; correct «launcher»."
             raise ConfigurationError(msg)
         kind = _kind(words[0], version)
         if len(words) > 1:  # the whole call is the user's
