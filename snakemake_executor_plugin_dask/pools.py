@@ -1,10 +1,13 @@
-"""Pools: workers of one shape, brought up by one backend; read from a pools file or from the settings. Pure."""
+"""Pools: workers of one shape, brought up by one backend. Data; `poolsfile.py` and `configure.py` make them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-BACKENDS = ("local", "cuda", "mpi", "slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor")
+#: Each allocation is asked for, and lives as long as its walltime says.
+BATCH_SYSTEMS = ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor")
+BACKENDS = ("local", "cuda", "mpi", *BATCH_SYSTEMS)
+GPU_VENDORS = ("nvidia", "amd")
 ATTACHED = "attached"  # the single pool of --dask-scheduler
 
 

@@ -1,7 +1,7 @@
 """What users can set, for Snakemake's plugin registry. Imported by every Snakemake process: imports next to nothing.
 
 The types must be plain `Optional[...]` and annotations must not be delayed: Snakemake makes its command line from them.
-All values but the flags are texts as given; `configure.py` reads and checks them, so that each complaint is one sentence
+All values but the flags are texts as given; `configure.py` reads and checks them, so that a complaint is one sentence
 instead of a usage text. None means «not given» where that matters. Defaults must be JSON's: the plugin catalog prints
 them.
 """
@@ -24,8 +24,8 @@ def _setting(default: Any, metavar: Optional[str], text: str) -> Any:
 
 
 @dataclass
-class ExecutorSettings(ExecutorSettingsBase):
-    ("""Settings of `--executor dask`; on the command line and in profiles with `dask-` in front.""",)
+class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
+    """Settings of `--executor dask`; on the command line and in profiles with `dask-` in front."""
 
     cluster: Optional[str] = _setting(
         None,
@@ -122,7 +122,7 @@ class ExecutorSettings(ExecutorSettingsBase):
     report: Optional[str] = _setting(
         None,
         "FILE",
-        "Write what ran where and when, and how much it used of what it asked for, to this file (.html, .tsv or .json).",
+        "Write what ran where and when, and how much it used of what it asked for, to this file (.html, .tsv, .json).",
     )
     plan: bool = _setting(
         default=False,

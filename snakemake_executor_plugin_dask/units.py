@@ -69,7 +69,7 @@ def parse_memory_mb(value: object) -> int:
 def parse_duration_s(value: object) -> float:
     """Seconds from a text such as `2h`, `1h 30m`, `04:00:00` or `1-12:00:00` (days first); ValueError.
 
-    A number without a unit is refused, since Snakemake reads profiles as YAML 1.1, where an unquoted `12:00:00` is 43200;
+    A number without a unit is refused, since Snakemake reads profiles as YAML 1.1, where `12:00:00` unquoted is 43200;
     so are two parts with a colon: to some batch systems hours and minutes, to others minutes and seconds.
     """
     text = str(value).strip()
@@ -161,7 +161,7 @@ def format_range(least: int, greatest: int) -> str:
 def _times(number: str, factor: int) -> int:
     """A decimal number times a factor, exactly, rounded down: binary fractions would lose a byte."""
     whole, _, fraction = number.partition(".")
-    return int(whole + fraction) * factor // 10 ** len(fraction)
+    return int(whole + fraction) * factor // int(10 ** len(fraction))
 
 
 def _sum_of_parts(text: str) -> float:
