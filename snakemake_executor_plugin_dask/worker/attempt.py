@@ -1,0 +1,114 @@
+"""One attempt of one job on this worker: its state, the command of a cold start, and its outcome. Pure but for the log's tail."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from snakemake_executor_plugin_dask.jobs import JobSpec, JobStart, Outcome, RunSetup, Status
+from snakemake_executor_plugin_dask.worker.logs import tail
+from snakemake_executor_plugin_dask.worker.processes import exit_status
+from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
+
+HOST = os.uname().nodename
+
+
+class NotStarted(Exception):
+    """The attempt's process could not be started; the text says why."""
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """What the supervisor knows of an attempt. Times in seconds: ``started`` and ``ended`` since the epoch, others of the loop."""
+
+    spec: JobSpec
+    leader: "asyncio.Future[int | None]"  # what `wait` said of the first process; None: nobody knows
+    answer: "asyncio.Future[str | None]"  # of the warm process: None, it was forked; else why not
+    gone: asyncio.Event = field(default_factory=asyncio.Event)  # no process of it is left
+    pid: int = 0
+    start_ticks: int = 0  # of the leader, which with its number names it
+    start: JobStart = "cold"
+    warm: WarmProcess | None = None
+    log: str = ""
+    started: float = 0.0
+    began: float = 0.0
+    ended: float = 0.0
+    cpu_s: float = 0.0
+    peak: int | None = None  # bytes
+    kernel_kills: int = 0  # of the kernel's out-of-memory killer, on this node before the start
+    #: Set once the attempt is to end: the status and the reason that it will have.
+    verdict: tuple[Status, str] | None = None
+    kill_at: float = 0.0  # from then on SIGKILL; before, SIGTERM was sent and processes may still finish
+    killing: "asyncio.Task[None] | None" = None
+    tell_driver: bool = False  # the driver asked over its own connection, and waits for the answer
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
+
+    def outcome(self, *, not_started: str | None = None, kernel_kills: int = 0) -> Outcome:
+        """How it ended."""
+        status = self.leader.result() if self.leader.done() else None
+        code, number = (None, None) if status is None else exit_status(status)
+        notes = list(self.notes)
+        verdict: Status
+        if not_started is not None:
+            verdict = "not-started"
+            notes.insert(0, not_started)
+        elif self.verdict is not None:
+            verdict = self.verdict[0]
+            notes.insert(0, self.verdict[1])
+        elif status is None:
+            verdict = "lost"
+        else:
+            verdict = "succeeded" if status == 0 else "failed"
+        if verdict == "failed" and kernel_kills > self.kernel_kills:
+            notes.append(f"the memory of {HOST} was full while it ran, and the kernel killed processes there")
+        return Outcome(
+            key=self.key,
+            status=verdict,
+            host=HOST,
+            pid=self.pid,
+            start=self.start,
+            exit_code=code,
+            signal=number,
+            started=self.started,
+            ended=self.ended or time.time(),
+            peak_memory_mb=None if self.peak is None else round(self.peak / 1e6, 1),
+            cpu_s=round(self.cpu_s, 3) if self.started else None,
+            log_path=self.log or self.spec.log_path,
+            log_tail=tail(self.log) if verdict != "succeeded" and self.log else "",
+            detail="; ".join(note for note in notes if note),
+        )
+
+
+def cold_command(setup: RunSetup, spec: JobSpec, overrides: int | None) -> list[str]:
+    """The command of a cold start. ``overrides``: the descriptor with the pickled values of `JobSpec.overrides`, if any."""
+    if spec.script is not None:
+        return [spec.script] if os.access(spec.script, os.X_OK) else ["/bin/sh", spec.script]
+    module = ["snakemake"]
+    if overrides is not None:
+        module = ["snakemake_executor_plugin_dask.worker.entry", str(overrides)]
+    python = setup.python or sys.executable
+    command = [python, "-m", *module, *spec.arguments, *setup.general_arguments]
+    if setup.precommand.strip():
+        # The arguments reach the shell as its own, which it does not read as text.
+        return ["/bin/sh", "-c", f'{{ {setup.precommand}\n}} && exec "$@"', "sh", *command]
+    return command
+
+
+def fallback_places(environment: Sequence[str | None]) -> list[str]:
+    """Directories for logs that cannot be where they should be, without repetition."""
+    return list(dict.fromkeys(place for place in (*environment, "/dev/shm") if place))
+
+
+def seconds(value: float) -> str:
+    """For people: «45 s», «1 min», «90 min», «2 h»."""
+    if value >= 60 and value % 3600 == 0:
+        return f"{value / 3600:g} h"
+    if value >= 60 and value % 60 == 0:
+        return f"{value / 60:g} min"
+    return f"{value:.0f} s" if value >= 10 else f"{value:.3g} s"

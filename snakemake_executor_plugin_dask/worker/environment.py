@@ -1,0 +1,214 @@
+"""A job's environment on a worker. Pure.
+
+The contract: the environment that Snakemake was started in (without its batch system's variables, where workers run in
+other allocations), then the worker's own allocation's variables, then what the pool's prologue changed, and nothing that
+Dask and launchers add. Names and values are text as `os.fsdecode` makes it, so undecodable bytes pass unchanged.
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping
+
+#: The environment as it stood before the pool's prologue: base64 of what `env -0` prints.
+BEFORE_PROLOGUE = "SNAKEMAKE_DASK_BEFORE_PROLOGUE"
+#: Marks each process of a job with the attempt's key.
+JOB = "SNAKEMAKE_DASK_JOB"
+
+_ALLOCATION_PREFIXES = ("SLURM_", "SLURMD_", "PBS_", "LSB_", "LS_", "OAR_", "MOAB_", "_CONDOR_", "SGE_")
+#: Configuration of a batch system's commands, which stays valid on every node.
+_SETTINGS = {
+    *("SLURM_CONF", "SLURM_TIME_FORMAT", "PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER", "PBS_HOME", "PBS_EXEC"),
+    *("SGE_ROOT", "SGE_CELL", "SGE_CLUSTER_NAME", "SGE_QMASTER_PORT", "SGE_EXECD_PORT", "LS_COLORS", "LSB_CONFDIR"),
+}
+#: Names of Grid Engine and Condor without a prefix; they mean a batch system only beside SGE_TASK_ID and the like.
+_GRID_ENGINE = {
+    *("JOB_ID", "JOB_NAME", "JOB_SCRIPT", "NHOSTS", "NQUEUES", "NSLOTS", "PE", "PE_HOSTFILE", "QUEUE", "REQNAME"),
+    *("REQUEST", "RESTARTED", "ARC", "ENVIRONMENT", "TASK_ID"),
+}
+#: Any of these: the process runs inside an allocation.
+_ALLOCATION_IDS = (
+    *("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "OAR_JOBID", "MOAB_JOBID", "_CONDOR_SCRATCH_DIR"),
+    "SGE_TASK_ID",
+)
+#: What an allocation, or its prolog, sets for one node.
+_OF_THE_NODE = {
+    *("TMPDIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
+    *("GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK", "HOSTNAME", "SLURMD_NODENAME", "SLURM_NODEID", "SLURM_CPUS_ON_NODE"),
+    *("SLURM_TOPOLOGY_ADDR", "SLURM_TOPOLOGY_ADDR_PATTERN", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"),
+}
+#: Of a job step or rank of Slurm: with them an inner `srun` or `mpirun` takes itself for a part of the launched step.
+_STEP_PREFIXES = ("SLURM_STEP_", "SLURM_SRUN_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_PMI", "SLURM_GPU_BIND")
+_STEP = {
+    *("SLURM_STEPID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS", "SLURM_TASK_PID", "SLURM_LAUNCH_NODE_IPADDR"),
+    *("SLURM_UMASK", "SLURM_PRIO_PROCESS", "SLURM_DISTRIBUTION", "SLURM_MPI_TYPE", "SLURM_WORKING_CLUSTER"),
+}
+#: How the launcher was called; right for the allocation only where no launcher stands between.
+_STEP_SIZE = {"SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_NODELIST"}
+
+_LAUNCHER_PREFIXES = ("PMI_", "PMI2_", "PMIX_", "OMPI_", "ORTE_", "PRTE_", "PALS_", "HYDI_", "HYDRA_", "MPIEXEC_")
+_LAUNCHER = {"MPI_LOCALNRANKS", "MPI_LOCALRANKID", "PMI_RANK", "PMI_FD", "GFORTRAN_UNBUFFERED_PRECONNECTED"}
+#: Any of these: the process is a rank that a launcher started.
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID")
+
+#: What Dask's nanny sets in the environment of its worker, with these very values.
+_NANNY = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "PYTHONHASHSEED": "6640",
+}
+_SHELL = {"_", "SHLVL", "PWD", "OLDPWD"}
+
+
+def base_environment(environment: Mapping[str, str], replace: bool, own: Mapping[str, str]) -> dict[str, str]:
+    """The environment that all jobs of a run have on this worker.
+
+    ``environment`` is Snakemake's (`RunSetup.environment`), ``replace`` is `RunSetup.replace_environment`, ``own`` is the
+    worker's. Where both belong to the same place (no batch system, or the same allocation and no step in between) the
+    result is Snakemake's environment, byte for byte.
+    """
+    if not replace:
+        return {**_cleaned(own), **environment}
+    if _of_allocation(own) == _of_allocation(environment) and BEFORE_PROLOGUE not in own:
+        return dict(environment)
+    if _same_allocation(environment, own):
+        base = {name: value for name, value in environment.items() if not (_is_step(name) or _is_launcher(name))}
+        base.update({name: own[name] for name in _OF_THE_NODE if name in own})
+    else:
+        base = _without_allocation(environment)
+        base.update({name: value for name, value in _of_allocation(own).items() if not _is_step(name)})
+        _undo_step_size(base, own)
+    if "SLURM_JOB_ID" in base:
+        # The allocation is fully held by the step that the worker runs in; without it an inner `srun` waits for ever.
+        base["SLURM_OVERLAP"] = "1"
+    _apply_prologue(base, own)
+    return base
+
+
+def job_environment(
+    base: Mapping[str, str], key: str, changes: tuple[tuple[str, str | None], ...] = ()
+) -> dict[str, str]:
+    """The environment of one attempt. In ``changes`` a value of None removes the variable."""
+    result = dict(base)
+    for name, value in changes:
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = value
+    result[JOB] = key
+    return result
+
+
+def _of_allocation(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the batch system's allocation, and of its node."""
+    grid_engine = "SGE_TASK_ID" in environment
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _OF_THE_NODE or _is_allocation(name) or (grid_engine and name in _GRID_ENGINE)
+    }
+
+
+def _is_allocation(name: str) -> bool:
+    return name.startswith(_ALLOCATION_PREFIXES) and name not in _SETTINGS
+
+
+def _is_step(name: str) -> bool:
+    return name in _STEP or name.startswith(_STEP_PREFIXES)
+
+
+def _is_launcher(name: str) -> bool:
+    return name in _LAUNCHER or name.startswith(_LAUNCHER_PREFIXES)
+
+
+def _inside_allocation(environment: Mapping[str, str]) -> bool:
+    return any(name in environment for name in _ALLOCATION_IDS)
+
+
+def _same_allocation(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    return any(name in one and one[name] == other.get(name) for name in _ALLOCATION_IDS if name != "SGE_TASK_ID")
+
+
+def _without_allocation(environment: Mapping[str, str]) -> dict[str, str]:
+    """Snakemake's environment, for a worker elsewhere."""
+    gone = set(_of_allocation(environment))
+    if not _inside_allocation(environment):
+        # Then TMPDIR and the like are the user's own, and hold until the worker's allocation says otherwise.
+        gone -= _OF_THE_NODE - {"HOSTNAME"}
+    rank = any(name in environment for name in _RANKS)
+    return {
+        name: value for name, value in environment.items() if name not in gone and not (rank and _is_launcher(name))
+    }
+
+
+def _undo_step_size(base: dict[str, str], own: Mapping[str, str]) -> None:
+    """Where `srun` started the worker, the number of tasks is that of its step and not the allocation's."""
+    if own.get("SLURM_STEP_ID", own.get("SLURM_STEPID")) is None:
+        return
+    for name in _STEP_SIZE - {"SLURM_NNODES", "SLURM_NODELIST"}:
+        base.pop(name, None)
+    for name, whole in (("SLURM_NNODES", "SLURM_JOB_NUM_NODES"), ("SLURM_NODELIST", "SLURM_JOB_NODELIST")):
+        if whole in own:
+            base[name] = own[whole]
+    if "SLURM_JOB_CPUS_PER_NODE" in own:  # Open MPI takes its slots from it, and fails without
+        base["SLURM_TASKS_PER_NODE"] = own["SLURM_JOB_CPUS_PER_NODE"]
+
+
+def _cleaned(own: Mapping[str, str]) -> dict[str, str]:
+    """A worker's own environment without what Dask, its nanny and launchers added."""
+    nanny = own.get("PYTHONHASHSEED") == _NANNY["PYTHONHASHSEED"]
+    rank = any(name in own for name in _RANKS)
+    result = {
+        name: value
+        for name, value in own.items()
+        if not name.startswith(("DASK_", "SNAKEMAKE_DASK_"))
+        and not _is_step(name)
+        and not (rank and _is_launcher(name))
+        and not (nanny and _NANNY.get(name) == value)
+    }
+    if "SLURM_JOB_ID" in own:
+        _undo_step_size(result, own)
+        result["SLURM_OVERLAP"] = "1"
+    return result
+
+
+def _apply_prologue(base: dict[str, str], own: Mapping[str, str]) -> None:
+    before = read_dump(own.get(BEFORE_PROLOGUE, ""))
+    if not before:
+        return
+    rank = any(name in own for name in _RANKS)
+    for name in before.keys() | own.keys():
+        if (
+            own.get(name) == before.get(name)
+            or name in _SHELL
+            or name.startswith(("DASK_", "SNAKEMAKE_DASK_"))
+            or _is_step(name)
+            or (rank and (_is_launcher(name) or _is_allocation(name)))
+        ):
+            continue
+        if name not in own:
+            base.pop(name, None)
+        else:
+            base[name] = _changed(base.get(name), before.get(name), own[name])
+
+
+def _changed(current: str | None, before: str | None, after: str) -> str:
+    """``after``, or for a list such as PATH: what was put before and behind it, around the job's own list."""
+    if not current or not before or current == before:
+        return after
+    head, found, tail = after.partition(before)
+    if found and (not head or head.endswith(":")) and (not tail or tail.startswith(":")):
+        return head + current + tail
+    return after
+
+
+def read_dump(text: str) -> dict[str, str]:
+    """The environment in base64 of what `env -0` prints; empty where the text is none."""
+    try:
+        data = base64.b64decode(text)
+    except (binascii.Error, ValueError):
+        return {}
+    pairs = (item.partition(b"=") for item in data.split(b"\0") if item)
+    return {os.fsdecode(name): os.fsdecode(value) for name, equals, value in pairs if name and equals}

@@ -1,0 +1,84 @@
+"""A job's log file: find a place that takes it, and read its last lines. Reads and writes files.
+
+A job must not be lost because its log cannot be written, so there are places to fall back to, down to /dev/null.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+_TAIL_LINES = 20
+_TAIL_BYTES = 4096
+_PROBE = b"\0" * 4096
+#: Terminal sequences (colours, cursor movements), and control characters other than tab and newline.
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def usable_log(path: str, places: Sequence[str]) -> tuple[str, str]:
+    """The first file that really takes a write: ``path``, else one in ``places``, else /dev/null; and why not ``path``.
+
+    The second value is empty where ``path`` serves. Directories of ``path`` are made. May block where a file server does.
+    """
+    try:
+        _probe(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    else:
+        return path, ""
+    name = os.path.basename(path) or "job.log"
+    for place in places:
+        other = os.path.join(place, f"snakemake-dask-{os.getuid()}", name)
+        try:
+            _probe(other)
+        except OSError:
+            continue
+        return other, f"the log {path} could not be written ({reason}), so it is in {other}"
+    return os.devnull, f"the log {path} could not be written ({reason}), nor one elsewhere, so the output is lost"
+
+
+def _probe(path: str) -> None:
+    """Make the file, and write to it: a full file system lets one make a file that takes nothing."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        descriptor = os.open(path, flags, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            written = os.write(descriptor, _PROBE)
+            if written < len(_PROBE):
+                os.write(descriptor, _PROBE[written:])  # raises the reason why not all of it was taken
+        finally:
+            os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def tail(path: str) -> str:
+    """The last lines, at most 20 and 4 kB, without control characters; empty where the file cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - _TAIL_BYTES)
+            file.seek(start)
+            data = file.read(_TAIL_BYTES)
+    except OSError:
+        return ""
+    return clean_tail(data, cut=start > 0)
+
+
+def clean_tail(data: bytes, cut: bool) -> str:
+    """The last lines of ``data``; with ``cut`` its beginning is missing, so that the first line is dropped if others follow."""
+    lines = data.decode(errors="replace").split("\n")
+    # What a progress bar wrote over is gone on a terminal, too.
+    lines = [_CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip() for line in lines]
+    if cut and len(lines) > 1:
+        lines = lines[1:]
+    while lines and not lines[-1]:
+        lines.pop()
+    text = "\n".join(lines[-_TAIL_LINES:])
+    while len(text.encode()) > _TAIL_BYTES:  # replaced bytes are longer than what they replace
+        text = text[len(text) // 8 + 1 :]
+    return text
