@@ -1,0 +1,346 @@
+"""The warm process: has imported Snakemake and read this run's workflow, and forks a child for each job.
+
+Started by the supervisor as ``python -m snakemake_executor_plugin_dask.worker.warm --fd N``, with the environment that
+every job gets. It speaks with the supervisor over the socket N: pickled tuples behind a length. The first one to it is
+``("setup", RunSetup)``; the others are in docs/design.md. It has one thread, because only then is a fork of it whole.
+Where reading the workflow leaves threads behind, or fails, it replaces itself by a process that has only imported Snakemake.
+"""
+
+import argparse
+import contextlib
+import gc
+import os
+import pickle
+import select
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.messages import Channel
+
+#: Children that wait for a job, so that it need not wait for a fork.
+IDLE_CHILDREN = 2
+#: The part of the time that may go into looking whether a workflow file changed.
+_LOOKING_SHARE = 0.05
+
+
+class Sources:
+    """The files that the workflow was read from, as they were then."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self._paths = paths
+        self._seen = [_stamp(path) for path in paths]
+        self._next_look = 0.0
+
+    def changed(self) -> str | None:
+        """The first file that is not as it was. On a slow file system it does not look each time."""
+        started = time.monotonic()
+        if started < self._next_look:
+            return None
+        for path, seen in zip(self._paths, self._seen, strict=True):
+            if _stamp(path) != seen:
+                return path
+        ended = time.monotonic()
+        self._next_look = ended + (ended - started) / _LOOKING_SHARE
+        return None
+
+
+def _stamp(path: str) -> tuple[int, int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+class _Child:
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.channel = Channel(sock)
+        self.key: str | None = None  # of its job; None: it waits for one
+        self._sock = sock
+
+    def close_socket(self) -> None:
+        self._sock.close()
+
+
+class Server:
+    """Serves the supervisor until it closes its end, and then until the last job has ended."""
+
+    def __init__(self, sock: socket.socket, warmth: "Warmth", idle_children: int = IDLE_CHILDREN) -> None:
+        self._sock = sock
+        self._channel = Channel(sock)
+        self._warmth = warmth
+        self._cold_reason = warmth.cold_reason
+        self._sources = Sources(warmth.workflow.files if warmth.workflow is not None else ())
+        self._wanted_idle = 0 if self._cold_reason else idle_children
+        self._idle: list[_Child] = []
+        self._children: dict[int, _Child] = {}  # by pidfd
+        self._closing = False
+        # `selectors` does not tell an end of file from a peer that is gone.
+        self._epoll = select.epoll()
+        self._epoll.register(sock, select.EPOLLIN)
+
+    def serve(self) -> None:
+        """Returns once the supervisor is gone, or has closed its end and every job has ended."""
+        try:
+            self._channel.send(("ready", self._warmth.depth))
+            while not (self._closing and len(self._children) == len(self._idle)):
+                # Fork ahead only when there is nothing else to do.
+                lacking = len(self._idle) < self._wanted_idle
+                events = self._epoll.poll(0 if lacking else None)
+                if not events and lacking:
+                    self._idle.append(self._fork())
+                for descriptor, event in events:
+                    if descriptor != self._sock.fileno():
+                        self._reap(self._children[descriptor])
+                    elif event & select.EPOLLIN and not self._closing:
+                        self._receive()
+                    elif event & select.EPOLLHUP:
+                        return
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+    def _receive(self) -> None:
+        try:
+            message = self._channel.receive()
+        except EOFError:
+            self._closing = True
+            self._epoll.modify(self._sock, 0)  # a hang-up is still told
+            self._drop_idle()
+            return
+        if message[0] == "start":
+            self._start(message[1])
+
+    def _start(self, spec: JobSpec) -> None:
+        reason = self._cold_reason or _cold_because(spec) or self._stale()
+        if reason:
+            self._channel.send(("cold", spec.key, reason))
+            return
+        while True:
+            child = self._idle.pop() if self._idle else self._fork()
+            try:
+                child.channel.send(spec)
+            except BrokenPipeError:
+                continue  # it died while it waited; its pidfd tells so
+            break
+        child.key = spec.key
+        child.close_socket()
+        self._channel.send(("forked", spec.key, child.pid))
+
+    def _stale(self) -> str:
+        path = self._sources.changed()
+        if path is None:
+            return ""
+        self._cold_reason = f"{path} changed since the workflow was read"
+        self._drop_idle()
+        self._channel.send(("stale", self._cold_reason))
+        return self._cold_reason
+
+    def _drop_idle(self) -> None:
+        self._wanted_idle = 0
+        while self._idle:
+            self._idle.pop().close_socket()  # end of file: it leaves
+
+    def _fork(self) -> _Child:
+        ours, theirs = socket.socketpair()
+        parent = os.getpid()
+        pid = fork()
+        if pid == 0:
+            ours.close()
+            self._be_child(parent, theirs)
+        theirs.close()
+        child = _Child(pid, ours)
+        self._children[child.pidfd] = child
+        self._epoll.register(child.pidfd, select.EPOLLIN)
+        return child
+
+    def _be_child(self, parent: int, sock: socket.socket) -> NoReturn:
+        from snakemake_executor_plugin_dask.worker import warm_child
+
+        try:
+            warm_child.detach(parent)
+            self._epoll.close()
+            self._sock.close()
+            for child in self._children.values():
+                os.close(child.pidfd)
+                child.close_socket()
+            self._children.clear()
+            self._idle.clear()
+            spec = Channel(sock).receive()
+            sock.close()
+        except EOFError:  # not needed any more
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - a child must never go on as its parent
+            traceback.print_exc()
+            os._exit(1)
+        warm_child.run_job(self._warmth, spec)
+
+    def _reap(self, child: _Child) -> None:
+        self._epoll.unregister(child.pidfd)
+        _, status, usage = os.wait4(child.pid, 0)
+        del self._children[child.pidfd]
+        os.close(child.pidfd)
+        child.close_socket()
+        if child in self._idle:
+            self._idle.remove(child)
+        if child.key is not None:
+            self._channel.send(("exited", child.key, status, usage.ru_utime + usage.ru_stime))
+
+
+def _cold_because(spec: JobSpec) -> str:
+    if spec.start == "cold":
+        return "the job asks for a cold start"
+    if spec.script is not None:
+        return "the job has a script of its own"
+    return ""
+
+
+def fork() -> int:
+    with warnings.catch_warnings():
+        # Native threads that end themselves before a fork (OpenBLAS) are counted by Python too.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _threads() -> str:
+    """What would not survive a fork; empty if nothing."""
+    python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if python:
+        return f"reading the workflow left threads behind: {', '.join(python)}"
+    # Libraries that can be forked end their threads before it (pthread_atfork), so that a fork shows which cannot.
+    pid = fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    number = len(os.listdir("/proc/self/task"))
+    return f"reading the workflow left {number - 1} native threads behind" if number > 1 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """What a child is forked with."""
+
+    setup: RunSetup
+    depth: int = 0
+    parser: Any = None  # warm_snakemake.Parser
+    workflow: Any = None  # warm_snakemake.WarmWorkflow, from depth 2 on
+    cold_reason: str = ""  # why no job can be started warm
+
+
+class _Start:
+    """What this process was at its start, to which it can go back by executing itself again."""
+
+    def __init__(self, sock: socket.socket, idle_children: int) -> None:
+        self._directory = os.getcwd()
+        self._environment = dict(os.environb)
+        self._sock = sock
+        self._idle_children = idle_children
+
+    def again(self, setup: RunSetup, depth: int, reason: str) -> NoReturn:
+        sys.stdout.flush()
+        sys.stderr.write(f"warm start: {reason}; going on at depth {depth}\n")
+        sys.stderr.flush()
+        memory = os.memfd_create("setup", 0)
+        with open(memory, "wb", closefd=False) as file:
+            file.write(pickle.dumps(setup))
+        os.lseek(memory, 0, os.SEEK_SET)
+        os.set_inheritable(self._sock.fileno(), True)
+        os.chdir(self._directory)
+        arguments = sys.orig_argv[: sys.orig_argv.index("--fd")]
+        for name, value in (
+            ("--fd", self._sock.fileno()),
+            ("--idle-children", self._idle_children),
+            ("--depth", depth),
+            ("--setup-fd", memory),
+        ):
+            arguments += [name, str(value)]
+        os.execve(sys.executable, arguments, self._environment)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--idle-children", type=int, default=IDLE_CHILDREN)
+    # What it gives itself when it starts again.
+    parser.add_argument("--depth", type=int, default=3)
+    parser.add_argument("--setup-fd", type=int)
+    options = parser.parse_args()
+    os.set_inheritable(options.fd, False)
+    sock = socket.socket(fileno=options.fd)
+    if options.setup_fd is None:
+        try:
+            _, setup = Channel(sock).receive()
+        except EOFError:
+            return
+    else:
+        with open(options.setup_fd, "rb") as file:
+            setup = pickle.load(file)
+    warmth = _prepare(_Start(sock, options.idle_children), setup, min(setup.warm_depth, options.depth))
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(sock, warmth, options.idle_children).serve()
+    if warmth.workflow is not None:
+        warmth.workflow.discard()
+    # Without the workflow's exit functions: they belong to jobs.
+    os._exit(0)
+
+
+def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
+    os.chdir(setup.workdir)
+    if not sys.flags.safe_path:
+        del sys.path[0]  # where the supervisor happens to be
+    reason = _wrong_setup(setup)
+    if reason:
+        return Warmth(setup, cold_reason=reason)
+    from snakemake_executor_plugin_dask.worker import warm_child, warm_snakemake
+
+    del warm_child  # its children need it
+    lack = warm_snakemake.check_interior() if depth > 1 else ""
+    if lack:
+        start.again(setup, 1, lack)
+    if "PYTHONSAFEPATH" not in os.environ:
+        # Where `python -m snakemake` has it; after the imports, because a workflow may have a types.py.
+        sys.path.insert(0, setup.workdir)
+    try:
+        parser = warm_snakemake.Parser(setup)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, a cold job will show it
+        return Warmth(setup, cold_reason=f"Snakemake's arguments cannot be read here: {type(error).__name__}: {error}")
+    workflow = None
+    if depth > 1:
+        try:
+            workflow = parser.read_workflow()
+            if depth > 2:
+                workflow.prepare_calls()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code runs here; each job will show its error
+            start.again(setup, 1, str(error) or type(error).__name__)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    gc.collect()
+    threads = _threads()
+    if threads and depth == 1:
+        return Warmth(setup, cold_reason=threads)
+    if threads:
+        start.again(setup, 1, threads)
+    gc.freeze()  # the collector leaves these pages alone, so that they stay shared
+    return Warmth(setup, depth, parser, workflow)
+
+
+def _wrong_setup(setup: RunSetup) -> str:
+    if setup.precommand:
+        return "a precommand must run before each job"
+    from snakemake.common import __version__
+
+    if setup.snakemake_version != __version__:
+        return f"this worker has Snakemake {__version__}, and the main process {setup.snakemake_version}"
+    return ""
+
+
+if __name__ == "__main__":
+    main()

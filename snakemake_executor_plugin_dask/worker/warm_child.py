@@ -1,0 +1,138 @@
+"""A forked child of the warm process: becomes one job's process, runs it and ends as a Python of its own would.
+
+Changes this process's session, standard streams, environment and signal handlers.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.worker import warm_snakemake
+
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_dask.worker.warm import Warmth
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def detach(parent: int) -> None:
+    """A session of its own; SIGKILL once the warm process is gone."""
+    os.setsid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it went before prctl was called
+        os._exit(1)
+
+
+def become_job(setup: RunSetup, spec: JobSpec) -> None:
+    """Everything in which a job's process differs from the warm one, Snakemake apart.
+
+    Raises OSError where the log cannot be opened.
+    """
+    log = os.open(spec.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for descriptor, stream in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(descriptor, stream, inheritable=True)
+    os.close(log)
+    os.close(null)
+    for name, value in (*spec.environment, ("SNAKEMAKE_DASK_JOB", spec.key)):
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if any(name == "TZ" for name, _ in spec.environment):
+        time.tzset()
+    sys.argv = warm_snakemake.job_argv(setup, spec)
+    sys.orig_argv = [sys.orig_argv[0], "-m", "snakemake", *sys.argv[1:]]
+    # What `python -m snakemake` has there: multiprocessing and pickle look at it.
+    main = types.ModuleType("__main__")
+    main.__file__, main.__package__ = sys.argv[0], "snakemake"
+    main.__spec__ = warm_snakemake.main_spec()
+    sys.modules["__main__"] = main
+
+
+def end(code: int) -> NoReturn:
+    """As the interpreter ends: threads that are not daemons, then exit functions, then what is still buffered."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    except BaseException:  # printed, as the interpreter does; the exit code stays
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # closed or replaced by the job
+            code = code or (120 if stream is sys.stdout else 0)
+    os._exit(code)
+
+
+def run_job(warmth: "Warmth", spec: JobSpec) -> NoReturn:
+    """Run the job at the deepest level that it and the warm process allow, and end this process."""
+    code = 1
+    try:
+        become_job(warmth.setup, spec)
+        code = _exit_code(lambda: _run(warmth, spec))
+    except BaseException:  # noqa: BLE001 - printed as the interpreter does
+        traceback.print_exc()
+    end(code)
+
+
+def _run(warmth: "Warmth", spec: JobSpec) -> bool:
+    workflow: warm_snakemake.WarmWorkflow | None = warmth.workflow
+    if workflow is None:
+        return bool(warmth.parser.run(spec))
+    workflow.adopt(spec)
+    if warmth.depth < 3 or spec.call is None:
+        return workflow.run(spec)
+    try:
+        job = workflow.make_job(spec)
+    except Exception as error:  # noqa: BLE001 - the user's functions run here
+        # Nothing has happened yet. With a DAG it works, or fails with Snakemake's own words.
+        workflow.note(f"This job is run with a DAG of its own: {error}")
+        return workflow.run(spec)
+    with _finish_what_runs() as told_to_end:
+        success = workflow.call(job)
+    if told_to_end:
+        workflow.note("This job was told to end while it ran.", always=True)
+        success = False
+    workflow.close()
+    return success
+
+
+def _exit_code(run: Callable[[], bool]) -> int:
+    """What `snakemake.cli.main` makes of an end."""
+    try:
+        return 0 if run() else 1
+    except SystemExit as error:
+        if error.code is None:
+            return 0
+        if isinstance(error.code, int):
+            return error.code & 0xFF
+        sys.stderr.write(f"{error.code}\n")
+        return 1
+    except Exception as error:
+        from snakemake.exceptions import print_exception
+
+        print_exception(error)
+        return 1
+
+
+@contextlib.contextmanager
+def _finish_what_runs():  # type: ignore[no-untyped-def]
+    """SIGTERM means to Snakemake: finish what runs, then end with an error."""
+    signals: list[int] = []
+    handler = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,256 @@
+"""Plays the supervisor to a warm process, and makes a run's setup and jobs as Snakemake's main process would.
+
+Also a program: ``python warm_harness.py PLAN ARGUMENT…`` writes the pickled (RunSetup, [JobSpec]) of the jobs that are ready now.
+"""
+
+import os
+import pickle
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import snakemake_executor_plugin_dask
+from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.messages import Channel
+
+PATIENCE_S = 120.0
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What a job gets: this process's environment, where the package is importable."""
+    package = Path(snakemake_executor_plugin_dask.__file__).parents[1]
+    return {**os.environ, "PYTHONPATH": str(package), **more}
+
+
+def plan(workdir: Path, *arguments: str, depth: int = 3) -> tuple[RunSetup, list[JobSpec]]:
+    """The setup of a run and its jobs that are ready now."""
+    with tempfile.NamedTemporaryFile() as file:
+        command = [sys.executable, __file__, file.name, "--executor", "dask", "--jobs", "100", "--nocolor", "--nolock"]
+        done = subprocess.run(
+            [*command, "--rerun-triggers", "mtime", *arguments],
+            cwd=workdir, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+        data = Path(file.name).read_bytes()
+    if not data:
+        raise RuntimeError(done.stdout + done.stderr)
+    setup, specs = pickle.loads(data)
+    return replace(setup, warm_depth=depth), specs
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended, and what it wrote."""
+
+    status: int  # as wait() tells
+    cpu_s: float
+    log: str
+    seconds: float
+
+    @property
+    def code(self) -> int:
+        return os.waitstatus_to_exitcode(self.status)
+
+
+class Warm:
+    """A warm process of one's own."""
+
+    def __init__(self, setup: RunSetup, *, idle_children: int = 2, stderr: Any = None, **more: str) -> None:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(PATIENCE_S)
+        command = [sys.executable, "-m", "snakemake_executor_plugin_dask.worker.warm", "--fd", str(theirs.fileno())]
+        command += ["--idle-children", str(idle_children)]
+        self.process = subprocess.Popen(
+            command, cwd="/", env=environment(**more), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=stderr
+        )
+        theirs.close()
+        self.socket = ours
+        self.channel = Channel(ours)
+        self.channel.send(("setup", setup))
+        self.messages: list[tuple[Any, ...]] = []
+        self.depth = self.wait_for("ready")[1]
+
+    def wait_for(self, *start: object) -> tuple[Any, ...]:
+        """The first message, old or new, that begins so; it is taken out."""
+        while True:
+            for message in self.messages:
+                if message[: len(start)] == start:
+                    self.messages.remove(message)
+                    return message
+            self.messages.append(self.channel.receive())
+
+    def start(self, spec: JobSpec) -> int:
+        """The pid of the job."""
+        self.channel.send(("start", spec))
+        return int(self.wait_for("forked", spec.key)[2])
+
+    def end_of(self, spec: JobSpec, since: float = 0.0) -> Ended:
+        _, _, status, cpu_s = self.wait_for("exited", spec.key)
+        return Ended(status, cpu_s, read(spec), time.monotonic() - since)
+
+    def run(self, spec: JobSpec) -> Ended:
+        since = time.monotonic()
+        self.start(spec)
+        return self.end_of(spec, since)
+
+    def close(self) -> int:
+        self.socket.close()
+        return self.process.wait(PATIENCE_S)
+
+    def __enter__(self) -> "Warm":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def run_cold(setup: RunSetup, spec: JobSpec) -> Ended:
+    """The job as a Snakemake of its own."""
+    since = time.monotonic()
+    environ = environment(SNAKEMAKE_DASK_JOB=spec.key)
+    for name, value in spec.environment:
+        environ.pop(name, None) if value is None else environ.update({name: value})
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    arguments = [*spec.arguments, *setup.general_arguments]
+    with open(spec.log_path, "ab") as log:
+        process = subprocess.Popen(
+            [setup.python, "-m", "snakemake", *arguments], cwd=setup.workdir, env=environ,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        code = process.wait(PATIENCE_S)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Ended(code << 8 if code >= 0 else -code, cpu_s, read(spec), time.monotonic() - since)
+
+
+def read(spec: JobSpec) -> str:
+    path = Path(spec.log_path)
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not seen: {what}")
+        time.sleep(0.05)
+
+
+def pss_mb(pid: int) -> float:
+    """Proportional and unshared memory of a process, in 10^6 bytes."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise AssertionError(pid)
+
+
+def _plan(out: str, arguments: Sequence[str]) -> None:
+    import snakemake.cli
+    import snakemake.workflow
+    from snakemake_interface_executor_plugins.settings import CommonSettings
+
+    from snakemake_executor_plugin_dask import arguments as cold
+    from snakemake_executor_plugin_dask import warmcall
+
+    common = CommonSettings(
+        job_deploy_sources=False,
+        non_local_exec=True,
+        implies_no_shared_fs=False,
+        pass_default_storage_provider_args=True,
+        pass_default_resources_args=True,
+        pass_envvar_declarations_to_cmd=False,
+        auto_deploy_default_storage_provider=False,
+    )
+
+    class Scheduler:
+        def __init__(self, workflow: Any, *_: object) -> None:
+            setup = RunSetup(
+                run_id="abcdefgh",
+                workdir=workflow.workdir_init,
+                umask=0o022,
+                soft_limits=(),
+                environment={},
+                replace_environment=True,
+                python=sys.executable,
+                snakefile=workflow.main_snakefile,
+                general_arguments=(
+                    *cold.general_arguments(workflow.spawned_job_args_factory, common), "--mode", "remote",
+                ),
+                snakemake_version=snakemake.workflow.__dict__.get("__version__") or _version(),
+                plugin_version="0",
+            )  # fmt: skip
+            specs = [_spec(workflow, job) for job in sorted(workflow.dag.ready_jobs, key=lambda job: job.jobid)]
+            Path(out).write_bytes(pickle.dumps((setup, specs)))
+            os._exit(0)
+
+    def _spec(workflow: Any, job: Any) -> JobSpec:
+        job.reset_params_and_resources()
+        own, overrides = cold.job_arguments(
+            snakefile=workflow.main_snakefile,
+            target=job.get_target_spec(),
+            rules=job.rules,
+            cores=2,
+            attempt=1,
+            groupid=str(job.jobid) if job.is_group() else None,
+            unneeded_temp_files=(),
+            wait_for_files=(),
+        )
+        name = job.name if not job.is_group() else job.groupid
+        logs = Path(workflow.workdir_init) / ".logs"
+        logs.mkdir(exist_ok=True)
+        return JobSpec(
+            key=f"{name}-{job.jobid}",
+            name=name,
+            jobid=str(job.jobid),
+            attempt=1,
+            arguments=own,
+            cores=2,
+            log_path=str(logs / f"{name}-{job.jobid}.log"),
+            overrides=overrides,
+            call=warmcall.describe(job),
+        )
+
+    snakemake.workflow.JobScheduler = Scheduler
+    snakemake.cli.main(list(arguments))
+
+
+def _version() -> str:
+    from snakemake.common import __version__
+
+    return str(__version__)
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those that exist and are no zombies."""
+    found = []
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(pid)
+        except OSError:
+            pass
+    return found
+
+
+def end(pids: Iterable[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+if __name__ == "__main__":
+    _plan(sys.argv[1], sys.argv[2:])
