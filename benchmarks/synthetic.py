@@ -17,7 +17,7 @@ RULES = (
     ("sort_bam", 0.12, 4, 16_000, 3_600, 3_100, 95, 0.55, 0, "cpu"),
     ("call_variants", 0.10, 2, 8_000, 14_400, 5_900, 340, 0.97, 0, "cpu"),
     ("qc", 0.08, 1, 1_000, 600, 310, 18, 0.4, 0, "cpu"),
-    ("basecall", 0.03, 8, 60_000, 7_200, 31_000, 900, 0.35, 1, "gpu"),
+    ("basecall", 0.011, 8, 60_000, 7_200, 31_000, 900, 0.35, 1, "gpu"),
     ("annotate", 0.025, 1, None, None, 900, 40, 0.9, 0, "cpu"),
     ("plot", 0.004, 1, 2_000, 600, 420, 12, 0.7, 0, "cpu"),
     ("summarise", 0.0009, 1, 4_000, 600, 800, 25, 0.8, 0, "cpu"),
@@ -37,9 +37,7 @@ def write(path: Path, jobs: int = 20_000, workers: int = 40, seed: int = 1) -> N
         Pool("wide", "slurm", 0, 2, 48, 180_000, nodes=4, walltime_s=7_200.0),
     ]
     versions = {"snakemake": "9.27.1", "plugin": "0.1.0", "python": "3.11.9", "distributed": "2026.8.0"}
-    log.write(
-        "run-started", run_id="demo1234", host="login01", workdir="/data/project", pools=pools, versions=versions
-    )
+    log.write("run-started", run_id="demo1234", host="login01", workdir="/data/project", pools=pools, versions=versions)
     todo = _queue(log, rng, jobs)
     later: list[tuple[float, int, str, object]] = []  # heap of what will happen
     number = 0

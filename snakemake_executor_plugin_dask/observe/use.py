@@ -75,6 +75,17 @@ def holdings(model: RunModel) -> list[tuple[float, float | None, float, float, f
     return result
 
 
+def worker_use(model: RunModel) -> dict[str, float]:
+    """Core-seconds that jobs held on each worker."""
+    used: dict[str, float] = {}
+    for attempt in model.attempts.values():
+        if attempt.placed is not None:
+            span = first(attempt.ended, model.end_time) - attempt.placed
+            for name, cores in attempt.workers.items():
+                used[name] = used.get(name, 0.0) + span * cores
+    return used
+
+
 def integral(model: RunModel) -> Held:
     """Resource-seconds over the whole run."""
     totals = [0.0] * len(Held.__slots__)
