@@ -1,11 +1,10 @@
 """How many workers a pool should have, and which idle ones to give back. Pure: returns data, has no effects.
 
-The waiting jobs are packed, largest first, into what will be free by the time a new worker could be up: workers that are
-there, workers that start, then new ones. Short jobs share a place one after another: a new worker must be worth its
+The waiting jobs are packed, largest first, into what will be free by the time a new worker could be up: workers that
+are there, workers that start, then new ones. Short jobs share a place one after another: a new worker must be worth its
 start, so each place is taken to run jobs for a few start-up times.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -133,7 +132,7 @@ class _Bin:
         return int(self.total_memory_mb * max(need.cores, 0.1) / max(self.total_cores, 1))
 
 
-def recommend(
+def recommend(  # noqa: PLR0917 - each is one fact of the situation
     pool: Pool,
     waiting: Sequence[WaitingClass],
     ledger: Ledger,
@@ -158,8 +157,8 @@ def recommend(
     coming = [_Bin(pool, shape) for _ in range(starting)]
     room = max(0, pool.workers_max - len(states) + len(give_back) - starting)
     new = _pack(wanted, [*bins, *coming], pool, shape, room)
-    give_back += _replaced(pool, bins, wanted)
-    replacements = len(give_back)
+    replaced = _replaced(pool, bins, wanted)
+    give_back += replaced
     for found in bins:
         # When those jobs are ready, what runs now has ended.
         found.end_leases(lambda held: held.lease.until is None or held.lease.until > now + startup_s)
@@ -169,9 +168,7 @@ def recommend(
     busy = any(state.idle_since is None for state in alive)
     expected = starting if wanted or later or busy else 0
     needed = kept + expected + len(new)
-    # What is given back to be replaced leaves room for one that is needed but found none.
-    if any(item.left for item in wanted):
-        needed += min(replacements, pool.workers_max - needed)
+    needed += len(replaced)
     gang = max((item.need.workers for item in wanted), default=0)
     draining = len(states) - len(alive)
     workers = min(max(needed, gang, pool.workers_min), max(0, pool.workers_max - draining))
@@ -186,7 +183,7 @@ def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s:
     classes = list(waiting)
     coarse = len(classes) > _MANY_CLASSES
     for cls in classes:
-        need = need_of(cls.request, pool, shape.cores, shape.gpus)
+        need = cls.need or need_of(cls.request, pool, shape.cores, shape.gpus)
         planned_s = planned_runtime_s(cls.request, pool)
         fresh = cls.fresh or needs_fresh(cls.request, pool)
         # Short jobs follow one another in a place; one without a known end has it for itself.
@@ -198,7 +195,16 @@ def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s:
             steps = None if memory_mb is None or not shape.memory_mb else memory_mb * _STEPS // shape.memory_mb
             hours = None if planned_s is None else int(planned_s * _STEPS // (pool.walltime_s or 86400.0))
             size = (steps, hours)
-        key = (need.workers, need.nodes, need.cores, need.gpus, need.extra, fresh, memory_mb is None, size)
+        key: tuple[object, ...] = (
+            need.workers,
+            need.nodes,
+            need.cores,
+            need.gpus,
+            need.extra,
+            fresh,
+            memory_mb is None,
+            size,
+        )
         sums = places.setdefault(key, [0.0, 0.0, 0.0, 0.0])
         sample.setdefault(key, need)
         sums[0] += number
@@ -227,18 +233,23 @@ def _share(need: Need, shape: Shape) -> float:
 def _pack(items: list[_Item], bins: list[_Bin], pool: Pool, shape: Shape, room: int) -> list[_Bin]:
     """Put the places where they fit, and into new workers, at most ``room``; returns these."""
     new: list[_Bin] = []
+    some_room = list(bins)
     for item in items:
-        for found in itertools.chain(bins, new):
+        for found in some_room:
             if not item.left:
                 break
             if found.cores >= item.need.cores:
                 found.put(item)
+        some_room = [found for found in some_room if found.cores > 0]
+        if not some_room and len(new) >= room:
+            break
         while item.left and len(new) < room:
             fresh_one = _Bin(pool, shape)
             fresh_one.put(item)
             if not fresh_one.taken:
                 break  # no worker of this shape can hold it, and routing says so
             new.append(fresh_one)
+            some_room.append(fresh_one)
     return new
 
 
@@ -267,7 +278,7 @@ def _replaced(pool: Pool, bins: Iterable[_Bin], wanted: Iterable[_Item]) -> list
 
 
 def _idle(pool: Pool, bins: Sequence[_Bin], gone: Sequence[WorkerState], now: float) -> list[WorkerState]:
-    """Workers that nothing needs and that were idle for the pool's timeout, while more than the least number are left."""
+    """Workers that nothing needs and that were idle for the pool's timeout, as long as the least number is left."""
     staying = [found for found in bins if found.state not in gone]
     idle = [
         found.state

@@ -28,6 +28,7 @@ class WaitingClass:
     count: int
     since: float  # when the first of them came
     names: tuple[str, ...] = ()  # of their rules, a few
+    need: Need | None = None  # of each worker; None: it follows from the workers' size
 
 
 @dataclass(slots=True)
@@ -221,6 +222,6 @@ class Waiting:
 
 def described(cls: JobClass) -> WaitingClass:
     head = cls.head()
-    waiting = [entry for _, entry in itertools.islice(cls.heap, 20) if entry.waits]
-    names = tuple(dict.fromkeys(entry.job.spec.name for entry in waiting))
-    return WaitingClass(cls.request, cls.fresh, cls.count, 0.0 if head is None else head.since, names)
+    names = tuple(dict.fromkeys(entry.job.spec.name for _, entry in cls.heap[:20] if entry.waits))
+    need = None if cls.spreads else cls.need
+    return WaitingClass(cls.request, cls.fresh, cls.count, 0.0 if head is None else head.since, names, need)
