@@ -135,7 +135,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
                 continue
             if job.is_group():
                 groups.add(job)
-            slurm.append((job.name, slurm_names(job.resources)))
+            slurm.append((job.name, slurm_names(dict(job.resources.items()))))
             try:
                 named.append((job.name, self._adapted(job)))
             except RequestError as error:
@@ -190,8 +190,12 @@ class Executor(RealExecutor):  # type: ignore[misc]
             self._watcher.start()
             # Only the main thread may set a handler; elsewhere (an API caller's thread) the table is not to be had.
             with contextlib.suppress(ValueError):
-                signal.signal(signal.SIGUSR1, lambda *_: self._link and self._link.send(ShowStatus()))
+                signal.signal(signal.SIGUSR1, self._show_status)
         return self._link
+
+    def _show_status(self, *_: object) -> None:
+        if self._link is not None:
+            self._link.send(ShowStatus())
 
     def _received(self, message: object) -> None:
         match message:

@@ -148,23 +148,28 @@ class Handover:
             raise WorkflowError(msg) from error
 
     def _write_script(self, job: Any, spec: JobSpec) -> str:
-        command = [self._python, "-m", "snakemake", *spec.arguments, *self._general]
-        if spec.overrides is not None:
-            command[2:3] = ["snakemake_executor_plugin_dask.worker.entry", "--overrides", spec.overrides.hex()]
-        exec_job = " && ".join(filter(None, [self._precommand, shlex.join(command)]))
+        if self._scripts is None:
+            self._scripts = Path(".snakemake", f"dask_scripts.{self._run_id}").absolute()
+            self._scripts.mkdir(mode=0o700, parents=True)
         name = job.format_wildcards(self._workflow.remote_execution_settings.jobname)
         if os.path.sep in name:
             msg = f"Path separator ({os.path.sep}) found in job name {name}. This is not supported."
             raise WorkflowError(msg)
+        path = self._scripts / f"{name}.{job.attempt}"
+        arguments = [*spec.arguments, *self._general]
+        if spec.overrides is None:
+            command = shlex.join([self._python, "-m", "snakemake", *arguments])
+        else:
+            values = path.with_suffix(".overrides")
+            values.write_bytes(spec.overrides)
+            entry = [self._python, "-m", "snakemake_executor_plugin_dask.worker.entry", "3", *arguments]
+            command = f"{shlex.join(entry)} 3< {shlex.quote(os.fspath(values))}"
+        exec_job = " && ".join(filter(None, [self._precommand, command]))
         try:
             content = self._jobscript.format(properties=job.properties(), exec_job=exec_job)
         except KeyError as error:
             msg = f"The job script names {error}, which is not known; it may use {{exec_job}} and {{properties}}."
             raise WorkflowError(msg) from error
-        if self._scripts is None:
-            self._scripts = Path(".snakemake", f"dask_scripts.{self._run_id}").absolute()
-            self._scripts.mkdir(parents=True)
-        path = self._scripts / f"{name}.{job.attempt}"
         path.write_text(content)
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IRUSR)
         return os.fspath(path)

@@ -61,6 +61,7 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
             writer.write(_LENGTH.pack(len(data)) + data)
 
     run: Any = None
+    failed = False
     try:
         from snakemake_executor_plugin_dask.driver.run import Run
 
@@ -71,12 +72,13 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
         send(Fatal(str(error)))
     except Exception as error:
         traceback.print_exc()
+        failed = True
         send(Fatal(f"the driver process failed: {error!r} (its log: {begin.state_dir}/driver.log)"))
     finally:
         left: tuple[str, ...] = ()
         summary: dict[str, Any] = {}
         if run is not None:
-            left, summary = await run.close()
+            left, summary = await run.close(failed=failed)
         send(Stopped(left, summary))
         try:
             await asyncio.wait_for(writer.drain(), 5.0)

@@ -65,6 +65,7 @@ class Surroundings:
     event: Callable[..., None]  # to the event log
     submit: Callable[[str, JobSpec], Any]  # (worker's address, job) -> awaitable future of the Outcome
     kill: Callable[[Member, str, str], Any]  # (worker, key, reason) -> awaitable
+    state_dir: str
     clock: Callable[[], float] = time.monotonic
 
 
@@ -141,7 +142,9 @@ class Controller:
         if job.alone:
             shape = self.shapes[name]
             request = dataclasses.replace(request, cores=max(request.cores, shape.cores or request.cores))
-        self.waiting.add(dataclasses.replace(queued, request=request), name, self._clock(), fresh=job.outlived)
+        self.waiting.add(
+            dataclasses.replace(queued, request=request), self.pools[name], self._clock(), fresh=job.outlived
+        )
 
     def _place_soon(self) -> None:
         if self._placing is None:
@@ -151,7 +154,7 @@ class Controller:
         self._placing = None
         if self.stopping:
             return
-        for queued, lease in placement.place(self.waiting, self.ledger, self.pools, self._clock()):
+        for queued, lease in placement.place(self.waiting, self.ledger, self._clock()):
             self._send(self.jobs[queued.spec.key], lease)
 
     def _send(self, job: Job, lease: Lease) -> None:
@@ -177,7 +180,7 @@ class Controller:
         if len(lease.hosts) > 1 or request.mpi or request.nodes > 1:
             from snakemake_executor_plugin_dask.backends.launcher import job_environment
 
-            environment += job_environment(lease, member, self._setup.run_id)
+            environment += job_environment(lease, pool, None, self._around.state_dir)
         limits = [limit for limit in (request.runtime_s, lease.limit_s) if limit is not None]
         job.limited_by_allocation = False
         if request.runtime_s is None and member.facts is not None and member.facts.remaining_s is not None:
@@ -236,7 +239,7 @@ class Controller:
             self._by_run[outcome.key] = job
             return
         self._around.event("job-ended", outcome=outcome)
-        self._release(outcome.key)
+        self._release(job)
         job.future = None
         if outcome.status == "lost" and not job.killed:
             self._lost(job, outcome.detail, planned=False)
@@ -295,9 +298,10 @@ class Controller:
         self._around.send(Finished(key, dataclasses.replace(outcome, key=key), job.run, message))
         self._changed.set()
 
-    def _release(self, key: str) -> None:
-        if self.ledger.lease(key) is not None:
-            self.ledger.release(key)
+    def _release(self, job: Job) -> None:
+        """Its cores, memory and devices are free: every process of it is gone."""
+        if self.ledger.lease(job.queued.spec.key) is not None:
+            self.ledger.release(job.queued.spec.key, self._clock())
 
     async def _kill(self, job: Job, reason: str) -> None:
         job.killed = reason
@@ -339,7 +343,7 @@ class Controller:
             job = self._by_run.pop(run, None)
             if job is None:
                 continue
-            self._release(run)
+            self._release(job)
             self._around.event("job-ended", outcome=Outcome(run, "lost", worker=member.name, detail=why))
             if job.future is not None:
                 job.future = None

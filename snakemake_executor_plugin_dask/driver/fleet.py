@@ -97,20 +97,14 @@ class Fleet:
 
     def add(self, pool: Pool, count: int) -> None:
         """Ask for more workers, as many of them as the brakes allow now."""
-        if self._backends[pool.cluster].__class__.__name__ == "LauncherBackend":
-            queued = 0
-        else:
-            queued = sum(1 for member in self.of(pool.name, "starting"))
-        allowed = self.brakes(pool.name).allowed(count, queued, self._clock())
-        for _ in range(allowed):
+        queued = len({member.process.name for member in self.of(pool.name, "starting")})
+        for _ in range(self.brakes(pool.name).allowed(count, queued, self._clock())):
             number = self._numbers[pool.name] = self._numbers.get(pool.name, -1) + 1
-            name = f"{pool.name}-{number}"
-            process = self._backends[pool.cluster].worker(pool, name, self._link)
+            process = self._backends[pool.cluster].worker(pool, f"{pool.name}-{number}", self._link)
+            if process.group and self.of(pool.name):
+                return  # one launcher holds all the workers of a pool; the next comes once nothing of it is left
             now = self._clock()
-            if process.group:
-                for suffix in process.group:
-                    self.members[name + suffix] = Member(name + suffix, pool, process, "starting", now)
-            else:
+            for name in [process.name + suffix for suffix in process.group] or [process.name]:
                 self.members[name] = Member(name, pool, process, "starting", now)
             self._spawn(self._start(process, pool))
 

@@ -1,9 +1,9 @@
 """One run's parts, put together and taken apart again: scheduler, leases, fleet, controller, event log."""
 
 import asyncio
+import contextlib
 import os
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,13 @@ class Run:
         self.controller = Controller(
             begin.setup,
             begin.options,
-            Surroundings(send=send, event=self._events.write, submit=self._submit, kill=self._kill),
+            Surroundings(
+                send=send,
+                event=self._events.write,
+                submit=self._submit,
+                kill=self._kill,
+                state_dir=begin.state_dir,
+            ),
         )
         self._cluster: RunCluster | None = None
         self._leases: LeaseServer | None = None
@@ -95,7 +101,7 @@ class Run:
         """Nothing new is started from here on."""
         self.controller.stopping = True
 
-    async def close(self) -> tuple[tuple[str, ...], dict[str, Any]]:
+    async def close(self, *, failed: bool = False) -> tuple[tuple[str, ...], dict[str, Any]]:
         """Give everything back. Returns what could not be seen to be gone, and the run's figures."""
         left: tuple[str, ...] = ()
         if self._fleet is not None:
@@ -107,9 +113,19 @@ class Run:
         counts = self.controller.counts
         summary = {"jobs": counts.jobs, "attempts": counts.attempts, "lost_workers": counts.lost_workers}
         self._events.write("run-ended", summary=summary, left=left)
-        if not left:
-            shutil.rmtree(self._state_dir, ignore_errors=False)
+        self._clear_state(keep_logs=failed or bool(left))
         return left, summary
+
+    def _clear_state(self, *, keep_logs: bool) -> None:
+        """Remove keys and configurations; logs stay where somebody will want to read them."""
+        for path in sorted(self._state_dir.rglob("*"), reverse=True):
+            if path.is_dir():
+                with contextlib.suppress(OSError):  # logs are left in it
+                    path.rmdir()
+            elif not (keep_logs and path.suffix in (".log", ".jsonl")):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._state_dir.rmdir()
 
     def _submit(self, address: str, spec: JobSpec) -> asyncio.Future[Any]:
         assert self._cluster is not None

@@ -7,11 +7,9 @@ and without a thread. Started and ended jobs are told as Dask events as soon as 
 import asyncio
 import dataclasses
 import os
-import pickle
 import platform
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -20,9 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.worker.frames import frame, receive
 from snakemake_executor_plugin_dask.worker.processes import become_subreaper, kill_descendants
-
-_LENGTH = struct.Struct("!I")
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -54,7 +51,7 @@ class Supervisor:
             )
         self._socket = ours
         if setup is not None:
-            ours.sendall(_frame(("setup", setup)))
+            ours.sendall(frame(("setup", setup)))
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(sock=self._socket)
@@ -100,14 +97,13 @@ class Link:
     def _send(self, message: tuple[Any, ...]) -> None:
         assert self._writer is not None
         if not self._writer.is_closing():
-            self._writer.write(_frame(message))
+            self._writer.write(frame(message))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-                self._received(pickle.loads(await reader.readexactly(length)))
-        except (asyncio.IncompleteReadError, ConnectionError):
+                self._received(await receive(reader))
+        except EOFError:
             self._supervisor_gone()
 
     def _received(self, message: tuple[Any, ...]) -> None:
@@ -189,7 +185,3 @@ def plugin_version() -> str:
     except PackageNotFoundError:
         return ""
 
-
-def _frame(message: tuple[Any, ...]) -> bytes:
-    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return _LENGTH.pack(len(data)) + data
