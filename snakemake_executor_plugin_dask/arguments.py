@@ -6,7 +6,6 @@ the command line cannot express at all (a comma in a wildcard of ``--target-jobs
 overrides, which `worker/entry.py` sets after parsing. Reads Snakemake's interior; no effects.
 """
 
-import os
 import pickle
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,8 +72,9 @@ def job_arguments(
     if groupid is None:
         arguments.append("--force-use-threads")
     for flag, values in (
-        ("--unneeded-temp-files", [os.fspath(value) for value in unneeded_temp_files]),
-        ("--wait-for-files", [os.fspath(value) for value in wait_for_files]),
+        # Plain text: Snakemake's own kind of file name holds its rule, which cannot be pickled.
+        ("--unneeded-temp-files", [str(value) for value in unneeded_temp_files]),
+        ("--wait-for-files", [str(value) for value in wait_for_files]),
     ):
         if any(value.startswith("-") for value in values):
             overrides[flag[2:].replace("-", "_")] = values
