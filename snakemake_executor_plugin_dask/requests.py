@@ -27,6 +27,7 @@ class Request:
     #: slurm_partition, slurm_account, constraint, qos, slurm_extra, gres, clusters, nodes: what a pool made for Slurm
     #: resources is made from; sorted, GPUs taken out. None: the rule declares none of them.
     slurm: tuple[tuple[str, str], ...] | None = None
+    tasks: int | None = None  # ranks of a job that declares `mpi` or several nodes, where it says how many
 
 
 SLURM_NAMES = ("clusters", "constraint", "gres", "nodes", "qos", "slurm_account", "slurm_extra", "slurm_partition")
@@ -48,10 +49,12 @@ def request_from_resources(resources: Mapping[str, object], threads: int) -> Req
     Raises RequestError, which names the resource, for values that make no sense.
     """
     nodes = _count(resources, "nodes", least=1) or 1
-    tasks = _count(resources, "tasks", least=1)
+    tasks = declared = _count(resources, "tasks", least=1)
     if tasks is None:
         per_node = _count(resources, "tasks_per_node", least=1)
         tasks = 1 if per_node is None else per_node * nodes
+        declared = None if per_node is None else tasks
+    mpi = bool(_declared(resources, "mpi"))
     per_task = _count(resources, "cpus_per_task")
     cores = (threads if per_task is None else per_task) * tasks
     memory_mb = _count(resources, "mem_mb")
@@ -71,10 +74,11 @@ def request_from_resources(resources: Mapping[str, object], threads: int) -> Req
         gpus=max(gpus, slurm_gpus),
         gpu_model=model or slurm_model,
         nodes=nodes,
-        mpi=bool(_declared(resources, "mpi")),
+        mpi=mpi,
         extra=_extra(resources),
         pool=_text(resources, "dask_pool"),
         slurm=slurm,
+        tasks=declared if mpi or nodes > 1 else None,
     )
 
 

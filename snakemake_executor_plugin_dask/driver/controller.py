@@ -180,7 +180,7 @@ class Controller:
         if len(lease.hosts) > 1 or request.mpi or request.nodes > 1:
             from snakemake_executor_plugin_dask.backends.launcher import job_environment
 
-            environment += job_environment(lease, pool, None, self._around.state_dir)
+            environment += job_environment(lease, pool, request.tasks, self._around.state_dir)
         limits = [limit for limit in (request.runtime_s, lease.limit_s) if limit is not None]
         job.limited_by_allocation = False
         if request.runtime_s is None and member.facts is not None and member.facts.remaining_s is not None:

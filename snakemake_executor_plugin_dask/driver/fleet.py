@@ -97,16 +97,18 @@ class Fleet:
 
     def add(self, pool: Pool, count: int) -> None:
         """Ask for more workers, as many of them as the brakes allow now."""
+        if any(member.process.group for member in self.of(pool.name)):
+            return  # one launcher holds all the workers of a pool; the next comes once nothing of it is left
         queued = len({member.process.name for member in self.of(pool.name, "starting")})
         for _ in range(self.brakes(pool.name).allowed(count, queued, self._clock())):
             number = self._numbers[pool.name] = self._numbers.get(pool.name, -1) + 1
             process = self._backends[pool.cluster].worker(pool, f"{pool.name}-{number}", self._link)
-            if process.group and self.of(pool.name):
-                return  # one launcher holds all the workers of a pool; the next comes once nothing of it is left
             now = self._clock()
             for name in [process.name + suffix for suffix in process.group] or [process.name]:
                 self.members[name] = Member(name, pool, process, "starting", now)
             self._spawn(self._start(process, pool))
+            if process.group:
+                return
 
     async def _start(self, process: WorkerProcess, pool: Pool) -> None:
         await self._cluster.add(process)
@@ -134,9 +136,18 @@ class Fleet:
         else:
             self._listener.pool_failed(pool, why)
 
+    def _started_again(self, name: str) -> Member | None:
+        """A worker that its launcher's keeper started in the place of one that died; it has a name of its own."""
+        first = name.rpartition("-again")[0]
+        for process in self._cluster.workers.values():
+            if first.removeprefix(process.name) in process.group:
+                self.members[name] = Member(name, process.pool, process, "starting", self._clock())
+                return self.members[name]
+        return None
+
     async def joined(self, address: str, name: str, run_id: str) -> None:
         """The scheduler has seen a new worker."""
-        member = self.members.get(name)
+        member = self.members.get(name) or self._started_again(name)
         if member is None or member.state != "starting":
             return
         result = await self._cluster.client.run(task.facts, run_id, workers=[address], on_error="return")

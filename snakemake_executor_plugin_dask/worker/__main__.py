@@ -1,7 +1,7 @@
 """The worker process: one Dask worker on one node, the same for every backend.
 
 ``python -m snakemake_executor_plugin_dask.worker --config FILE [--name NAME]``. Starts the supervisor before it imports Dask, so that
-both get ready at the same time. Exit codes: 0, given back; 1, no scheduler within the death timeout, or the supervisor died.
+both get ready at the same time. Exit codes: 0, given back; 1, no scheduler within the death timeout; 2, the supervisor died.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.private import write_private
-from snakemake_executor_plugin_dask.worker import task
+from snakemake_executor_plugin_dask.worker import rank, task
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,7 +35,7 @@ def main() -> int:
     if config.get("die_with_parent"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
-    name = known.name or _name_of_rank(config)
+    name = known.name or rank.worker_name(config["name"], os.environ)
     setup: RunSetup = pickle.loads(Path(config["setup"]).read_bytes())
     host, port = config["lease"]
     lease = {"host": host, "port": port, "worker": name, **config["tls"]}
@@ -99,7 +99,7 @@ async def _serve(
     await asyncio.wait({lost, finished}, return_when=asyncio.FIRST_COMPLETED)
     if lost.done():
         await worker.close(reason="the supervisor process died")
-        return 1
+        return 2
     link.close()
     return 0
 
@@ -108,19 +108,18 @@ def _facts(
     config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
 ) -> WorkerFacts:
     from snakemake_executor_plugin_dask.machine import this_machine
-    from snakemake_executor_plugin_dask.worker import devices
 
     machine = this_machine()
+    cores, memory_mb = rank.share_of_node(os.environ, machine.cores, machine.memory_mb)
     remaining = _remaining_s(config, started)
-    wanted = config.get("gpus")
     return WorkerFacts(
         name=name,
-        host=platform.node(),
+        host=os.environ.get("SLURMD_NODENAME") or platform.node(),  # as Slurm's commands call it
         pid=os.getpid(),
         supervisor_pid=supervisor.process.pid,
-        cores=config["cores"] or machine.cores,
-        memory_mb=config["memory_mb"] or machine.memory_mb,
-        devices=tuple(devices.inventory(config.get("gpu_vendor", "nvidia"))) if wanted != 0 else (),
+        cores=config["cores"] or cores,
+        memory_mb=config["memory_mb"] or memory_mb,
+        devices=_devices(config),
         remaining_s=remaining,
         hosts=_hosts(),
         allocation_id=_allocation_id(),
@@ -139,11 +138,15 @@ def _remaining_s(config: dict[str, Any], started: float) -> float | None:
     return float(config["walltime_s"]) - (time.monotonic() - started)
 
 
-def _name_of_rank(config: dict[str, Any]) -> str:
-    for variable in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"):
-        if variable in os.environ:
-            return f"{config['name']}-{os.environ[variable]}"
-    return str(config["name"])
+def _devices(config: dict[str, Any]) -> tuple[str, ...]:
+    """The GPUs that jobs may hold, where the pool counts any."""
+    from snakemake_executor_plugin_dask.worker import devices
+
+    if not config.get("gpus"):
+        return ()
+    if config.get("devices") is not None:
+        return tuple(config["devices"])
+    return devices.inventory(config.get("gpu_vendor", "nvidia"))
 
 
 def _hosts() -> tuple[str, ...]:

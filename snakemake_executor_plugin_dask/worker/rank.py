@@ -4,6 +4,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+#: Set by the keeper of a worker that a launcher started (see backends/launcher.py): how often it was started again.
+RESTARTS = "SNAKEMAKE_DASK_RESTARTS"
+
 #: Slurm numbers the batch script's own step, the interactive one and their like from here on.
 _SPECIAL_STEPS = 0xFFFFFFF0
 
@@ -33,6 +36,36 @@ def rank_of(environ: Mapping[str, str]) -> Rank | None:
     if "PMIX_RANK" in environ:
         return Rank(_int(environ, "PMIX_RANK", 0), 1, 1)
     return None
+
+
+def worker_name(name: str, environ: Mapping[str, str]) -> str:
+    """``<name>-<rank>`` of a worker that a launcher started, with ``-again1`` and so on when it was started again.
+
+    Other workers have their name in full: a batch script may run inside of a launcher's environment too.
+    """
+    if RESTARTS not in environ:
+        return name
+    rank = rank_of(environ)
+    again = environ[RESTARTS]
+    return f"{name}-{0 if rank is None else rank.number}" + ("" if again == "0" else f"-again{again}")
+
+
+def share_of_node(environ: Mapping[str, str], cores: int, memory_mb: int) -> tuple[int, int]:
+    """What a worker has of a node with so many cores and so much memory (10^6 bytes).
+
+    A step of Slurm has what the allocation holds there, which nothing enforces on a cluster without cgroups. Workers
+    that a launcher put on the same node share it evenly.
+    """
+    if "SLURM_JOB_ID" in environ:
+        granted = _int(environ, "SLURM_CPUS_ON_NODE", cores)
+        per_cpu, per_node = _int(environ, "SLURM_MEM_PER_CPU", 0), _int(environ, "SLURM_MEM_PER_NODE", 0)
+        mebibytes = per_node or per_cpu * granted
+        cores = min(cores, granted)
+        if mebibytes:
+            memory_mb = min(memory_mb, mebibytes * 2**20 // 10**6)
+    rank = rank_of(environ) if RESTARTS in environ else None
+    sharers = 1 if rank is None else rank.on_node
+    return max(1, cores // sharers), memory_mb // sharers
 
 
 def _slurm_tasks_here(environ: Mapping[str, str]) -> int:
