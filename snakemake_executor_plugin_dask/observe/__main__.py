@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.observe.events import newest_log, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.report import write_report
-from snakemake_executor_plugin_dask.observe.status import end_line, snapshot, table
+from snakemake_executor_plugin_dask.observe.status import end_line, table
 
 _STALE_S = 600.0
 

@@ -1,8 +1,9 @@
 """What each rule asked for and used, and what to ask for next time. Pure; from a `RunModel`.
 
 Head-room: memory 20 % above the largest peak, runtime 50 % above the longest; of fewer than five measured jobs 50 % and
-100 %. After a memory limit at least 1.5 times that limit, after a time limit at least twice it. What is asked for
-already and lies between the suggestion and 25 % above it is left as it is.
+100 %. After a memory limit at least 1.5 times that limit, after a time limit at least twice it. Never less than 250 MB
+and 5 minutes: nothing is gained by less. What is asked for already and lies between the suggestion and 25 % above it
+is left as it is.
 """
 
 import json
@@ -17,6 +18,8 @@ from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
 
 FEW = 5
+LEAST_MB = 250
+LEAST_MIN = 5
 #: Words that YAML 1.1 does not read as text.
 _YAML_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
 
@@ -50,6 +53,8 @@ class RuleUse:
     measured: int
     suggested_memory_mb: int | None
     suggested_runtime_min: int | None
+    exceeded_memory: bool  # an attempt was ended for it
+    exceeded_runtime: bool
 
 
 def rule_uses(model: RunModel) -> list[RuleUse]:
@@ -88,6 +93,8 @@ def _rule_use(rule: str, attempts: Sequence[Attempt], end: float) -> RuleUse:
         measured=len(times),
         suggested_memory_mb=suggest_memory_mb(peaks, too_big),
         suggested_runtime_min=suggest_runtime_min(times, too_long),
+        exceeded_memory=bool(too_big),
+        exceeded_runtime=bool(too_long),
     )
 
 
@@ -95,14 +102,14 @@ def suggest_memory_mb(peaks_mb: Sequence[float], exceeded_mb: Sequence[float] = 
     """Memory to ask for in 10^6 bytes, in steps of 100; None where nothing was measured."""
     candidates = [max(peaks_mb) * (1.2 if len(peaks_mb) >= FEW else 1.5)] if peaks_mb else []
     candidates += [max(exceeded_mb) * 1.5] if exceeded_mb else []
-    return max(100, math.ceil(max(candidates) / 100) * 100) if candidates else None
+    return max(LEAST_MB, math.ceil(max(candidates) / 100) * 100) if candidates else None
 
 
 def suggest_runtime_min(times_s: Sequence[float], exceeded_s: Sequence[float] = ()) -> int | None:
     """Runtime to ask for in minutes; None where nothing was measured."""
     candidates = [max(times_s) * (1.5 if len(times_s) >= FEW else 2.0)] if times_s else []
     candidates += [max(exceeded_s) * 2.0] if exceeded_s else []
-    return max(1, math.ceil(max(candidates) / 60)) if candidates else None
+    return max(LEAST_MIN, math.ceil(max(candidates) / 60)) if candidates else None
 
 
 def set_resources(uses: Sequence[RuleUse]) -> str:
@@ -117,12 +124,12 @@ def set_resources(uses: Sequence[RuleUse]) -> str:
         changes = []
         asked, wanted = use.asked_memory_mb, use.suggested_memory_mb
         if wanted is not None and _worth(asked, wanted):
-            peak = f"peak {use.memory_mb.most:.0f}" if use.memory_mb else "above its limit"
-            changes.append(f"    mem_mb: {wanted}  # {_asked(asked, 1)}, {peak}")
+            why = _why(asked, 1, "peak", use.memory_mb, exceeded=use.exceeded_memory)
+            changes.append(f"    mem_mb: {wanted}  # {why}")
         asked, minutes = use.asked_runtime_s, use.suggested_runtime_min
         if minutes is not None and _worth(asked, minutes * 60):
-            longest = f"longest {use.runtime_s.most / 60:.1f}" if use.runtime_s else "above its limit"
-            changes.append(f"    runtime: {minutes}  # minutes; {_asked(asked, 60)}, {longest}")
+            why = _why(asked, 60, "longest", use.runtime_s, exceeded=use.exceeded_runtime)
+            changes.append(f"    runtime: {minutes}  # minutes; {why}")
         if changes:
             lines += [f"  {yaml_key(use.rule)}:", *changes]
     return "\n".join(["set-resources:", *lines, ""]) if lines else ""
@@ -135,8 +142,10 @@ def _worth(asked: Spread | None, wanted: float) -> bool:
     return asked.least == asked.most and not wanted <= asked.most <= wanted * 1.25
 
 
-def _asked(asked: Spread | None, unit: float) -> str:
-    return "not declared" if asked is None else f"asked {asked.most / unit:.0f}"
+def _why(asked: Spread | None, unit: float, what: str, used: Spread | None, *, exceeded: bool) -> str:
+    parts = ["not declared" if asked is None else f"asked {asked.most / unit:.0f}"]
+    parts += [f"{what} {max(used.most / unit, 0.1):.{0 if unit == 1 else 1}f}"] if used is not None else []
+    return ", ".join([*parts, "exceeded"] if exceeded else parts)
 
 
 def yaml_key(name: str) -> str:

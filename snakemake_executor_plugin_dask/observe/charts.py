@@ -1,4 +1,4 @@
-"""Use of cores, memory and GPUs over time, as SVG drawn here: it prints, and needs no script. Pure; from a `RunModel`."""
+"""Use of cores, memory and GPUs over time, as SVG: it prints, and needs no script. Pure; from a `RunModel`."""
 
 import math
 from collections.abc import Callable

@@ -14,8 +14,8 @@ from snakemake_executor_plugin_dask.observe.events import SCHEMA_VERSION, plain
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.page import page
 from snakemake_executor_plugin_dask.observe.records import Attempt
-from snakemake_executor_plugin_dask.observe.status import clean
 from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral, steps
+from snakemake_executor_plugin_dask.observe.wording import clean
 
 #: Columns of the table, with how each is made. Times are seconds since the epoch, durations seconds, memory 10^6 bytes.
 COLUMNS: dict[str, Callable[[Attempt], Any]] = {

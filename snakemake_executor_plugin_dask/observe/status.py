@@ -1,189 +1,21 @@
 """What is said while a run goes on and at its end: few lines, and the whole picture on request. Pure text.
 
-`snapshot` takes the picture from the model, `Narrator` decides what of it is worth a line, `table` shows all of it.
+`Narrator` decides what of a picture is worth a line; `table` shows all of it.
 """
 
 import math
-import re
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, WorkerState
 from snakemake_executor_plugin_dask.observe.use import allocation_wait_s, integral
-from snakemake_executor_plugin_dask.units import format_duration, format_memory
+from snakemake_executor_plugin_dask.observe.wording import clean, clock, columns, core_hours, count, rough, share
+from snakemake_executor_plugin_dask.units import format_memory
 
 SETTLE_S = 2.0  # a change of a pool that lasts so long is said
 CALM_S = 30.0  # between two lines of one pool, unless it went from nothing to something or back
 STALL_S = 30.0  # nothing moved for so long while no job runs: say what is waited for
 BUSY_STALL_S = 300.0  # the same while jobs run: full workers are no news
-
-#: Control characters, those that turn writing direction, and line separators other than a line feed.
-_HARMFUL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """One worker that is there. ``running`` are (rule, jobs)."""
-
-    name: str
-    pool: str
-    host: str
-    state: str
-    cores: int
-    cores_free: int
-    memory_mb: int
-    memory_free_mb: int
-    gpus: int
-    gpus_free: int
-    running: tuple[tuple[str, int], ...] = ()
-    ends_in_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PoolState:
-    """One pool. ``queued`` allocations wait; ``starting`` ones run, and their worker has not joined."""
-
-    name: str
-    cluster: str = ""
-    workers: int = 0
-    workers_max: int | None = None
-    cores: int = 0
-    memory_mb: int = 0
-    gpus: int = 0
-    queued: int = 0
-    queued_since: float | None = None  # seconds since the epoch
-    queue_reason: str = ""
-    starting: int = 0
-    lost: int = 0
-    running: int = 0
-    waiting: int = 0
-    given_up: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingState:
-    """Jobs of one pool that wait for the same thing."""
-
-    pool: str
-    jobs: int
-    what: str  # memory, cores, gpus, workers, ...: stands behind «wait for»
-    detail: str = ""  # a clause: «they need 64 GB, ...»
-    rules: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The picture at one moment, in seconds since the epoch."""
-
-    now: float
-    started: float
-    run_id: str = ""
-    pools: tuple[PoolState, ...] = ()
-    workers: tuple[WorkerState, ...] = ()
-    waiting: tuple[WaitingState, ...] = ()
-    jobs: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    running: int = 0
-    waits: int = 0  # waiting jobs
-    lost_workers: int = 0
-    last_progress: float = 0.0
-    ended: bool = False
-
-
-def snapshot(model: RunModel, now: float | None = None, waiting: Sequence[WaitingState] | None = None) -> Snapshot:
-    """The picture from a model. ``waiting`` None: as the log last said it."""
-    now = model.now if now is None else now
-    if waiting is None:
-        waiting = [waiting_state(blocker) for blocker in model.blockers]
-    counts = model.counts()
-    waits = Counter(attempt.pool for attempt in model.waiting.values())
-    return Snapshot(
-        now=now,
-        started=model.started if model.started is not None else now,
-        run_id=model.run_id,
-        pools=tuple(_pool_state(model, name, waits[name]) for name in model.pools),
-        workers=tuple(_worker_state(model, name, now) for name in model.current),
-        waiting=tuple(_with_others(model, waiting, waits)),
-        jobs=counts["jobs"],
-        succeeded=counts["succeeded"],
-        failed=counts["failed"],
-        running=len(model.running),
-        waits=len(model.waiting),
-        lost_workers=model.lost_workers,
-        last_progress=model.last_progress or (model.started or now),
-        ended=model.ended is not None,
-    )
-
-
-def waiting_state(blocker: dict[str, Any]) -> WaitingState:
-    """From the object in a `waiting` event."""
-    return WaitingState(
-        str(blocker.get("pool", "")),
-        int(blocker.get("jobs", 0)),
-        str(blocker.get("what", "")),
-        str(blocker.get("detail", "")),
-        tuple(str(rule) for rule in blocker.get("rules", ())),
-    )
-
-
-def _with_others(model: RunModel, waiting: Sequence[WaitingState], waits: Counter[str]) -> Sequence[WaitingState]:
-    """Waiting jobs that no reason was given for wait for workers, or for room on them."""
-    if waiting:
-        return waiting
-    return [WaitingState(pool, jobs, "room" if model.current else "workers") for pool, jobs in waits.items()]
-
-
-def _pool_state(model: RunModel, name: str, waiting: int) -> PoolState:
-    record = model.pools[name]
-    workers = [worker for worker in model.current.values() if worker.pool == name]
-    pending = [a for a in model.pending.values() if a.pool == name]
-    queued = [a for a in pending if a.running is None]
-    reasons = Counter(a.reason for a in queued if a.reason)
-    return PoolState(
-        name,
-        cluster=record.cluster,
-        workers=len(workers),
-        workers_max=record.workers_max,
-        cores=sum(worker.cores for worker in workers),
-        memory_mb=sum(worker.memory_mb for worker in workers),
-        gpus=sum(worker.gpus for worker in workers),
-        queued=len(queued),
-        queued_since=min((a.submitted for a in queued), default=None),
-        queue_reason=reasons.most_common(1)[0][0] if reasons else "",
-        starting=len(pending) - len(queued),
-        lost=record.lost,
-        running=sum(len(worker.running) for worker in workers),
-        waiting=waiting,
-        given_up=record.given_up,
-    )
-
-
-def _worker_state(model: RunModel, name: str, now: float) -> WorkerState:
-    worker = model.current[name]
-    attempts = [model.attempts[key] for key in worker.running]
-    cores = sum(attempt.workers.get(name, 0) for attempt in attempts)
-    memory_mb = sum(attempt.memory_total_mb // max(1, len(attempt.workers)) for attempt in attempts)
-    gpus = sum(attempt.gpus // max(1, len(attempt.workers)) for attempt in attempts)
-    ends_in_s = None if worker.remaining_s is None else max(0.0, worker.joined + worker.remaining_s - now)
-    return WorkerState(
-        name,
-        worker.pool,
-        worker.host,
-        worker.state,
-        worker.cores,
-        max(0, worker.cores - cores),
-        worker.memory_mb,
-        max(0, worker.memory_mb - memory_mb),
-        worker.gpus,
-        max(0, worker.gpus - gpus),
-        tuple(Counter(attempt.rule for attempt in attempts).most_common()),
-        ends_in_s,
-    )
 
 
 class Narrator:
@@ -347,13 +179,6 @@ def _worker_row(worker: WorkerState, *, gpus: bool) -> tuple[str, ...]:
     )
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines with aligned columns; the last column is not padded."""
-    cleaned = [[clean(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cleaned, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cleaned]
-
-
 def end_line(model: RunModel) -> str:
     """One line about the whole run."""
     counts = model.counts()
@@ -375,52 +200,3 @@ def end_line(model: RunModel) -> str:
     if waited >= 1:
         parts.append(f"{rough(waited)} waited for allocations")
     return f"Dask: {', '.join(parts)}."
-
-
-def share(part: float, whole: float) -> str:
-    """A part of a whole in per cent; a dash where there is no whole."""
-    return f"{part / whole:.0%}" if whole else "-"
-
-
-def core_hours(core_seconds: float) -> str:
-    """Core-seconds as a number of core-hours with three significant digits."""
-    hours = core_seconds / 3600
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 0.001 else "0"
-
-
-def count(number: int, noun: str) -> str:
-    """«1 job», «2 jobs», «12,000 jobs»."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def rough(seconds: float) -> str:
-    """A duration in whole seconds below an hour, in whole minutes above."""
-    return format_duration(round(seconds) if seconds < 3600 else round(seconds / 60) * 60)
-
-
-def about(seconds: float) -> str:
-    """A time to come, as exact as a guess can be: «about 10 min»."""
-    if seconds < 90:
-        return f"about {max(10, round(seconds, -1)):.0f} s"
-    if seconds < 5400:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.1f} h"
-
-
-def clock(when: float) -> str:
-    """Time of day on this machine; with the date where it is another day."""
-    local = time.localtime(when)
-    return time.strftime("%H:%M" if local[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M", local)
-
-
-def clean(text: str, limit: int = 1000) -> str:
-    """One line without control characters or terminal sequences, and at most ``limit`` characters long."""
-    text = clean_block(text).replace("\n", " ")
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-def clean_block(text: str) -> str:
-    """The same for text of several lines, of any length. What cannot be encoded is shown as an escape."""
-    text = _ANSI.sub("", text.replace("\r\n", "\n").replace("\t", "    "))
-    text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

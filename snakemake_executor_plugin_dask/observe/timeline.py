@@ -1,6 +1,6 @@
 """Where each attempt stands in the picture of workers over time. Pure; from a `RunModel`.
 
-A worker is a band as high as it has cores; an attempt takes as much of it as it holds, in one piece where there is room.
+A worker is a band as high as it has cores; an attempt takes as much of it as it holds, in one piece if it can.
 """
 
 import heapq

@@ -1,0 +1,77 @@
+"""What the driver holds of all this: event log, model, lines and report of its run, behind one object.
+
+Writes the event log and the report; says lines through a callback.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from snakemake_executor_plugin_dask.observe.events import EventLog
+from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.picture import Blocked, WaitingState, snapshot, waiting_states
+from snakemake_executor_plugin_dask.observe.report import write_report
+from snakemake_executor_plugin_dask.observe.status import Narrator, end_line, table
+
+NOTE_EVERY_S = 30.0
+
+Say = Callable[[Literal["info", "warning"], str], None]
+
+
+class Observer:
+    """Give it every event; call `look` about once a second, `show` on request, and `finish` at the end."""
+
+    def __init__(
+        self,
+        event_log: str | os.PathLike[str],
+        report: str | os.PathLike[str] | None,
+        say: Say,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.model = RunModel()
+        self._report = report
+        self._say = say
+        self._clock = clock
+        self._log = EventLog(event_log, on_error=lambda text: say("warning", text), also=self.model.apply, clock=clock)
+        self._narrator = Narrator()
+        self._waiting: set[tuple[str, str]] = set()
+        self._noted = 0.0
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Into the event log and the model. Never raises for the file."""
+        self._log.write(kind, **fields)
+
+    def look(self, blockers: Iterable[Blocked], now: float) -> None:
+        """Say what is worth a line. ``blockers`` and ``now`` are on the clock of the ledger."""
+        waiting = self._note(blockers, now)
+        for line in self._narrator.look(snapshot(self.model, self._clock(), waiting)):
+            self.event("said", level="info", text=line)
+            self._say("info", line)
+
+    def show(self, blockers: Iterable[Blocked], now: float) -> str:
+        """The whole picture as text of several lines."""
+        return table(snapshot(self.model, self._clock(), self._note(blockers, now)))
+
+    def finish(self, **fields: Any) -> str:
+        """Write `run-ended` and the report. Returns the line for the end of the run."""
+        self.event("run-ended", **fields)
+        line = end_line(self.model)
+        if self._report is not None:
+            try:
+                write_report(self.model, self._report)
+            except OSError as error:
+                self._say("warning", f"The report {self._report} could not be written: {error.strerror or error}.")
+        self._log.close()
+        return line
+
+    def _note(self, blockers: Iterable[Blocked], now: float) -> tuple[WaitingState, ...]:
+        """Log what is waited for when that changes (numbers of jobs: now and then), for those who read the log."""
+        waiting = waiting_states(blockers, now)
+        kinds = {(state.pool, state.what) for state in waiting}
+        wall = self._clock()
+        if kinds != self._waiting or (kinds and wall - self._noted > NOTE_EVERY_S):
+            self._waiting, self._noted = kinds, wall
+            self.event("waiting", blockers=waiting)
+        return waiting

@@ -1,0 +1,234 @@
+"""The picture of a run at one moment: pools, workers, and what jobs wait for. Pure; from a `RunModel`."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.wording import about, amount, both
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker that is there. ``running`` are (rule, jobs)."""
+
+    name: str
+    pool: str
+    host: str
+    state: str
+    cores: int
+    cores_free: int
+    memory_mb: int
+    memory_free_mb: int
+    gpus: int
+    gpus_free: int
+    running: tuple[tuple[str, int], ...] = ()
+    ends_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """One pool. ``queued`` allocations wait; ``starting`` ones run, and their worker has not joined."""
+
+    name: str
+    cluster: str = ""
+    workers: int = 0
+    workers_max: int | None = None
+    cores: int = 0
+    memory_mb: int = 0
+    gpus: int = 0
+    queued: int = 0
+    queued_since: float | None = None  # seconds since the epoch
+    queue_reason: str = ""
+    starting: int = 0
+    lost: int = 0
+    running: int = 0
+    waiting: int = 0
+    given_up: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingState:
+    """Jobs of one pool that wait for the same thing."""
+
+    pool: str
+    jobs: int
+    what: str  # memory, cores, gpus, workers, ...: stands behind «wait for»
+    detail: str = ""  # a clause: «they need 64 GB, ...»
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The picture at one moment, in seconds since the epoch."""
+
+    now: float
+    started: float
+    run_id: str = ""
+    pools: tuple[PoolState, ...] = ()
+    workers: tuple[WorkerState, ...] = ()
+    waiting: tuple[WaitingState, ...] = ()
+    jobs: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    running: int = 0
+    waits: int = 0  # waiting jobs
+    lost_workers: int = 0
+    last_progress: float = 0.0
+    ended: bool = False
+
+
+def snapshot(model: RunModel, now: float | None = None, waiting: Sequence[WaitingState] | None = None) -> Snapshot:
+    """The picture from a model. ``waiting`` None: as the log last said it."""
+    now = model.now if now is None else now
+    if waiting is None:
+        waiting = [waiting_state(blocker) for blocker in model.blockers]
+    counts = model.counts()
+    waits = Counter(attempt.pool for attempt in model.waiting.values())
+    return Snapshot(
+        now=now,
+        started=model.started if model.started is not None else now,
+        run_id=model.run_id,
+        pools=tuple(_pool_state(model, name, waits[name]) for name in model.pools),
+        workers=tuple(_worker_state(model, name, now) for name in model.current),
+        waiting=tuple(_with_others(model, waiting, waits)),
+        jobs=counts["jobs"],
+        succeeded=counts["succeeded"],
+        failed=counts["failed"],
+        running=len(model.running),
+        waits=len(model.waiting),
+        lost_workers=model.lost_workers,
+        last_progress=model.last_progress or (model.started or now),
+        ended=model.ended is not None,
+    )
+
+
+def waiting_state(blocker: dict[str, Any]) -> WaitingState:
+    """From the object in a `waiting` event."""
+    return WaitingState(
+        str(blocker.get("pool", "")),
+        int(blocker.get("jobs", 0)),
+        str(blocker.get("what", "")),
+        str(blocker.get("detail", "")),
+        tuple(str(rule) for rule in blocker.get("rules", ())),
+    )
+
+
+class Blocked(Protocol):
+    """What `blockers.blockers` returns for each class of waiting jobs."""
+
+    @property
+    def pool(self) -> str: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def short(self) -> Sequence[str]: ...
+    @property
+    def need(self) -> Mapping[str, int]: ...
+    @property
+    def free(self) -> Mapping[str, int]: ...
+    @property
+    def frees_at(self) -> float | None: ...
+    @property
+    def reserved_for(self) -> str | None: ...
+
+
+#: What stands behind «wait for».
+_WHAT = {
+    "worker": "a worker",
+    "cores": "cores",
+    "memory": "memory",
+    "gpus": "GPUs",
+    "nodes": "nodes",
+    "life": "an allocation that lasts long enough",
+    "fresh": "a fresh allocation",
+    "workers": "several workers at once",
+    "reserved": "a worker that is kept",
+}
+
+
+def waiting_states(blockers: Iterable[Blocked], now: float) -> tuple[WaitingState, ...]:
+    """Classes of jobs that wait for the same in the same pool, as one each, the largest need standing for all.
+
+    ``now`` is on the clock of ``frees_at``. Classes that start at the next look are left out.
+    """
+    alike: dict[tuple[str, tuple[str, ...]], list[Blocked]] = defaultdict(list)
+    for blocker in blockers:
+        if blocker.short:
+            alike[blocker.pool, tuple(blocker.short)].append(blocker)
+    return tuple(_waiting_of(pool, short, several, now) for (pool, short), several in alike.items())
+
+
+def _waiting_of(pool: str, short: tuple[str, ...], several: Sequence[Blocked], now: float) -> WaitingState:
+    worst = max(several, key=lambda blocker: tuple(blocker.need.get(what, 0) for what in short))
+    needs = [amount(what, worst.need[what]) for what in short if what in worst.need]
+    details = []
+    if needs:
+        most = "" if len(several) == 1 else "up to "
+        free = [amount(what, worst.free.get(what, 0)) for what in short if what in worst.need]
+        details.append(f"they need {most}{both(needs)}, the worker with most room has {both(free)} free")
+    if worst.reserved_for is not None:
+        details.append(f"it is kept for a job of rule {worst.reserved_for}")
+    if worst.frees_at is not None:
+        details.append(f"there is room in {about(worst.frees_at - now)} at the latest")
+    names = tuple(dict.fromkeys(name for blocker in several for name in blocker.names))
+    what = both([_WHAT.get(what, what) for what in short])
+    return WaitingState(pool, sum(blocker.count for blocker in several), what, ", ".join(details), names)
+
+
+def _with_others(model: RunModel, waiting: Sequence[WaitingState], waits: Counter[str]) -> Sequence[WaitingState]:
+    """Waiting jobs that no reason was given for wait for workers, or for room on them."""
+    if waiting:
+        return waiting
+    return [WaitingState(pool, jobs, "room" if model.current else "a worker") for pool, jobs in waits.items()]
+
+
+def _pool_state(model: RunModel, name: str, waiting: int) -> PoolState:
+    record = model.pools[name]
+    workers = [worker for worker in model.current.values() if worker.pool == name]
+    pending = [a for a in model.pending.values() if a.pool == name]
+    queued = [a for a in pending if a.running is None]
+    reasons = Counter(a.reason for a in queued if a.reason)
+    return PoolState(
+        name,
+        cluster=record.cluster,
+        workers=len(workers),
+        workers_max=record.workers_max,
+        cores=sum(worker.cores for worker in workers),
+        memory_mb=sum(worker.memory_mb for worker in workers),
+        gpus=sum(worker.gpus for worker in workers),
+        queued=len(queued),
+        queued_since=min((a.submitted for a in queued), default=None),
+        queue_reason=reasons.most_common(1)[0][0] if reasons else "",
+        starting=len(pending) - len(queued),
+        lost=record.lost,
+        running=sum(len(worker.running) for worker in workers),
+        waiting=waiting,
+        given_up=record.given_up,
+    )
+
+
+def _worker_state(model: RunModel, name: str, now: float) -> WorkerState:
+    worker = model.current[name]
+    attempts = [model.attempts[key] for key in worker.running]
+    cores = sum(attempt.workers.get(name, 0) for attempt in attempts)
+    memory_mb = sum(attempt.memory_total_mb // max(1, len(attempt.workers)) for attempt in attempts)
+    gpus = sum(attempt.gpus // max(1, len(attempt.workers)) for attempt in attempts)
+    ends_in_s = None if worker.remaining_s is None else max(0.0, worker.joined + worker.remaining_s - now)
+    return WorkerState(
+        name,
+        worker.pool,
+        worker.host,
+        worker.state,
+        worker.cores,
+        max(0, worker.cores - cores),
+        worker.memory_mb,
+        max(0, worker.memory_mb - memory_mb),
+        worker.gpus,
+        max(0, worker.gpus - gpus),
+        tuple(Counter(attempt.rule for attempt in attempts).most_common()),
+        ends_in_s,
+    )

@@ -1,0 +1,79 @@
+"""Numbers, times and foreign text as people read them in a terminal and in a report. Pure."""
+
+import re
+import time
+from collections.abc import Sequence
+
+from snakemake_executor_plugin_dask.units import format_duration, format_memory
+
+#: Control characters, those that turn writing direction, and line separators other than a line feed.
+_HARMFUL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole in per cent; a dash where there is no whole."""
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def core_hours(core_seconds: float) -> str:
+    """Core-seconds as a number of core-hours with three significant digits."""
+    hours = core_seconds / 3600
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 0.001 else "0"
+
+
+def count(number: int, noun: str) -> str:
+    """«1 job», «2 jobs», «12,000 jobs»."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def rough(seconds: float) -> str:
+    """A duration in whole seconds below an hour, in whole minutes above."""
+    return format_duration(round(seconds) if seconds < 3600 else round(seconds / 60) * 60)
+
+
+def about(seconds: float) -> str:
+    """A time to come, as exact as a guess can be: «about 10 min»."""
+    if seconds < 90:
+        return f"about {max(10, round(seconds, -1)):.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def clock(when: float) -> str:
+    """Time of day on this machine; with the date where it is another day."""
+    local = time.localtime(when)
+    return time.strftime("%H:%M" if local[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M", local)
+
+
+def clean(text: str, limit: int = 1000) -> str:
+    """One line without control characters or terminal sequences, and at most ``limit`` characters long."""
+    text = clean_block(text).replace("\n", " ")
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def clean_block(text: str) -> str:
+    """The same for text of several lines, of any length. What cannot be encoded is shown as an escape."""
+    text = _ANSI.sub("", text.replace("\r\n", "\n").replace("\t", "    "))
+    text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def amount(what: str, number: int) -> str:
+    """«64 GB», «8 cores», «2 GPUs», «3 licences»."""
+    if what == "memory":
+        return format_memory(number)
+    noun = {"cores": "core", "gpus": "GPU", "nodes": "node", "workers": "worker"}.get(what)
+    return count(number, noun) if noun else f"{number:,} {what}"
+
+
+def both(words: Sequence[str]) -> str:
+    return " and ".join(words)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with aligned columns; the last column is not padded."""
+    cleaned = [[clean(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cleaned, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cleaned]
