@@ -7,6 +7,7 @@ not say, its backend completes from Dask's configuration in the driver, so nothi
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -286,9 +287,7 @@ def _report_file(text: str) -> str:
     if path.suffix.lower() not in _REPORT_ENDINGS:
         msg = f"--dask-report is {text!r}, whose ending is not known; let it end with .html, .tsv or .json."
         raise ConfigurationError(msg)
-    problem = "it is a directory" if path.is_dir() else _why_not_writable(path.parent)
-    if problem is None and path.exists() and not os.access(path, os.W_OK):
-        problem = "the file is there and must not be changed"
+    problem = _why_not_writable(path.parent) or _why_not_replaceable(path)
     if problem is not None:
         msg = f"--dask-report is {text!r}, which cannot be written: {problem}; name another file."
         raise ConfigurationError(msg)
@@ -313,8 +312,19 @@ def _why_not_writable(directory: Path) -> str | None:
             return None
     except OSError as error:
         return f"{existing}: {error.strerror}"
-    except ValueError as error:  # a null character
-        return str(error)
+
+
+def _why_not_replaceable(path: Path) -> str | None:
+    """Why a file that may be there cannot be written; None where it can."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return str(error.strerror)
+    if stat.S_ISDIR(mode):
+        return "it is a directory"
+    return None if os.access(path, os.W_OK) else "the file must not be changed"
 
 
 # Words

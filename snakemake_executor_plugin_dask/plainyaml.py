@@ -22,7 +22,7 @@ def load(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = "" if mark is None else f"line {mark.line + 1}: "
-        msg = where + (error.problem or error.context or "not readable")
+        msg = where + " ".join((error.problem or error.context or "not readable").split())
         raise YamlError(msg) from error
     except yaml.YAMLError as error:
         msg = " ".join(str(error).split())

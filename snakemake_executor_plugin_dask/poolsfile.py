@@ -174,7 +174,9 @@ class _Section:
         return self._values.get(key) is not None
 
     def at(self, key: object) -> str:
-        return f"{self.path}.{key}" if self.path else f"{key:.60}" if isinstance(key, str) else str(key)
+        text = str(key)
+        shown = text if text.isprintable() and len(text) <= 60 else _show(text)
+        return f"{self.path}.{shown}" if self.path else shown
 
     def names(self) -> list[str]:
         return list(self._values)

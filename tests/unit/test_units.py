@@ -34,7 +34,9 @@ def test_memory(text: str, memory_mb: int) -> None:
     assert units.parse_memory_mb(text) == memory_mb
 
 
-@pytest.mark.parametrize("text", ["180", "16e9", 16, 1.5, "0", "", "GB", "1 XB", "1 GB 5", "-1 GB", "999 kB", "1,5 GB", "١GB"])
+@pytest.mark.parametrize(
+    "text", ["180", "16e9", 16, 1.5, "0", "", "GB", "1 XB", "1 GB 5", "-1 GB", "999 kB", "1,5 GB", "\u0661GB"]
+)
 def test_memory_refused(text: object) -> None:
     """A size that could mean two things, or nothing, is refused."""
     with pytest.raises(ValueError):
@@ -67,7 +69,8 @@ def test_duration(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0s", "0h", "00:00:00", "1:20", "4:00", "1h 2h", "30m 1h", "h", "2x", "-2h", "1-25:00:00", "1:60:00", "1e2h"]
+    "text",
+    ["", "0s", "0h", "00:00:00", "1:20", "4:00", "1h 2h", "30m 1h", "h", "2x", "-2h", "1-25:00:00", "1:60:00", "1e2h"],
 )
 def test_duration_refused(text: str) -> None:
     """Two parts with a colon, units out of order, and no time at all are refused."""
@@ -129,7 +132,7 @@ def test_memory_round_trip(memory_mb: int) -> None:
     """What a message shows is read back to within its last digit, and exactly where it is a whole unit."""
     back = units.parse_memory_mb(units.format_memory(memory_mb))
     assert abs(back - memory_mb) <= memory_mb * 0.01
-    if memory_mb < 10_000 or memory_mb % 1000 == 0 and memory_mb < 10_000_000:
+    if memory_mb < 10_000 or (memory_mb % 1000 == 0 and memory_mb < 10_000_000):
         assert back == memory_mb
 
 
@@ -151,8 +154,7 @@ def test_garbage(value: object) -> None:
     for parse in PARSERS:
         try:
             result = parse(value)  # type: ignore[operator]
-        except ValueError as error:
-            assert str(error)
-        else:
-            numbers = result if isinstance(result, tuple) else (result,)
-            assert all(math.isfinite(number) and number >= 0 for number in numbers)
+        except ValueError:
+            continue
+        numbers = result if isinstance(result, tuple) else (result,)
+        assert all(math.isfinite(number) and number >= 0 for number in numbers)
