@@ -6,12 +6,13 @@ Starts and ends workers through their `WorkerProcess`; decides nothing.
 import asyncio
 import os
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client
+from distributed import Client, SchedulerPlugin
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
@@ -49,6 +50,34 @@ def server_context(files: TLSFiles) -> ssl.SSLContext:
     return context
 
 
+class _Ears(SchedulerPlugin):
+    """Hears of workers and of their events in the scheduler's own process, without a message to a client."""
+
+    def __init__(self, hear: "Hear") -> None:
+        self.name = "snakemake"
+        self._hear = hear
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        self._hear.worker_added(worker, str(scheduler.workers[worker].name))
+
+    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        self._hear.worker_removed(worker)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        if topic == self._hear.topic:
+            self._hear.event(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Hear:
+    """Whom to tell, on the event loop."""
+
+    topic: str
+    worker_added: Callable[[str, str], None]  # address, name
+    worker_removed: Callable[[str], None]  # address
+    event: Callable[[Any], None]
+
+
 class RunCluster:
     """The scheduler, its client, and the workers of all pools."""
 
@@ -59,7 +88,7 @@ class RunCluster:
         self.client: Any = None
         self.workers: dict[str, WorkerProcess] = {}
 
-    async def start(self, dashboard: DashboardPlan) -> None:
+    async def start(self, dashboard: DashboardPlan, hear: Hear) -> None:
         """Start the scheduler and connect the client; no worker yet."""
         dask.config.set(DRIVER_CONFIGURATION)
         scheduler = {
@@ -70,6 +99,7 @@ class RunCluster:
             scheduler=scheduler, asynchronous=True, security=self._security, name="snakemake", shutdown_on_close=False
         )
         await self._cluster
+        self._cluster.scheduler.add_plugin(_Ears(hear))
         self.client = await Client(
             self._cluster.scheduler_address, security=self._security, asynchronous=True, set_as_default=False
         )

@@ -6,7 +6,7 @@ Decisions are made by `routing`, `placement` and `demand`; workers are the `flee
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,7 +41,6 @@ class Job:
     key: str = ""  # of the current run, as Dask and the worker know it
     worker: str = ""
     lease: Lease | None = None
-    future: Any = None
     limited_by_allocation: bool = False
     killed: str = ""  # why the driver ends it
     reported: bool = False  # Snakemake was told that it started
@@ -63,7 +62,7 @@ class Surroundings:
 
     send: Callable[[object], None]  # to Snakemake
     event: Callable[..., None]  # to the event log
-    submit: Callable[[str, JobSpec], Any]  # (worker's address, job) -> awaitable future of the Outcome
+    submit: Callable[[str, JobSpec], Awaitable[Outcome | None]]  # to a worker's address; None: its end was told already
     kill: Callable[[Member, str, str], Any]  # (worker, key, reason) -> awaitable
     state_dir: str
     clock: Callable[[], float] = time.monotonic
@@ -166,8 +165,7 @@ class Controller:
         self._around.event(
             "job-placed", key=spec.key, worker=member.name, workers=lease.workers, devices=lease.devices
         )
-        job.future = self._around.submit(member.address, spec)
-        self._spawn(self._follow(job, spec.key, job.future))
+        self._spawn(self._follow(job, spec.key, self._around.submit(member.address, spec)))
 
     def _spec(self, job: Job, lease: Lease, member: Member) -> JobSpec:
         """The job as it travels: with what placement decided."""
@@ -213,23 +211,25 @@ class Controller:
         elif "ended" in message:
             self._ended(Outcome(**message["ended"]))
 
-    async def _follow(self, job: Job, key: str, future: Any) -> None:
+    def expects(self, key: str) -> bool:
+        """Whether the end of this attempt was not told yet."""
+        return key in self._by_run
+
+    async def _follow(self, job: Job, key: str, submitted: Awaitable[Outcome | None]) -> None:
         """The task's result is the second way to hear of an end, and the only one where Dask itself failed."""
         try:
-            outcome = await future
+            outcome = await submitted
         except asyncio.CancelledError:
             raise
         except Exception as error:  # whatever Dask raises: KilledWorker, NoValidWorkerError, a failed unpickling, …
             await asyncio.sleep(1.0)  # a lost worker is told otherwise, and first
-            if self._by_run.get(key) is job and job.state in ("sent", "running"):
-                detail = f"Dask could not run it on worker {job.worker}: {error}"
-                self._ended(Outcome(key, "lost", worker=job.worker, detail=detail))
+            member = self.fleet.members.get(job.worker)
+            if self._by_run.get(key) is job and job.state in ("sent", "running") and member is not None:
+                # Whether the job has a process is not known, so the worker is given up with all that runs on it.
+                self.fleet.lose(member, f"Dask could not run a job on it: {error}")
         else:
-            self._ended(outcome)
-        finally:
-            release = getattr(future, "release", None)
-            if release is not None:
-                release()
+            if outcome is not None:
+                self._ended(outcome)
 
     def _ended(self, outcome: Outcome) -> None:
         job = self._by_run.pop(outcome.key, None)
@@ -240,7 +240,6 @@ class Controller:
             return
         self._around.event("job-ended", outcome=outcome)
         self._release(job)
-        job.future = None
         if outcome.status == "lost" and not job.killed:
             self._lost(job, outcome.detail, planned=False)
         elif outcome.status == "out-of-time" and job.limited_by_allocation and not self.stopping:
@@ -345,8 +344,6 @@ class Controller:
                 continue
             self._release(job)
             self._around.event("job-ended", outcome=Outcome(run, "lost", worker=member.name, detail=why))
-            if job.future is not None:
-                job.future = None
             if unknown is not None:
                 message = f"{why}, and {unknown}: it is not run again, since two attempts could then run at once."
                 self._finish(job, Outcome(run, "lost", worker=member.name, detail=why), message=message)

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distributed import wait
+
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
-from snakemake_executor_plugin_dask.driver.cluster import RunCluster, make_tls, server_context
+from snakemake_executor_plugin_dask.driver.cluster import Hear, RunCluster, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
 from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
-from snakemake_executor_plugin_dask.jobs import JobSpec
+from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.messages import Begin, Say
 from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, write_link
 from snakemake_executor_plugin_dask.observe.events import EventLog
@@ -46,6 +48,7 @@ class Run:
         self._cluster: RunCluster | None = None
         self._leases: LeaseServer | None = None
         self._fleet: Fleet | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Bring the scheduler up; workers come with the first jobs."""
@@ -63,7 +66,13 @@ class Run:
         cluster = self._cluster = RunCluster(
             security, host, None if host else interface, options.scheduler_port
         )
-        await cluster.start(dashboard)
+        hear = Hear(
+            topic=task.event_topic(setup.run_id),
+            worker_added=lambda address, name: self._spawn(self._joined(address, name)),
+            worker_removed=self._removed,
+            event=self.controller.received,
+        )
+        await cluster.start(dashboard, hear)
         leases = self._leases = LeaseServer(server_context(files), lambda *_: None)
         await leases.start(host)
         reach = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0]
@@ -77,8 +86,6 @@ class Run:
         )
         self._fleet = Fleet(cluster, leases, backends, link, setup.lease_s, self.controller)
         self.controller.fleet = self._fleet
-        cluster.client.subscribe_topic("all", self._cluster_event)
-        cluster.client.subscribe_topic(task.event_topic(setup.run_id), lambda event: self.controller.received(event[1]))
         self._events.write("run-started", run_id=setup.run_id, options=options, versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version})
         if dashboard.host is not None:
             self._tell_dashboard(cluster)
@@ -127,9 +134,10 @@ class Run:
         with contextlib.suppress(OSError):
             self._state_dir.rmdir()
 
-    def _submit(self, address: str, spec: JobSpec) -> asyncio.Future[Any]:
+    async def _submit(self, address: str, spec: JobSpec) -> Outcome | None:
+        """The attempt as a Dask task, pinned. Returns its outcome, or None where its end was told as an event already."""
         assert self._cluster is not None
-        future: asyncio.Future[Any] = self._cluster.client.submit(
+        future = self._cluster.client.submit(
             task.run_job,
             self._begin.setup.run_id,
             spec,
@@ -139,7 +147,16 @@ class Run:
             pure=False,
             retries=0,
         )
-        return future
+        try:
+            with self._cluster.client.as_current():
+                ended = wait(future)
+            await ended
+            if future.status == "finished" and not self.controller.expects(spec.key):
+                return None  # the result need not be fetched
+            outcome: Outcome = await future.result()
+            return outcome
+        finally:
+            future.release()
 
     async def _kill(self, member: Member, key: str, reason: str) -> None:
         assert self._cluster is not None
@@ -147,20 +164,16 @@ class Run:
             task.kill_job, self._begin.setup.run_id, key, reason, workers=[member.address], on_error="ignore"
         )
 
-    def _cluster_event(self, event: tuple[float, Any]) -> None:
-        message = event[1]
-        if not isinstance(message, dict):
-            return
-        address = message.get("worker")
-        if message.get("action") == "add-worker" and address is not None:
-            asyncio.ensure_future(self._joined(address))
-        elif message.get("action") == "remove-worker" and address is not None:
-            assert self._fleet is not None
+    def _removed(self, address: str) -> None:
+        if self._fleet is not None:
             self._fleet.removed(address)
 
-    async def _joined(self, address: str) -> None:
-        assert self._cluster is not None and self._fleet is not None
-        state = self._cluster.scheduler.workers.get(address)
-        if state is not None:
-            await self._fleet.joined(address, str(state.name), self._begin.setup.run_id)
-            self.controller.scale()
+    async def _joined(self, address: str, name: str) -> None:
+        assert self._fleet is not None
+        await self._fleet.joined(address, name, self._begin.setup.run_id)
+        self.controller.scale()
+
+    def _spawn(self, coroutine: Any) -> None:
+        running = asyncio.ensure_future(coroutine)
+        self._tasks.add(running)
+        running.add_done_callback(self._tasks.discard)
