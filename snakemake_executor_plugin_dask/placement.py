@@ -69,11 +69,11 @@ class _Round:
             cls = queue.heads[position][1]
             if cls not in self.candidates:
                 everywhere = cls in queue.unchecked or cls.need.workers > 1 or cls.spreads
-                queue.unchecked.discard(cls)
                 self.candidates[cls] = list(roomy if everywhere else self.live)
+            # After a start this position holds another class, or the same one with its next job.
             if not self._start(cls):
+                queue.unchecked.discard(cls)
                 position += 1
-            # A class that was served has a later first job now, so this position holds another class or the same.
 
     def _fresh_first(self) -> None:
         """New allocations go first to the jobs that need one, once these have waited long enough."""

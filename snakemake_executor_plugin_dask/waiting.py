@@ -61,6 +61,11 @@ class JobClass:
         return self.fresh or needs_fresh(self.request, self.pool)
 
     @property
+    def least_cores(self) -> int:
+        """What a worker must have at the least; it does not change, as `need` does for a job that spreads."""
+        return 0 if self.spreads else self.need.cores
+
+    @property
     def spreads(self) -> bool:
         """Whether the number of nodes follows from the workers' size."""
         return self.request.mpi and self.request.nodes == 1
@@ -99,7 +104,7 @@ class Queue:
         cls.count += 1
         if old is None:
             self.classes[cls.request, cls.fresh] = cls
-            self._cores[cls.need.cores] += 1
+            self._cores[cls.least_cores] += 1
             insort(self._memory, cls.need.memory_mb or 0)
         elif old.order < entry.order:
             return
@@ -122,9 +127,9 @@ class Queue:
             return
         del self.classes[cls.request, cls.fresh]
         self.unchecked.discard(cls)
-        self._cores[cls.need.cores] -= 1
-        if not self._cores[cls.need.cores]:
-            del self._cores[cls.need.cores]
+        self._cores[cls.least_cores] -= 1
+        if not self._cores[cls.least_cores]:
+            del self._cores[cls.least_cores]
         del self._memory[bisect_left(self._memory, cls.need.memory_mb or 0)]
 
     def unreserve(self, cls: JobClass) -> set[str]:

@@ -1,0 +1,263 @@
+"""Thousands of random mixes of jobs on random workers, on a clock of the test's own."""
+
+import heapq
+import itertools
+import random
+
+import pytest
+from deciding import MIG, UUIDS, a_job, a_pool, facts_of
+
+from snakemake_executor_plugin_dask.ledger import Lease, Ledger
+from snakemake_executor_plugin_dask.messages import QueuedJob
+from snakemake_executor_plugin_dask.placement import PATIENCE_S, Waiting, blockers, place
+from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.reservations import lets_pass
+from snakemake_executor_plugin_dask.routing import shape_of, shortages
+
+LONGEST_S = 200
+
+
+class Simulation:
+    """One run: jobs arrive, start, end after a time of their own, and workers come and go."""
+
+    def __init__(self, seed: int, pools: list[Pool], *, turmoil: bool) -> None:
+        self.random = random.Random(seed)
+        self.pools = pools
+        self.turmoil = turmoil
+        self.ledger = Ledger()
+        self.waiting = Waiting()
+        self.now = 0.0
+        self.running: dict[str, tuple[QueuedJob, Lease]] = {}
+        self.ends: list[tuple[float, int, str]] = []
+        self.stuck: list[tuple[float, int, str]] = []
+        self.arrived: dict[str, float] = {}
+        self.started: dict[str, float] = {}
+        self.numbers = itertools.count()
+        self.by_pool = {pool.name: pool for pool in pools}
+        self.names = itertools.count()
+
+    def join(self, pool: Pool) -> None:
+        name = f"{pool.name}-{next(self.names)}"
+        devices = self.random.choice([UUIDS, MIG])[: pool.gpus or 0]
+        self.ledger.add_worker(name, pool, facts_of(pool, name, devices=devices), self.now)
+
+    def arrive(self) -> None:
+        pool = self.random.choice(self.pools)
+        nodes = 1
+        if pool.nodes:
+            nodes = self.random.randint(1, pool.nodes)
+        elif pool.cluster == "mpi":
+            nodes = self.random.randint(1, pool.workers_max)
+        assert pool.cores
+        assert pool.memory_mb
+        extra = dict(pool.resources)
+        job = a_job(
+            priority=self.random.choice([0, 0, 0, 5]),
+            cores=self.random.choice([0, 1, 1, 2, pool.cores]) * nodes,
+            memory_mb=self.random.choice([None, None, 100, 1000, pool.memory_mb // 2, pool.memory_mb - 300]),
+            runtime_s=self.random.choice([None, 60.0, LONGEST_S]),
+            gpus=self.random.randint(0, pool.gpus) * nodes if pool.gpus and self.random.random() < 0.7 else 0,
+            nodes=nodes,
+            mpi=bool(pool.nodes),
+            extra=tuple((name, self.random.randint(1, amount)) for name, amount in extra.items()),
+        )
+        assert not shortages(job.request, pool, shape_of(pool))
+        self.waiting.add(job, pool, self.now)
+        self.arrived[job.spec.key] = self.now
+
+    def place(self) -> None:
+        for job, lease in place(self.waiting, self.ledger, self.now):
+            key = job.spec.key
+            assert key not in self.running
+            self.running[key] = job, lease
+            self.started[key] = self.now
+            most = job.request.runtime_s or LONGEST_S
+            heapq.heappush(self.ends, (self.now + self.random.uniform(1, most), next(self.numbers), key))
+        self.check_amounts()
+        self.check_nothing_fits()
+
+    def step(self) -> None:
+        """To the next end of a job, or of the processes that one left."""
+        queue = min((queue for queue in (self.ends, self.stuck) if queue), key=lambda queue: queue[0])
+        self.now, _, key = heapq.heappop(queue)
+        if queue is self.stuck:
+            self.ledger.release_devices(key, self.now)
+            return
+        if key not in self.running:
+            return
+        del self.running[key]
+        leaves = self.turmoil and self.random.random() < 0.1
+        self.ledger.release(key, self.now, devices_free=not leaves)
+        if leaves:
+            heapq.heappush(self.stuck, (self.now + self.random.uniform(1, 30), next(self.numbers), key))
+
+    def lose_a_worker(self) -> None:
+        """One worker goes and another one comes; its jobs wait again."""
+        names = self.ledger.workers()
+        if not names:
+            return
+        name = self.random.choice(names)
+        pool = self.by_pool[self.ledger.pool_of(name)]
+        for key in self.ledger.remove_worker(name):
+            job, _ = self.running.pop(key)
+            self.ledger.release(key, self.now)
+            again = a_job(
+                f"{key}+", **{field: getattr(job.request, field) for field in ("cores", "memory_mb", "nodes", "mpi")}
+            )
+            self.waiting.add(again, pool, self.now)
+        self.join(pool)
+
+    def check_amounts(self) -> None:
+        """Recount from the leases alone what is held, and compare with what the workers have."""
+        by_worker: dict[str, list[Lease]] = {}
+        for _, lease in self.running.values():
+            for name in lease.workers:
+                by_worker.setdefault(name, []).append(lease)
+        stuck = {key for _, _, key in self.stuck}
+        for name in self.ledger.workers():
+            state = self.ledger.states(self.ledger.pool_of(name))[name]
+            leases = by_worker.get(name, [])
+            free = self.ledger.free(name, self.now)
+            devices = [device for lease in leases for device in lease.devices.get(name, ())]
+            if state.wide:
+                hosts = [host for lease in leases for host in lease.hosts]
+                assert len(hosts) == len(set(hosts))
+                assert set(hosts) <= set(state.facts.hosts)
+                held_by_stuck = sum(len(held.hosts) for held in state.stuck.values())
+                assert len(hosts) + free.nodes + held_by_stuck == state.pool.nodes
+                continue
+            assert sum(lease.cores_by_worker[name] for lease in leases) <= state.facts.cores
+            assert sum(lease.memory_mb for lease in leases) <= state.facts.memory_mb
+            assert len(devices) == len(set(devices)), "a device is held twice"
+            left = [device for key, held in state.stuck.items() if key in stuck for device in held.devices]
+            assert sorted([*devices, *free.devices, *left]) == sorted(state.facts.devices), "a device is lost"
+            for lease in leases:
+                job = self.running[lease.key][0]
+                assert len(lease.devices.get(name, ())) == -(-job.request.gpus // job.request.nodes)
+            for resource, amount in state.pool.resources:
+                held = sum(dict(self.running[lease.key][0].request.extra).get(resource, 0) for lease in leases)
+                assert held + free.extra[resource] == amount
+
+    def check_nothing_fits(self) -> None:
+        """No job waits that would fit, but where a worker is kept for one before it."""
+        for queue in self.waiting.queues():
+            for order, cls in queue.heads:
+                open_to_it = 0
+                for name, state in self.ledger.states(queue.pool.name).items():
+                    if not self.ledger.fits(name, cls.request, self.now):
+                        continue
+                    kept = queue.reserved.get(name)
+                    if kept is not None and kept.cls is not cls:
+                        first = kept.cls.head()
+                        assert first is not None, "a worker is kept for nobody"
+                        if order > first.order and not lets_pass(kept, state, cls, self.now):
+                            continue
+                    open_to_it += 1
+                assert open_to_it < cls.need.workers, f"{cls.request} fits and waits"
+
+    def check_blockers(self) -> None:
+        """Each waiting class is told what it waits for."""
+        told = blockers(self.waiting, self.ledger, self.now)
+        assert sum(blocker.count for blocker in told) == len(self.waiting)
+        assert all(blocker.short for blocker in told)
+
+    def run(self, jobs: int) -> None:
+        """Let jobs arrive in bursts, and everything end."""
+        left = jobs
+        while left or len(self.waiting) or self.running or self.stuck:
+            burst = min(left, self.random.choice([0, 0, 1, 3, 20]))
+            for _ in range(burst):
+                self.arrive()
+            left -= burst
+            if self.turmoil and self.random.random() < 0.02:
+                self.lose_a_worker()
+            self.place()
+            if self.random.random() < 0.05:
+                self.check_blockers()
+            if self.ends or self.stuck:
+                self.step()
+            elif not burst:
+                assert left or not len(self.waiting), "jobs wait and nothing runs"
+        for name in self.ledger.workers():
+            free = self.ledger.free(name, self.now)
+            assert free.jobs == 0
+            assert self.ledger.idle_since(name) is not None
+
+
+def mixed_pools(chance: random.Random) -> list[Pool]:
+    """One to three pools of different kinds."""
+    kinds = [
+        a_pool("cpu", cores=chance.randint(2, 8), memory_mb=chance.randint(2000, 20000)),
+        a_pool("gpu", cores=8, memory_mb=20000, gpus=4, resources=(("licence", 2),)),
+        a_pool("wide", cores=4, nodes=4),
+        a_pool("mpi", "mpi", cores=4, workers_min=4, workers_max=4),
+    ]
+    return chance.sample(kinds, chance.randint(1, 3))
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_random_mixes_hold_every_promise(block: int) -> None:
+    """Nothing is held twice or lost, nothing that fits waits, and all jobs end, also while workers are lost."""
+    for seed in range(block * 60, block * 60 + 60):
+        chance = random.Random(seed)
+        pools = mixed_pools(chance)
+        simulation = Simulation(seed, pools, turmoil=bool(seed % 2))
+        for pool in pools:
+            for _ in range(pool.workers_max if pool.cluster == "mpi" else chance.randint(1, 4)):
+                simulation.join(pool)
+        simulation.run(chance.choice([10, 40]))
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_random_gpu_mixes_share_four_devices(block: int) -> None:
+    """Jobs of none to four GPUs on nodes with four devices: no device is held twice and none is lost."""
+    pool = a_pool("gpu", cores=8, memory_mb=20000, gpus=4)
+    for seed in range(block * 60, block * 60 + 60):
+        simulation = Simulation(seed, [pool], turmoil=bool(seed % 3 == 0))
+        for _ in range(1 + seed % 2):
+            simulation.join(pool)
+        simulation.run(25)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("known", [True, False])
+def test_a_stream_of_small_jobs_does_not_starve_a_large_one(seed: int, known: bool) -> None:
+    """A job for a whole worker starts within the bound, though small ones keep coming that would fit at once."""
+    chance = random.Random(seed)
+    pool = a_pool(cores=4)
+    simulation = Simulation(seed, [pool], turmoil=False)
+    for _ in range(chance.randint(1, 3)):
+        simulation.join(pool)
+    runtime_s = 30.0 if known else None
+    ends: list[tuple[float, str]] = []
+    large = a_job("large", cores=4, runtime_s=runtime_s)
+    asked = 5.0
+    while "large" not in simulation.started:
+        while simulation.waiting.keys().count("large") == 0 and simulation.now >= asked:
+            simulation.waiting.add(large, pool, simulation.now)
+        for _ in range(3):
+            simulation.waiting.add(a_job(cores=1, runtime_s=runtime_s), pool, simulation.now)
+        for job, lease in place(simulation.waiting, simulation.ledger, simulation.now):
+            simulation.started[job.spec.key] = simulation.now
+            heapq.heappush(ends, (simulation.now + chance.uniform(5, 30), lease.key))
+        simulation.now, key = heapq.heappop(ends)
+        simulation.ledger.release(key, simulation.now)
+        assert simulation.now < asked + PATIENCE_S + 100
+    assert simulation.started["large"] <= asked + PATIENCE_S + 60
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_jobs_on_several_workers_neither_deadlock_nor_starve(seed: int) -> None:
+    """Jobs that need two to four of four workers at once all run, beside small ones."""
+    chance = random.Random(seed)
+    pool = a_pool("mpi", "mpi", cores=2, workers_min=4, workers_max=4)
+    simulation = Simulation(seed, [pool], turmoil=False)
+    for _ in range(4):
+        simulation.join(pool)
+    for _ in range(10):
+        nodes = chance.randint(2, 4)
+        simulation.waiting.add(a_job(cores=2 * nodes, nodes=nodes, mpi=True), pool, 0.0)
+        for _ in range(5):
+            simulation.waiting.add(a_job(), pool, 0.0)
+    simulation.run(0)
+    assert len(simulation.started) == 60
