@@ -1,10 +1,10 @@
-"""One attempt of one job on this worker: its state, the command of a cold start, and its outcome. Pure but for the log's tail."""
+"""One attempt of one job on this worker: its state, the command of a cold start, its outcome. Reads the log's tail."""
 
 import asyncio
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, JobStart, Outcome, RunSetup, Status
@@ -15,13 +15,13 @@ from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 HOST = os.uname().nodename
 
 
-class NotStarted(Exception):
+class NotStarted(Exception):  # noqa: N818 - a way to end, as its status is called
     """The attempt's process could not be started; the text says why."""
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """What the supervisor knows of an attempt. Times in seconds: ``started`` and ``ended`` since the epoch, others of the loop."""
+    """What the supervisor knows of an attempt. ``started`` and ``ended`` are epoch times, others are the loop's."""
 
     spec: JobSpec
     leader: "asyncio.Future[int | None]"  # what `wait` said of the first process; None: nobody knows
@@ -49,8 +49,8 @@ class Attempt:
     def key(self) -> str:
         return self.spec.key
 
-    def outcome(self, *, not_started: str | None = None, kernel_kills: int = 0) -> Outcome:
-        """How it ended."""
+    def outcome(self, not_started: str | None, kernel_kills: Callable[[], int]) -> Outcome:
+        """How it ended. ``not_started``: why it could not be started; ``kernel_kills``: counts those of this node."""
         status = self.leader.result() if self.leader.done() else None
         code, number = (None, None) if status is None else exit_status(status)
         notes = list(self.notes)
@@ -65,7 +65,7 @@ class Attempt:
             verdict = "lost"
         else:
             verdict = "succeeded" if status == 0 else "failed"
-        if verdict == "failed" and kernel_kills > self.kernel_kills:
+        if verdict == "failed" and kernel_kills() > self.kernel_kills:
             notes.append(f"the memory of {HOST} was full while it ran, and the kernel killed processes there")
         return Outcome(
             key=self.key,
@@ -86,7 +86,7 @@ class Attempt:
 
 
 def cold_command(setup: RunSetup, spec: JobSpec, overrides: int | None) -> list[str]:
-    """The command of a cold start. ``overrides``: the descriptor with the pickled values of `JobSpec.overrides`, if any."""
+    """The command of a cold start. ``overrides``: a descriptor with the pickled `JobSpec.overrides`."""
     if spec.script is not None:
         return [spec.script] if os.access(spec.script, os.X_OK) else ["/bin/sh", spec.script]
     module = ["snakemake"]
@@ -102,7 +102,7 @@ def cold_command(setup: RunSetup, spec: JobSpec, overrides: int | None) -> list[
 
 def fallback_places(environment: Sequence[str | None]) -> list[str]:
     """Directories for logs that cannot be where they should be, without repetition."""
-    return list(dict.fromkeys(place for place in (*environment, "/dev/shm") if place))
+    return list(dict.fromkeys(place for place in (*environment, "/dev/shm") if place))  # noqa: S108 - in a directory of the user's own
 
 
 def seconds(value: float) -> str:
@@ -112,3 +112,8 @@ def seconds(value: float) -> str:
     if value >= 60 and value % 60 == 0:
         return f"{value / 60:g} min"
     return f"{value:.0f} s" if value >= 10 else f"{value:.3g} s"
+
+
+def note(text: str) -> None:
+    """A line in the worker's own log."""
+    print(f"supervisor: {text}", file=sys.stderr, flush=True)  # noqa: T201 - stderr is that log

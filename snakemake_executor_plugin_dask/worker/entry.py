@@ -1,7 +1,7 @@
 """The Snakemake of a cold job whose arguments a command line cannot express. Imports Snakemake; runs the job.
 
-``python -m snakemake_executor_plugin_dask.worker.entry FD ARGUMENT…``: FD is an inherited file descriptor with a pickled
-dictionary, argparse destination to value, that is put over what the arguments say. Everything else is as with
+``python -m snakemake_executor_plugin_dask.worker.entry FD ARGUMENT…``: FD is an inherited file descriptor with a
+pickled dictionary, argparse destination to value, that is put over what the arguments say. Everything else is as with
 ``python -m snakemake ARGUMENT…``, of whose `main` this is the long form.
 """
 
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     """Run the job's Snakemake; returns its exit code."""
     overrides = read_overrides(int(argv[0]))
     arguments = argv[1:]
-    import snakemake.cli as cli
+    from snakemake import cli
     from snakemake.exceptions import print_exception
 
     # What a job's code sees in sys.argv, as if Snakemake's own module had been started.
@@ -43,8 +43,8 @@ def override(namespace: Any, overrides: Mapping[str, Any]) -> None:
     for name, value in overrides.items():
         if not hasattr(namespace, name):
             msg = (
-                f"Snakemake's command line has no argument with the destination «{name}»: the plugin's arguments for a "
-                "job do not fit to the version of Snakemake on this worker; install the same version as in the main process."
+                f"Snakemake's command line has no argument with the destination «{name}»: what the plugin sends "
+                "with a job does not fit the version of Snakemake on this worker; install that of the main process."
             )
             raise AttributeError(msg)
         setattr(namespace, name, value)

@@ -1,8 +1,8 @@
 """A job's environment on a worker. Pure.
 
-The contract: the environment that Snakemake was started in (without its batch system's variables, where workers run in
-other allocations), then the worker's own allocation's variables, then what the pool's prologue changed, and nothing that
-Dask and launchers add. Names and values are text as `os.fsdecode` makes it, so undecodable bytes pass unchanged.
+The contract: the environment that Snakemake was started in (without its batch system's variables, where workers run
+in other allocations), then the worker's own allocation's variables, then what the pool's prologue changed, and nothing
+that Dask and launchers add. Names and values are text as `os.fsdecode` makes it, so undecodable bytes pass unchanged.
 """
 
 import base64
@@ -65,16 +65,21 @@ _SHELL = {"_", "SHLVL", "PWD", "OLDPWD"}
 def base_environment(environment: Mapping[str, str], replace: bool, own: Mapping[str, str]) -> dict[str, str]:
     """The environment that all jobs of a run have on this worker.
 
-    ``environment`` is Snakemake's (`RunSetup.environment`), ``replace`` is `RunSetup.replace_environment`, ``own`` is the
-    worker's. Where both belong to the same place (no batch system, or the same allocation and no step in between) the
-    result is Snakemake's environment, byte for byte.
+    ``environment`` is Snakemake's (`RunSetup.environment`), ``replace`` is `RunSetup.replace_environment`, ``own`` is
+    the worker's. Where both belong to the same place (no batch system, or the same allocation and no step in between)
+    the result is Snakemake's environment, byte for byte.
     """
     if not replace:
         return {**_cleaned(own), **environment}
     if _of_allocation(own) == _of_allocation(environment) and BEFORE_PROLOGUE not in own:
         return dict(environment)
     if _same_allocation(environment, own):
-        base = {name: value for name, value in environment.items() if not (_is_step(name) or _is_launcher(name))}
+        rank = any(name in environment for name in _RANKS)
+        base = {
+            name: value
+            for name, value in environment.items()
+            if not (_is_step(name) or (rank and _is_launcher(name)))  # a user's own OMPI_MCA_… stay
+        }
         base.update({name: own[name] for name in _OF_THE_NODE if name in own})
     else:
         base = _without_allocation(environment)
@@ -198,10 +203,10 @@ def _changed(current: str | None, before: str | None, after: str) -> str:
     """``after``, or for a list such as PATH: what was put before and behind it, around the job's own list."""
     if not current or not before or current == before:
         return after
-    head, found, tail = after.partition(before)
-    if found and (not head or head.endswith(":")) and (not tail or tail.startswith(":")):
-        return head + current + tail
-    return after
+    head, found, tail = f":{after}:".partition(f":{before}:")
+    if not found:
+        return after
+    return ":".join(part for part in (head[1:], current, tail[:-1]) if part)
 
 
 def read_dump(text: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The supervisor's lease, and its connection to the driver, which renews it. Talks over TLS.
 
-Time is counted by CLOCK_BOOTTIME, so that a host which was suspended finds its lease run out. A renewal that comes after the
-lease ran out does not revive it: it may have waited in a buffer while this process or its host stood still.
+Time is counted by CLOCK_BOOTTIME, so that a host which was suspended finds its lease run out. A renewal that comes
+after the lease ran out does not revive it: it may have waited in a buffer while this process stood still.
 """
 
 import asyncio
@@ -41,9 +41,9 @@ class Lease:
     def renew(self, number: int | None = None, earliest: float | None = None) -> None:
         """Renew, unless it has run out.
 
-        ``number`` counts renewals that are sent every 5 s. The driver counts the lease from when it sent a renewal, so one that was
-        held up on its way must not count from its arrival: it counts from when it should have come after the one before.
-        ``earliest`` is a time after which the driver is known to have sent it.
+        ``number`` counts renewals that are sent every 5 s. The driver counts the lease from when it sent a renewal, so
+        one that was held up on its way must not count from its arrival: it counts from when it should have come after
+        the one before. ``earliest`` is a time after which the driver is known to have sent it.
         """
         now = self._clock()
         if self._since + self.length_s < now:
@@ -103,10 +103,9 @@ class LeaseLine:
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""
         while True:
-            try:
+            # The lease says how long this may go on.
+            with contextlib.suppress(OSError, ValueError, EOFError):
                 await self._converse()
-            except (OSError, ssl.SSLError, TimeoutError, ValueError, EOFError):
-                pass  # the lease says how long this may go on
             self._close()
             await asyncio.sleep(_RETRY_S)
 
@@ -126,7 +125,7 @@ class LeaseLine:
                     await self._writer.drain()
                     self._writer.close()
                     await self._writer.wait_closed()
-        except (OSError, ssl.SSLError, TimeoutError):
+        except OSError:
             return False
         return True
 

@@ -15,9 +15,9 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\
 
 
 def usable_log(path: str, places: Sequence[str]) -> tuple[str, str]:
-    """The first file that really takes a write: ``path``, else one in ``places``, else /dev/null; and why not ``path``.
+    """The first file that really takes a write: ``path``, one in ``places``, or /dev/null; and why not ``path``.
 
-    The second value is empty where ``path`` serves. Directories of ``path`` are made. May block where a file server does.
+    The second value is empty where ``path`` serves. Directories are made. May block where a file server does.
     """
     try:
         _probe(path)
@@ -70,7 +70,7 @@ def tail(path: str) -> str:
 
 
 def clean_tail(data: bytes, cut: bool) -> str:
-    """The last lines of ``data``; with ``cut`` its beginning is missing, so that the first line is dropped if others follow."""
+    """The last lines of ``data``; with ``cut`` its first line is not whole, and is dropped if others follow."""
     lines = data.decode(errors="replace").split("\n")
     # What a progress bar wrote over is gone on a terminal, too.
     lines = [_CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip() for line in lines]

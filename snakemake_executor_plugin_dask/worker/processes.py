@@ -1,7 +1,7 @@
 """Start and end processes, and read the process table (`/proc`). Standard library only; Linux only.
 
-Races with process numbers: a number may be given to another process once its parent has waited for it. Functions that signal
-read the table immediately before.
+Races with process numbers: a number may be given to another process once its parent has waited for it. So functions
+that signal read the table immediately before.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def die_with_parent() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """A line of the process table. ``start`` is in clock ticks since boot: with the number it names a process for good."""
+    """A line of the process table. ``start``, in clock ticks since boot, names a process for good with its number."""
 
     pid: int
     ppid: int
@@ -90,20 +90,17 @@ def process_table() -> dict[int, Stat]:
     return {stat.pid: stat for stat in stats if stat is not None}
 
 
-def children_of(pid: int) -> list[int]:
-    """Direct children; cheap for a process with few threads where the kernel offers the list."""
-    found: list[int] = []
+def own_children() -> list[int]:
+    """This process's direct children, adopted ones included; cheap where the kernel offers the list.
+
+    Children belong to the thread that forked them, adopted ones to the first thread; so only the first thread may fork.
+    """
+    pid = os.getpid()
     try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children", "rb", buffering=0) as file:
-                while data := file.read(1 << 16):
-                    found += [int(item) for item in data.split()]
-    except FileNotFoundError:
-        if not os.path.exists(f"/proc/{pid}/task/{pid}/children"):
-            return [stat.pid for stat in process_table().values() if stat.ppid == pid]
-    except OSError:
-        pass
-    return found
+        with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as file:
+            return [int(item) for item in (file.readall() or b"").split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [stat.pid for stat in process_table().values() if stat.ppid == pid]
 
 
 def tree(table: Mapping[int, Stat], roots: Iterable[int]) -> list[Stat]:
@@ -166,8 +163,8 @@ def kill_descendants(pid: int, timeout_s: float = 10.0) -> bool:
 def kill_run(run_id: str, worker: str, timeout_s: float = 10.0) -> bool:
     """End what is left on this machine of a worker of a run: its supervisor, and every process of its jobs.
 
-    The worker itself must be dead. Jobs belong to it when they descend from its supervisor, or carry a key of the run and descend
-    from no other supervisor. Returns True once none of them is alive, False after ``timeout_s``.
+    The worker itself must be dead. Jobs belong to it when they descend from its supervisor, or carry a key of the run
+    and descend from no other supervisor. Returns True once none of them is alive, False after ``timeout_s``.
     """
 
     def jobs() -> list[int]:
@@ -231,8 +228,8 @@ class Launch:
 def spawn(launch: Launch) -> tuple[int, int]:
     """Fork, and return the child's number and a descriptor.
 
-    The descriptor gives nothing but end of file once the program was executed, else the reason as text; so nothing that can
-    block (a directory on a file server that hangs) blocks the caller. Raises OSError where no process can be made.
+    The descriptor gives nothing but end of file once the program was executed, else the reason as text; so nothing that
+    can block (a directory on a file server that hangs) blocks the caller. Raises OSError where no process can be made.
     """
     parent = os.getpid()
     readable, writable = os.pipe()
@@ -312,12 +309,12 @@ def set_soft_limit(number: int, soft: int) -> None:
 
 def _execute(arguments: Sequence[str], environment: dict[str, str]) -> NoReturn:
     try:
-        os.execvpe(arguments[0], list(arguments), environment)
+        os.execvpe(arguments[0], list(arguments), environment)  # noqa: S606 - a shell is what is not wanted
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise
     # A script without a first line that names its interpreter: the shell's own rule.
-    os.execve("/bin/sh", ["sh", *arguments], environment)
+    os.execve("/bin/sh", ["sh", *arguments], environment)  # noqa: S606
 
 
 def exit_status(status: int) -> tuple[int | None, int | None]:

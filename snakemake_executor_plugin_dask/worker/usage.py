@@ -1,19 +1,20 @@
 """How much memory the process trees of jobs hold, looked at often enough for their limits. Reads /proc.
 
-What counts is anonymous and shared memory (and swap): what a job holds for as long as it likes. Pages of mapped files do
-not count, since the kernel drops them when memory runs short.
+What counts is anonymous and shared memory (and swap): what a job holds for as long as it likes. Pages of mapped files
+do not count, since the kernel drops them when memory runs short.
 
 Cost rules. Every look takes the resident size of each known process (`statm`, a few microseconds through a descriptor
 that stays open). Only where it changed, `status` gives the exact parts of one process. Memory that several processes
-share is counted once, by proportional shares (`smaps_rollup`, milliseconds for large processes): only where the sum over
-the processes and the largest of them differ by more than 3 %, and the answer matters.
+share is counted once, by proportional shares (`smaps_rollup`, milliseconds for large processes): only where the sum
+over the processes and the largest of them differ by more than 3 %, and the answer matters.
 
-Baseline. A job's own Snakemake does not count as it stood when the job's work began. For a job forked by the warm process that
-runs the job's own function, this is the fork. Otherwise work has begun when Snakemake's process has its third thread (the one
-that runs the job) or a child process; the baseline is what it held at the last look before.
+Baseline. A job's own Snakemake does not count as it stood when the job's work began. For a job forked by the warm
+process that runs the job's own function, this is the fork. Otherwise work has begun when Snakemake's process has its
+third thread (the one that runs the job) or a child process; the baseline is what it held at the last look before.
 """
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -110,7 +111,7 @@ class Monitor:
         self._shares_not_before = 0.0
 
     def add(self, key: str, leader: int, limit: int | None, *, direct: bool, began: bool) -> None:
-        """Watch a job. ``limit`` in bytes. ``direct``: the leader is the job's own Snakemake, else that is a descendant.
+        """Watch a job. ``limit`` in bytes. ``direct``: the leader is its own Snakemake, else that is a descendant.
 
         ``began``: its work begins now.
         """
@@ -151,11 +152,11 @@ class Monitor:
         if not due:
             return []
         self._find(now)
-        found = []
-        for watch in due:
-            if self._measure(watch, now) and watch.limit is not None:
-                found.append(Excess(watch.key, watch.current, watch.limit))
-        return found
+        return [
+            Excess(watch.key, watch.current, watch.limit)
+            for watch in due
+            if self._measure(watch, now) and watch.limit is not None
+        ]
 
     # Which process belongs to which job
 
@@ -297,8 +298,8 @@ class Monitor:
         if now < self._shares_not_before:
             return max(lower, min(upper, watch.current))
         started = self._clock()
-        # Each of these is an upper bound. The first counts what the own Snakemake shares with the warm process and with other
-        # jobs, the second what it shares with its children twice.
+        # Each of these is an upper bound. The first counts what the own Snakemake shares with the warm process and with
+        # other jobs, the second counts twice what it shares with its children.
         shares = {process.pid: self._share(process) for process in watch.members.values()}
         every = sum(shares.values())
         others = sum(share for pid, share in shares.items() if pid != watch.own)
@@ -365,7 +366,7 @@ class ProcFiles:
     def is_snakemake(self, pid: int) -> bool:
         arguments = processes.command_line(pid)
         modules = (b"snakemake", b"snakemake_executor_plugin_dask.worker.entry")
-        return any(one == b"-m" and other in modules for one, other in zip(arguments, arguments[1:], strict=False)) or (
+        return any(one == b"-m" and other in modules for one, other in itertools.pairwise(arguments)) or (
             len(arguments) > 1 and os.path.basename(arguments[1]) == b"snakemake"
         )
 
@@ -381,7 +382,7 @@ class ProcFiles:
         except OSError:
             return None
         fields = dict(line.split(None, 1) for line in data.splitlines() if line.endswith(b" kB"))
-        first, *others = names
+        first, *_ = names
         if first not in fields:
             names = (instead,)
         values = (fields[name] for name in names if name in fields)

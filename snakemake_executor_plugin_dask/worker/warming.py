@@ -1,0 +1,143 @@
+"""Warm starts: keeps a warm process, waits until it is ready, replaces it, and ends what a dead one left behind."""
+
+import asyncio
+import dataclasses
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from snakemake_executor_plugin_dask.jobs import RunSetup
+from snakemake_executor_plugin_dask.worker import processes
+from snakemake_executor_plugin_dask.worker.attempt import HOST, Attempt, note
+from snakemake_executor_plugin_dask.worker.ending import Endings
+from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
+
+_READY_S = 60.0  # a job waits so long for the workflow to have been read
+_ANSWER_S = 30.0  # a warm process that answers later hangs
+_RESTARTS = 3
+
+
+class Warming:
+    """The warm process of a run on this worker, and its successors. Jobs for which there is none are started cold."""
+
+    def __init__(self, endings: Endings, started: Callable[[Attempt, int, bool], None]) -> None:
+        """``started(attempt, pid, began)`` is called for each forked job; ``began``: its own function runs at once."""
+        self._endings = endings
+        self._started = started
+        self._setup: RunSetup | None = None
+        self._environment: Mapping[str, str] = {}
+        self._current: WarmProcess | None = None
+        self._failures = 0
+        self._burials: set[asyncio.Task[Any]] = set()
+
+    def begin(self, setup: RunSetup, environment: Mapping[str, str]) -> None:
+        """Start the warm process, if the run is to have one."""
+        if setup.job_start == "warm" and not setup.precommand:
+            self._setup, self._environment = setup, environment
+            self._launch()
+
+    def end(self) -> None:
+        """No more warm process."""
+        self._setup = None
+        for warm in self._endings.warms.values():
+            warm.kill()
+
+    async def start(self, current: Attempt) -> bool:
+        """Start an attempt from the warm process. False: it has to be started cold."""
+        warm = await self._ready(current)
+        if warm is None or current.verdict is not None:
+            return False
+        current.warm = warm
+        warm.start(dataclasses.replace(current.spec, log_path=current.log))
+        try:
+            refusal = await asyncio.wait_for(asyncio.shield(current.answer), _ANSWER_S)
+        except TimeoutError:
+            warm.kill()
+            refusal = await current.answer
+        if refusal is None:
+            return True
+        current.warm = None
+        current.notes.append(f"not started warm: {refusal}")
+        return False
+
+    def _launch(self) -> None:
+        self._current = None
+        if self._setup is None:
+            return
+        try:
+            self._current = WarmProcess(self._setup, self._environment, self)
+        except OSError as error:
+            note(f"no warm process could be made: {error}")
+        else:
+            self._endings.warms[self._current.pid] = self._current
+
+    async def _ready(self, current: Attempt) -> WarmProcess | None:
+        """The warm process, once it has read the workflow; None where this job cannot be started from one."""
+        if current.spec.start != "warm" or current.spec.script is not None:
+            return None
+        try:
+            async with asyncio.timeout(_READY_S):
+                while (warm := self._current) is not None and not warm.ready:
+                    await warm.settled.wait()
+        except TimeoutError:
+            current.notes.append(f"not started warm: the workflow was not read within {_READY_S:.0f} s")
+            return None
+        return warm
+
+    def warm_forked(self, warm: WarmProcess, key: str, pid: int) -> None:
+        current = self._endings.attempts.get(key)
+        if current is None:
+            processes.send([pid], signal.SIGKILL)
+            return
+        current.start = "warm"
+        self._started(current, pid, warm.depth >= 3 and current.spec.call is not None)
+        _answer(current, None)
+
+    def warm_exited(self, warm: WarmProcess, key: str, status: int, cpu_s: float) -> None:
+        current = self._endings.attempts.get(key)
+        if current is not None and current.warm is warm and not current.leader.done():
+            current.cpu_s += cpu_s
+            current.leader.set_result(status)
+
+    def warm_refused(self, warm: WarmProcess, key: str, reason: str) -> None:
+        current = self._endings.attempts.get(key)
+        if current is not None and current.warm is warm:
+            _answer(current, reason)
+
+    def warm_stale(self, warm: WarmProcess, reason: str) -> None:
+        if warm is self._current:
+            note(f"the warm process is replaced: {reason}")
+            warm.close()
+            self._launch()
+
+    def warm_gone(self, warm: WarmProcess) -> None:
+        if warm is self._current:
+            self._failures += 1
+            self._current = None
+            # One that never got ready would not the next time, either.
+            if warm.depth > 0 and self._failures <= _RESTARTS:
+                self._launch()
+        task = asyncio.create_task(self._bury(warm))
+        self._burials.add(task)
+        task.add_done_callback(self._burials.discard)
+
+    async def _bury(self, warm: WarmProcess) -> None:
+        """End what a warm process leaves behind: its jobs, and a child of which it could not tell any more."""
+        await warm.reaped.wait()
+        for current in list(self._endings.attempts.values()):
+            if current.warm is warm and current.pid:
+                why = f"the warm process on {HOST} ended, and the job with it"
+                self._endings.stop(current, "lost", why, grace_s=0.0)
+        if warm.unanswered:
+            while strays := self._endings.strays():
+                processes.send(strays, signal.SIGKILL)
+                await self._endings.something_ended()
+        for key in warm.unanswered:
+            current_or_none = self._endings.attempts.get(key)
+            if current_or_none is not None and current_or_none.warm is warm:
+                _answer(current_or_none, "the warm process ended")
+
+
+def _answer(current: Attempt, refusal: str | None) -> None:
+    if not current.answer.done():
+        current.answer.set_result(refusal)

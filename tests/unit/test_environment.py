@@ -1,0 +1,154 @@
+"""A job's environment: what comes from Snakemake, from the allocation, from the prologue, and what must not."""
+
+import base64
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakemake_executor_plugin_dask.worker.environment import (
+    BEFORE_PROLOGUE,
+    base_environment,
+    job_environment,
+    read_dump,
+)
+
+LOGIN = {"HOME": "/home/u", "PATH": "/conda/bin:/usr/bin", "LANG": "C", "OMP_NUM_THREADS": "8"}
+BATCH = {"SLURM_JOB_ID": "77", "SLURM_JOB_CPUS_PER_NODE": "48(x2)", "SLURM_NTASKS": "1", "TMPDIR": "/scratch/77"}
+STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n2"}
+RANK = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "PMIX_RANK": "1",
+    "PMIX_NAMESPACE": "x",
+    "OMPI_MCA_ess": "pmi",
+    "PRTE_LAUNCHED": "1",
+}
+
+text = (
+    st.binary(min_size=1, max_size=12)
+    .filter(lambda data: b"\0" not in data)
+    .map(lambda data: data.decode("utf-8", "surrogateescape"))
+)
+names = text.filter(lambda name: "=" not in name)
+
+
+def dump(environment):
+    data = b"\0".join(f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in environment.items())
+    return base64.b64encode(data).decode()
+
+
+@given(st.dictionaries(names, text, max_size=8))
+def test_own_machine_gives_snakemakes_environment_byte_for_byte(environment):
+    """A worker started with Snakemake's environment and Dask's additions changes nothing."""
+    own = {**environment, "DASK_CONFIG": "x", "OMP_NUM_THREADS": "1"}
+    environment.setdefault("OMP_NUM_THREADS", "8")
+    assert base_environment(environment, True, own) == environment
+
+
+def test_own_machine_inside_an_allocation_changes_nothing():
+    """Where Snakemake itself runs in an allocation, a worker beside it has the same variables."""
+    environment = {**LOGIN, **BATCH, **STEP}
+    assert base_environment(environment, True, dict(environment)) == environment
+
+
+def test_worker_in_its_own_allocation_gets_that_ones_variables():
+    """Snakemake's own batch variables go, the worker's come; the user's stay."""
+    snakemake = {
+        **LOGIN,
+        "SLURM_JOB_ID": "1",
+        "SLURM_MEM_PER_NODE": "9",
+        "TMPDIR": "/scratch/1",
+        "SLURM_CONF": "/etc/s",
+    }
+    result = base_environment(snakemake, True, {"HOME": "/root", "PATH": "/bin", **BATCH, "DASK_X": "1"})
+    assert result == {**LOGIN, **BATCH, "SLURM_CONF": "/etc/s", "SLURM_OVERLAP": "1"}
+
+
+def test_tmpdir_of_a_login_node_stays_until_the_allocation_has_one():
+    """TMPDIR that the user set outside any allocation is the user's own."""
+    snakemake = {**LOGIN, "TMPDIR": "/home/u/tmp"}
+    assert base_environment(snakemake, True, {"PBS_JOBID": "3"})["TMPDIR"] == "/home/u/tmp"
+    assert base_environment(snakemake, True, {"PBS_JOBID": "3", "TMPDIR": "/l"})["TMPDIR"] == "/l"
+
+
+def test_rank_of_an_inner_launcher_is_not_inherited():
+    """A worker that `srun` or `mpirun` started leaves no trace of the step, so that an inner launcher works."""
+    result = base_environment(
+        LOGIN, True, {**BATCH, **STEP, **RANK, "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "1(x2)"}
+    )
+    assert not set(result) & {*STEP, *RANK, "SLURM_NTASKS"}
+    assert result["SLURM_OVERLAP"] == "1"
+    assert result["SLURM_TASKS_PER_NODE"] == "48(x2)", "Open MPI takes its slots from it"
+
+
+def test_step_of_the_same_allocation_keeps_the_allocations_own_values():
+    """Snakemake in a batch script, workers started by `srun` in the same allocation: only the node's variables differ."""
+    snakemake = {**LOGIN, **BATCH, "SLURM_PROCID": "0", "CUDA_VISIBLE_DEVICES": "0"}
+    own = {**snakemake, **STEP, "SLURM_NTASKS": "4", "CUDA_VISIBLE_DEVICES": "2,3", "TMPDIR": "/scratch/node2"}
+    result = base_environment(snakemake, True, own)
+    assert result == {**LOGIN, **BATCH, "CUDA_VISIBLE_DEVICES": "2,3", "TMPDIR": "/scratch/node2", "SLURM_OVERLAP": "1"}
+
+
+def test_grid_engines_short_names_count_only_beside_its_marks():
+    """`QUEUE` is a user's variable, unless Grid Engine set it."""
+    snakemake = {**LOGIN, "QUEUE": "mine"}
+    assert base_environment(snakemake, True, {"PBS_JOBID": "3"})["QUEUE"] == "mine"
+    result = base_environment(
+        snakemake, True, {"SGE_TASK_ID": "undefined", "JOB_ID": "5", "QUEUE": "all.q", "SGE_ROOT": "/s"}
+    )
+    assert (result["QUEUE"], result["JOB_ID"]) == ("all.q", "5")
+
+
+def test_prologue_changes_reach_the_job():
+    """What the prologue set, changed and removed; lists such as PATH grow around the job's own value."""
+    before = {"PATH": "/bin", "LD_LIBRARY_PATH": "", "OLD": "1", "MODE": "a", "LANG": "C"}
+    after = {
+        "PATH": "/mod/bin:/bin",
+        "LD_LIBRARY_PATH": "/mod/lib",
+        "MODE": "b",
+        "LANG": "C",
+        "DASK_Y": "1",
+        "SHLVL": "3",
+    }
+    result = base_environment(
+        {**LOGIN, "OLD": "1"}, True, {**after, **BATCH, BEFORE_PROLOGUE: dump({**before, **BATCH})}
+    )
+    assert result["PATH"] == "/mod/bin:/conda/bin:/usr/bin"
+    assert (result["LD_LIBRARY_PATH"], result["MODE"]) == ("/mod/lib", "b")
+    assert not set(result) & {"OLD", "DASK_Y", "SHLVL", BEFORE_PROLOGUE}
+
+
+def test_prologue_may_set_mpi_settings_but_a_launcher_may_not():
+    """`OMPI_MCA_*` from a module file stays; the same prefix from `mpirun` goes."""
+    own = {"PBS_JOBID": "3", "OMPI_MCA_btl": "tcp", BEFORE_PROLOGUE: dump({"PBS_JOBID": "3"})}
+    assert base_environment(LOGIN, True, own)["OMPI_MCA_btl"] == "tcp"
+    assert "OMPI_MCA_btl" not in base_environment(LOGIN, True, {**own, **RANK})
+
+
+def test_attached_cluster_gives_the_workers_environment_without_dasks_additions():
+    """Without TLS only declared variables travel; the nanny's thread counts go, the user's own stay."""
+    nanny = {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "4",
+        "PYTHONHASHSEED": "6640",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    result = base_environment({"SECRET": "s"}, False, {"HOME": "/w", "DASK_Z": "1", **nanny, **RANK})
+    assert result == {"HOME": "/w", "MKL_NUM_THREADS": "4", "SECRET": "s"}
+    assert base_environment({}, False, {"OMP_NUM_THREADS": "1"}) == {"OMP_NUM_THREADS": "1"}
+
+
+def test_job_environment_sets_and_removes():
+    """Placement's changes and the key are laid over the base."""
+    changes = (("CUDA_VISIBLE_DEVICES", "1"), ("HOME", None), ("MISSING", None))
+    assert job_environment({"HOME": "/h"}, "k", changes) == {"CUDA_VISIBLE_DEVICES": "1", "SNAKEMAKE_DASK_JOB": "k"}
+
+
+@given(st.dictionaries(names, text, max_size=5))
+def test_dump_is_read_back(environment):
+    """Names and values of any bytes survive the way through the dump."""
+    assert read_dump(dump(environment)) == environment
+
+
+def test_dump_that_is_none_changes_nothing():
+    """A damaged dump must not remove variables."""
+    assert read_dump("%%%") == {}
