@@ -1,6 +1,7 @@
 """The pools file: what it says, and each complaint about it."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,21 @@ def test_documented_example(tmp_path: Path) -> None:
         ),
         Pool("wide", "slurm", 2, 2, 48, 180_000, nodes=4, walltime_s=7200),
     )  # fmt: skip
+
+
+def test_example_in_the_documentation(tmp_path: Path) -> None:
+    """The example in the documentation is a pools file, and the complaints shown there are the real ones."""
+    page = Path(__file__).parents[2].joinpath("docs", "pools.md").read_text(encoding="utf-8")
+    file = read(tmp_path, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    assert [(pool.name, pool.cores, pool.nodes) for pool in file.pools] == [
+        ("cpu", 48, None),
+        ("gpu", 32, None),
+        ("wide", 48, 4),
+    ]
+    assert all(f"| `{key}` |" in page for key in _POOL_KEYS)
+    assert complaint(tmp_path, one_pool("memory: 180")) in page
+    unknown = complaint(tmp_path, one_pool("wall_time: 3").replace("cpu", "gpu"))
+    assert unknown.partition("allowed are")[0] in page
 
 
 def test_defaults(tmp_path: Path) -> None:

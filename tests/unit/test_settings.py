@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from snakemake_executor_plugin_dask import ExecutorSettings, common_settings
 from snakemake_executor_plugin_dask.configure import configure
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.machine import Machine
+from snakemake_executor_plugin_dask.pools import Pool
 
 #: One value for each setting, different from its default; a new setting without one here makes a test fail.
 VALUES: dict[str, str | bool] = {
@@ -144,6 +146,17 @@ def test_options_as_a_file_beside_the_profile() -> None:
     settings = parse_profile("dask-cluster: slurm\ndask-options: options.yaml\n")
     options, _ = configure(settings, {}, Machine(cores=4, memory_mb=8000))
     assert len(options.pools[0].options["job_script_prologue"]) == 100
+
+
+def test_documentation() -> None:
+    """The documentation names each setting in a table, and the profile shown there is read as it means."""
+    page = Path(__file__).parents[2].joinpath("docs", "settings.md").read_text(encoding="utf-8")
+    assert all(f"| `{flag(name)}` |" in page for name in NAMES)
+    (profile,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    options, warnings = configure(parse_profile(profile), {}, Machine(cores=4, memory_mb=8000))
+    assert not warnings
+    expected = {"queue": "boost", "account": "cin_staff"}
+    assert options.pools == (Pool("slurm", "slurm", 0, 10, 48, 180_000, walltime_s=14_400, options=expected),)
 
 
 def test_mapping_in_a_profile_is_dropped() -> None:
