@@ -11,6 +11,9 @@ from typing import Any, Literal
 from snakemake_executor_plugin_dask.observe.events import Event
 from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, PoolRecord, Worker
 
+#: Fields that name something, in every kind of event.
+_NAMES = frozenset(("worker", "pool", "key", "rule"))
+
 
 class RunModel:
     """The state of a run after the events it was fed with."""
@@ -50,6 +53,8 @@ class RunModel:
         if handle is None:
             return
         try:
+            for name in _NAMES.intersection(event):
+                _text(event[name])
             handle(event, float(event["t"]))
         except (KeyError, TypeError, ValueError, AttributeError):
             self.said.append((self.now, "warning", f"an event of kind {event['kind']} could not be read"))
@@ -82,10 +87,11 @@ class RunModel:
         return self.pools.setdefault(name, PoolRecord(name))
 
     def _pool_settings(self, pool: Event) -> None:
-        record = self._pool(str(pool["name"]))
-        for name in ("cluster", "workers_max", "cores", "memory_mb", "gpus", "nodes"):
+        record = self._pool(_text(pool["name"]))
+        record.cluster = _text(pool.get("cluster") or record.cluster)
+        for name in ("workers_max", "cores", "memory_mb", "gpus", "nodes"):
             if pool.get(name) is not None:
-                setattr(record, name, pool[name])
+                setattr(record, name, _number(pool[name]))
 
     # Allocations and workers
 
@@ -124,7 +130,7 @@ class RunModel:
             cores=int(facts["cores"]) * nodes,
             memory_mb=int(facts["memory_mb"]) * nodes,
             gpus=len(facts.get("devices") or ()) * nodes,
-            remaining_s=facts.get("remaining_s"),
+            remaining_s=_number(facts.get("remaining_s")),
         )
         self.workers.append(worker)
         self.current[worker.name] = worker
@@ -170,10 +176,10 @@ class RunModel:
             when,
             pool=str(event.get("pool") or ""),
             cores=int(request.get("cores") or 1),
-            memory_mb=request.get("memory_mb"),
-            asked_memory_mb=request.get("memory_mb"),
+            memory_mb=_number(request.get("memory_mb")),
+            asked_memory_mb=_number(request.get("memory_mb")),
             gpus=int(request.get("gpus") or 0),
-            runtime_s=request.get("runtime_s"),
+            runtime_s=_number(request.get("runtime_s")),
             nodes=int(request.get("nodes") or 1),
             group=bool(event.get("group")),
         )
@@ -196,7 +202,7 @@ class RunModel:
             attempt.workers[str(names[0])] += attempt.cores - share * len(names)
         attempt.cores = sum(attempt.workers.values())
         if event.get("memory_mb") is not None:
-            attempt.memory_mb = event["memory_mb"]
+            attempt.memory_mb = _number(event["memory_mb"])
         elif attempt.memory_mb is None and (worker := self.current.get(attempt.worker)) and worker.cores:
             attempt.memory_mb = worker.memory_mb * attempt.cores // worker.cores
         devices = event.get("devices") or {}
@@ -222,9 +228,10 @@ class RunModel:
         if attempt.state == "ended":
             return
         attempt.state, attempt.ended, attempt.status = "ended", when, str(outcome["status"])
-        for name in ("host", "peak_memory_mb", "cpu_s", "exit_code", "signal", "log_path", "log_tail"):
-            if outcome.get(name) is not None:
-                setattr(attempt, name, outcome[name])
+        for name in ("peak_memory_mb", "cpu_s", "exit_code", "signal"):
+            setattr(attempt, name, _number(outcome.get(name)))
+        for name in ("host", "log_path", "log_tail"):
+            setattr(attempt, name, _text(outcome.get(name) or ""))
         attempt.start = attempt.start or str(outcome.get("start") or "")
         attempt.message = str(outcome.get("detail") or "")
         if outcome.get("started") and outcome.get("ended"):
@@ -304,3 +311,18 @@ class RunModel:
 
 def _stem(key: str) -> str:
     return key.rpartition(".")[0]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        msg = f"expected text, found {value!r}"
+        raise TypeError(msg)
+    return value
+
+
+def _number(value: Any) -> Any:
+    """An int or float as it is, or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        msg = f"expected a number, found {value!r}"
+        raise TypeError(msg)
+    return value

@@ -120,7 +120,8 @@ def rules(uses: Sequence[RuleUse], coloured: int) -> str:
         '<div class="row"><h3>To ask for next time</h3>'
         '<button type="button" class="plain" id="copy">Copy</button></div>'
         '<p class="soft">For a Snakemake profile. Memory is the largest peak and 20 %, runtime the longest and 50 % '
-        "(of fewer than five jobs 50 % and 100 %). Values that differ between the jobs of a rule are left out.</p>"
+        "(of fewer than five jobs 50 % and 100 %), never below 250 MB and 5 minutes. "
+        "Values that differ between the jobs of a rule are left out.</p>"
         f'<pre id="resources">{html.escape(clean_block(advice))}</pre>'
         if advice
         else '<p class="soft">What the rules ask for fits what they used: nothing to change.</p>'
