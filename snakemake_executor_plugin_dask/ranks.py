@@ -3,7 +3,7 @@
 The settings are made before Snakemake locks the workflow, so a rank that notices leaves no lock behind.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 #: Step numbers from here on are Slurm's own: batch script, interactive step, extern.
@@ -16,7 +16,7 @@ _SIZES = (
     ("PMI_SIZE", "an MPI launcher"),
 )
 
-_NODE_COUNTS = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+_NODE_COUNTS = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES", "NHOSTS")  # the last one is Grid Engine's
 _NODE_FILES = ("PBS_NODEFILE", "OAR_NODEFILE", "OAR_FILE_NODES", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE")
 
 
@@ -37,7 +37,7 @@ def started_as_rank(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def allocation_nodes(environment: Mapping[str, str], read: Callable[[str], str] | None = None) -> int:
+def allocation_nodes(environment: Mapping[str, str]) -> int:
     """How many nodes the allocation holds that this process runs in; 1 outside one, or where nothing says it."""
     for variable in _NODE_COUNTS:
         count = _number(environment, variable)
@@ -47,7 +47,7 @@ def allocation_nodes(environment: Mapping[str, str], read: Callable[[str], str] 
         path = environment.get(variable)
         if path:
             try:
-                text = Path(path).read_text(encoding="utf-8", errors="replace") if read is None else read(path)
+                text = Path(path).read_text(encoding="utf-8", errors="replace")
             except OSError:
                 continue
             hosts = {line.split()[0] for line in text.splitlines() if line.strip()}
