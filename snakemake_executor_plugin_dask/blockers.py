@@ -101,7 +101,9 @@ def _short_on(state: WorkerState, cls: JobClass, now: float) -> tuple[str, ...]:
         short += ["nodes"] if need.nodes > len(state.free_hosts) else []
     else:
         short += ["cores"] if need.cores > state.free_cores else []
-        short += ["memory"] if state.memory_for(need) > state.free_memory_mb else []
+        # The cores' share of the memory is short whenever the cores are.
+        if (need.memory_mb is not None or not short) and state.memory_for(need) > state.free_memory_mb:
+            short.append("memory")
         short += ["gpus"] if need.gpus > len(state.free_devices) else []
     if not short and not state.lives(cls.request, now, fresh=cls.fresh):
         short.append("fresh" if cls.needs_fresh else "life")

@@ -1,0 +1,213 @@
+"""Which pool takes a request, and what is said where none can."""
+
+import pytest
+from deciding import UUIDS, a_pool, facts_of
+
+from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.routing import (
+    NoPool,
+    Shape,
+    adapt_to_local,
+    check_all,
+    local_warning,
+    missing,
+    model_matches,
+    route,
+    shape_of,
+    shape_of_worker,
+    slurm_on_local,
+    unused,
+    usable_memory_mb,
+)
+
+CPU = a_pool("cpu", cores=48, memory_mb=180_000, walltime_s=4 * 3600.0)
+GPU = a_pool("gpu", cores=32, memory_mb=480_000, gpus=4, gpu_model="a100", walltime_s=8 * 3600.0)
+WIDE = a_pool("wide", cores=48, memory_mb=180_000, nodes=4, walltime_s=7200.0)
+MPI = a_pool("mpi", "mpi", cores=8, memory_mb=20_000, workers_min=3, workers_max=3)
+POOLS = (CPU, GPU, WIDE)
+
+
+@pytest.mark.parametrize(
+    ("request_", "pool"),
+    [
+        (Request(1), "cpu"),
+        (Request(48, 179_700, 4 * 3600.0), "cpu"),
+        (Request(1, 179_701), "gpu"),
+        (Request(1, runtime_s=4 * 3600.0 + 1), "gpu"),
+        (Request(1, gpus=1), "gpu"),
+        (Request(1, gpus=4, gpu_model="A100"), "gpu"),
+        (Request(96, nodes=2), "wide"),
+        (Request(1, pool="gpu"), "gpu"),
+        (Request(150, mpi=True), "wide"),
+        (Request(8, mpi=True), "cpu"),
+        (Request(0), "cpu"),
+    ],
+)
+def test_the_first_pool_that_can_hold_it_takes_it(request_: Request, pool: str) -> None:
+    """Pools are asked in the file's order, and a named pool outright."""
+    assert route(request_, POOLS, {}) == pool
+
+
+def test_a_pool_that_was_given_up_is_passed_over() -> None:
+    """A job goes on to the next pool that can hold it."""
+    assert route(Request(1), POOLS, {}, given_up={"cpu"}) == "gpu"
+    with pytest.raises(NoPool, match="given up"):
+        route(Request(1, pool="cpu"), POOLS, {}, given_up={"cpu"})
+
+
+def test_a_wide_pool_takes_only_jobs_that_ask_for_nodes_or_mpi() -> None:
+    """Whole nodes are not for ordinary jobs, however the pools are ordered."""
+    assert route(Request(1), (WIDE, CPU), {}) == "cpu"
+    assert route(Request(1, mpi=True), (WIDE, CPU), {}) == "wide"
+    with pytest.raises(NoPool, match="nodes or mpi"):
+        route(Request(1), (WIDE,), {})
+
+
+def test_an_mpi_pool_takes_a_job_on_as_many_nodes_as_it_has_workers() -> None:
+    """Each of the nodes is one worker."""
+    assert route(Request(24, nodes=3), (MPI,), {}) == "mpi"
+    assert route(Request(20, mpi=True), (MPI,), {}) == "mpi"
+    with pytest.raises(NoPool, match="nodes=4"):
+        route(Request(4, nodes=4), (MPI,), {})
+    with pytest.raises(NoPool, match="4 nodes"):
+        route(Request(25, mpi=True), (MPI,), {})
+
+
+def test_the_message_lists_each_pool_and_what_to_change() -> None:
+    """What was asked, what each pool lacks, and the call that makes it fit."""
+    with pytest.raises(NoPool) as caught:
+        route(Request(4, 500_000, 10 * 3600.0), POOLS, {}, name="align")
+    text = str(caught.value)
+    assert "Rule align asks for 4 cores, mem_mb=500000, runtime=600 min" in text
+    assert "pool cpu: mem_mb=500000 is more than the 179700 MB usable on a worker" in text
+    assert (
+        "runtime=600 min is more than the walltime of 240 min (the largest that fits beside the margin is 235)" in text
+    )
+    assert "pool wide: it takes only jobs that declare nodes or mpi." in text
+    assert "--set-resources align:mem_mb=179700 align:runtime=235" in text
+    assert set(caught.value.shortages) == {"cpu", "gpu", "wide"}
+
+
+def test_the_call_in_the_message_makes_it_fit() -> None:
+    """Following the message leads to a request that is taken."""
+    with pytest.raises(NoPool, match="--set-threads r=48"):
+        route(Request(64), (CPU,), {}, name="r")
+    assert route(Request(48, 179_700, 235 * 60.0), (CPU,), {}) == "cpu"
+
+
+def test_an_unknown_pool_is_told_with_the_nearest_name() -> None:
+    """A slip in dask_pool is found."""
+    with pytest.raises(NoPool, match="the pools are cpu, gpu, wide; did you mean gpu"):
+        route(Request(1, pool="gpus"), POOLS, {}, name="r")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "same"),
+    [
+        ("a100", "NVIDIA A100-SXM4-40GB", True),
+        ("A100", "a100", True),
+        ("a10", "NVIDIA A100-SXM4-40GB", False),
+        ("h100", "a100", False),
+        ("v100", "Tesla V100-PCIE", True),
+        ("a100", "nvidia_a100_3g.20gb", True),
+    ],
+)
+def test_gpu_models(wanted: str, found: str, same: bool) -> None:
+    """A model is found as a word, whatever its case."""
+    assert model_matches(wanted, found) is same
+
+
+def test_a_pool_that_states_the_model_comes_first() -> None:
+    """A pool without a stated model may hold any, so it is the second choice."""
+    unstated = a_pool("some", gpus=4, cores=8)
+    assert route(Request(1, gpus=1, gpu_model="a100"), (unstated, GPU), {}) == "gpu"
+    assert route(Request(1, gpus=1, gpu_model="h100"), (GPU, unstated), {}) == "some"
+    assert route(Request(1, gpus=1), (unstated, GPU), {}) == "some"
+
+
+def test_resources_that_a_pool_lists_count_and_others_do_not() -> None:
+    """Integer resources compare only where the pool lists them."""
+    pool = a_pool("p", resources=(("licence", 2),))
+    assert route(Request(1, extra=(("licence", 2), ("other", 99))), (pool,), {}) == "p"
+    with pytest.raises(NoPool, match="licence=3 is more than the 2"):
+        route(Request(1, extra=(("licence", 3),)), (pool,), {})
+
+
+def test_what_was_seen_of_a_worker_wins() -> None:
+    """A worker's real size replaces what was declared, and fills in what was not."""
+    pool = a_pool("p", cores=None, memory_mb=None)
+    assert route(Request(1000, 10**9), (pool,), {}) == "p"
+    seen = shape_of_worker(pool, facts_of(pool, cores=4, memory_mb=1000, devices=UUIDS, remaining_s=600.0))
+    assert seen == Shape(cores=4, memory_mb=1000, gpus=0, lifetime_s=600.0)
+    with pytest.raises(NoPool):
+        route(Request(5), (pool,), {"p": shape_of(pool, seen)})
+    assert shape_of_worker(GPU, facts_of(GPU)).gpus == 4
+
+
+def test_a_pool_made_for_slurm_resources_takes_only_its_own() -> None:
+    """Jobs that agree in Slurm's resources share a pool; () is the pool of jobs without any."""
+    key = (("slurm_partition", "a"),)
+    made = (a_pool("none", slurm=()), a_pool("a", slurm=key))
+    assert route(Request(1, slurm=key), made, {}) == "a"
+    assert route(Request(1), made, {}) == "none"
+    assert route(Request(1, slurm=key), (CPU,), {}) == "cpu"
+
+
+def test_usable_memory_keeps_a_reserve() -> None:
+    """Small workers keep a tenth, others 300 MB."""
+    assert usable_memory_mb(1000) == 900
+    assert usable_memory_mb(180_000) == 179_700
+
+
+def test_all_requests_are_checked_at_once() -> None:
+    """One paragraph for each rule, however many of its jobs do not fit."""
+    named = [("a", Request(1, 10**7 + number)) for number in range(3)] + [("b", Request(999)), ("c", Request(1))]
+    text = check_all(named, POOLS, {})
+    assert text is not None
+    assert text.count("Rule a asks") == 1
+    assert "2 more jobs of this rule" in text
+    assert "Rule b asks" in text
+    assert "Rule c" not in text
+    assert check_all(named[-1:], POOLS, {}) is None
+
+
+def test_missing_declarations_are_named_once() -> None:
+    """One sentence for mem_mb and one for runtime, each with its rules."""
+    named = [("a", Request(1)), ("a", Request(1)), ("b", Request(1, 5)), ("c", Request(1, 5, 60.0))]
+    memory, runtime = missing(named)
+    assert "mem_mb is declared by rule a:" in memory
+    assert "runtime is declared by rules a, b:" in runtime
+    assert missing(named[-1:]) == ()
+
+
+def test_unused_pools_are_found() -> None:
+    """A pool that no request can use is worth a warning."""
+    assert unused(POOLS, [("a", Request(1))], {}) == ("wide",)
+
+
+def test_the_local_pool_adapts_what_a_cluster_would_need() -> None:
+    """Threads are capped, nodes count as one, pools are ignored, GPUs are not counted; memory stays."""
+    shape = Shape(cores=2, memory_mb=1000, gpus=0)
+    request = Request(64, 5000, 60.0, gpus=2, gpu_model="a100", nodes=2, pool="gpu")
+    adapted, kinds = adapt_to_local(request, shape)
+    assert adapted == Request(2, 5000, 60.0)
+    assert set(kinds) == {"threads", "nodes", "dask_pool", "gpu"}
+    for kind in kinds:
+        assert local_warning(kind, "align", request, shape).startswith("Rule align")
+    assert adapt_to_local(Request(2, 5), shape) == (Request(2, 5), ())
+
+
+def test_the_local_pool_counts_gpus_that_it_was_given() -> None:
+    """With --dask-worker-gpus, gpu is held as everywhere."""
+    request = Request(1, gpus=1)
+    assert adapt_to_local(request, Shape(cores=2, gpus=1)) == (request, ())
+
+
+def test_slurm_resources_do_not_run_on_a_login_node() -> None:
+    """The complaint names rules, resources and both ways out."""
+    text = slurm_on_local([("a", ("slurm_partition",)), ("b", ()), ("c", ("gres",))])
+    assert text is not None
+    assert "gres, slurm_partition" in text
+    assert "rules a, c" in text
+    assert "--dask-cluster slurm" in text
+    assert slurm_on_local([("b", ())]) is None
