@@ -1,0 +1,177 @@
+"""What is left, lost or run twice when a part dies: looked up in the process table and in files, not in the program's words."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from running import ended, logged_jobs, snakemake, started, wait_for
+
+#: A grandchild in a session of its own that ignores SIGTERM, beside the job's own long command.
+STUBBORN = """(trap '' TERM; setsid bash -c 'trap "" TERM; sleep 300' & sleep 300) & sleep 300"""
+
+
+def test_worker_killed(tmp_path: Path) -> None:
+    """A worker is killed: its jobs' processes are dead at once, and they run again on its replacement, one attempt at a time."""
+    body = "test -e again || sleep 300"
+    with snakemake(tmp_path, logged_jobs(2, body)) as run:
+        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        first = set(run.jobs())
+        (tmp_path / "again").touch()
+        os.kill(run.facts()["pid"], signal.SIGKILL)
+        assert run.wait() == 0, run.output
+        assert not first & set(run.jobs())
+        assert len(started(run)) == 4
+        assert len(ended(run)) == 2
+        assert "runs again" in run.output
+        run.expect_gone(10)
+
+
+def test_supervisor_killed(tmp_path: Path) -> None:
+    """The supervisor is killed: the worker ends all its jobs' processes and leaves; the jobs run again on another one."""
+    with snakemake(tmp_path, logged_jobs(2, f"test -e again || {{{{ {STUBBORN}; }}}}")) as run:
+        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        first = set(run.jobs())
+        (tmp_path / "again").touch()
+        os.kill(run.facts()["supervisor_pid"], signal.SIGKILL)
+        assert run.wait() == 0, run.output
+        assert not first & set(run.jobs())
+        assert len(ended(run)) == 2
+        run.expect_gone(10)
+
+
+def test_worker_and_supervisor_killed(tmp_path: Path) -> None:
+    """Both are killed at once: the driver ends what is left of the jobs itself before they run again."""
+    with snakemake(tmp_path, logged_jobs(2, f"test -e again || {{{{ {STUBBORN}; }}}}")) as run:
+        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        first = set(run.jobs())
+        assert len(first) > 4
+        (tmp_path / "again").touch()
+        facts = run.facts()
+        os.kill(facts["supervisor_pid"], signal.SIGSTOP)
+        os.kill(facts["pid"], signal.SIGKILL)
+        os.kill(facts["supervisor_pid"], signal.SIGKILL)
+        assert run.wait() == 0, run.output
+        assert not first & set(run.jobs())
+        assert len(ended(run)) == 2
+        run.expect_gone(10)
+
+
+def test_worker_keeps_dying(tmp_path: Path) -> None:
+    """A job that kills its worker each time is named and fails after the limit; its neighbours finish."""
+    body = "test {wildcards.i} != 0 || {{ sleep 1; kill -9 $(cat worker.pid); sleep 300; }}; sleep 2"
+    with snakemake(tmp_path, logged_jobs(4, body), "--keep-going", "--dask-lost-worker-retries", "2") as run:
+        seen = 0
+        while run.process.poll() is None:
+            joined = run.events("worker-joined")
+            if len(joined) > seen:
+                seen = len(joined)
+                (tmp_path / "worker.pid").write_text(str(joined[-1]["facts"]["pid"]))
+            wait_for(lambda: run.process.poll() is not None or len(run.events("worker-joined")) > seen, "news", 120)
+        assert run.wait() == 1
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.txt", "2.txt", "3.txt"]
+        assert "suspect" in run.output
+        run.expect_gone(10)
+
+
+@pytest.mark.parametrize("victim", ["snakemake", "driver", "both"])
+def test_killed_run_leaves_nothing(tmp_path: Path, victim: str) -> None:
+    """Snakemake, its driver or both are killed with SIGKILL: within 10 s no process is left."""
+    with snakemake(tmp_path, logged_jobs(2, STUBBORN)) as run:
+        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        pids = {"snakemake": [run.process.pid], "driver": [run.driver()]}
+        for pid in pids.get(victim, pids["snakemake"] + pids["driver"]):
+            os.kill(pid, signal.SIGKILL)
+        run.expect_gone(10)
+        if victim == "driver":
+            assert run.wait() == 1
+            assert "driver process" in run.output
+
+
+def test_interrupt(tmp_path: Path) -> None:
+    """Ctrl-C once: running jobs are stopped and nothing is left."""
+    with snakemake(tmp_path, logged_jobs(3, STUBBORN)) as run:
+        wait_for(lambda: len(started(run)) == 2, "two jobs started")
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.wait() != 0
+        assert not run.processes()
+        assert not list((tmp_path / "out").glob("*")), "a job that was stopped leaves no output"
+
+
+def test_terminate(tmp_path: Path) -> None:
+    """SIGTERM: jobs with a process finish; waiting ones are not started, keep their outputs and get no mark."""
+    with snakemake(tmp_path, logged_jobs(6, "while ! test -e go; do sleep 0.1; done"), "--forceall") as run:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        for i in range(6):
+            (tmp_path / "out" / f"{i}.txt").write_text("old\n")
+        wait_for(lambda: len(started(run)) == 2, "two jobs started")
+        run.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "Will exit after finishing" in run.output, "Snakemake's word")
+        (tmp_path / "go").touch()
+        assert run.wait() != 0
+        assert len(started(run)) == len(ended(run)) == 2
+        old = [path for path in (tmp_path / "out").iterdir() if path.read_text() == "old\n"]
+        assert len(old) == 4
+        assert "4 jobs that waited were not started" in run.output
+        assert not list((tmp_path / ".snakemake" / "incomplete").glob("*"))
+        run.expect_gone(10)
+
+
+def test_error_without_keep_going(tmp_path: Path) -> None:
+    """After an error the jobs with a process finish, and waiting ones are not started."""
+    body = "if test {wildcards.i} = 0; then exit 3; fi; sleep 2"
+    snakefile = logged_jobs(12, body) + "        \n    priority: 1\n" if False else logged_jobs(12, body)
+    with snakemake(tmp_path, snakefile.replace("rule work:", "ruleorder: work > nothing\nrule nothing:\n    output: 'out/0.txt'\n    priority: 9\n    shell: 'sleep 0.5; exit 3'\n\nrule work:").replace("work > nothing", "nothing > work")) as run:
+        assert run.wait() == 1
+        assert "exit code" in run.output
+        assert len(started(run)) == len(ended(run)) < 11
+        assert "were not started" in run.output or "was not started" in run.output
+        run.expect_gone(10)
+
+
+def test_stopped_snakemake(tmp_path: Path) -> None:
+    """Ctrl-Z for longer than a lease: the jobs live on, and the run ends well after it goes on."""
+    with snakemake(tmp_path, logged_jobs(2, "while ! test -e go; do sleep 0.1; done")) as run:
+        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        jobs = set(run.jobs())
+        os.kill(run.process.pid, signal.SIGSTOP)
+        deadline = wait_for(lambda: _boot() + 70, "the clock")
+        wait_for(lambda: _boot() > deadline, "more than a lease of 60 s", 120)
+        assert jobs == set(run.jobs())
+        os.kill(run.process.pid, signal.SIGCONT)
+        (tmp_path / "go").touch()
+        assert run.wait() == 0, run.output
+        assert len(started(run)) == 2
+
+
+def test_frozen_worker(tmp_path: Path) -> None:
+    """A worker that is stopped (SIGSTOP) is given up; its jobs are dead before they run again."""
+    with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 300")) as run:
+        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        first = set(run.jobs())
+        (tmp_path / "again").touch()
+        os.kill(run.facts()["pid"], signal.SIGSTOP)
+        assert run.wait(180) == 0, run.output
+        assert not first & set(run.jobs())
+        assert len(ended(run)) == 2
+        run.expect_gone(10)
+
+
+def test_frozen_worker_and_supervisor(tmp_path: Path) -> None:
+    """Worker and supervisor are stopped together, as on a hung node: the driver ends their processes before the jobs run again."""
+    with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 300")) as run:
+        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        first = set(run.jobs())
+        (tmp_path / "again").touch()
+        os.kill(run.facts()["pid"], signal.SIGSTOP)
+        os.kill(run.facts()["supervisor_pid"], signal.SIGSTOP)
+        assert run.wait(180) == 0, run.output
+        assert not first & set(run.jobs())
+        assert len(ended(run)) == 2
+        run.expect_gone(10)
+
+
+def _boot() -> float:
+    import time
+
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
