@@ -74,11 +74,20 @@ def write(path: Path, jobs: int = 20_000, workers: int = 40, seed: int = 1) -> N
             if name in ("cpu-3", "cpu-7"):
                 plan(now[0] + 600, "lose", name)
         elif what == "end" and thing[0] in running.get(thing[1], {}):
-            _end(log, rng, now[0], *thing, running, free, todo)
+            _end(log, rng, now[0], key=thing[0], name=thing[1], running=running, free=free)
         elif what == "lose":
-            _lose(log, thing, running, free, pool_of, todo)
+            _lose(log, thing, running=running, free=free, pool_of=pool_of, todo=todo)
         for name, room in list(free.items()):
-            _place(log, rng, now, name, pool_of[name], room, running, todo, plan)
+            _place(
+                log,
+                now=now,
+                name=name,
+                pool=pool_of[name],
+                room=room,
+                running=running,
+                todo=todo,
+                plan=plan,
+            )
         for name in [n for n in free if not running[n] and not todo[pool_of[n]]]:
             log.write("worker-leaving", worker=name, pool=pool_of[name], reason="idle")
             del free[name]
@@ -106,7 +115,7 @@ def _queue(log: EventLog, rng: random.Random, jobs: int) -> dict[str, list[tuple
     return todo
 
 
-def _place(log, rng, now, name, pool, room, running, todo, plan) -> None:
+def _place(log, *, now, name, pool, room, running, todo, plan) -> None:
     passed = 0
     queue = todo[pool]
     for i in range(len(queue) - 1, -1, -1):
@@ -124,12 +133,12 @@ def _place(log, rng, now, name, pool, room, running, todo, plan) -> None:
             "job-placed", key=key, worker=name, workers={name: cores}, memory_mb=asked_mb, devices={name: ["0"] * gpus}
         )
         log.write("job-started", key=key, worker=name, pid=1000 + jobid, start="warm")
-        seconds = rng.gammavariate(6, rule[6] / 6)
+        seconds = random.gammavariate(6, rule[6] / 6)
         running[name][key] = (now[0], rule, jobid)
         plan(now[0] + seconds, "end", (key, name))
 
 
-def _end(log, rng, now, key, name, running, free, todo) -> None:
+def _end(log, rng, now, *, key, name, running, free) -> None:
     began, rule, jobid = running[name].pop(key)
     for j, amount in enumerate((rule[2], rule[3] or 3_750 * rule[2], rule[8])):
         free[name][j] += amount
@@ -158,7 +167,7 @@ def _end(log, rng, now, key, name, running, free, todo) -> None:
         log.write("job-finished", key=key, status=status, message=detail, runs=1)
 
 
-def _lose(log, name, running, free, pool_of, todo) -> None:
+def _lose(log, name, *, running, free, pool_of, todo) -> None:
     log.write("worker-lost", worker=name, pool=pool_of[name], reason="its connection closed", planned=False)
     free.pop(name)
     for key, (_, rule, jobid) in running.pop(name).items():

@@ -6,13 +6,14 @@ and 5 minutes: nothing is gained by less. What is asked for already and lies bet
 is left as it is.
 """
 
-import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+
+import yaml
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
@@ -152,7 +153,7 @@ def yaml_key(name: str) -> str:
     """A name as a key of YAML 1.1, quoted where it must be."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and name.lower() not in _YAML_WORDS:
         return name
-    return json.dumps(name)
+    return yaml.safe_dump(name, default_style='"', width=10**6).strip()
 
 
 def spread(values: Sequence[float]) -> Spread | None:

@@ -229,6 +229,6 @@ def _worker_state(model: RunModel, name: str, now: float) -> WorkerState:
         max(0, worker.memory_mb - memory_mb),
         worker.gpus,
         max(0, worker.gpus - gpus),
-        tuple(Counter(attempt.rule for attempt in attempts).most_common()),
+        tuple(sorted(Counter(attempt.rule for attempt in attempts).items(), key=lambda rule: (-rule[1], rule[0]))),
         ends_in_s,
     )

@@ -68,12 +68,12 @@ class Page:
     async def until(self, expression: str, limit_s: float = 120) -> None:
         """Wait until the expression is true; what it was at the end is in the error."""
         async with asyncio.timeout(limit_s):
-            while not await self.evaluate(f"Boolean({expression})"):
+            while not await self.evaluate(f"Boolean({expression})"):  # noqa: ASYNC110 - a page tells nothing by itself
                 await asyncio.sleep(0.2)
 
     async def screenshot(self, path: Path, *, whole: bool = False) -> None:
         answer = await self.call("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(answer["data"]))
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(answer["data"]))
 
 
 def read(path: Path) -> str:
@@ -98,7 +98,7 @@ async def browser() -> AsyncIterator[Page]:
     try:
         port_file = Path(profile, "DevToolsActivePort")
         async with asyncio.timeout(120):
-            while not (lines := read(port_file).splitlines()):
+            while not (lines := read(port_file).splitlines()):  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.1)
         port = lines[0]
 

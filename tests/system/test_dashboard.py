@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 from distributed import Client, Security
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
@@ -18,6 +19,8 @@ from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, 
 from snakemake_executor_plugin_dask.observe.quiet import QuietWorker
 
 from .browser import browser
+
+pytestmark = pytest.mark.browser
 
 
 @contextlib.asynccontextmanager
@@ -144,26 +147,28 @@ def test_browser_shows_tasks_grouped_by_rule(tmp_path):
     """The status page, drawn by a real browser over its web socket, shows each rule once, and asks only this host."""
 
     async def look() -> None:
-        async with cluster("auto") as (scheduler, worker, security):
-            async with Client(scheduler.address, security=security, asynchronous=True) as client:
-                futures = [
-                    client.submit(pow, i, 2, key=task_key(rule, "ab12cd34", i, 1, 1), workers=[worker.address])
-                    for rule in ("align_reads", "_1st-call")
-                    for i in range(20)
+        async with (
+            cluster("auto") as (scheduler, worker, security),
+            Client(scheduler.address, security=security, asynchronous=True) as client,
+        ):
+            futures = [
+                client.submit(pow, i, 2, key=task_key(rule, "ab12cd34", i, 1, 1), workers=[worker.address])
+                for rule in ("align_reads", "_1st-call")
+                for i in range(20)
+            ]
+            await client.gather(futures)
+            async with browser() as page:
+                await page.open(scheduler.link)
+                drawn = "JSON.stringify((window.Bokeh ? Bokeh.documents : []).map(d => d.to_json()))"
+                for rule in ("align_reads", "_1st-call"):
+                    await page.until(f"{drawn}.includes({task_group(rule)!r})")
+                await page.screenshot(tmp_path / "dashboard.png")
+                if "KEEP_SCREENSHOTS" in os.environ:
+                    await page.screenshot(Path(os.environ["KEEP_SCREENSHOTS"], "dashboard.png"))
+                elsewhere = [
+                    u for u in page.requests if urlsplit(u).netloc not in (urlsplit(scheduler.link).netloc, "")
                 ]
-                await client.gather(futures)
-                async with browser() as page:
-                    await page.open(scheduler.link)
-                    drawn = "JSON.stringify((window.Bokeh ? Bokeh.documents : []).map(d => d.to_json()))"
-                    for rule in ("align_reads", "_1st-call"):
-                        await page.until(f"{drawn}.includes({task_group(rule)!r})")
-                    await page.screenshot(tmp_path / "dashboard.png")
-                    if "KEEP_SCREENSHOTS" in os.environ:
-                        await page.screenshot(Path(os.environ["KEEP_SCREENSHOTS"], "dashboard.png"))
-                    elsewhere = [
-                        u for u in page.requests if urlsplit(u).netloc not in (urlsplit(scheduler.link).netloc, "")
-                    ]
-                    assert elsewhere == []
-                assert (tmp_path / "dashboard.png").stat().st_size > 10_000
+                assert elsewhere == []
+            assert (tmp_path / "dashboard.png").stat().st_size > 10_000
 
     asyncio.run(look())

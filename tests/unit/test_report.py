@@ -1,0 +1,282 @@
+"""The report: advice, data, and a page that cannot be broken by what is in it."""
+
+import csv
+import html.parser
+import io
+import json
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.jobs import Outcome
+from snakemake_executor_plugin_dask.observe.__main__ import main
+from snakemake_executor_plugin_dask.observe.advice import (
+    rule_uses,
+    set_resources,
+    suggest_memory_mb,
+    suggest_runtime_min,
+)
+from snakemake_executor_plugin_dask.observe.charts import nice, use_charts
+from snakemake_executor_plugin_dask.observe.events import EventLog
+from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.page import page
+from snakemake_executor_plugin_dask.observe.report import COLUMNS, json_text, tsv, write_report
+from snakemake_executor_plugin_dask.observe.timeline import boxes
+from snakemake_executor_plugin_dask.observe.use import integral
+from snakemake_executor_plugin_dask.requests import Request
+
+from .test_events import at, ended, joined, placed, queued
+
+
+def run(
+    jobs: int, *, rule: str = "a", asked_mb=32_000, asked_s=3600.0, peak_mb=1000.0, took_s=100.0, status="succeeded"
+):
+    """Events of so many equal jobs, one after the other."""
+    events = [joined(0, cores=4)]
+    for number in range(jobs):
+        start = 1 + number * took_s
+        events += [
+            queued(0, number, rule, memory_mb=asked_mb, runtime_s=asked_s),
+            placed(start, number, rule=rule),
+            ended(
+                start + took_s,
+                number,
+                rule=rule,
+                status=status,
+                started=start,
+                ended=start + took_s,
+                peak_memory_mb=peak_mb,
+                cpu_s=took_s,
+            ),
+        ]
+    return events
+
+
+def advised(events) -> dict:
+    return (yaml.safe_load(set_resources(rule_uses(RunModel(events)))) or {}).get("set-resources", {})
+
+
+def test_suggestions_keep_head_room():
+    """A fifth of memory and half of the runtime more than the most that was used; more where few jobs were measured."""
+    assert suggest_memory_mb([1000.0] * 5) == 1200
+    assert suggest_memory_mb([1000.0]) == 1500
+    assert suggest_memory_mb([1000.0] * 5, [2000.0]) == 3000
+    assert suggest_memory_mb([3.0]) == 250
+    assert suggest_memory_mb([]) is None
+    assert suggest_runtime_min([1200.0] * 5) == 30
+    assert suggest_runtime_min([1200.0]) == 40
+    assert suggest_runtime_min([1200.0] * 5, [3600.0]) == 120
+    assert suggest_runtime_min([0.1]) == 5
+    assert suggest_runtime_min([]) is None
+
+
+@given(st.lists(st.floats(0.0, 1e6), min_size=1), st.lists(st.floats(0.0, 1e5), min_size=1))
+def test_a_suggestion_always_holds_what_was_used(peaks, times):
+    """No job that succeeded would fail with what is suggested."""
+    assert suggest_memory_mb(peaks) >= max(peaks)
+    assert suggest_runtime_min(times) * 60 >= max(times)
+
+
+def test_the_block_is_what_a_profile_takes():
+    """The block is YAML: rules with integers."""
+    assert advised(run(6)) == {"a": {"mem_mb": 1200, "runtime": 5}}
+    assert advised(run(6, asked_mb=None, asked_s=None)) == {"a": {"mem_mb": 1200, "runtime": 5}}
+
+
+def test_what_fits_is_left_alone():
+    """Nothing is suggested for a request that is up to a quarter above the suggestion, and nothing at all then."""
+    assert advised(run(6, asked_mb=1400, asked_s=360.0)) == {}
+    assert set_resources(rule_uses(RunModel(run(6, asked_mb=1400, asked_s=360.0)))) == ""
+
+
+def test_a_limit_that_was_hit_asks_for_more():
+    """A job that was ended for its memory or time gets more, though its own peak says little."""
+    assert advised(run(6, asked_mb=2000, status="out-of-memory"))["a"]["mem_mb"] == 3000
+    assert advised(run(6, asked_s=3600.0, status="out-of-time"))["a"]["runtime"] == 120
+
+
+def test_computed_requests_and_groups_are_left_alone():
+    """A value that differs by job is a function in the workflow; a group is no rule."""
+    events = run(3)
+    events[1]["request"]["memory_mb"] = 16_000
+    assert "mem_mb" not in advised(events)["a"]
+    for event in events:
+        if event["kind"] == "job-queued":
+            event["group"] = True
+    assert advised(events) == {}
+
+
+@given(st.text(min_size=1, max_size=30))
+def test_any_rule_name_gives_a_readable_block(name):
+    """Hostile names are quoted so that YAML gives them back."""
+    block = advised(run(1, rule=name)) if not any(0xD800 <= ord(c) < 0xE000 for c in name) else None
+    assert block is None or list(block) == [name]
+
+
+@pytest.mark.parametrize("name", ["yes", "No", "null", "on", "y"])
+def test_names_that_yaml_reads_otherwise_are_quoted(name):
+    """A rule called `yes` stays a text."""
+    assert list(advised(run(1, rule=name))) == [name]
+
+
+def test_the_table_has_a_line_for_each_attempt():
+    """Tab-separated, one header, times and amounts as numbers, no line broken by a message."""
+    events = run(3)
+    events[-1]["outcome"].update(status="failed", detail="line\tone\nline two", exit_code=3)
+    rows = list(csv.DictReader(io.StringIO(tsv(RunModel(events))), dialect="excel-tab"))
+    assert list(rows[0]) == list(COLUMNS)
+    assert [row["status"] for row in rows] == ["succeeded", "succeeded", "failed"]
+    assert rows[2]["message"] == "line    one line two"
+    assert float(rows[0]["cpu_efficiency"]) == 0.5
+    assert float(rows[0]["ended"]) - float(rows[0]["placed"]) == 100
+
+
+def test_the_data_hold_every_figure():
+    """The JSON's columns of use, integrated by whoever reads them, give its own core-seconds."""
+    model = RunModel(run(3))
+    data = json.loads(json_text(model))
+    use = data["use"]
+    spans = [b - a for a, b in zip(use["t"], use["t"][1:], strict=False)]
+    assert math.isclose(sum(s * c for s, c in zip(spans, use["cores"], strict=False)), data["figures"]["core_s_held"])
+    assert data["figures"]["core_s_used"] == 600
+    assert integral(model).job_cores == 600
+    assert len(data["attempts"]) == 3
+    assert yaml.safe_load(data["set_resources"])
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects what would be loaded or run, and texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.outside += [value for name, value in attrs if name in ("src", "href", "action", "srcset")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'><!--\x1b[31m\u202e\udcff${x}`&amp;"
+
+
+def hostile_events() -> list[dict]:
+    outcome = Outcome(
+        *("k.1", "failed", HOSTILE, HOSTILE), exit_code=1, log_path=HOSTILE, log_tail=HOSTILE + "\n", detail=HOSTILE
+    )
+    return [
+        at(0, "run-started", run_id=HOSTILE, host=HOSTILE, workdir=HOSTILE, versions={HOSTILE: HOSTILE}),
+        at(0, "allocation-submitted", worker=HOSTILE, pool=HOSTILE, allocation=HOSTILE),
+        {**joined(0, HOSTILE), "pool": HOSTILE},
+        at(0, "job-queued", key="k.1", rule=HOSTILE, jobid=HOSTILE, attempt=1, request=Request(1)),
+        at(0, "job-placed", key="k.1", worker=HOSTILE),
+        at(9, "job-ended", outcome=outcome),
+        at(9, "pool-given-up", pool=HOSTILE, reason=HOSTILE),
+        at(9, "worker-lost", worker=HOSTILE, pool=HOSTILE, reason=HOSTILE),
+        at(9, "said", level="info", text=HOSTILE),
+    ]
+
+
+def test_the_page_holds_no_foreign_markup(tmp_path):
+    """Names, messages and logs stay text; nothing is loaded from anywhere."""
+    path = tmp_path / "report.html"
+    write_report(RunModel(hostile_events()), path)
+    text = path.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert "img" not in checker.tags
+    assert checker.outside == []
+    assert checker.handlers == []
+    assert checker.tags.count("script") == 2
+    assert "http" not in text.replace("http-equiv", "")
+    assert "\x1b" not in text
+
+
+def test_pages_of_little():
+    """A run without workers, without jobs, or without any event has a page, too."""
+    for events in ([], [at(0, "run-started", run_id="x")], [queued(0)], [joined(0)], run(1)[:-1]):
+        assert "</html>" in page(RunModel(events))
+        json.loads(json_text(RunModel(events)))
+        assert tsv(RunModel(events)).startswith("rule\t")
+
+
+def test_a_log_that_stops_says_so():
+    """Who reads the report of a killed run learns that it is not complete."""
+    assert "ends before the run does" in page(RunModel(run(2)))
+    assert "ends before the run does" not in page(RunModel([*run(2), at(500, "run-ended")]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20), st.integers(1, 6)), min_size=1, max_size=25))
+def test_boxes_never_overlap(jobs):
+    """In the timeline no two jobs cover each other, whatever the order, and none leaves its worker's band."""
+    events = [joined(0, cores=8)]
+    for number, (start, length, cores) in enumerate(jobs):
+        events += [
+            queued(0, number, cores=cores),
+            placed(start, number),
+            ended(start + length, number),
+        ]
+    events.sort(key=lambda event: (event["t"], event["kind"] != "worker-joined", event["kind"] != "job-queued"))
+    taken: dict[tuple[int, int], str] = {}
+    for box in boxes(RunModel(events)):
+        assert box.low >= 0
+        assert box.low + box.height <= 8
+        for slot in range(box.low, box.low + box.height):
+            for second in range(int(box.attempt.placed), int(box.attempt.ended)):
+                assert taken.setdefault((slot, second), box.attempt.key) == box.attempt.key
+
+
+@given(st.floats(1e-3, 1e9))
+def test_axes_are_round_and_high_enough(most):
+    """An axis holds its largest value, is not much higher, and has few labels."""
+    top, step = nice(most)
+    assert top * 1.002 >= most
+    assert top <= most * 2.6
+    assert 2 <= round(top / step) <= 6
+
+
+def test_charts_need_a_worker():
+    """No chart of nothing; GPUs only where there are some."""
+    assert use_charts(RunModel([queued(0)])) == ""
+    assert use_charts(RunModel(run(2))).count("<svg") == 2
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "report", "report.html.gz"])
+def test_other_endings_are_refused(tmp_path, name):
+    """The ending says what is written; others are named with those that work."""
+    with pytest.raises(ConfigurationError, match=r"\.html, \.tsv or \.json"):
+        write_report(RunModel(), tmp_path / name)
+
+
+def test_an_old_report_stays_when_the_new_one_cannot_be_written(tmp_path):
+    """No half report: it is written beside and moved."""
+    directory = tmp_path / "report.html"
+    directory.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_report(RunModel(run(1)), directory)
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_the_commands_of_a_second_terminal(tmp_path, capsys):
+    """`status` shows the newest run, `report` makes one later, and complaints are one sentence."""
+    folder = tmp_path / ".snakemake" / "dask"
+    assert main(["status", str(tmp_path)]) == 1
+    assert "no event log" in capsys.readouterr().err
+    log = EventLog(folder / "run.events.jsonl", clock=lambda: 100.0)
+    log.write("run-started", run_id="abc")
+    log.write("run-ended")
+    log.close()
+    assert main(["status", str(tmp_path)]) == 0
+    assert "Run abc, ended after 0s: 0 jobs so far" in capsys.readouterr().out
+    for name in ("later.html", "later.tsv", "later.json"):
+        assert main(["report", str(tmp_path), str(tmp_path / name)]) == 0
+        assert (tmp_path / name).stat().st_size > 0
+    assert main(["report", str(folder / "none.jsonl"), str(tmp_path / "x.html")]) == 1
+    assert main(["report", str(tmp_path), str(tmp_path / "x.pdf")]) == 1
+    assert capsys.readouterr().err.count("\n") == 2
