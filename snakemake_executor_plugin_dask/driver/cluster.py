@@ -18,7 +18,7 @@ from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
 
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
-from snakemake_executor_plugin_dask.driver.configuration import DRIVER_CONFIGURATION
+from snakemake_executor_plugin_dask.driver.configuration import DRIVER_CONFIGURATION, quieten
 from snakemake_executor_plugin_dask.observe.dashboard import DashboardPlan
 from snakemake_executor_plugin_dask.private import write_private
 
@@ -91,6 +91,7 @@ class RunCluster:
     async def start(self, dashboard: DashboardPlan, hear: Hear) -> None:
         """Start the scheduler and connect the client; no worker yet."""
         dask.config.set(DRIVER_CONFIGURATION)
+        quieten()
         scheduler = {
             "cls": dashboard.scheduler_class(),
             "options": {"protocol": "tls://", "security": self._security, **self._where, **dashboard.scheduler_options},

@@ -1,5 +1,6 @@
 """What the plugin must own in Dask's configuration, for the driver and for workers. Data only, and one check."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,12 @@ _TOLD = (
     "distributed.scheduler.allowed-failures",
     "distributed.worker.lifetime.duration",
 )
+
+
+def quieten() -> None:
+    """Keep Dask's logging to what is wrong. Importing `distributed` sets its loggers up; call this after it."""
+    for name in ("distributed", "distributed.client", "bokeh", "tornado", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def overruled(get: Callable[[str], Any], defaults: Callable[[str], Any]) -> tuple[str, ...]:

@@ -54,11 +54,12 @@ async def _serve(
     import dask
     from distributed.security import Security
 
-    from snakemake_executor_plugin_dask.driver.configuration import WORKER_CONFIGURATION
+    from snakemake_executor_plugin_dask.driver.configuration import WORKER_CONFIGURATION, quieten
     from snakemake_executor_plugin_dask.observe.dashboard import QuietWorker
 
     facts = _facts(config, name, setup, supervisor, started)
     dask.config.set(WORKER_CONFIGURATION)
+    quieten()
     tls = config["tls"]
     security = Security(
         require_encryption=True,

@@ -95,6 +95,7 @@ class LeaseLine:
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[dict[str, Any]] = []
         self._connected = asyncio.Event()
+        self._nobody = asyncio.Event()
         self._heard = 0
         self._context = ssl.create_default_context(cafile=config.ca)
         self._context.check_hostname = False  # the certificate is the run's own, and so is its authority
@@ -103,9 +104,12 @@ class LeaseLine:
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""
         while True:
-            # The lease says how long this may go on.
-            with contextlib.suppress(OSError, ValueError, EOFError):
+            try:
                 await self._converse()
+            except ConnectionRefusedError:
+                self._nobody.set()  # the driver's host answers, and the driver is not there
+            except (OSError, ValueError, EOFError):
+                pass  # the lease says how long this may go on
             self._close()
             await asyncio.sleep(_RETRY_S)
 
@@ -117,17 +121,21 @@ class LeaseLine:
             self._write(message)
 
     async def flush(self) -> bool:
-        """Wait until everything was handed to the network; False where the lease runs out before."""
+        """Wait until everything was handed to the network; False where the lease runs out before, or nobody listens."""
+        waiting = {asyncio.ensure_future(event.wait()) for event in (self._connected, self._nobody)}
         try:
             async with asyncio.timeout(max(0.0, self.lease.remaining_s())):
-                await self._connected.wait()
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if self._writer is not None:
                     await self._writer.drain()
                     self._writer.close()
                     await self._writer.wait_closed()
         except OSError:
             return False
-        return True
+        finally:
+            for waiter in waiting:
+                waiter.cancel()
+        return self._connected.is_set()
 
     async def _converse(self) -> None:
         config = self._config
