@@ -152,23 +152,20 @@ def recommend(  # noqa: PLR0917 - each is one fact of the situation
     alive = [state for state in states if not state.draining]
     wanted = _items(pool, waiting, shape, startup_s)
     later = _items(pool, [WaitingClass(request, False, number, now) for request, number in soon], shape, startup_s)
-    give_back = _worn(pool, alive, wanted, now)
-    bins = [_Bin.of(state, now, startup_s) for state in sorted(alive, key=_first_choice) if state not in give_back]
+    bins = [_Bin.of(state, now, startup_s) for state in sorted(alive, key=_first_choice)]
     coming = [_Bin(pool, shape) for _ in range(starting)]
-    room = max(0, pool.workers_max - len(states) + len(give_back) - starting)
+    room = max(0, pool.workers_max - len(states) - starting)
     new = _pack(wanted, [*bins, *coming], pool, shape, room)
     replaced = _replaced(pool, bins, wanted)
-    give_back += replaced
     for found in bins:
         # When those jobs are ready, what runs now has ended.
         found.end_leases(lambda held: held.lease.until is None or held.lease.until > now + startup_s)
     new += _pack(later, [*bins, *coming, *new], pool, shape, room - len(new))
-    give_back += _idle(pool, bins, give_back, now)
+    give_back = replaced + _idle(pool, bins, replaced, now)
     kept = len(alive) - len(give_back)
     busy = any(state.idle_since is None for state in alive)
     expected = starting if wanted or later or busy else 0
-    needed = kept + expected + len(new)
-    needed += len(replaced)
+    needed = kept + expected + len(new) + len(replaced)
     gang = max((item.need.workers for item in wanted), default=0)
     draining = len(states) - len(alive)
     workers = min(max(needed, gang, pool.workers_min), max(0, pool.workers_max - draining))
@@ -253,28 +250,24 @@ def _pack(items: list[_Item], bins: list[_Bin], pool: Pool, shape: Shape, room: 
     return new
 
 
-def _worn(pool: Pool, alive: Iterable[WorkerState], wanted: Sequence[_Item], now: float) -> list[WorkerState]:
-    """Idle workers whose remaining life is too short for all that waits: they only stand in the way of new ones."""
-    if not wanted or not renewable(pool):
-        return []
-    shortest = min(item.planned_s for item in wanted) + pool.margin
-    return [
-        state
-        for state in alive
-        if state.idle_since is not None
-        and state.end is not None
-        and not state.fresh(now)
-        and state.end - now < shortest
-    ]
-
-
 def _replaced(pool: Pool, bins: Iterable[_Bin], wanted: Iterable[_Item]) -> list[WorkerState]:
-    """Idle workers that give way to new ones, for jobs that need a new allocation and find no room for one."""
-    number = sum(item.left for item in wanted if item.fresh)
+    """Idle workers that give way to new ones.
+
+    Jobs wait that the worker's remaining life does not cover, and no further worker may come.
+    """
     if not renewable(pool):
         return []
-    used = [found.state for found in bins if found.state and found.state.idle_since is not None and not found.fresh]
-    return used[:number]
+    left = [item for item in wanted if item.left]
+    number = sum(item.left for item in left)
+    in_the_way = [
+        found.state
+        for found in bins
+        if found.state
+        and found.state.idle_since is not None
+        and not found.fresh
+        and any(item.fresh or (not found.taken and item.planned_s > found.life_s) for item in left)
+    ]
+    return in_the_way[:number]
 
 
 def _idle(pool: Pool, bins: Sequence[_Bin], gone: Sequence[WorkerState], now: float) -> list[WorkerState]:
