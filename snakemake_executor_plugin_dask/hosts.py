@@ -28,8 +28,13 @@ def spread(names: Sequence[str], cores: Sequence[int], tasks: int | None) -> Hos
 
 
 def host_file(hosts: Hosts) -> str:
-    """What Open MPI, Hydra (MPICH, Intel MPI) and `srun` all read: a node's name, once for each of its ranks."""
-    return "".join(f"{name}\n" * ranks for name, ranks in hosts)
+    """What Open MPI, Hydra (MPICH, Intel MPI) and `srun` all read: a node's name, once for each of its ranks.
+
+    In rounds, each node once before any twice: inside Slurm the launchers start one daemon on each node by an `srun` of
+    their own, which takes as many lines from the top as there are nodes.
+    """
+    rounds = max((ranks for _, ranks in hosts), default=0)
+    return "".join(f"{name}\n" for number in range(rounds) for name, ranks in hosts if ranks > number)
 
 
 def host_environment(hosts: Hosts, manager: Literal["slurm", "other"], path: str) -> tuple[tuple[str, str | None], ...]:

@@ -7,6 +7,7 @@ JSON lines; see docs/design.md for the messages.
 
 import asyncio
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -44,7 +45,9 @@ class LeaseServer:
 
     async def start(self, host: str | None) -> None:
         """Listen on ``host`` (None: all interfaces), on a free port."""
-        self._server = await asyncio.start_server(self._serve, host, 0, ssl=self._context)
+        # One socket: for each address family asyncio would take another free port.
+        family = socket.AF_INET if host is None else socket.AF_UNSPEC
+        self._server = await asyncio.start_server(self._serve, host, 0, family=family, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
         self._renewing = asyncio.create_task(self._renew())
 

@@ -172,7 +172,7 @@ def test_every_rank_has_a_place(cores: list[int], tasks: int) -> None:
 def test_hosts_are_told_to_all_launchers() -> None:
     """One file serves Open MPI, Hydra and srun; Slurm's own variables only where it reigns."""
     hosts = (("n2", 2), ("n3", 1))
-    assert host_file(hosts) == "n2\nn2\nn3\n"
+    assert host_file(hosts) == "n2\nn3\nn2\n"  # each node once before any twice
     plain: Mapping[str, str | None] = dict(host_environment(hosts, "other", "/f"))
     assert plain["SNAKEMAKE_DASK_HOSTS"] == "n2,n3"
     assert {plain[name] for name in plain if name != "SNAKEMAKE_DASK_HOSTS"} == {"/f"}
