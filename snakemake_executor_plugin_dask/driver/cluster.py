@@ -111,7 +111,7 @@ class RunCluster:
 
     @property
     def dashboard_link(self) -> str:
-        return str(self._cluster.dashboard_link)
+        return str(self._cluster.scheduler.link)  # SpecCluster's own knows no secret path
 
     @property
     def scheduler(self) -> Any:
