@@ -99,8 +99,10 @@ class Controller:
             job = Job(queued)
             self.jobs[queued.spec.key] = job
             self.counts.jobs += 1
-            self._around.event("job-queued", **_identity(queued), request=queued.request)
-            self._route(job)
+            name = self._choose_pool(job)
+            self._around.event("job-queued", **_identity(queued), request=queued.request, pool=name or "")
+            if name is not None:
+                self._wait_in(job, name)
         self._place_soon()
 
     def drop_waiting(self) -> None:
@@ -110,6 +112,7 @@ class Controller:
         for key in dropped:
             self.waiting.discard(key)
             del self.jobs[key]
+            self._around.event("job-dropped", key=key)
         self._around.send(Dropped(tuple(dropped)))
 
     async def kill_running(self) -> None:
@@ -128,14 +131,23 @@ class Controller:
     # Waiting to running
 
     def _route(self, job: Job) -> None:
+        name = self._choose_pool(job)
+        if name is not None:
+            self._wait_in(job, name)
+
+    def _choose_pool(self, job: Job) -> str | None:
+        """None where no pool can take it: the job has failed then."""
         queued = job.queued
         try:
-            name = routing.route(
+            return routing.route(
                 queued.request, list(self.pools.values()), self.shapes, self.given_up, queued.spec.name
             )
         except RequestError as error:
             self._finish(job, Outcome(queued.spec.key, "not-started", detail=str(error)), message=str(error))
-            return
+            return None
+
+    def _wait_in(self, job: Job, name: str) -> None:
+        queued = job.queued
         job.pool, job.state, job.worker, job.lease = name, "waiting", "", None
         request = queued.request
         if job.alone:
@@ -294,6 +306,7 @@ class Controller:
         self.jobs.pop(key, None)
         if outcome.status != "succeeded":
             self.counts.failed += 1
+            self._around.event("job-finished", key=key, status=outcome.status, message=message)
         self._around.send(Finished(key, dataclasses.replace(outcome, key=key), job.run, message))
         self._changed.set()
 

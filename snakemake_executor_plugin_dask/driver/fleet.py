@@ -37,6 +37,7 @@ class Member:
     address: str = ""
     facts: WorkerFacts | None = None
     queue_reason: str = ""  # as the batch system last gave it
+    running: bool = False  # its allocation has started
     looked: float = 0.0
 
 
@@ -264,8 +265,12 @@ class Fleet:
         if state.kind == "gone":
             why = state.reason + (f"\n{state.log_tail}" if state.log_tail else "")
             await self._never_came(member.process, why)
-        elif state.kind == "queued":
+        elif state.kind == "queued" and state.reason != member.queue_reason:
             member.queue_reason = state.reason
+            self._listener.event("allocation-waiting", worker=member.process.name, pool=member.pool.name, reason=state.reason)
+        elif state.kind == "running" and not member.running:
+            member.running = True
+            self._listener.event("allocation-running", worker=member.process.name, pool=member.pool.name)
 
     async def close(self) -> tuple[str, ...]:
         """Give everything back. Returns the names of what could not be seen to be gone."""

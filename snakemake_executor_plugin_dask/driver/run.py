@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from distributed import wait
 
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
+from snakemake_executor_plugin_dask.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.driver.cluster import Hear, RunCluster, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
 from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
@@ -19,7 +21,7 @@ from snakemake_executor_plugin_dask.driver.leases import LeaseServer
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.messages import Begin, Say
 from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, write_link
-from snakemake_executor_plugin_dask.observe.events import EventLog
+from snakemake_executor_plugin_dask.observe.observer import Observer
 from snakemake_executor_plugin_dask.private import write_private
 from snakemake_executor_plugin_dask.worker import task
 
@@ -33,13 +35,15 @@ class Run:
         self._begin = begin
         self._send = send
         self._state_dir = Path(begin.state_dir)
-        self._events = EventLog(begin.event_log)
+        self._observer = Observer(
+            begin.event_log, begin.options.report, lambda level, text: send(Say(level, text))
+        )
         self.controller = Controller(
             begin.setup,
             begin.options,
             Surroundings(
                 send=send,
-                event=self._events.write,
+                event=self._observer.event,
                 submit=self._submit,
                 kill=self._kill,
                 state_dir=begin.state_dir,
@@ -86,7 +90,7 @@ class Run:
         )
         self._fleet = Fleet(cluster, leases, backends, link, setup.lease_s, self.controller)
         self.controller.fleet = self._fleet
-        self._events.write("run-started", run_id=setup.run_id, options=options, versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version})
+        self._observer.event("run-started", run_id=setup.run_id, options=options, versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version})
         if dashboard.host is not None:
             self._tell_dashboard(cluster)
 
@@ -100,9 +104,15 @@ class Run:
         """Once a second."""
         assert self._fleet is not None
         await self._fleet.check()
+        if not self.controller.stopping:
+            self._observer.look(self._blockers(), time.monotonic())
 
     def show_status(self) -> None:
         """Print the whole picture."""
+        self._send(Say("info", self._observer.show(self._blockers(), time.monotonic())))
+
+    def _blockers(self) -> list[Blocker]:
+        return blockers(self.controller.waiting, self.controller.ledger, time.monotonic())
 
     def stopping(self) -> None:
         """Nothing new is started from here on."""
@@ -119,7 +129,9 @@ class Run:
             await self._leases.close()
         counts = self.controller.counts
         summary = {"jobs": counts.jobs, "attempts": counts.attempts, "lost_workers": counts.lost_workers}
-        self._events.write("run-ended", summary=summary, left=left)
+        line = self._observer.finish(summary=summary, left=left)
+        if counts.attempts:
+            self._send(Say("info", line))
         self._clear_state(keep_logs=failed or bool(left))
         return left, summary
 
