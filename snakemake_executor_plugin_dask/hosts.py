@@ -28,7 +28,7 @@ def spread(names: Sequence[str], cores: Sequence[int], tasks: int | None) -> Hos
 
 
 def host_file(hosts: Hosts) -> str:
-    """What Open MPI, Hydra (MPICH, Intel MPI) and `srun` all read: a node's name, once for each of its ranks.
+    """What Open MPI and `srun` both read: a node's name, once for each of its ranks.
 
     In rounds, each node once before any twice: inside Slurm the launchers start one daemon on each node by an `srun` of
     their own, which takes as many lines from the top as there are nodes.
@@ -37,8 +37,14 @@ def host_file(hosts: Hosts) -> str:
     return "".join(f"{name}\n" for number in range(rounds) for name, ranks in hosts if ranks > number)
 
 
+def hydra_file(hosts: Hosts) -> str:
+    """What Hydra (MPICH, Intel MPI) reads; it takes a name that comes again further down for another node."""
+    return "".join(f"{name}:{ranks}\n" for name, ranks in hosts)
+
+
 def host_environment(hosts: Hosts, manager: Literal["slurm", "other"], path: str) -> tuple[tuple[str, str | None], ...]:
-    """Variables that make each launcher use these nodes; ``path`` is where `host_file` was written.
+    """Variables that make each launcher use these nodes; ``path`` is where `host_file` was written, and
+    ``path`` with `.hydra` behind it `hydra_file`.
 
     ``manager``: "slurm" for jobs in an allocation of Slurm, where `srun` and Open MPI go by Slurm's variables first.
     """
@@ -48,7 +54,7 @@ def host_environment(hosts: Hosts, manager: Literal["slurm", "other"], path: str
         (HOSTFILE, path),
         ("OMPI_MCA_orte_default_hostfile", path),  # Open MPI up to 4
         ("PRTE_MCA_prte_default_hostfile", path),  # Open MPI from 5 on
-        ("HYDRA_HOST_FILE", path),
+        ("HYDRA_HOST_FILE", f"{path}.hydra"),
     ]
     if manager == "slurm":
         number, ranks = str(len(hosts)), str(sum(ranks for _, ranks in hosts))

@@ -23,7 +23,7 @@ from snakemake_executor_plugin_dask.backends.base import (
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.hosts import host_environment, host_file, spread
+from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, spread
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.ranks import allocation_nodes
 from snakemake_executor_plugin_dask.worker.processes import kill_run
@@ -328,4 +328,5 @@ def job_environment(
     directory.mkdir(mode=0o700, exist_ok=True)
     path = directory / lease.key
     path.write_text(host_file(hosts))
+    directory.joinpath(f"{lease.key}.hydra").write_text(hydra_file(hosts))
     return host_environment(hosts, "slurm" if slurm else "other", str(path))

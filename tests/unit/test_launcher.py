@@ -1,7 +1,7 @@
 """Which launcher is used and how, and what a job of several nodes is told."""
 
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from snakemake_executor_plugin_dask.backends.launcher import (
     launch_environment,
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.hosts import host_environment, host_file, spread
+from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, spread
 from snakemake_executor_plugin_dask.pools import Pool
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "6", "SLURM_TASKS_PER_NODE": "2(x3)"}
@@ -170,11 +170,13 @@ def test_every_rank_has_a_place(cores: list[int], tasks: int) -> None:
 
 
 def test_hosts_are_told_to_all_launchers() -> None:
-    """One file serves Open MPI, Hydra and srun; Slurm's own variables only where it reigns."""
+    """One file serves Open MPI and srun, another Hydra; Slurm's own variables only where it reigns."""
     hosts = (("n2", 2), ("n3", 1))
     assert host_file(hosts) == "n2\nn3\nn2\n"  # each node once before any twice
-    plain: Mapping[str, str | None] = dict(host_environment(hosts, "other", "/f"))
+    assert hydra_file(hosts) == "n2:2\nn3:1\n"
+    plain = dict(host_environment(hosts, "other", "/f"))
     assert plain["SNAKEMAKE_DASK_HOSTS"] == "n2,n3"
+    assert plain.pop("HYDRA_HOST_FILE") == "/f.hydra"
     assert {plain[name] for name in plain if name != "SNAKEMAKE_DASK_HOSTS"} == {"/f"}
     assert not any(name.startswith("SLURM") for name in plain)
     slurm = dict(host_environment(hosts, "slurm", "/f"))
