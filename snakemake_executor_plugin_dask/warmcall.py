@@ -1,9 +1,9 @@
-"""A job's own call, as the local executor would make it, in a form that travels. Reads Snakemake's interior; no effects.
+"""A job's own call, as the local executor would make it, in a form that travels. Reads Snakemake's interior.
 
-In Snakemake's process `describe` says which rule runs with which wildcards and on which input files. On the worker the warm
-process has read the same workflow, so that a child of it can make the same job from that (`worker/warm_snakemake.py`).
-Input files travel, since only the main process has the DAG that they come from. Everything else (resources, parameters, log
-files, the message) is evaluated on the worker, as in a cold job.
+In Snakemake's process `describe` says which rule runs with which wildcards and on which input files. On the worker the
+warm process has read the same workflow, so that a child of it can make the same job (`worker/warm_snakemake.py`).
+Input files travel, since only the main process has the DAG that they come from. Everything else (resources, parameters,
+log files, the message) is evaluated on the worker, as in a cold job.
 """
 
 import pickle
@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 def describe(job: Any) -> bytes | None:
-    """The pickled `Call` of a job, or None where the job needs a DAG and a scheduler of its own, or where that is not certain."""
+    """The pickled `Call` of a job; None where it needs a DAG and a scheduler of its own, or may need them."""
     if job.is_group():
         return None
     rule, workflow = job.rule, job.dag.workflow

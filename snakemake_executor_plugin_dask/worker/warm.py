@@ -3,7 +3,8 @@
 Started by the supervisor as ``python -m snakemake_executor_plugin_dask.worker.warm --fd N``, with the environment that
 every job gets. It speaks with the supervisor over the socket N: pickled tuples behind a length. The first one to it is
 ``("setup", RunSetup)``; the others are in docs/design.md. It has one thread, because only then is a fork of it whole.
-Where reading the workflow leaves threads behind, or fails, it replaces itself by a process that has only imported Snakemake.
+Where reading the workflow leaves threads behind, or fails, it replaces itself by a process that has only imported
+Snakemake.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
@@ -66,7 +66,7 @@ def end(code: int) -> NoReturn:
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-    except BaseException:  # printed, as the interpreter does; the exit code stays
+    except BaseException:  # noqa: BLE001 - printed, as the interpreter does; the exit code stays
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -120,7 +120,7 @@ def _exit_code(run: Callable[[], bool]) -> int:
             return error.code & 0xFF
         sys.stderr.write(f"{error.code}\n")
         return 1
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as Snakemake's main does
         from snakemake.exceptions import print_exception
 
         print_exception(error)
@@ -128,11 +128,20 @@ def _exit_code(run: Callable[[], bool]) -> int:
 
 
 @contextlib.contextmanager
-def _finish_what_runs():  # type: ignore[no-untyped-def]
+def _finish_what_runs() -> Iterator[list[int]]:
     """SIGTERM means to Snakemake: finish what runs, then end with an error."""
-    signals: list[int] = []
-    handler = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    told: list[int] = []
+    leader = os.getpid()
+
+    def note(number: int, _: object) -> None:
+        if os.getpid() == leader:
+            told.append(number)
+        else:  # a process that the job forked, such as one of a pool, which would otherwise not end
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    handler = signal.signal(signal.SIGTERM, note)
     try:
-        yield signals
+        yield told
     finally:
         signal.signal(signal.SIGTERM, handler)

@@ -1,12 +1,14 @@
-"""What the warm process does with Snakemake: get it ready once, and run one job in a forked child. Snakemake's interior.
+"""What the warm process does with Snakemake: get it ready once, and run one job in a forked child.
 
-It relies on the inner parts of Snakemake that `check_interior` names, so that an unknown version is noticed before anything starts.
+It relies on the inner parts of Snakemake that `check_interior` names, so that an unknown version is noticed at once.
 Three depths: 1, Snakemake is imported and its parser built; 2, the workflow is read too; 3, a job's own function is
 called as the local executor does, with neither a DAG nor a scheduler of its own.
 """
 
+import functools
 import importlib.util
 import inspect
+import io
 import logging
 import os
 import pickle
@@ -23,13 +25,29 @@ from snakemake_executor_plugin_dask.warmcall import Call
 
 #: `run_wrapper` of the Snakemake versions that depth 3 was written for.
 _RUN_WRAPPER = (
-    "job_rule input output params wildcards threads resources log benchmark benchmark_repeats benchmark_extended conda_env"
-    " container_img singularity_args env_modules use_singularity linemaps debug cleanup_scripts shadow_dir jobid edit_notebook"
-    " conda_base_path basedir sourcecache_path runtime_sourcecache_path runtime_paths"
+    "job_rule input output params wildcards threads resources log benchmark benchmark_repeats benchmark_extended"
+    " conda_env container_img singularity_args env_modules use_singularity linemaps debug cleanup_scripts shadow_dir"
+    " jobid edit_notebook conda_base_path basedir sourcecache_path runtime_sourcecache_path runtime_paths"
 ).split()
-_JOB_MEMBERS = ("prepare", "postprocess", "log_info", "log_error", "resources", "params", "shellcmd", "message", "jobid")
-_WORKFLOW_MEMBERS = ("async_run", "execute", "_prepare_dag", "tear_down", "included", "get_rule", "global_resources", "_cores")
-_WORKFLOW_STATE = ("_async_runners", "_async_executor", "_snakemake_tmp_dir", "_checkpoints", "_rules", "_executor_plugin")
+_JOB_MEMBERS = ("prepare", "postprocess", "log_info", "log_error", "resources", "params", "jobid")
+_WORKFLOW_MEMBERS = (
+    "async_run",
+    "execute",
+    "_prepare_dag",
+    "tear_down",
+    "included",
+    "get_rule",
+    "global_resources",
+    "_cores",
+)
+_WORKFLOW_STATE = (
+    "_async_runners",
+    "_async_executor",
+    "_snakemake_tmp_dir",
+    "_checkpoints",
+    "_rules",
+    "_executor_plugin",
+)
 
 
 class NotWarm(Exception):
@@ -80,6 +98,7 @@ class Parser:
         own = ["--snakefile", setup.snakefile, "--cores", "all", "--attempt", "1", "--force-use-threads"]
         arguments = full_arguments(setup, own)
         sys.argv = [_main_path(), *arguments]
+        main_spec()
         # Half of what parsing costs is reading plugins and other modules for the first time.
         self._parser, self.arguments = snakemake.cli.parse_args(arguments)
         _import_ahead()
@@ -115,7 +134,9 @@ class WarmWorkflow:
         seeded = _SeedWatch()
         execute, cores = snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores
         api_class = snakemake.cli.SnakemakeApi
-        snakemake.workflow.Workflow.execute = lambda workflow, **kwargs: self._captured.update(kwargs, workflow=workflow)
+        snakemake.workflow.Workflow.execute = lambda workflow, **kwargs: self._captured.update(
+            kwargs, workflow=workflow
+        )
         snakemake.workflow.Workflow.cores = property(self._note_cores)
         snakemake.cli.SnakemakeApi = self._make_api
         try:
@@ -140,7 +161,7 @@ class WarmWorkflow:
         warm = self
 
         class Api(snakemake.api.SnakemakeApi):  # type: ignore[misc]
-            """Keeps the workflow where Snakemake would tear it down, and gives it back where Snakemake would read it."""
+            """Keeps the workflow where Snakemake would tear it down, and gives it where Snakemake would read it."""
 
             failure = ""
             keep = True
@@ -172,9 +193,11 @@ class WarmWorkflow:
         from snakemake.settings.types import SharedFSUsage
 
         if self._reads_cores:
-            raise NotWarm("the workflow asks for its number of cores while it is read, and each job has its own")
+            msg = "the workflow asks for its number of cores while it is read, and each job has its own"
+            raise NotWarm(msg)
         if self.workflow.storage_settings.shared_fs_usage != SharedFSUsage.all():
-            raise NotWarm("not everything is on a shared file system")
+            msg = "not everything is on a shared file system"
+            raise NotWarm(msg)
 
     def _drop_asyncio(self) -> None:
         """Give up event loops and threads that reading the workflow left behind; a child makes its own."""
@@ -222,6 +245,7 @@ class WarmWorkflow:
         )
         workflow.persistence.deactivate_cache()
         workflow.iocache.deactivate()
+        self._rehearse()
 
     # In a child
 
@@ -235,14 +259,14 @@ class WarmWorkflow:
         workflow._snakemake_tmp_dir._finalizer.detach()
         if not self._keeps_tempdir and any(name in ("TMPDIR", "TEMP", "TMP") for name, _ in spec.environment):
             tempfile.tempdir = None
-        workflow._snakemake_tmp_dir = tempfile.TemporaryDirectory(prefix="snakemake")
-        workflow.start_time = datetime.now()
+        workflow._snakemake_tmp_dir = _LateDirectory()
+        workflow.start_time = datetime.now()  # noqa: DTZ005 - as Snakemake has it
         if self._random_state is not None:
             random.setstate(self._random_state)
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy.random" in sys.modules:
             state = numpy.random.get_state()
-            # The generator's own seeding, and init_by_array, leave this first word; `seed(n)` leaves n, which all jobs shall see.
+            # The generator's own seeding leaves this first word; the workflow's `seed(n)` leaves n, for all jobs.
             if state[0] != "MT19937" or state[1][0] == 0x80000000 or state[2] != 624:
                 numpy.random.seed()
 
@@ -253,23 +277,34 @@ class WarmWorkflow:
         self._api.keep = False
         self._api._is_in_context = False
         api_class = snakemake.cli.SnakemakeApi
-        snakemake.cli.SnakemakeApi = lambda output_settings: self._api
+        snakemake.cli.SnakemakeApi = lambda _: self._api
         try:
             return bool(snakemake.cli.args_to_api(self._parser.parse(spec), self._parser._parser))
         finally:
             snakemake.cli.SnakemakeApi = api_class
 
     def make_job(self, spec: JobSpec) -> Any:
-        """Depth 3: the job of ``spec.call``. Raises whatever its rule's functions raise; has no effect yet."""
+        """Depth 3: the job of ``spec.call``, announced in the log.
+
+        Raises whatever its rule's functions raise, and NotWarm; nothing has happened then.
+        """
         assert spec.call is not None
+        self.workflow.execution_settings.attempt = spec.attempt
+        self.set_cores(spec.cores)
+        call = Call(*pickle.loads(spec.call))
+        job = self._make_job(call)
+        if [str(file) for file in job.output] != call.output:
+            msg = f"rule {call.rule} has other output files here"
+            raise NotWarm(msg)
+        job.log_info()
+        return job
+
+    def _make_job(self, call: Call) -> Any:
         from snakemake.io import IOFile, flag
         from snakemake.iocontainers import InputFiles
         from snakemake.jobs import Job
 
-        call = Call(*pickle.loads(spec.call))
         workflow, dag = self.workflow, self.workflow.dag
-        self.set_cores(spec.cores)
-        workflow.execution_settings.attempt = spec.attempt
         rule = workflow.get_rule(call.rule)
         directories = frozenset(call.directories)
         files = []
@@ -281,17 +316,41 @@ class WarmWorkflow:
         job_input._take_names(call.input_names)
         with _Instead(type(rule), "expand_input", lambda *_, **__: (job_input, {}, {}, False)):
             job = Job(rule, dag, call.wildcards)
-        if [str(file) for file in job.output] != call.output:
-            msg = f"rule {call.rule} has other output files here"
-            raise NotWarm(msg)
         dag._jobid[job] = call.jobid
         dag._reason[job].forced = True
         dag._priority[job] = rule.expand_priority(job.wildcards_dict, job.input, job.attempt)
         # What needs a checkpoint's output needs a DAG. Resources would take 0 for it and go on.
         with _Instead(workflow._checkpoints, "_created_output", _NoCheckpoints()):
-            for name in ("resources", "params", "log", "benchmark", "message", "shellcmd"):
+            for name in ("resources", "params", "log", "benchmark"):
                 getattr(job, name)
         return job
+
+    def _rehearse(self) -> None:
+        """Do what every job does once, so that children share what that leaves in memory.
+
+        With a rule in which nothing is the user's code, and without effects.
+        """
+        from snakemake.logging import logger
+
+        rule = next(filter(_is_static, self.workflow.rules), None)
+        streams = [handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
+        if rule is None or len(streams) != len(logger.handlers):
+            return
+        dag = self.workflow.dag
+        self.set_cores(1)
+        saved = [handler.setStream(io.StringIO()) for handler in streams]
+        try:
+            job = self._make_job(Call(rule.name, dict.fromkeys(rule.wildcard_names, "0"), [], [], [], [], 0))
+            job.log_info()
+            self.workflow.async_run(job.check_protected_output())
+            for table in (dag._jobid, dag._reason, dag._priority):
+                del table[job]
+        except Exception as error:  # noqa: BLE001 - such a job will say it itself
+            logger.debug(f"No rehearsal with rule {rule.name}: {error}")
+        finally:
+            for handler, stream in zip(streams, saved, strict=True):
+                handler.setStream(stream)
+            self._drop_asyncio()
 
     def call(self, job: Any) -> bool:
         """Depth 3: run the job as the local executor would, and say what it would say."""
@@ -303,12 +362,11 @@ class WarmWorkflow:
 
         workflow = self.workflow
         shell.cleanup()
-        job.log_info()
         executor = types.SimpleNamespace(workflow=workflow, dag=workflow.dag)
         try:
             local.run_wrapper(*local.Executor.job_args_and_prepare(executor, job))
             workflow.async_run(job.postprocess(store_in_storage=False))
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as the local executor does
             print_exception(error, workflow.linemaps)
             job.log_error()
             workflow.async_run(job.postprocess(error=True))
@@ -334,9 +392,26 @@ class WarmWorkflow:
         self._api._cleanup()
 
 
+class _LateDirectory:
+    """Snakemake's directory for temporary files, which few jobs need, made when its name is asked for."""
+
+    _made: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def name(self) -> str:
+        if self._made is None:
+            self._made = tempfile.TemporaryDirectory(prefix="snakemake")
+        return self._made.name
+
+    def cleanup(self) -> None:
+        if self._made is not None:
+            self._made.cleanup()
+
+
 class _NoCheckpoints:
     def __bool__(self) -> bool:
-        raise NotWarm("the output of a checkpoint is needed to evaluate this job")
+        msg = "the output of a checkpoint is needed to evaluate this job"
+        raise NotWarm(msg)
 
 
 class _Instead:
@@ -373,16 +448,27 @@ class _SeedWatch:
         self.tempdir_set = tempfile.tempdir != self._tempdir
 
 
+def _is_static(rule: Any) -> bool:
+    """Whether a rule's job can be made without calling anything that the workflow's author wrote."""
+    if not rule.is_shell or callable(rule.priority) or any(callable(value) for value in rule.params):
+        return False
+    evaluators = (inspect.unwrap(value._evaluator) for value in rule.resources.values() if value.is_evaluable())
+    # Resources from the command line, the default ones among them, are expressions.
+    return all(evaluator.__qualname__.startswith("Resource.from_cli_expression.") for evaluator in evaluators)
+
+
 def _overrides(spec: JobSpec) -> dict[str, Any]:
     return dict(pickle.loads(spec.overrides)) if spec.overrides else {}
 
 
+@functools.cache
 def _main_path() -> str:
     import snakemake
 
     return os.path.join(os.path.dirname(os.path.abspath(snakemake.__file__)), "__main__.py")
 
 
+@functools.cache
 def main_spec() -> Any:
     """``__main__.__spec__`` of a cold job."""
     return importlib.util.find_spec("snakemake.__main__")

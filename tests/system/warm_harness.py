@@ -1,6 +1,7 @@
 """Plays the supervisor to a warm process, and makes a run's setup and jobs as Snakemake's main process would.
 
-Also a program: ``python warm_harness.py PLAN ARGUMENT…`` writes the pickled (RunSetup, [JobSpec]) of the jobs that are ready now.
+Also a program: ``python warm_harness.py FILE ARGUMENT…`` writes the pickled (RunSetup, [JobSpec]) of the jobs that are
+ready now into the file.
 """
 
 import os
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
@@ -68,7 +69,12 @@ class Warm:
         command = [sys.executable, "-m", "snakemake_executor_plugin_dask.worker.warm", "--fd", str(theirs.fileno())]
         command += ["--idle-children", str(idle_children)]
         self.process = subprocess.Popen(
-            command, cwd="/", env=environment(**more), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=stderr
+            command,
+            cwd="/",
+            env=environment(**more),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stderr=stderr,
         )
         theirs.close()
         self.socket = ours
@@ -84,7 +90,10 @@ class Warm:
                 if message[: len(start)] == start:
                     self.messages.remove(message)
                     return message
-            self.messages.append(self.channel.receive())
+            try:
+                self.messages.append(self.channel.receive())
+            except TimeoutError:
+                raise AssertionError(f"not heard from the warm process: {start}") from None
 
     def start(self, spec: JobSpec) -> int:
         """The pid of the job."""
@@ -104,7 +113,7 @@ class Warm:
         self.socket.close()
         return self.process.wait(PATIENCE_S)
 
-    def __enter__(self) -> "Warm":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,12 +133,21 @@ def run_cold(setup: RunSetup, spec: JobSpec) -> Ended:
         environ.pop(name, None) if value is None else environ.update({name: value})
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     arguments = [*spec.arguments, *setup.general_arguments]
-    with open(spec.log_path, "ab") as log:
+    with open(spec.log_path, "ab") as log, tempfile.TemporaryFile() as overrides:
+        module = ["snakemake"]
+        if spec.overrides:
+            module = ["snakemake_executor_plugin_dask.worker.entry", str(overrides.fileno())]
+            overrides.write(spec.overrides)
+            overrides.seek(0)
         process = subprocess.Popen(
-            [setup.python, "-m", "snakemake", *arguments], cwd=setup.workdir, env=environ,
+            [setup.python, "-m", *module, *arguments], cwd=setup.workdir, env=environ, pass_fds=[overrides.fileno()],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-        code = process.wait(PATIENCE_S)
+        try:
+            code = process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Ended(code << 8 if code >= 0 else -code, cpu_s, read(spec), time.monotonic() - since)
@@ -191,7 +209,7 @@ def _plan(out: str, arguments: Sequence[str]) -> None:
                 snakemake_version=snakemake.workflow.__dict__.get("__version__") or _version(),
                 plugin_version="0",
             )  # fmt: skip
-            specs = [_spec(workflow, job) for job in sorted(workflow.dag.ready_jobs, key=lambda job: job.jobid)]
+            specs = [_spec(workflow, job) for job in sorted(workflow.dag.ready_jobs, key=lambda job: str(job.jobid))]
             Path(out).write_bytes(pickle.dumps((setup, specs)))
             os._exit(0)
 
