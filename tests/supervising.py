@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
-from snakemake_executor_plugin_dask.worker import processes
+from snakemake_executor_plugin_dask.worker import processes, task
 
 PATIENCE_S = 60.0
 RUN_ID = "abcd1234"
@@ -33,8 +34,8 @@ def run_setup(workdir: Path, **changes: Any) -> RunSetup:
         "python": sys.executable,
         "snakefile": str(workdir / "Snakefile"),
         "general_arguments": (),
-        "snakemake_version": "9",
-        "plugin_version": "0",
+        "snakemake_version": version("snakemake"),
+        "plugin_version": task.plugin_version(),
         "job_start": "cold",
         "stop_grace_s": 2.0,
     }

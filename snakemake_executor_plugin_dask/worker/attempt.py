@@ -15,7 +15,7 @@ from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 HOST = os.uname().nodename
 
 
-class NotStarted(Exception):  # noqa: N818 - a way to end, as its status is called
+class NotStarted(Exception):
     """The attempt's process could not be started; the text says why."""
 
 

@@ -3,8 +3,11 @@
 A job must not be lost because its log cannot be written, so there are places to fall back to, down to /dev/null.
 """
 
+import contextlib
+import errno
 import os
 import re
+import stat
 from collections.abc import Sequence
 
 _TAIL_LINES = 20
@@ -27,13 +30,24 @@ def usable_log(path: str, places: Sequence[str]) -> tuple[str, str]:
         return path, ""
     name = os.path.basename(path) or "job.log"
     for place in places:
-        other = os.path.join(place, f"snakemake-dask-{os.getuid()}", name)
+        directory = os.path.join(place, f"snakemake-dask-{os.getuid()}")
+        other = os.path.join(directory, name)
         try:
+            _own_directory(directory)
             _probe(other)
         except OSError:
             continue
         return other, f"the log {path} could not be written ({reason}), so it is in {other}"
     return os.devnull, f"the log {path} could not be written ({reason}), nor one elsewhere, so the output is lost"
+
+
+def _own_directory(path: str) -> None:
+    """Make a directory that only this user can enter; in /dev/shm another user may have taken the name."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
 
 
 def _probe(path: str) -> None:
@@ -45,13 +59,15 @@ def _probe(path: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         descriptor = os.open(path, flags, 0o666)
     try:
-        size = os.fstat(descriptor).st_size
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            return
         try:
             written = os.write(descriptor, _PROBE)
             if written < len(_PROBE):
                 os.write(descriptor, _PROBE[written:])  # raises the reason why not all of it was taken
         finally:
-            os.ftruncate(descriptor, size)
+            os.ftruncate(descriptor, found.st_size)
     finally:
         os.close(descriptor)
 

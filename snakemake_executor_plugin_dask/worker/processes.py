@@ -309,12 +309,12 @@ def set_soft_limit(number: int, soft: int) -> None:
 
 def _execute(arguments: Sequence[str], environment: dict[str, str]) -> NoReturn:
     try:
-        os.execvpe(arguments[0], list(arguments), environment)  # noqa: S606 - a shell is what is not wanted
+        os.execvpe(arguments[0], list(arguments), environment)
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise
     # A script without a first line that names its interpreter: the shell's own rule.
-    os.execve("/bin/sh", ["sh", *arguments], environment)  # noqa: S606
+    os.execve("/bin/sh", ["sh", *arguments], environment)
 
 
 def exit_status(status: int) -> tuple[int | None, int | None]:

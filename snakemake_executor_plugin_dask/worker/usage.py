@@ -38,7 +38,8 @@ _FORGET_FOREIGN_S = 60.0
 _SHARES_COST = 20  # a look at shares is not repeated before so many times its duration
 _KEPT_DESCRIPTORS = 4096
 _SNAKEMAKE_THREADS = 3  # main, logging, and the one that runs the job
-_SEARCH_S = 20.0  # so long a script's own Snakemake is looked for often
+_SEARCH_OFTEN_S = 5.0  # so long the own Snakemake of a job script is looked for often,
+_SEARCH_S = 60.0  # and so long at all
 
 
 class Source(Protocol):
@@ -271,6 +272,7 @@ class Monitor:
         if watch.own is None:
             watch.own = next((pid for pid in watch.members if self._source.is_snakemake(pid)), None)
         if watch.own is None:
+            watch.began = now - watch.added > _SEARCH_S
             return
         own = watch.members.get(watch.own)
         stat = self._source.stat(watch.own) if own is not None else None
@@ -317,7 +319,9 @@ class Monitor:
     def _interval(self, watch: Watch, growth: float, now: float) -> float:
         slow = SLOW_S
         if not watch.began:
-            slow = STARTING_S if watch.own is not None or now - watch.added < _SEARCH_S else SLOW_S
+            slow = STARTING_S
+            if watch.own is None:
+                slow = 4 * STARTING_S if now - watch.added < _SEARCH_OFTEN_S else SLOW_S
         if watch.limit is None:
             return slow
         rate = max(GROWTH_PER_S, 2 * growth)

@@ -77,12 +77,12 @@ class Warming:
             return None
         try:
             async with asyncio.timeout(_READY_S):
-                while (warm := self._current) is not None and not warm.ready:
+                while (warm := self._current) is not None and not warm.settled.is_set():
                     await warm.settled.wait()
         except TimeoutError:
             current.notes.append(f"not started warm: the workflow was not read within {_READY_S:.0f} s")
             return None
-        return warm
+        return warm if warm is not None and warm.ready and not warm.gone else None
 
     def warm_forked(self, warm: WarmProcess, key: str, pid: int) -> None:
         current = self._endings.attempts.get(key)
@@ -115,7 +115,7 @@ class Warming:
             self._failures += 1
             self._current = None
             # One that never got ready would not the next time, either.
-            if warm.depth > 0 and self._failures <= _RESTARTS:
+            if warm.ready and self._failures <= _RESTARTS:
                 self._launch()
         task = asyncio.create_task(self._bury(warm))
         self._burials.add(task)

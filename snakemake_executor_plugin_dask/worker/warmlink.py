@@ -32,7 +32,8 @@ class WarmProcess:
     def __init__(self, setup: RunSetup, environment: Mapping[str, str], events: WarmEvents) -> None:
         """Start it. Raises OSError where that cannot be done."""
         self._events = events
-        self.depth = 0  # once ready
+        self.depth = 0  # once ready; 0 then, too, if it refuses every job
+        self.ready = False
         self.settled = asyncio.Event()  # ready, or gone
         self.gone = False
         self.reaped = asyncio.Event()  # set by whoever waits for child processes
@@ -58,10 +59,6 @@ class WarmProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._setup = setup
         self._task = asyncio.create_task(self._serve())
-
-    @property
-    def ready(self) -> bool:
-        return self.depth > 0 and not self.gone
 
     def start(self, spec: JobSpec) -> None:
         """Hand a job over; `WarmEvents.warm_forked` or `warm_refused` follows, or `warm_gone`."""
@@ -102,7 +99,7 @@ class WarmProcess:
     def _received(self, message: tuple[Any, ...]) -> None:
         match message:
             case ("ready", int(depth)):
-                self.depth = depth
+                self.depth, self.ready = depth, True
                 self.settled.set()
             case ("forked", key, pid):
                 self.unanswered.discard(key)

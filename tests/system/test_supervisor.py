@@ -163,9 +163,8 @@ def test_measured_use_is_right(worker):
 
 def test_end_of_the_worker_ends_everything(worker, tmp_path):
     """When the worker goes, all its jobs' processes are killed at once, and the supervisor leaves."""
-    worker.start(
-        f"trap '' TERM; setsid -f bash -c 'trap \"\" TERM; echo $$ >> {tmp_path}/pids; sleep 1000; sleep 1000'; sleep 1000"
-    )
+    daemon = f"setsid -f bash -c 'trap \"\" TERM; echo $$ >> {tmp_path}/pids; sleep 1000; sleep 1000'"
+    worker.start(f"trap '' TERM; {daemon}; sleep 1000")
     worker.start(f"(trap '' TERM; echo $BASHPID >> {tmp_path}/pids; sleep 1000; sleep 1000) & sleep 1000")
     pids = pids_in(tmp_path / "pids", 2)
     worker.close()
@@ -325,6 +324,7 @@ def test_job_has_what_a_local_job_has(tmp_path):
 
 def test_many_short_jobs(worker):
     """Hundreds of jobs that end at once are all started, reported, and leave nothing open."""
+    worker.outcome(worker.start("true"))
     before = len(os.listdir(f"/proc/{worker.process.pid}/fd"))
     keys = [worker.start("true") for _ in range(300)]
     assert {worker.outcome(key).status for key in keys} == {"succeeded"}

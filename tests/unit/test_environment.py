@@ -81,7 +81,7 @@ def test_rank_of_an_inner_launcher_is_not_inherited():
 
 
 def test_step_of_the_same_allocation_keeps_the_allocations_own_values():
-    """Snakemake in a batch script, workers started by `srun` in the same allocation: only the node's variables differ."""
+    """Snakemake in a batch script, workers of `srun` in the same allocation: only the node's variables differ."""
     snakemake = {**LOGIN, **BATCH, "SLURM_PROCID": "0", "CUDA_VISIBLE_DEVICES": "0"}
     own = {**snakemake, **STEP, "SLURM_NTASKS": "4", "CUDA_VISIBLE_DEVICES": "2,3", "TMPDIR": "/scratch/node2"}
     result = base_environment(snakemake, True, own)
@@ -99,7 +99,7 @@ def test_grid_engines_short_names_count_only_beside_its_marks():
 
 
 def test_prologue_changes_reach_the_job():
-    """What the prologue set, changed and removed; lists such as PATH grow around the job's own value."""
+    """What it set, changed and removed; lists such as PATH grow around the job's own value."""
     before = {"PATH": "/bin", "LD_LIBRARY_PATH": "", "OLD": "1", "MODE": "a", "LANG": "C"}
     after = {
         "PATH": "/mod/bin:/bin",

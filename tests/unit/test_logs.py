@@ -1,0 +1,60 @@
+"""Where a job's log goes, and what of it is shown."""
+
+import os
+
+from snakemake_executor_plugin_dask.worker.logs import clean_tail, tail, usable_log
+
+
+def test_directories_are_made_and_content_stays(tmp_path):
+    """The test write leaves no trace, in an old file either."""
+    path = tmp_path / "a" / "b" / "job.log"
+    assert usable_log(str(path), []) == (str(path), "")
+    assert path.read_bytes() == b""
+    path.write_text("before\n")
+    assert usable_log(str(path), []) == (str(path), "")
+    assert path.read_text() == "before\n"
+
+
+def test_fallbacks_in_their_order(tmp_path):
+    """The first place that takes a write; where none does, /dev/null, and it is said."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "good").mkdir()
+    bad = str(tmp_path / "file" / "job.log")
+    path, note = usable_log(bad, [str(tmp_path / "file"), str(tmp_path / "good")])
+    assert path == str(tmp_path / "good" / f"snakemake-dask-{os.getuid()}" / "job.log")
+    assert (bad in note, path in note, "Not a directory" in note) == (True, True, True)
+    path, note = usable_log(bad, [str(tmp_path / "file")])
+    assert (path, "output is lost" in note) == ("/dev/null", True)
+
+
+def test_place_that_another_user_took_is_not_used(tmp_path):
+    """A link under the fallback directory's name, as another user may lay it in /dev/shm, is not followed."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "shm").mkdir()
+    (tmp_path / "shm" / f"snakemake-dask-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    path, _ = usable_log("/dev/null/x", [str(tmp_path / "shm")])
+    assert path == "/dev/null"
+    assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_tail_is_short_and_clean():
+    """Twenty lines, no control characters, what a progress bar overwrote left out, undecodable bytes replaced."""
+    data = b"".join(b"line %d\n" % i for i in range(100)) + b"10%\r55%\r\x1b[1;31m99%\x1b[0m\a\r\nbad \xff\tend\n\n"
+    lines = clean_tail(data, cut=False).split("\n")
+    assert len(lines) == 20
+    assert lines[-3:] == ["line 99", "99%", "bad \ufffd\tend"]
+
+
+def test_tail_has_a_size_limit(tmp_path):
+    """One endless line, of bytes that grow when they are replaced, stays below the limit."""
+    path = tmp_path / "log"
+    path.write_bytes(b"\xff" * 100_000)
+    text = tail(str(path))
+    assert 0 < len(text.encode()) <= 4096
+    path.write_bytes(b"x" * 5000 + b"\nlast\n")
+    assert tail(str(path)) == "last"
+
+
+def test_tail_of_nothing(tmp_path):
+    """No file, no lines."""
+    assert tail(str(tmp_path / "none")) == ""
