@@ -97,7 +97,7 @@ def _tiles(model: RunModel, held: Held) -> str:
         (share(held.job_cores, held.cores), f"of {core_hours(held.cores)} core-hours held were used by jobs", False),
         (share(held.job_cpu, held.job_cores), "of the core time of jobs, their CPUs were at work", False),
     ]
-    if model.allocations:
+    if any(model.pools[allocation.pool].batch for allocation in model.allocations):
         tiles.append((rough(allocation_wait_s(model)), "waited for allocations", False))
     items = (
         f'<div class="tile{" bad" * bad}"><b>{text(big)}</b><span>{text(small)}</span></div>'
@@ -166,9 +166,10 @@ def _data(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> 
         if attempt.key not in seen:
             seen[attempt.key] = len(ids)
             ids.append(clean(f"{attempt.jobid}{f', run {attempt.run}' if attempt.run > 1 else ''}", 80))
-        placed = attempt.placed or start
-        length = (attempt.ended if attempt.ended is not None else model.end_time) - placed
-        flat += [box.worker, box.low, box.height, round((placed - start) * 10), round(length * 10)]
+        # Both ends are rounded, not the length: neighbours must not overlap.
+        since = round(((attempt.placed or start) - start) * 10)
+        until = round(((attempt.ended if attempt.ended is not None else model.end_time) - start) * 10)
+        flat += [box.worker, box.low, box.height, since, until - since]
         flat += [rules[attempt.rule], numbers.get(attempt.status, 0), seen[attempt.key]]
     return {
         "length": max(1.0, model.end_time - start),

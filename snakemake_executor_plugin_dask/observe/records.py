@@ -115,6 +115,11 @@ class PoolRecord:
     given_up: str = ""
     lost: int = 0
 
+    @property
+    def batch(self) -> bool:
+        """Whether its allocations queue in a batch system."""
+        return self.cluster not in ("local", "cuda", "mpi", "attached")
+
 
 def first(*values: float | None) -> float:
     """The first that is known; the last one must be."""

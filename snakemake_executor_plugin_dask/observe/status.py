@@ -13,6 +13,7 @@ from snakemake_executor_plugin_dask.observe.wording import clean, clock, columns
 from snakemake_executor_plugin_dask.units import format_memory
 
 SETTLE_S = 2.0  # a change of a pool that lasts so long is said
+START_S = 10.0  # workers that start are said after so long: most are there before
 CALM_S = 30.0  # between two lines of one pool, unless it went from nothing to something or back
 STALL_S = 30.0  # nothing moved for so long while no job runs: say what is waited for
 BUSY_STALL_S = 300.0  # the same while jobs run: full workers are no news
@@ -39,7 +40,8 @@ class Narrator:
                 continue
             since = self._changed.setdefault(pool.name, picture.now)
             turned = (before.workers == 0) != (pool.workers == 0) or before == PoolState(pool.name)
-            if picture.now - since < SETTLE_S or (not turned and picture.now - said_at < CALM_S):
+            settle = SETTLE_S if before.workers or pool.workers or pool.queued else START_S
+            if picture.now - since < settle or (not turned and picture.now - said_at < CALM_S):
                 continue
             self._pools[pool.name] = (pool, picture.now)
             self._changed.pop(pool.name, None)
@@ -55,7 +57,7 @@ class Narrator:
         elif before.workers:
             parts.append("no worker there")
         if pool.starting:
-            parts.append(f"{pool.starting} starting")
+            parts.append(f"{count(pool.starting, 'worker')} starting")
         if pool.queued:
             parts.append(queue_clause(pool, self._clock_text))
         if pool.lost:

@@ -103,7 +103,7 @@ def allocation_wait_s(model: RunModel) -> float:
     ]
     queued = [(a.submitted, a.submitted + a.queue_s(model.end_time), a.pool) for a in model.allocations]
     spans: list[tuple[float, float]] = []
-    for pool in {pool for _, _, pool in queued}:
+    for pool in {pool for _, _, pool in queued if model.pools[pool].batch}:
         # A job that was never placed may carry no pool: it waits for any of them.
         jobs = _union((start, end) for start, end, name in waits if name in (pool, ""))
         spans += _both(jobs, _union((start, end) for start, end, name in queued if name == pool))

@@ -17,9 +17,11 @@ def share(part: float, whole: float) -> str:
 
 
 def core_hours(core_seconds: float) -> str:
-    """Core-seconds as a number of core-hours with three significant digits."""
+    """Core-seconds as a number of core-hours with two or three digits that matter."""
     hours = core_seconds / 3600
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 0.001 else "0"
+    return (
+        f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 1 else f"{hours:.2g}" if hours >= 0.001 else "0"
+    )
 
 
 def count(number: int, noun: str) -> str:

@@ -64,6 +64,14 @@ def test_a_pool_that_is_up_at_once_says_one_line():
     assert watch.settle(pools=(up,)) == ["Pool cpu: 1 worker there (2 cores, 8 GB, 1 GPU)."]
 
 
+def test_a_pool_that_is_slow_to_start_is_said():
+    """After ten seconds of silence a user hears that workers start."""
+    watch = Watch()
+    starting = dataclasses.replace(CPU, starting=2)
+    assert watch.settle(pools=(starting,)) == []
+    assert watch.look(10) == ["Pool cpu is coming up: 2 workers starting."]
+
+
 def test_many_workers_coming_one_by_one_say_few_lines():
     """Forty workers in forty steps of three seconds are not forty lines."""
     watch = Watch()
