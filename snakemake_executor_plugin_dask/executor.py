@@ -1,119 +1,47 @@
-"""The executor: thin glue between Snakemake's scheduler and the driver process.
+"""The executor as Snakemake's registry loads it, in each of its processes: a shell around `session`, which is loaded when it is used."""
 
-Snakemake's thread hands jobs over (`run_jobs`) and never waits. The link's reader thread reports what the driver tells. A second
-thread notices what Snakemake does not tell an executor: that it has stopped starting jobs, after SIGTERM or an error.
-"""
-
-import contextlib
-import os
-import secrets
-import signal
-import string
 import sys
-import threading
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from snakemake_interface_common.exceptions import WorkflowError
-from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.settings import ExecMode
 
-from snakemake_executor_plugin_dask import routing
-from snakemake_executor_plugin_dask.configure import configure_here
-from snakemake_executor_plugin_dask.driver_link import DriverLink
-from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
-from snakemake_executor_plugin_dask.failures import explain
-from snakemake_executor_plugin_dask.handover import Handover
-from snakemake_executor_plugin_dask.jobs import Outcome
-from snakemake_executor_plugin_dask.messages import (
-    Begin,
-    Dropped,
-    DropWaiting,
-    Enqueue,
-    Fatal,
-    Finished,
-    QueuedJob,
-    Say,
-    ShowStatus,
-    Started,
-)
-from snakemake_executor_plugin_dask.requests import Request, slurm_names
-from snakemake_executor_plugin_dask.routing import Shape
-
-_LOOK_EVERY_S = 0.5
-_STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an allocation is gone
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_dask.session import Session
 
 
 class Executor(RealExecutor):  # type: ignore[misc]
     """Runs Snakemake's jobs on the run's Dask cluster."""
 
-    def __post_init__(self) -> None:
-        if self.workflow.remote_execution_settings.immediate_submit:
-            msg = "--immediate-submit cannot work with the dask executor: jobs wait here until their input exists; leave it away."
-            raise WorkflowError(msg)
-        try:
-            self._options, warnings = configure_here(self.executor_settings)
-        except ConfigurationError as error:
-            raise WorkflowError(str(error)) from None
-        for warning in warnings:
-            self.logger.warning(warning)
-        alphabet = string.ascii_lowercase + string.digits
-        self._run_id = "".join(secrets.choice(alphabet) for _ in range(8))
-        self._lock = threading.Lock()
-        self._jobs: dict[str, SubmittedJobInfo] = {}  # handed over, not finished
-        self._started: set[str] = set()
-        self._dropped: list[Any] = []
-        self._dropping = False
-        self._ended = False
-        self._warned: set[tuple[str, str]] = set()
-        self._link: DriverLink | None = None
-        self._watcher: threading.Thread | None = None
-        self._woken = threading.Event()
-        self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
-        self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
-        self._handover = Handover(self, self._options, self._run_id)
-        self._check_known_jobs()
+    _session: "Session"
 
-    # What Snakemake asks of an executor
+    def __post_init__(self) -> None:
+        from snakemake_executor_plugin_dask.session import Session
+
+        self._session = Session(self)
 
     def run_jobs(self, jobs: Iterable[Any]) -> None:
-        """Hand jobs over to the driver, which is started with the first ones."""
-        queued: list[QueuedJob] = []
-        for job in jobs:
-            self.run_job_pre(job)
-            try:
-                item = self._handover.queued(job, self._adapted(job))
-            except (RequestError, WorkflowError, OSError) as error:
-                info = SubmittedJobInfo(job)
-                self.report_job_submission(info)
-                self._report_error(info, str(error), [])
-                continue
-            with self._lock:
-                self._jobs[item.spec.key] = SubmittedJobInfo(job, external_jobid=item.spec.key, aux={"log": item.spec.log_path})
-            queued.append(item)
-        if queued:
-            self._driver().send(Enqueue(tuple(queued)))
+        self._session.run_jobs(jobs)
 
     def run_job(self, job: Any) -> None:
-        self.run_jobs([job])
+        self._session.run_jobs([job])
 
     def cancel(self) -> None:
         """Ctrl-C, or an error in Snakemake itself: end what runs, give everything back."""
-        self._end(kill=True)
+        self._session.end(kill=True)
 
     def shutdown(self) -> None:
-        self._end(kill=False)
+        """Snakemake's regular end, and its end after an error; may come after `cancel`."""
+        self._session.end(kill=False)
 
     def handle_job_error(self, job: Any) -> None:
-        """Snakemake counts the job as failed; after the last attempt, and without --keep-going, it starts no more."""
         super().handle_job_error(job)
-        if job.restart_times <= job.attempt - 1 and not self.workflow.execution_settings.keep_going:
-            self._drop_waiting()
+        self._session.job_failed(job)
 
     @property
     def cores(self) -> int:
+        """Asked for by the base class alone: each job's Snakemake gets the cores that the job holds."""
         return 1
 
     def get_exec_mode(self) -> ExecMode:
@@ -121,181 +49,3 @@ class Executor(RealExecutor):  # type: ignore[misc]
 
     def get_python_executable(self) -> str:
         return sys.executable
-
-    # Before the first job
-
-    def _check_known_jobs(self) -> None:
-        """Stop the run where a request can never be held; say once what is not declared."""
-        named: list[tuple[str, Request]] = []
-        slurm: list[tuple[str, tuple[str, ...]]] = []
-        groups = set()
-        for single in self.dag.needrun_jobs():
-            job = self.dag.get_job_group(single) or single
-            if job.is_local or job in groups:
-                continue
-            if job.is_group():
-                groups.add(job)
-            slurm.append((job.name, slurm_names(dict(job.resources.items()))))
-            try:
-                named.append((job.name, self._adapted(job)))
-            except RequestError as error:
-                raise WorkflowError(str(error)) from None
-        if self._options.local_by_default and (complaint := routing.slurm_on_local(slurm)):
-            raise WorkflowError(complaint)
-        if complaint := routing.check_all(named, self._options.pools, self._shapes):
-            raise WorkflowError(complaint)
-        if not self._single_local:
-            for sentence in routing.missing(named):
-                self.logger.warning(sentence)
-        for name in routing.unused(self._options.pools, named, self._shapes) if len(self._options.pools) > 1 else ():
-            self.logger.warning(f"No job of this run can use pool {name}.")
-        if self._options.plan:
-            from snakemake_executor_plugin_dask.plan import plan_text
-
-            print(plan_text(self._options, named, self._shapes))
-            raise SystemExit(0)
-
-    @property
-    def _single_local(self) -> bool:
-        return len(self._options.pools) == 1 and self._options.pools[0].cluster in ("local", "cuda")
-
-    def _adapted(self, job: Any) -> Request:
-        """The job's request; on the single local pool a workflow written for a cluster runs as it does locally."""
-        request = self._handover.request(job)
-        pool = self._options.pools[0]
-        if len(self._options.pools) != 1 or pool.cluster != "local":
-            return request
-        shape = self._shapes[pool.name]
-        adapted, kinds = routing.adapt_to_local(request, shape)
-        for kind in kinds:
-            if (kind, "") not in self._warned:
-                self._warned.add((kind, ""))
-                self.logger.warning(routing.local_warning(kind, job.name, request, shape))
-        return adapted
-
-    # The driver
-
-    def _driver(self) -> DriverLink:
-        if self._link is None:
-            self._state_dir.parent.mkdir(parents=True, exist_ok=True)
-            self._state_dir.mkdir(mode=0o700)
-            begin = Begin(
-                setup=self._handover.setup(dict(os.environ)),
-                options=self._options,
-                state_dir=os.fspath(self._state_dir),
-                event_log=f"{self._state_dir}.events.jsonl",
-            )
-            self._link = DriverLink(begin, self._received, self._driver_lost)
-            self._watcher = threading.Thread(target=self._watch, name="dask-watcher", daemon=True)
-            self._watcher.start()
-            # Only the main thread may set a handler; elsewhere (an API caller's thread) the table is not to be had.
-            with contextlib.suppress(ValueError):
-                signal.signal(signal.SIGUSR1, self._show_status)
-        return self._link
-
-    def _show_status(self, *_: object) -> None:
-        if self._link is not None:
-            self._link.send(ShowStatus())
-
-    def _received(self, message: object) -> None:
-        match message:
-            case Started(key=key):
-                self._report_started(key)
-            case Finished():
-                self._report_finished(message)
-            case Dropped(keys=keys):
-                with self._lock:
-                    self._dropped += [self._jobs.pop(key).job for key in keys if key in self._jobs]
-                self._woken.set()
-            case Say(level=level, text=text):
-                getattr(self.logger, level)(text)
-            case Fatal(text=text):
-                self.workflow.scheduler.executor_error_callback(WorkflowError(text))
-            case _:
-                self.logger.debug(f"unknown message of the driver: {message!r}")
-
-    def _report_started(self, key: str) -> None:
-        with self._lock:
-            info = self._jobs.get(key)
-            self._started.add(key)
-        if info is not None:
-            self.report_job_submission(info)
-
-    def _report_finished(self, message: Finished) -> None:
-        with self._lock:
-            info = self._jobs.pop(message.key, None)
-            started = message.key in self._started
-            self._started.discard(message.key)
-        if info is None:
-            return
-        outcome = message.outcome
-        if not started:
-            self.report_job_submission(info)
-        if outcome.status == "succeeded":
-            self._forget_log(outcome)
-            self.report_job_success(info)
-        elif outcome.status == "cancelled" and self._ended:
-            pass  # Snakemake asked for it, and is leaving
-        else:
-            text = explain(info.job.name, outcome, message.runs, message.message)
-            self._report_error(info, text, [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else [])
-        self._woken.set()
-
-    def _report_error(self, info: SubmittedJobInfo, text: str, logs: list[str]) -> None:
-        if info.job.is_group():
-            self.logger.error(text)  # a group's own error message never prints the text
-        self.report_job_error(info, msg=text, aux_logs=logs)
-
-    def _forget_log(self, outcome: Outcome) -> None:
-        if not self._options.keep_successful_logs and outcome.log_path:
-            with contextlib.suppress(OSError):
-                os.unlink(outcome.log_path)
-
-    # Stopping
-
-    def _drop_waiting(self) -> None:
-        if not self._dropping and self._link is not None:
-            self._dropping = True
-            self._link.send(DropWaiting())
-
-    def _watch(self) -> None:
-        """Until the end: notice that Snakemake starts no more jobs, and tell it when only dropped ones are left."""
-        scheduler = self.workflow.scheduler
-        while not self._ended:
-            self._woken.wait(_LOOK_EVERY_S)
-            self._woken.clear()
-            failed = getattr(scheduler, "_errors", False) and not self.workflow.execution_settings.keep_going
-            if failed or getattr(scheduler, "_user_kill", None):
-                self._drop_waiting()
-            with self._lock:
-                dropped, handed_over = list(self._dropped), len(self._jobs)
-            if dropped and not handed_over and set(scheduler.running) <= set(dropped):
-                count = len(dropped)
-                waited = "job that waited was" if count == 1 else "jobs that waited were"
-                text = f"{count} {waited} not started; their outputs are as they were before."
-                scheduler.executor_error_callback(WorkflowError(text))
-                return
-
-    def _driver_lost(self, how: str) -> None:
-        if self._ended:
-            return
-        assert self._link is not None
-        tail = self._link.log_tail()
-        text = f"The driver process of the Dask cluster was lost ({how}); its workers end, and the run cannot go on."
-        self.workflow.scheduler.executor_error_callback(WorkflowError(text + (f"\n{tail}" if tail else "")))
-
-    def _end(self, *, kill: bool) -> None:
-        self._ended = True
-        self._woken.set()
-        if self._link is not None:
-            if not self._link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S):
-                self.logger.error(f"The driver process did not end within {_STOP_TIMEOUT_S:.0f} s.")
-            elif self._link.last is not None and self._link.last.left:
-                self.logger.error(f"Not seen to be gone: {', '.join(self._link.last.left)} (see {self._state_dir}).")
-        self._handover.close()
-        self._remove_empty_log_directories()
-
-    def _remove_empty_log_directories(self) -> None:
-        for directory, _, _ in os.walk(self._options.logdir, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)

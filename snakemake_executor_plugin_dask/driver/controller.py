@@ -112,7 +112,7 @@ class Controller:
         for key in dropped:
             self.waiting.discard(key)
             del self.jobs[key]
-            self._around.event("job-dropped", key=key)
+        self._around.event("job-dropped", keys=dropped)
         self._around.send(Dropped(tuple(dropped)))
 
     async def kill_running(self) -> None:
@@ -183,10 +183,10 @@ class Controller:
         """The job as it travels: with what placement decided."""
         spec, request, pool = job.queued.spec, job.queued.request, member.pool
         environment: list[tuple[str, str | None]] = []
-        if pool.gpus:
+        if member.name in lease.devices:
             from snakemake_executor_plugin_dask.worker.devices import device_environment
 
-            environment += device_environment(lease.devices.get(member.name, ()), pool.gpu_vendor)
+            environment += device_environment(lease.devices[member.name], pool.gpu_vendor)
         if len(lease.hosts) > 1 or request.mpi or request.nodes > 1:
             from snakemake_executor_plugin_dask.backends.launcher import job_environment
 

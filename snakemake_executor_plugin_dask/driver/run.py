@@ -1,7 +1,6 @@
 """One run's parts, put together and taken apart again: scheduler, leases, fleet, controller, event log."""
 
 import asyncio
-import contextlib
 import os
 import pickle
 import time
@@ -14,6 +13,7 @@ from distributed import wait
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.blockers import Blocker, blockers
+from snakemake_executor_plugin_dask.driver import state
 from snakemake_executor_plugin_dask.driver.cluster import Hear, RunCluster, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
 from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
@@ -49,6 +49,7 @@ class Run:
                 state_dir=begin.state_dir,
             ),
         )
+        self._lock = state.hold(self._state_dir)
         self._cluster: RunCluster | None = None
         self._leases: LeaseServer | None = None
         self._fleet: Fleet | None = None
@@ -132,19 +133,9 @@ class Run:
         line = self._observer.finish(summary=summary, left=left)
         if counts.attempts:
             self._send(Say("info", line))
-        self._clear_state(keep_logs=failed or bool(left))
+        state.clear(self._state_dir, keep_logs=failed or bool(left))
+        os.close(self._lock)
         return left, summary
-
-    def _clear_state(self, *, keep_logs: bool) -> None:
-        """Remove keys and configurations; logs stay where somebody will want to read them."""
-        for path in sorted(self._state_dir.rglob("*"), reverse=True):
-            if path.is_dir():
-                with contextlib.suppress(OSError):  # logs are left in it
-                    path.rmdir()
-            elif not (keep_logs and path.suffix in (".log", ".jsonl")):
-                path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._state_dir.rmdir()
 
     async def _submit(self, address: str, spec: JobSpec) -> Outcome | None:
         """The attempt as a Dask task, pinned. Returns its outcome, or None where its end was told as an event already."""

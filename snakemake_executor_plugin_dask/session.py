@@ -1,0 +1,309 @@
+"""The executor's work: glue between Snakemake's scheduler and the driver process.
+
+Snakemake's thread hands jobs over (`run_jobs`) and never waits. The link's reader thread reports what the driver tells. A second
+thread notices what Snakemake does not tell an executor: that it has stopped starting jobs, after SIGTERM or an error.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import string
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+
+from snakemake_executor_plugin_dask import routing
+from snakemake_executor_plugin_dask.configure import configure_here
+from snakemake_executor_plugin_dask.driver import state
+from snakemake_executor_plugin_dask.driver.allocations import cancel_recorded, cancel_run
+from snakemake_executor_plugin_dask.driver_link import DriverLink
+from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
+from snakemake_executor_plugin_dask.failures import explain
+from snakemake_executor_plugin_dask.handover import Handover
+from snakemake_executor_plugin_dask.jobs import Outcome
+from snakemake_executor_plugin_dask.messages import (
+    Begin,
+    Dropped,
+    DropWaiting,
+    Enqueue,
+    Fatal,
+    Finished,
+    QueuedJob,
+    Say,
+    ShowStatus,
+    Started,
+)
+from snakemake_executor_plugin_dask.pools import ATTACHED
+from snakemake_executor_plugin_dask.prepare import Question, ask
+from snakemake_executor_plugin_dask.requests import Request, slurm_names
+from snakemake_executor_plugin_dask.routing import Shape
+
+_LOOK_EVERY_S = 0.5
+_STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an allocation is gone
+
+
+class Session:
+    """One run, from the executor's making to its end."""
+
+    def __init__(self, executor: Any) -> None:
+        """Check settings and known jobs; WorkflowError before anything is started."""
+        self._executor = executor
+        self._workflow = executor.workflow
+        self._logger = executor.logger
+        if self._workflow.remote_execution_settings.immediate_submit:
+            msg = "--immediate-submit cannot work with the dask executor: jobs wait here until their input exists; leave it away."
+            raise WorkflowError(msg)
+        try:
+            self._options, warnings = configure_here(executor.executor_settings)
+        except ConfigurationError as error:
+            raise WorkflowError(str(error)) from None
+        for warning in warnings:
+            self._logger.warning(warning)
+        alphabet = string.ascii_lowercase + string.digits
+        self._run_id = "".join(secrets.choice(alphabet) for _ in range(8))
+        self._lock = threading.Lock()
+        self._jobs: dict[str, SubmittedJobInfo] = {}  # handed over, not finished
+        self._started: set[str] = set()
+        self._dropped: list[Any] = []
+        self._dropping = False
+        self._ended = False
+        self._warned: set[tuple[str, str]] = set()
+        self._link: DriverLink | None = None
+        self._watcher: threading.Thread | None = None
+        self._woken = threading.Event()
+        self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
+        self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
+        self._handover = Handover(executor, self._options, self._run_id)
+        self._check_known_jobs()
+
+    # From Snakemake
+
+    def run_jobs(self, jobs: Iterable[Any]) -> None:
+        """Hand jobs over to the driver, which is started with the first ones."""
+        queued: list[QueuedJob] = []
+        for job in jobs:
+            self._executor.run_job_pre(job)
+            try:
+                item = self._handover.queued(job, self._adapted(job))
+            except (RequestError, WorkflowError, OSError) as error:
+                info = SubmittedJobInfo(job)
+                self._executor.report_job_submission(info)
+                self._report_error(info, str(error), [])
+                continue
+            with self._lock:
+                self._jobs[item.spec.key] = SubmittedJobInfo(job, external_jobid=item.spec.key, aux={"log": item.spec.log_path})
+            queued.append(item)
+        if queued:
+            self._driver().send(Enqueue(tuple(queued)))
+
+    def job_failed(self, job: Any) -> None:
+        """Snakemake counts the job as failed; after the last attempt, and without --keep-going, it starts no more."""
+        if job.restart_times <= job.attempt - 1 and not self._workflow.execution_settings.keep_going:
+            self._drop_waiting()
+
+    # Before the first job
+
+    def _check_known_jobs(self) -> None:
+        """Stop the run where a request can never be held; say once what is not declared."""
+        named: list[tuple[str, Request]] = []
+        slurm: list[tuple[str, tuple[str, ...]]] = []
+        groups = set()
+        for single in self._workflow.dag.needrun_jobs():
+            job = self._workflow.dag.get_job_group(single) or single
+            if job.is_local or job in groups:
+                continue
+            if job.is_group():
+                groups.add(job)
+            slurm.append((job.name, slurm_names(dict(job.resources.items()))))
+            try:
+                named.append((job.name, self._adapted(job)))
+            except RequestError as error:
+                raise WorkflowError(str(error)) from None
+        if self._options.local_by_default and (complaint := routing.slurm_on_local(slurm)):
+            raise WorkflowError(complaint)
+        self._prepare(named)
+        if complaint := routing.check_all(named, self._options.pools, self._shapes):
+            raise WorkflowError(complaint)
+        if not self._single_local:
+            for sentence in routing.missing(named):
+                self._logger.warning(sentence)
+        if len(self._options.pools) > 1:
+            for name in routing.unused(self._options.pools, named, self._shapes):
+                self._logger.warning(f"No job of this run can use pool {name}.")
+
+    def _prepare(self, named: list[tuple[str, Request]]) -> None:
+        """Complete and check pools that are not simply this machine; show the plan, where it is asked for."""
+        plan = self._options.plan
+        if plan or any(pool.cluster not in ("local", ATTACHED) for pool in self._options.pools):
+            try:
+                answer = ask(Question(self._options, tuple(named), plan))
+            except ConfigurationError as error:
+                raise WorkflowError(str(error)) from None
+            for note in answer.notes:
+                self._logger.warning(note)
+            self._options = answer.options
+            if plan:
+                print(answer.plan)
+                raise SystemExit(0 if answer.possible else 1)
+        self._shapes = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
+
+    @property
+    def _single_local(self) -> bool:
+        return len(self._options.pools) == 1 and self._options.pools[0].cluster in ("local", "cuda")
+
+    def _adapted(self, job: Any) -> Request:
+        """The job's request; on the single local pool a workflow written for a cluster runs as it does locally."""
+        request = self._handover.request(job)
+        pool = self._options.pools[0]
+        if len(self._options.pools) != 1 or pool.cluster != "local":
+            return request
+        shape = self._shapes[pool.name]
+        adapted, kinds = routing.adapt_to_local(request, shape)
+        for kind in kinds:
+            if (kind, "") not in self._warned:
+                self._warned.add((kind, ""))
+                self._logger.warning(routing.local_warning(kind, job.name, request, shape))
+        return adapted
+
+    # The driver
+
+    def _driver(self) -> DriverLink:
+        if self._link is None:
+            self._state_dir.parent.mkdir(parents=True, exist_ok=True)
+            self._clear_up_after_dead_runs()
+            self._state_dir.mkdir(mode=0o700)
+            begin = Begin(
+                setup=self._handover.setup(dict(os.environ)),
+                options=self._options,
+                state_dir=os.fspath(self._state_dir),
+                event_log=f"{self._state_dir}.events.jsonl",
+            )
+            self._link = DriverLink(begin, self._received, self._driver_lost)
+            self._watcher = threading.Thread(target=self._watch, name="dask-watcher", daemon=True)
+            self._watcher.start()
+            # Only the main thread may set a handler; elsewhere (an API caller's thread) the table is not to be had.
+            with contextlib.suppress(ValueError):
+                signal.signal(signal.SIGUSR1, self._show_status)
+        return self._link
+
+    def _clear_up_after_dead_runs(self) -> None:
+        """Cancel allocations that a run in this directory recorded before its host died, and remove its keys."""
+        for sentence in cancel_recorded(self._state_dir.parent):
+            self._logger.warning(sentence)
+        for directory in state.left_by_dead_runs(self._state_dir.parent):
+            state.clear(directory, keep_logs=True)
+
+    def _show_status(self, *_: object) -> None:
+        if self._link is not None:
+            self._link.send(ShowStatus())
+
+    def _received(self, message: object) -> None:
+        match message:
+            case Started(key=key):
+                self._report_started(key)
+            case Finished():
+                self._report_finished(message)
+            case Dropped(keys=keys):
+                with self._lock:
+                    self._dropped += [self._jobs.pop(key).job for key in keys if key in self._jobs]
+                self._woken.set()
+            case Say(level=level, text=text):
+                getattr(self._logger, level)(text)
+            case Fatal(text=text):
+                self._workflow.scheduler.executor_error_callback(WorkflowError(text))
+            case _:
+                self._logger.debug(f"unknown message of the driver: {message!r}")
+
+    def _report_started(self, key: str) -> None:
+        with self._lock:
+            info = self._jobs.get(key)
+            self._started.add(key)
+        if info is not None:
+            self._executor.report_job_submission(info)
+
+    def _report_finished(self, message: Finished) -> None:
+        with self._lock:
+            info = self._jobs.pop(message.key, None)
+            started = message.key in self._started
+            self._started.discard(message.key)
+        if info is None:
+            return
+        outcome = message.outcome
+        if not started:
+            self._executor.report_job_submission(info)
+        if outcome.status == "succeeded":
+            self._forget_log(outcome)
+            self._executor.report_job_success(info)
+        elif outcome.status == "cancelled" and self._ended:
+            pass  # Snakemake asked for it, and is leaving
+        else:
+            text = explain(info.job.name, outcome, message.runs, message.message)
+            self._report_error(info, text, [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else [])
+        self._woken.set()
+
+    def _report_error(self, info: SubmittedJobInfo, text: str, logs: list[str]) -> None:
+        if info.job.is_group():
+            self._logger.error(text)  # a group's own error message never prints the text
+        self._executor.report_job_error(info, msg=text, aux_logs=logs)
+
+    def _forget_log(self, outcome: Outcome) -> None:
+        if not self._options.keep_successful_logs and outcome.log_path:
+            with contextlib.suppress(OSError):
+                os.unlink(outcome.log_path)
+
+    # Stopping
+
+    def _drop_waiting(self) -> None:
+        if not self._dropping and self._link is not None:
+            self._dropping = True
+            self._link.send(DropWaiting())
+
+    def _watch(self) -> None:
+        """Until the end: notice that Snakemake starts no more jobs, and tell it when only dropped ones are left."""
+        scheduler = self._workflow.scheduler
+        while not self._ended:
+            self._woken.wait(_LOOK_EVERY_S)
+            self._woken.clear()
+            failed = getattr(scheduler, "_errors", False) and not self._workflow.execution_settings.keep_going
+            if failed or getattr(scheduler, "_user_kill", None):
+                self._drop_waiting()
+            with self._lock:
+                dropped, handed_over = list(self._dropped), len(self._jobs)
+            if dropped and not handed_over and set(scheduler.running) <= set(dropped):
+                count = len(dropped)
+                waited = "job that waited was" if count == 1 else "jobs that waited were"
+                text = f"{count} {waited} not started; their outputs are as they were before."
+                scheduler.executor_error_callback(WorkflowError(text))
+                return
+
+    def _driver_lost(self, how: str) -> None:
+        if self._ended:
+            return
+        assert self._link is not None
+        tail = self._link.log_tail()
+        left = cancel_run(self._state_dir)
+        state.clear(self._state_dir, keep_logs=True)
+        text = f"The driver process of the Dask cluster was lost ({how}); its workers end, and the run cannot go on."
+        self._workflow.scheduler.executor_error_callback(WorkflowError("\n".join([text, *left, *([tail] if tail else [])])))
+
+    def end(self, *, kill: bool) -> None:
+        """Give everything back; with ``kill`` running jobs are ended first. May be repeated."""
+        self._ended = True
+        self._woken.set()
+        if self._link is not None:
+            if not self._link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S):
+                self._logger.error(f"The driver process did not end within {_STOP_TIMEOUT_S:.0f} s.")
+            elif self._link.last is not None and self._link.last.left:
+                self._logger.error(f"Not seen to be gone: {', '.join(self._link.last.left)} (see {self._state_dir}).")
+        self._handover.close()
+        self._remove_empty_log_directories()
+
+    def _remove_empty_log_directories(self) -> None:
+        for directory, _, _ in os.walk(self._options.logdir, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
