@@ -40,7 +40,7 @@ class Narrator:
                 continue
             since = self._changed.setdefault(pool.name, picture.now)
             turned = (before.workers == 0) != (pool.workers == 0) or before == PoolState(pool.name)
-            settle = SETTLE_S if before.workers or pool.workers or pool.queued else START_S
+            settle = START_S if pool.starting else SETTLE_S
             if picture.now - since < settle or (not turned and picture.now - said_at < CALM_S):
                 continue
             self._pools[pool.name] = (pool, picture.now)
