@@ -132,7 +132,7 @@ class _Bin:
         return int(self.total_memory_mb * max(need.cores, 0.1) / max(self.total_cores, 1))
 
 
-def recommend(  # noqa: PLR0917 - each is one fact of the situation
+def recommend(
     pool: Pool,
     waiting: Sequence[WaitingClass],
     ledger: Ledger,
@@ -157,7 +157,7 @@ def recommend(  # noqa: PLR0917 - each is one fact of the situation
     room = max(0, pool.workers_max - len(states) - starting)
     new = _pack(wanted, [*bins, *coming], pool, shape, room)
     replaced = _replaced(pool, bins, wanted)
-    for found in bins:
+    for found in bins if later else ():
         # When those jobs are ready, what runs now has ended.
         found.end_leases(lambda held: held.lease.until is None or held.lease.until > now + startup_s)
     new += _pack(later, [*bins, *coming, *new], pool, shape, room - len(new))

@@ -6,6 +6,7 @@ only where that does not delay it. Only workers with more room than at the last 
 are looked at again.
 """
 
+import heapq
 import math
 from collections.abc import Iterable
 
@@ -13,7 +14,7 @@ from snakemake_executor_plugin_dask.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.ledger import Lease, Ledger, Need, WorkerState, renewable
 from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.reservations import idle_at, lets_pass, lives_from, start_on
-from snakemake_executor_plugin_dask.waiting import JobClass, Order, Queue, Reservation, Waiting, WaitingClass
+from snakemake_executor_plugin_dask.waiting import JobClass, Most, Order, Queue, Reservation, Waiting, WaitingClass
 
 __all__ = ["Blocker", "Waiting", "WaitingClass", "blockers", "place"]
 
@@ -43,7 +44,9 @@ class _Round:
         self.now = now
         self.states = ledger.states(queue.pool.name)
         self.placed: list[tuple[QueuedJob, Lease]] = []
-        self.live: list[WorkerState] = []
+        self.live: list[WorkerState] = []  # workers with more room than at the last look
+        self.roomy: list[WorkerState] = []
+        self.most = Most([])
         self.candidates: dict[JobClass, list[WorkerState]] = {}  # of the classes looked at: where they may still fit
         self.last: dict[JobClass, WorkerState] = {}  # where the class's last job went
 
@@ -52,7 +55,7 @@ class _Round:
         self._check_reservations()
         gained = self.ledger.take_gained(queue.pool.name) | queue.unlocked
         queue.unlocked = set()
-        self.live = [state for name in sorted(gained) if (state := self.states.get(name)) and queue.any_room(state)]
+        self._set_live(state for name in sorted(gained) if (state := self.states.get(name)))
         if self.live or queue.unchecked:
             self._fresh_first()
             self._walk()
@@ -62,18 +65,39 @@ class _Round:
         return self.placed
 
     def _walk(self) -> None:
-        queue = self.queue
-        roomy = [state for state in self.states.values() if queue.any_room(state)]
-        position = 0
-        while position < len(queue.heads) and (self.live or queue.unchecked):
+        """Start what fits, in order: all classes on the workers that gained, the unchecked ones on every worker."""
+        self.roomy = [state for state in self.states.values() if self.queue.any_room(state)]
+        while not self._walk_all():
+            self._walk_unchecked()
+            if not self.live:
+                return
+
+    def _walk_all(self) -> bool:
+        """Look at each class while a worker that gained has room; returns whether the end was reached."""
+        queue, position = self.queue, 0
+        while position < len(queue.heads):
+            if not self.live:
+                return False
             cls = queue.heads[position][1]
-            if cls not in self.candidates:
-                everywhere = cls in queue.unchecked or cls.need.workers > 1 or cls.spreads
-                self.candidates[cls] = list(roomy if everywhere else self.live)
+            everywhere = cls in queue.unchecked or cls in self.candidates or cls.need.workers > 1
             # After a start this position holds another class, or the same one with its next job.
-            if not self._start(cls):
-                queue.unchecked.discard(cls)
-                position += 1
+            if (everywhere or self.most.may_hold(cls)) and self._start(cls):
+                continue
+            queue.unchecked.discard(cls)
+            position += 1
+        return True
+
+    def _walk_unchecked(self) -> None:
+        """Look at the unchecked classes alone, until a worker gains by the end of a reservation."""
+        unchecked = self.queue.unchecked
+        heap = [(head.order, cls) for cls in unchecked if (head := cls.head())]
+        heapq.heapify(heap)
+        while heap and not self.live:
+            cls = heapq.heappop(heap)[1]
+            if self._start(cls) and (head := cls.head()):
+                heapq.heappush(heap, (head.order, cls))
+            else:
+                unchecked.discard(cls)
 
     def _fresh_first(self) -> None:
         """New allocations go first to the jobs that need one, once these have waited long enough."""
@@ -94,6 +118,9 @@ class _Round:
         entry = cls.head()
         if entry is None:
             return False
+        if cls not in self.candidates:
+            everywhere = cls in self.queue.unchecked or cls.need.workers > 1
+            self.candidates[cls] = list(self.roomy if everywhere else self.live)
         if cls.spreads:
             cls.need = self.ledger.need(cls.request, cls.pool)
         chosen = self._choose(cls, entry.order)
@@ -108,8 +135,12 @@ class _Round:
                 kept.awaited.add(lease.key)
         self._unlock(self.queue.unreserve(cls))
         self.waiting.placed(entry)
-        self.live = [state for state in self.live if self.queue.any_room(state)]
+        self._set_live(self.live)
         return True
+
+    def _set_live(self, states: Iterable[WorkerState]) -> None:
+        self.live = [state for state in states if self.queue.any_room(state)]
+        self.most = Most(self.live)
 
     def _choose(self, cls: JobClass, order: Order) -> list[WorkerState]:
         """The workers for a class's first job; none: it does not fit now."""
@@ -143,9 +174,10 @@ class _Round:
             state = self.states.get(name)
             if state is None or not self.queue.any_room(state):
                 continue
-            for candidates in [self.live, *self.candidates.values()]:
+            for candidates in [self.live, self.roomy, *self.candidates.values()]:
                 if state not in candidates:
                     candidates.append(state)
+        self.most = Most(self.live)
 
     def _waited_s(self, cls: JobClass) -> float:
         """How long the class's first job has waited while there were workers."""

@@ -8,7 +8,7 @@ import itertools
 import math
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from snakemake_executor_plugin_dask.ledger import Need, WorkerState, need_of, needs_fresh
@@ -50,6 +50,15 @@ class JobClass:
     need: Need
     heap: list[tuple[Order, Entry]] = field(default_factory=list)
     count: int = 0
+    # What a worker must have free at the least. Unlike `need` it never changes, also for a job that spreads.
+    least_cores: int = 0
+    least_memory_mb: int = 0
+    least_gpus: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.spreads and self.pool.nodes is None:
+            self.least_cores, self.least_gpus = self.need.cores, self.need.gpus
+            self.least_memory_mb = self.need.memory_mb or 0
 
     def head(self) -> Entry | None:
         while self.heap and not self.heap[0][1].waits:
@@ -61,14 +70,21 @@ class JobClass:
         return self.fresh or needs_fresh(self.request, self.pool)
 
     @property
-    def least_cores(self) -> int:
-        """What a worker must have at the least; it does not change, as `need` does for a job that spreads."""
-        return 0 if self.spreads else self.need.cores
-
-    @property
     def spreads(self) -> bool:
         """Whether the number of nodes follows from the workers' size."""
         return self.request.mpi and self.request.nodes == 1
+
+
+class Most:
+    """The most that any of these workers has free: a quick no for classes that ask for more."""
+
+    def __init__(self, states: Sequence[WorkerState]) -> None:
+        self.cores = max((state.free_cores for state in states), default=-1)
+        self.memory_mb = max((state.free_memory_mb for state in states), default=-1)
+        self.gpus = max((len(state.free_devices) for state in states), default=-1)
+
+    def may_hold(self, cls: JobClass) -> bool:
+        return cls.least_cores <= self.cores and cls.least_memory_mb <= self.memory_mb and cls.least_gpus <= self.gpus
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +121,7 @@ class Queue:
         if old is None:
             self.classes[cls.request, cls.fresh] = cls
             self._cores[cls.least_cores] += 1
-            insort(self._memory, cls.need.memory_mb or 0)
+            insort(self._memory, cls.least_memory_mb)
         elif old.order < entry.order:
             return
         else:
@@ -130,7 +146,7 @@ class Queue:
         self._cores[cls.least_cores] -= 1
         if not self._cores[cls.least_cores]:
             del self._cores[cls.least_cores]
-        del self._memory[bisect_left(self._memory, cls.need.memory_mb or 0)]
+        del self._memory[bisect_left(self._memory, cls.least_memory_mb)]
 
     def unreserve(self, cls: JobClass) -> set[str]:
         """Keep no worker for this class any more; returns those that were kept."""

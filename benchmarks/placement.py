@@ -1,0 +1,112 @@
+"""How fast jobs are placed, and whether many waiting ones slow it down; one process, no cluster.
+
+`python benchmarks/placement.py` prints the time of one decision (a job ends, the next one is placed) with 100 and with
+10,000 waiting jobs, and their ratio: of equal jobs, of jobs that all differ, and of a look that finds no room; and the
+time of one recommendation.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+from snakemake_executor_plugin_dask.demand import recommend
+from snakemake_executor_plugin_dask.jobs import JobSpec, WorkerFacts
+from snakemake_executor_plugin_dask.ledger import Ledger
+from snakemake_executor_plugin_dask.messages import QueuedJob
+from snakemake_executor_plugin_dask.placement import Waiting, place
+from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.routing import shape_of
+
+POOL = Pool("pool", "slurm", 0, 400, cores=48, memory_mb=180_000, walltime_s=86_400.0)
+WORKERS = 200
+FEW, MANY = 100, 10_000
+DECISIONS = 1000
+
+RequestOf = Callable[[int], Request]
+
+
+def main() -> None:
+    print(f"{WORKERS} workers of {POOL.cores} cores; times are this machine's, ratios are what to compare\n")
+    print(f"{'':34}{FEW:>12,} {MANY:>12,} waiting    ratio")
+    kinds: dict[str, RequestOf] = {
+        "equal jobs": lambda _: Request(2, 4000, 600.0),
+        "jobs that all differ": lambda number: Request(2, 4000 + number % 3000, 600.0 + number),
+    }
+    for name, request_of in kinds.items():
+        report(f"decision, {name}", decision_s(FEW, request_of), decision_s(MANY, request_of))
+    for name, request_of in kinds.items():
+        report(f"look without room, {name}", look_s(FEW, request_of), look_s(MANY, request_of))
+    for name, request_of in kinds.items():
+        report(f"recommendation, {name}", recommendation_s(FEW, request_of), recommendation_s(MANY, request_of))
+
+
+def report(name: str, few_s: float, many_s: float) -> None:
+    print(f"{name:34}{few_s * 1e6:>9.0f} µs {many_s * 1e6:>9.0f} µs {many_s / few_s:>15.2f}")
+
+
+def decision_s(number: int, request_of: RequestOf) -> float:
+    """A job ends, another one comes, and one starts: the number of waiting jobs stays."""
+    waiting, ledger, running = full(number, request_of)
+    took = []
+    for decision in range(DECISIONS):
+        now = 10.0 + decision / 100
+        ended = running.pop(0)
+        begun = time.perf_counter()
+        ledger.release(ended, now)
+        waiting.add(a_job(number + 100_000 + decision, request_of), POOL, now)
+        placed = place(waiting, ledger, now)
+        took.append(time.perf_counter() - begun)
+        running += [lease.key for _, lease in placed]
+    return statistics.fmean(took)
+
+
+def look_s(number: int, request_of: RequestOf) -> float:
+    """A job comes, and nothing has room."""
+    waiting, ledger, _ = full(number, request_of)
+    took = []
+    for look in range(200):
+        waiting.add(a_job(number + 200_000 + look, request_of), POOL, 10.0)
+        begun = time.perf_counter()
+        assert not place(waiting, ledger, 10.0 + look)
+        took.append(time.perf_counter() - begun)
+    return statistics.fmean(took)
+
+
+def recommendation_s(number: int, request_of: RequestOf) -> float:
+    """How many workers all of them need."""
+    waiting, ledger, _ = full(number, request_of)
+    took = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        recommend(POOL, waiting.classes(POOL.name), ledger, 0, (), 10.0, shape_of(POOL))
+        took.append(time.perf_counter() - begun)
+    return statistics.median(took)
+
+
+def full(number: int, request_of: RequestOf) -> tuple[Waiting, Ledger, list[str]]:
+    """All workers full, and so many jobs waiting."""
+    ledger, waiting = Ledger(), Waiting()
+    for worker in range(WORKERS):
+        name = f"w{worker}"
+        facts = WorkerFacts(
+            name, f"host{worker}", 1, 2, POOL.cores or 1, POOL.memory_mb or 1, remaining_s=POOL.walltime_s
+        )
+        ledger.add_worker(name, POOL, facts, 0.0)
+    running: list[str] = []
+    count = 0
+    while len(waiting) < number:
+        for _ in range(number - len(waiting)):
+            waiting.add(a_job(count, request_of), POOL, 0.0)
+            count += 1
+        running += [lease.key for _, lease in place(waiting, ledger, 0.0)]
+    return waiting, ledger, running
+
+
+def a_job(number: int, request_of: RequestOf) -> QueuedJob:
+    key = f"rule-run-{number}-1.1"
+    return QueuedJob(JobSpec(key, "rule", str(number), 1, (), 2, "/log"), request_of(number), 0)
+
+
+if __name__ == "__main__":
+    main()
