@@ -62,7 +62,7 @@ def job_arguments(
     target = [TargetSpec(spec.rulename, dict(spec.wildcards_dict)) for spec in target]
     encoded = encode_target_jobs_cli_args(target)
     if not _survives_parsing(encoded, target):
-        overrides["target_jobs"] = [tuple(spec) for spec in target]
+        overrides["target_jobs"] = target
         # The parser wants a value that it can read; it is replaced afterwards.
         encoded = [f"{spec.rulename}:" for spec in target]
     arguments = ["--snakefile", snakefile, "--target-jobs", *encoded, "--allowed-rules", *sorted(set(rules))]

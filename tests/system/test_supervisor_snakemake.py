@@ -6,8 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from supervising import alive, fake_worker, pids_in, run_setup, wait_for
+from snakemake_interface_executor_plugins.utils import TargetSpec
+from supervising import alive, fake_worker, pids_in, run_setup
 
+from snakemake_executor_plugin_dask.arguments import job_arguments
 from snakemake_executor_plugin_dask.worker import processes
 
 SNAKEFILE = """
@@ -63,12 +65,21 @@ def test_cold_job(workdir):
 
 def test_entry_takes_what_a_command_line_cannot(workdir):
     """A wildcard with commas, quotes and `$()` is a value and not text; nothing is executed by it."""
-    from snakemake_interface_executor_plugins.utils import TargetSpec
-
     hostile = "a,b=c it's $(touch HACKED)"
-    overrides = pickle.dumps({"target_jobs": [TargetSpec("named", {"name": hostile})]})
+    target = [TargetSpec("named", {"name": hostile})]
+    arguments, overrides = job_arguments(
+        snakefile="Snakefile",
+        target=target,
+        rules=["named"],
+        cores=1,
+        attempt=1,
+        groupid=None,
+        unneeded_temp_files=[],
+        wait_for_files=[],
+    )
+    assert overrides is not None
     with fake_worker(workdir, run_setup(workdir, general_arguments=GENERAL)) as worker:
-        outcome = worker.outcome(worker.submit(arguments=("--allowed-rules", "named"), overrides=overrides))
+        outcome = worker.outcome(worker.submit(arguments=arguments, overrides=overrides))
         assert outcome.status == "succeeded", log(outcome)
         assert (workdir / "out" / f"{hostile}.txt").exists()
         assert not (workdir / "HACKED").exists()
@@ -142,11 +153,11 @@ def test_dead_warm_process_is_replaced(workdir):
 
 
 def test_snakefile_that_cannot_be_read_fails_the_job_with_its_reason(workdir):
-    """Without a warm process the job starts cold, and its log says what is wrong."""
+    """However far the warm process gets, the job ends, and its log says what is wrong."""
     (workdir / "Snakefile").write_text("rule broken\n")
     setup = run_setup(workdir, general_arguments=GENERAL, job_start="warm")
     with fake_worker(workdir, setup) as worker:
         outcome = worker.outcome(worker.submit(arguments=target("named")))
-        assert (outcome.status, outcome.start) == ("failed", "cold")
-        assert "SyntaxError" in log(outcome) or "Snakefile" in log(outcome)
-        wait_for(lambda: worker.process.poll() is None, "the supervisor left")
+        assert outcome.status == "failed"
+        assert "SyntaxError" in outcome.log_tail
+        assert worker.process.poll() is None
