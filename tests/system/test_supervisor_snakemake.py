@@ -154,10 +154,10 @@ def test_dead_warm_process_is_replaced(workdir):
 
 def test_snakefile_that_cannot_be_read_fails_the_job_with_its_reason(workdir):
     """However far the warm process gets, the job ends, and its log says what is wrong."""
-    (workdir / "Snakefile").write_text("rule broken\n")
+    (workdir / "Snakefile").write_text("import no_such_module\n")
     setup = run_setup(workdir, general_arguments=GENERAL, job_start="warm")
     with fake_worker(workdir, setup) as worker:
         outcome = worker.outcome(worker.submit(arguments=target("named")))
         assert outcome.status == "failed"
-        assert "SyntaxError" in outcome.log_tail
+        assert "No module named 'no_such_module'" in outcome.log_tail
         assert worker.process.poll() is None
