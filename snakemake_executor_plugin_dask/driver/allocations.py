@@ -1,7 +1,7 @@
 """Brakes on submitting, the record of what was submitted, and cancelling what a dead run left behind.
 
-`Brakes` is pure. `Record` appends to a file. `cancel_run` and `cancel_recorded` run the batch system's commands. Imports
-nothing of Dask: Snakemake's own process cancels with it when the driver is gone.
+`Brakes` is pure. `Record` appends to a file. `cancel_run` and `cancel_recorded` run the batch system's commands.
+Imports nothing of Dask: Snakemake's own process cancels with it when the driver is gone.
 """
 
 import json
@@ -39,7 +39,7 @@ class Brakes:
     _not_before: float = field(default=float("-inf"))
 
     def allowed(self, wanted: int, queued: int, now: float) -> int:
-        """So many of ``wanted`` may be submitted, while ``queued`` have not joined. After a failure: one, as a probe."""
+        """So many of ``wanted`` may be submitted, while ``queued`` have not joined. After a failure: one."""
         if self.given_up or now < self._not_before:
             return 0
         room = self.queued_max if self.failures == 0 else 1
@@ -249,8 +249,8 @@ def cancel_run(
 def cancel_recorded(state_root: str | Path, *, timeout_s: float = 60.0) -> list[str]:
     """Cancel what earlier runs of this directory left; ``state_root`` is `.snakemake/dask`.
 
-    Call it while holding Snakemake's lock of the directory: a run that submitted from another host is then known to have
-    ended. A run whose driver lives on this host is left alone. Returns sentences as `cancel_run` does.
+    Call it while holding Snakemake's lock of the directory: a run that submitted from another host is then known to
+    have ended. A run whose driver lives on this host is left alone. Returns sentences as `cancel_run` does.
     """
     sentences: list[str] = []
     for path in sorted(Path(state_root).glob(f"*/{RECORD}")):

@@ -1,0 +1,303 @@
+"""What the plugin must know of each batch system beyond Dask's Job classes: how to ask its queue, how to cancel. Pure.
+
+Standard library only: Snakemake's own process cancels recorded allocations with it, without Dask. Commands and the
+meaning of their output come from the manual pages of Slurm 22-25, PBS Pro and Torque, LSF 10, Grid Engine 8, OAR 2.5,
+Moab 9 and HTCondor 10-24.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["queued", "running", "gone", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the queue says of one allocation. ``stuck``: it is queued and will never start by itself."""
+
+    kind: Kind
+    reason: str = ""
+    stuck: bool = False
+
+
+GONE = Seen("gone")
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One batch system. ``where`` in the calls is another cluster's name (Slurm's --clusters), or None."""
+
+    name: str
+    job_class: str  # of dask_jobqueue
+    submit: str
+    cancel: Callable[[str, str | None], list[str]]
+    query: Callable[[Collection[str], str, str | None], list[str]]  # ids, user's name, where
+    parse: Callable[[str], dict[str, Seen]]  # standard output of the query, to states by `bare` id
+    #: Options of the submit command after which the batch system never starts an allocation a second time.
+    no_requeue: tuple[str, ...] = ()
+    #: In the query's standard error: ids that the batch system does not know (any more); group 1 is the id.
+    missing: str | None = None
+    queues: tuple[str, ...] = ()  # prints the names of its queues, first word of each line
+    #: Cancels by name, for an allocation whose submission was cut off before its id was known.
+    cancel_name: Callable[[str], list[str]] | None = None
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What must be on PATH."""
+        return (self.submit, self.cancel("0", None)[0], self.query(("0",), "", None)[0])
+
+
+def bare(allocation_id: str) -> str:
+    """The number in an id such as ``123.server`` or ``Moab.123``."""
+    found = re.search(r"\d+", allocation_id)
+    return found.group() if found else allocation_id
+
+
+def look(system: System, ids: Collection[str], code: int, out: str, err: str) -> dict[str, Seen]:
+    """States by id. An id that is not listed is gone only if the query succeeded, or says that it does not know it."""
+    listed = system.parse(out)
+    unknown = set(re.findall(system.missing, err, re.IGNORECASE)) if system.missing else set()
+    silent = Seen("unknown", (err.strip() or out.strip() or f"exit code {code}").splitlines()[0][:200])
+    answer = {}
+    for allocation_id in ids:
+        number = bare(allocation_id)
+        if number in listed:
+            answer[allocation_id] = listed[number]
+        else:
+            answer[allocation_id] = GONE if code == 0 or number in unknown else silent
+    return answer
+
+
+def _states(queued: str, running: str, gone: str) -> dict[str, Kind]:
+    table: dict[str, Kind] = {}
+    table |= dict.fromkeys(queued.split(), "queued")
+    table |= dict.fromkeys(running.split(), "running")
+    table |= dict.fromkeys(gone.split(), "gone")
+    return table
+
+
+# Slurm
+
+#: Reasons for which a job waits until somebody changes something (squeue(1), JOB REASON CODES).
+_SLURM_STUCK = re.compile(
+    "Bad|Held|Hold|Invalid|launch failed|NeverSatisfied|PartitionNodeLimit|PartitionTimeLimit|PerJob|PerNode"
+)
+_SLURM = _states(
+    "PENDING CONFIGURING REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT RESV_DEL_HOLD",
+    "RUNNING COMPLETING SUSPENDED STOPPED SIGNALING STAGE_OUT RESIZING",
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT",
+)
+
+
+def _slurm_query(_ids: Collection[str], user: str, where: str | None) -> list[str]:
+    clusters = [f"--clusters={where}"] if where else []
+    return ["squeue", *clusters, f"--user={user}", "--noheader", "--states=all", "--format=%i|%T|%r"]
+
+
+def _slurm_parse(out: str) -> dict[str, Seen]:
+    seen = {}
+    for line in out.splitlines():
+        number, _, rest = line.partition("|")
+        state, _, reason = rest.partition("|")
+        if not state:
+            continue  # «CLUSTER: name»
+        kind = _SLURM.get(state, "unknown")
+        reason = "" if reason == "None" else reason
+        # A user who holds an allocation by hand means to release it.
+        stuck = kind == "queued" and reason != "JobHeldUser" and bool(_SLURM_STUCK.search(reason))
+        seen[number.strip()] = Seen(kind, reason or ("" if kind in ("queued", "running") else state), stuck)
+    return seen
+
+
+# PBS, Torque and OAR print a block for each job: `Job Id: 12.server` and lines of `name = value`.
+
+
+def _blocks(out: str) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    block: dict[str, str] = {}
+    for line in out.splitlines():
+        if head := re.match(r"Job_?\s?Id:\s*(\S+)", line):
+            block = found.setdefault(bare(head.group(1)), {})
+        elif " = " in line:
+            name, _, value = line.partition(" = ")
+            block.setdefault(name.strip(), value.strip())
+    return found
+
+
+_PBS = _states("Q H W T", "R E S U B", "C F X M")
+
+
+def _pbs_parse(out: str) -> dict[str, Seen]:
+    return {
+        number: Seen(_PBS.get(block.get("job_state", ""), "unknown"), block.get("comment", ""))
+        for number, block in _blocks(out).items()
+    }
+
+
+_OAR = _states(
+    "Waiting Hold toAckReservation toLaunch",
+    "Launching Running Suspended Resuming Finishing toError",
+    "Terminated Error",
+)
+
+
+def _oar_parse(out: str) -> dict[str, Seen]:
+    return {
+        number: Seen(_OAR.get(block.get("state", ""), "unknown"), block.get("message", ""))
+        for number, block in _blocks(out).items()
+    }
+
+
+# Grid Engine: `job-ID prior name user state …`; E in a waiting state is an error that an operator must clear.
+
+
+def _sge_parse(out: str) -> dict[str, Seen]:
+    seen = {}
+    for line in out.splitlines():
+        words = line.split()
+        if len(words) < 5 or not words[0].isdigit():
+            continue
+        state = words[4]
+        waiting = "w" in state or state == "E"
+        stuck = waiting and "E" in state
+        reason = f"error state {state}; `qstat -j {words[0]}` says why" if stuck else state
+        seen[words[0]] = Seen("queued" if waiting else "running", reason, stuck)
+    return seen
+
+
+# LSF: `bjobs -w` prints JOBID USER STAT QUEUE …
+
+_LSF = _states("PEND PSUSP WAIT PROV", "RUN USUSP SSUSP", "DONE EXIT ZOMBI")
+
+
+def _lsf_parse(out: str) -> dict[str, Seen]:
+    seen = {}
+    for line in out.splitlines():
+        words = line.split()
+        if len(words) >= 3 and words[0].isdigit():
+            kind = _LSF.get(words[2], "unknown")
+            seen[words[0]] = Seen(kind, words[2])
+    return seen
+
+
+# Moab: `showq` lists active, eligible and blocked jobs: JOBID USERNAME STATE …
+
+_MOAB = _states(
+    "Idle Hold Deferred BatchHold SystemHold UserHold NotQueued Migrated Staging",
+    "Running Starting Suspended Canceling Completing",
+    "Completed Removed Vacated",
+)
+_MOAB_STUCK = {"BatchHold", "SystemHold"}
+
+
+def _moab_parse(out: str) -> dict[str, Seen]:
+    seen = {}
+    for line in out.splitlines():
+        words = line.split()
+        if len(words) >= 3 and words[2] in _MOAB:
+            seen[bare(words[0])] = Seen(_MOAB[words[2]], words[2], words[2] in _MOAB_STUCK)
+    return seen
+
+
+# HTCondor: numbers of JobStatus; a removed job (3) may still be ending.
+
+_HTCONDOR: dict[str, Kind] = {
+    "1": "queued", "2": "running", "3": "running", "4": "gone", "5": "queued", "6": "running", "7": "running",
+}  # fmt: skip
+
+
+def _htcondor_parse(out: str) -> dict[str, Seen]:
+    seen = {}
+    for line in out.splitlines():
+        words = line.split(None, 3)
+        if len(words) >= 3 and words[0].isdigit():
+            reason = words[3] if len(words) > 3 and words[3] != "undefined" else ""
+            seen[words[0]] = Seen(_HTCONDOR.get(words[2], "unknown"), reason, words[2] == "5")
+    return seen
+
+
+SYSTEMS: Mapping[str, System] = {
+    system.name: system
+    for system in (
+        System(
+            name="slurm",
+            job_class="SLURMJob",
+            submit="sbatch",
+            cancel=lambda job, where: ["scancel", *([f"--clusters={where}"] if where else []), job],
+            query=_slurm_query,
+            parse=_slurm_parse,
+            no_requeue=("--no-requeue",),
+            queues=("sinfo", "--all", "--noheader", "--format=%R"),
+            cancel_name=lambda name: ["scancel", f"--name={name}"],
+        ),
+        System(
+            name="pbs",
+            job_class="PBSJob",
+            submit="qsub",
+            cancel=lambda job, _where: ["qdel", job],
+            query=lambda ids, _user, _where: ["qstat", "-f", *ids],
+            parse=_pbs_parse,
+            no_requeue=("-r n",),
+            missing=r"(?:Unknown Job Id(?: Error)?\s+|qstat:\s+(?=\d+\S*\s+Job has finished))(\d+)",
+        ),
+        System(
+            name="lsf",
+            job_class="LSFJob",
+            submit="bsub",
+            cancel=lambda job, _where: ["bkill", job],
+            query=lambda ids, _user, _where: ["bjobs", "-w", *ids],
+            parse=_lsf_parse,
+            no_requeue=("-rn",),
+            missing=r"Job <(\d+)> is not found",
+            queues=("bqueues", "-w"),
+            cancel_name=lambda name: ["bkill", "-J", name, "0"],
+        ),
+        System(
+            name="sge",
+            job_class="SGEJob",
+            submit="qsub",
+            cancel=lambda job, _where: ["qdel", job],
+            query=lambda _ids, user, _where: ["qstat", "-u", user],
+            parse=_sge_parse,
+            no_requeue=("-r n",),
+            queues=("qconf", "-sql"),
+            cancel_name=lambda name: ["qdel", name],
+        ),
+        System(
+            name="oar",
+            job_class="OARJob",
+            submit="oarsub",
+            cancel=lambda job, _where: ["oardel", job],
+            query=lambda _ids, user, _where: ["oarstat", "-f", "-u", user],
+            parse=_oar_parse,
+        ),
+        System(
+            name="moab",
+            job_class="MoabJob",
+            submit="msub",
+            cancel=lambda job, _where: ["canceljob", job],
+            query=lambda _ids, user, _where: ["showq", "-u", user],
+            parse=_moab_parse,
+            no_requeue=("-r n",),
+        ),
+        System(
+            name="htcondor",
+            job_class="HTCondorJob",
+            submit="condor_submit",
+            cancel=lambda job, _where: ["condor_rm", job],
+            query=lambda ids, _user, _where: [
+                "condor_q",
+                *ids,
+                "-af",
+                "ClusterId",
+                "ProcId",
+                "JobStatus",
+                "HoldReason",
+            ],
+            parse=_htcondor_parse,
+            cancel_name=lambda name: ["condor_rm", "-constraint", f'JobBatchName == "{name}"'],
+        ),
+    )
+}

@@ -1,0 +1,227 @@
+"""What a batch script must say beyond what Dask-Jobqueue's classes write: nodes, GPUs, no requeueing, units. Pure."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.pools import Pool
+
+Setting = Callable[[str], Any]  # an argument of the class by name: the pool's option, else Dask's configuration
+
+#: Parameters of the classes that are the plugin's own, or have keys of their own in a pool.
+OWNED = frozenset({
+    "self", "scheduler", "name", "cores", "memory", "processes", "nanny", "protocol", "security", "death_timeout",
+    "extra", "worker_command", "worker_extra_args", "job_name", "walltime", "base_class_kwargs",
+})  # fmt: skip
+
+#: Lets the worker tell what the prologue changed. Backquotes, since HTCondor reads `$(…)` itself.
+BEFORE_PROLOGUE = "export SNAKEMAKE_DASK_BEFORE_PROLOGUE=`env -0 | base64 -w0`"
+
+_MIB = 2**20
+
+
+def granted_bytes(pool: Pool) -> int:
+    """The memory to ask for: whole MiB, rounded up, since batch systems count in 2^20 and round as they like."""
+    return math.ceil((pool.memory_mb or 0) * 10**6 / _MIB) * _MIB
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d+", text)
+
+
+def plain(path: str) -> bool:
+    """Whether a path means itself in every batch script."""
+    return re.fullmatch(r"[\w./+,:@=-]+", path, re.ASCII) is not None
+
+
+def other_cluster(pool: Pool) -> str | None:
+    """The cluster that Slurm's --clusters names, whose queue is then the one to ask."""
+    if pool.cluster != "slurm":
+        return None
+    for text in _texts(pool.options.get("job_extra_directives")):
+        if found := re.match(r"(?:--clusters?[= ]|-M ?)\s*(\S+)", text.strip()):
+            return found.group(1)
+    return None
+
+
+def parse_walltime(system: str, text: str) -> float:
+    """Seconds, from a walltime as this batch system writes it (sbatch(1), bsub(1), qsub(1B), sge_types(1), oarsub(1)).
+
+    One number is minutes in Slurm and LSF, hours in OAR, else seconds; two are hours and minutes in LSF and OAR, else
+    minutes and seconds. ValueError.
+    """
+    days, dash, rest = text.strip().rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        parts = [*parts, 0, 0][:3]
+    elif len(parts) == 1:
+        parts = {"slurm": [0, *parts, 0], "lsf": [0, *parts, 0], "oar": [*parts, 0, 0]}.get(system, [0, 0, *parts])
+    elif len(parts) == 2:
+        parts = [*parts, 0] if system in ("lsf", "oar") else [0, *parts]
+    if len(parts) == 4 and system == "moab":
+        days, parts = str(parts[0]), parts[1:]
+    if len(parts) != 3 or min(parts) < 0:
+        msg = f"{text!r} is not a walltime"
+        raise ValueError(msg)
+    hours, minutes, seconds = parts
+    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def format_walltime(system: str, seconds: float) -> str:
+    """As every one of them reads it: HH:MM:SS, in LSF HH:MM."""
+    if system == "lsf":
+        minutes = math.ceil(seconds / 60)
+        return f"{minutes // 60:02d}:{minutes % 60:02d}"
+    whole = math.ceil(seconds)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def for_pool(system: str, pool: Pool, setting: Setting, name: str, logs: str) -> dict[str, Any]:
+    """Arguments of the Job class for this pool; ``logs`` is the directory for output. ConfigurationError."""
+    arguments = _RENDER[system](pool, setting, name, logs)
+    if pool.walltime_s is not None and system != "htcondor":
+        arguments["walltime"] = format_walltime(system, pool.walltime_s)
+    return arguments
+
+
+def _extra(setting: Setting) -> list[str]:
+    return _texts(setting("job_extra_directives") or setting("job_extra"))
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return [str(item) for item in value] if isinstance(value, list | tuple) else []
+
+
+def _skip(setting: Setting) -> list[str]:
+    return _texts(list(setting("job_directives_skip") or setting("header_skip") or ()))
+
+
+def asks_for_gpus(setting: Setting) -> bool:
+    """Whether the user's own options ask for GPUs already; the plugin then adds nothing."""
+    texts = [*_extra(setting), str(setting("resource_spec") or "")]
+    return any(re.search(r"gpu|(^|\s)-G\b", text, re.IGNORECASE) for text in texts)
+
+
+def _own(system: str) -> list[str]:
+    # Last, so that they win over a directive of the user's that says otherwise.
+    return list(SYSTEMS[system].no_requeue)
+
+
+def _slurm(pool: Pool, setting: Setting, _name: str, _logs: str) -> dict[str, Any]:
+    extra, own = _extra(setting), _own("slurm")
+    arguments: dict[str, Any] = {}
+    if pool.nodes is not None:
+        # A task for each core: what `srun` and `mpirun` inside take for the number of slots.
+        arguments["job_directives_skip"] = [*_skip(setting), "#SBATCH -n 1", "#SBATCH --cpus-per-task"]
+        own = [f"--nodes={pool.nodes}", f"--ntasks-per-node={pool.cores}", "--cpus-per-task=1", *own]
+    if pool.gpus and not asks_for_gpus(setting):
+        own = [f"--gres=gpu:{pool.gpus}", *own]
+    return {**arguments, "job_extra_directives": [*extra, *own]}
+
+
+def _pbs(pool: Pool, setting: Setting, _name: str, _logs: str) -> dict[str, Any]:
+    extra, own = _extra(setting), _own("pbs")
+    arguments: dict[str, Any] = {}
+    if setting("resource_spec") is None and (pool.nodes is not None or pool.gpus):
+        wide = "" if pool.nodes is None else f":mpiprocs={pool.cores}"
+        gpus = f":ngpus={pool.gpus}" if pool.gpus and not asks_for_gpus(setting) else ""
+        memory = f":mem={granted_bytes(pool) // _MIB}MB"
+        arguments["resource_spec"] = f"select={pool.nodes or 1}:ncpus={pool.cores}{wide}{gpus}{memory}"
+        if pool.nodes is not None:
+            own = ["-l place=scatter", *own]
+    return {**arguments, "job_extra_directives": [*extra, *own]}
+
+
+def _moab(pool: Pool, setting: Setting, _name: str, _logs: str) -> dict[str, Any]:
+    extra, own = _extra(setting), _own("moab")
+    arguments: dict[str, Any] = {}
+    if setting("resource_spec") is None and (pool.nodes is not None or pool.gpus):
+        gpus = f":gpus={pool.gpus}" if pool.gpus and not asks_for_gpus(setting) else ""
+        nodes = pool.nodes or 1
+        arguments["resource_spec"] = f"nodes={nodes}:ppn={pool.cores}{gpus}"
+        own = [f"-l mem={nodes * granted_bytes(pool) // _MIB}mb", *own]
+    return {**arguments, "job_extra_directives": [*extra, *own]}
+
+
+def _lsf(pool: Pool, setting: Setting, _name: str, _logs: str) -> dict[str, Any]:
+    extra, own = _extra(setting), _own("lsf")
+    arguments: dict[str, Any] = {}
+    if pool.nodes is not None:
+        arguments["ncpus"] = pool.nodes * (pool.cores or 1)
+        arguments["job_directives_skip"] = [*_skip(setting), "span[hosts=1]"]
+        own = [f'-R "span[ptile={pool.cores}]"', *own]
+    if pool.gpus and not asks_for_gpus(setting):
+        own = [f"-gpu num={pool.gpus}", *own]
+    return {**arguments, "job_extra_directives": [*extra, *own]}
+
+
+def _sge(pool: Pool, setting: Setting, _name: str, _logs: str) -> dict[str, Any]:
+    extra, own = _extra(setting), _own("sge")
+    _refuse_nodes(pool, "Grid Engine")
+    _refuse_gpus(pool, setting, "Grid Engine", 'resource_spec: "gpu=2"')
+    if pool.cores and pool.cores > 1 and not any(re.match(r"-pe\b", text.strip()) for text in extra):
+        msg = (
+            f"Pool {pool.name} asks for {pool.cores} cores, and Grid Engine grants one unless a parallel environment "
+            f'is named: add it to options, as in job_extra_directives: ["-pe smp {pool.cores}"] (`qconf -spl` lists them).'
+        )
+        raise ConfigurationError(msg)
+    if not any(text.strip().startswith("-S") for text in extra):
+        own = ["-S /bin/bash", *own]  # a queue may start scripts with csh, whatever their first line says
+    return {"job_extra_directives": [*extra, *own]}
+
+
+def _oar(pool: Pool, setting: Setting, _name: str, logs: str) -> dict[str, Any]:
+    _refuse_gpus(pool, setting, "OAR", 'resource_spec: "/nodes=1/gpu=2"')
+    # OAR's class knows no directory for output, and OAR writes it where it was submitted.
+    output = [f"-O {logs}/%jobname%.%jobid%.out", f"-E {logs}/%jobname%.%jobid%.err"]
+    arguments: dict[str, Any] = {"job_extra_directives": [*_extra(setting), *output]}
+    if setting("resource_spec") is None and pool.nodes is not None:
+        arguments["resource_spec"] = f"/nodes={pool.nodes}/core={pool.cores}"
+    return arguments
+
+
+def _htcondor(pool: Pool, setting: Setting, name: str, _logs: str) -> dict[str, Any]:
+    _refuse_nodes(pool, "HTCondor")
+    extra = setting("job_extra_directives") or setting("job_extra") or {}
+    if not isinstance(extra, dict):
+        msg = (
+            f"Pool {pool.name}: job_extra_directives of HTCondor is a mapping, as in {{request_gpus: 1}}, "
+            f"and not {extra!r}."
+        )
+        raise ConfigurationError(msg)
+    # HTCondor runs an evicted job again: it is removed instead.
+    remove = "(JobStatus == 1 && NumJobStarts > 0)"
+    if pool.walltime_s is not None:
+        remove += f" || (JobStatus == 2 && time() - JobCurrentStartDate > {math.ceil(pool.walltime_s)})"
+    own: dict[str, Any] = {"batch_name": name, "periodic_remove": remove}
+    if pool.gpus and not any("gpu" in str(key).lower() for key in extra):
+        own["request_gpus"] = pool.gpus
+    return {"job_extra_directives": {**extra, **own}}
+
+
+def _refuse_nodes(pool: Pool, system: str) -> None:
+    if pool.nodes is not None:
+        msg = (
+            f"Pool {pool.name} asks for nodes: {pool.nodes}, and an allocation of several nodes is not possible with "
+            f"{system}; remove `nodes`, or use slurm, pbs, lsf, oar or moab."
+        )
+        raise ConfigurationError(msg)
+
+
+def _refuse_gpus(pool: Pool, setting: Setting, system: str, example: str) -> None:
+    if pool.gpus and not asks_for_gpus(setting):
+        msg = (
+            f"Pool {pool.name} has gpus: {pool.gpus}, and each site of {system} names GPUs its own way; ask for them "
+            f"in options, as in {example}."
+        )
+        raise ConfigurationError(msg)
+
+
+_RENDER: dict[str, Callable[[Pool, Setting, str, str], dict[str, Any]]] = {
+    "slurm": _slurm, "pbs": _pbs, "moab": _moab, "lsf": _lsf, "sge": _sge, "oar": _oar, "htcondor": _htcondor,
+}  # fmt: skip

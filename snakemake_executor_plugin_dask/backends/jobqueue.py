@@ -1,0 +1,473 @@
+"""Workers in allocations of a batch system: Dask-Jobqueue's Job classes render and submit; the queue is asked here.
+
+Starts the batch system's commands; writes each worker's configuration and script into the run's state directory.
+"""
+
+import asyncio
+import difflib
+import importlib
+import inspect
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import dask
+from dask.utils import parse_bytes
+from distributed.core import Status
+
+from snakemake_executor_plugin_dask.backends import directives
+from snakemake_executor_plugin_dask.backends.base import (
+    AllocationState,
+    Link,
+    WorkerProcess,
+    worker_command,
+    write_worker_config,
+)
+from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, Seen, System, bare, look
+from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Record, user_name
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.pools import Pool
+
+_COMMAND_TIMEOUT_S = 60.0
+#: How often the queue is asked at most while nothing hurries: sites ask not to be polled more often.
+_LOOK_EVERY_S = 10.0
+_KILL_LOOK_EVERY_S = 1.0
+_KILL_TIMEOUT_S = 60.0
+_CANCEL_AGAIN_S = 10.0
+_TAIL_LINES, _TAIL_BYTES = 20, 4096
+
+
+def load_dask_jobqueue() -> ModuleType:
+    """Import dask_jobqueue without what its import does to others.
+
+    Release 0.9.0 replaces the SIGINT handler with ``sys.exit`` (and so fails off the main thread), and writes a
+    commented copy of its defaults into the home directory.
+    """
+    if "dask_jobqueue" in sys.modules:
+        return sys.modules["dask_jobqueue"]
+    keep_signal, keep_file = signal.signal, dask.config.ensure_file
+    signal.signal = lambda *_: None
+    dask.config.ensure_file = lambda *_, **__: None
+    try:
+        return importlib.import_module("dask_jobqueue")
+    finally:
+        signal.signal, dask.config.ensure_file = keep_signal, keep_file
+
+
+async def run_command(command: Sequence[str], *, cwd: str | None = None, stdin: str | None = None) -> Ran:
+    """Run one of the batch system's commands; one that is missing or does not answer counts as failed, and says so."""
+    source = open(stdin, "rb") if stdin else None  # noqa: ASYNC230, SIM115 - a small local file; closed below
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=source or asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, cwd=cwd, env=outside_allocation(os.environ),
+        )  # fmt: skip
+    except OSError as error:
+        return Ran(127, "", f"{command[0]}: {error.strerror}")
+    finally:
+        if source:
+            source.close()
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), _COMMAND_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return Ran(TIMED_OUT, "", f"{command[0]} did not answer within {_COMMAND_TIMEOUT_S:.0f} s")
+    return Ran(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+#: Variables by which users and sites choose a batch system's server and defaults; all others describe an allocation.
+_KEPT = {
+    "SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_CONF_SERVER", "SLURM_JWT",
+    "PBS_ACCOUNT", "PBS_CONF_FILE", "PBS_DEFAULT", "PBS_EXEC", "PBS_SERVER",
+}  # fmt: skip
+_INSIDE = {"SLURM_JOB_ID": "SLURM_", "PBS_JOBID": "PBS_", "OAR_JOB_ID": "OAR_"}
+
+
+def outside_allocation(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the variables of the allocation that Snakemake itself may run in.
+
+    A batch system hands them on to what is submitted from inside, where `SLURM_MEM_PER_CPU` and the like contradict it.
+    """
+    prefixes = tuple(prefix for mark, prefix in _INSIDE.items() if mark in environment)
+    return {name: value for name, value in environment.items() if name in _KEPT or not name.startswith(prefixes)}
+
+
+class QueueView:
+    """What the batch system says of all allocations of this run, asked in one call that all share."""
+
+    def __init__(
+        self, system: System, where: str | None, run: Callable[..., Any], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._system, self._where, self._run, self._clock = system, where, run, clock
+        self._lock = asyncio.Lock()
+        self._asked = float("-inf")  # when the last answer's question was put
+        self._answers: dict[str, Seen] = {}
+        self.ids: set[str] = set()
+
+    async def look(self, allocation_id: str, max_age_s: float, not_before: float) -> Seen:
+        """The state, from an answer not older than ``max_age_s``, nor from before ``not_before`` (monotonic)."""
+        self.ids.add(allocation_id)
+        async with self._lock:
+            age = self._clock() - self._asked
+            if age > max_age_s or self._asked < not_before or allocation_id not in self._answers:
+                if age < _KILL_LOOK_EVERY_S:
+                    await asyncio.sleep(_KILL_LOOK_EVERY_S - age)
+                ids = sorted(self.ids)
+                self._asked = self._clock()
+                done = await self._run(self._system.query(ids, user_name(), self._where))
+                self._answers = look(self._system, ids, *done)
+            return self._answers[allocation_id]
+
+
+class Allocation(WorkerProcess):
+    """One worker, in an allocation of its own."""
+
+    def __init__(self, backend: "JobqueueBackend", pool: Pool, name: str, link: Link, view: QueueView) -> None:
+        super().__init__(pool, name, link)
+        self._backend = backend
+        self._view = view
+        self._record = Record(link.state_dir)
+        self._submitted = float("-inf")
+        self._gone: AllocationState | None = None
+        self._submission: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        # Shielded: a submission that is cut off would leave an allocation whose id nobody knows.
+        self._submission = asyncio.ensure_future(self._submit())
+        await asyncio.shield(self._submission)
+        self.status = Status.running
+
+    async def _submit(self) -> None:
+        job_name = allocation_name(self.pool, self.link)
+        where = directives.other_cluster(self.pool)
+        try:
+            job, script = self._backend.write(self.pool, self.name, self.link)
+            self._record.submitting(self.name, job_name, self._backend.system.name, where)
+            out = await job._submit_job(os.fspath(script))  # noqa: SLF001 - each class has a way of its own
+            self.allocation_id = job._job_id_from_submit_output(out)  # noqa: SLF001
+            self._record.submitted(self.name, str(self.allocation_id))
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            self.failure = str(error)
+            if self.allocation_id is None and isinstance(error, SubmitError):
+                self._record.gone(self.name)
+        self._submitted = time.monotonic()
+
+    async def state(self) -> AllocationState:
+        if self.allocation_id is None:
+            return AllocationState("gone", self.failure or "it was never submitted")
+        if self._gone is not None:
+            return self._gone
+        seen = await self._view.look(self.allocation_id, _LOOK_EVERY_S, self._submitted)
+        if seen.kind == "gone":
+            return self._went(seen.reason)
+        if seen.stuck:
+            # It would wait for ever, and count as an allocation that may still come.
+            if await self.kill():
+                return self._went(f"it could not start: {seen.reason}")
+            return AllocationState("unknown", f"it could not start ({seen.reason}), and could not be cancelled")
+        return AllocationState(seen.kind, seen.reason)
+
+    async def kill(self) -> bool:
+        if self._submission is not None:
+            await self._submission
+        if self.allocation_id is None or self._gone is not None:
+            return True
+        command = self._backend.cancel_command(self.pool, self.allocation_id)
+        deadline = time.monotonic() + _KILL_TIMEOUT_S
+        cancelled = float("-inf")
+        while True:
+            if time.monotonic() - cancelled >= _CANCEL_AGAIN_S:
+                cancelled = time.monotonic()
+                await self._backend.run(command)  # whether it worked is asked of the queue
+            seen = await self._view.look(self.allocation_id, _KILL_LOOK_EVERY_S, cancelled)
+            if seen.kind == "gone":
+                self._went("it was cancelled")
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(_KILL_LOOK_EVERY_S)
+
+    def _went(self, reason: str) -> AllocationState:
+        if self._gone is None:
+            number = str(self.allocation_id)
+            self._record.gone(self.name)
+            self._view.ids.discard(number)
+            tail = log_tail(self._backend.log_directory(self.pool, self.link), number)
+            what = f"allocation {number} ended" + (f" ({reason})" if reason else "")
+            self._gone = AllocationState("gone", what, tail)
+        return self._gone
+
+
+class SubmitError(RuntimeError):
+    """The submit command failed, and said so: nothing was queued."""
+
+
+def allocation_name(pool: Pool, link: Link) -> str:
+    return f"snakemake-{link.run_id}-{pool.name}"
+
+
+def log_tail(directory: Path, allocation_id: str) -> str:
+    """The end of the allocation's own output: at most 20 lines and 4 kB of each of its files."""
+    number = bare(allocation_id)
+    parts = []
+    for path in sorted(directory.glob(f"*{number}*")):
+        if not path.is_file() or number not in directives.numbers(path.name):
+            continue
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
+        if lines:
+            parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+@dataclass
+class JobqueueBackend:
+    """The pools of one batch system."""
+
+    name: str
+    run: Callable[..., Any] = run_command
+
+    def __post_init__(self) -> None:
+        self.system = SYSTEMS[self.name]
+        self._views: dict[str | None, QueueView] = {}
+
+    # What is set, by whom
+
+    def setting(self, pool: Pool, key: str) -> Any:
+        """An argument of the class: the pool's own options, else Dask's configuration `jobqueue.<name>`."""
+        value = pool.options.get(key)
+        if value is not None:
+            return value
+        load_dask_jobqueue()
+        section = pool.options.get("config_name") or self.name
+        return dask.config.get(f"jobqueue.{section}.{key.replace('_', '-')}", None)
+
+    def complete(self, pool: Pool) -> Pool:
+        """Cores, memory and walltime from Dask's configuration, where the user set none."""
+        filled: dict[str, Any] = {}
+        if pool.cores is None and (cores := self.setting(pool, "cores")) is not None:
+            filled["cores"] = int(cores)
+        if pool.memory_mb is None and (memory := self.setting(pool, "memory")) is not None:
+            filled["memory_mb"] = parse_bytes(memory) // 10**6
+        if pool.walltime_s is None and (walltime := self.setting(pool, "walltime")) is not None:
+            filled["walltime_s"] = self._walltime_s(pool, walltime)
+        return replace(pool, **filled)
+
+    def _walltime_s(self, pool: Pool, walltime: object) -> float:
+        try:
+            return directives.parse_walltime(self.name, str(walltime))
+        except ValueError:
+            msg = f"Pool {pool.name}: walltime {walltime!r} is not understood; write it as HH:MM:SS, in quotes."
+            raise ConfigurationError(msg) from None
+
+    def interface(self, pool: Pool) -> str | None:
+        """The scheduler's: `scheduler_options` may name another one than the workers use."""
+        scheduler = self.setting(pool, "scheduler_options") or {}
+        if "host" in scheduler:
+            return None
+        found = scheduler.get("interface") or self.setting(pool, "interface")
+        return None if found is None else str(found)
+
+    def notes(self, pool: Pool) -> tuple[str, ...]:
+        """What Dask's configuration wants and the plugin must decide itself, a sentence each."""
+        wanted = []
+        if self.setting(pool, "processes") not in (None, 1):
+            wanted.append("processes (1: each worker holds its node, and starts a process for each job)")
+        if self.setting(pool, "worker_command") not in (None, "distributed.cli.dask_worker"):
+            wanted.append("worker-command")
+        if self.setting(pool, "worker_extra_args") or self.setting(pool, "extra"):
+            wanted.append("worker-extra-args")
+        if self.setting(pool, "shared_temp_directory"):
+            wanted.append("shared-temp-directory (keys lie in .snakemake/dask)")
+        if not wanted:
+            return ()
+        said = f"Pool {pool.name}: of Dask's configuration jobqueue.{self.name} the plugin sets itself: "
+        return (said + ", ".join(wanted) + ".",)
+
+    # Looking
+
+    def check(self, pool: Pool) -> None:
+        self._check_commands(pool)
+        self._check_options(pool)
+        self._check_interface(pool)
+        self._check_queue(pool)
+        self.describe(pool)
+
+    def _check_commands(self, pool: Pool) -> None:
+        missing = [command for command in self.system.commands if shutil.which(command) is None]
+        if missing:
+            msg = (
+                f"Pool {pool.name} is of cluster {self.name}, and its command {', '.join(missing)} is not on PATH "
+                f"here; run Snakemake where jobs are submitted, load the batch system's module, or choose another cluster."
+            )
+            raise ConfigurationError(msg)
+
+    def _check_options(self, pool: Pool) -> None:
+        allowed = self.options()
+        for key in pool.options:
+            if key not in allowed:
+                close = difflib.get_close_matches(key, allowed, n=1)
+                meant = f"did you mean {close[0]!r}? " if close else ""
+                msg = (
+                    f"Pool {pool.name}: {key!r} is not an option of {self.system.job_class.replace('Job', 'Cluster')}; "
+                    f"{meant}It takes {', '.join(sorted(allowed))}."
+                )
+                raise ConfigurationError(msg)
+        complete = self.complete(pool)
+        for key, setting in (("cores", "--dask-worker-cores"), ("memory_mb", "--dask-worker-memory")):
+            if getattr(complete, key) is None:
+                what = key.removesuffix("_mb")
+                msg = (
+                    f"Pool {pool.name} does not say how much {what} a worker has: set `{what}` in the pools file, "
+                    f"{setting}, or jobqueue.{self.name}.{what} in Dask's configuration."
+                )
+                raise ConfigurationError(msg)
+
+    def options(self) -> set[str]:
+        """The arguments that pools of this batch system take beside the plugin's own."""
+        module = load_dask_jobqueue()
+        names = {"interface", "scheduler_options"}
+        for cls in (self._job_class(), module.core.Job):
+            names |= set(inspect.signature(cls.__init__).parameters)
+        return names - directives.OWNED
+
+    def _check_interface(self, pool: Pool) -> None:
+        name = self.interface(pool)
+        here = [found for _, found in socket.if_nameindex()]
+        if name is not None and name not in here:
+            msg = (
+                f"Pool {pool.name}: interface {name!r} does not exist on this host, which has {', '.join(here)}; "
+                "choose one of them, or, if only the workers have it, name the scheduler's own as `scheduler` in the "
+                "pools file."
+            )
+            raise ConfigurationError(msg)
+
+    def _check_queue(self, pool: Pool) -> None:
+        queue = self.setting(pool, "queue")
+        if queue is None or not self.system.queues or shutil.which(self.system.queues[0]) is None:
+            return
+        if directives.other_cluster(pool) is not None or not set(str(queue)).isdisjoint("@:"):
+            return
+        from snakemake_executor_plugin_dask.driver.allocations import run_here
+
+        done = run_here(self.system.queues)
+        names = {words[0] for line in done.out.splitlines() if (words := line.split())}
+        unknown = [name for name in str(queue).split(",") if name not in names]
+        if done.code == 0 and names and unknown:
+            close = difflib.get_close_matches(unknown[0], names, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            msg = (
+                f"Pool {pool.name}: the batch system has no queue {unknown[0]}; {meant}"
+                f"`{' '.join(self.system.queues)}` lists {', '.join(sorted(names))}."
+            )
+            raise ConfigurationError(msg)
+
+    def describe(self, pool: Pool) -> str:
+        """The batch script; what is only known in the run stands in angle brackets."""
+        with tempfile.TemporaryDirectory(prefix="snakemake-dask-") as logs:
+            state = ".snakemake/dask/<run>"
+            link = Link(run_id="<run>", scheduler="", lease=None, tls=None, state_dir=state, setup=None)
+            command = (
+                f"{link.python} -m snakemake_executor_plugin_dask.worker --config {state}/workers/{pool.name}-<n>.json"
+            )
+            job = self.job(pool, f"{pool.name}-<n>", link, command, Path(logs))
+            return str(job.job_script()).replace(logs, f"{state}/logs")
+
+    # Submitting
+
+    def worker(self, pool: Pool, name: str, link: Link) -> Allocation:
+        where = directives.other_cluster(pool)
+        if where not in self._views:
+            self._views[where] = QueueView(self.system, where, self.run)
+        return Allocation(self, self.complete(pool), name, link, self._views[where])
+
+    def write(self, pool: Pool, name: str, link: Link) -> tuple[Any, Path]:
+        """The Job object, and its script on disk, for one worker; OSError."""
+        logs = self.log_directory(pool, link)
+        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config = write_worker_config(
+            pool, name, link,
+            interface=self.setting(pool, "interface"),
+            local_directory=self.setting(pool, "local_directory"),
+        )  # fmt: skip
+        job = self.job(pool, name, link, shlex.join(worker_command(config, link)), logs)
+        script = config.with_suffix(".sh")
+        script.write_text(job.job_script())
+        return job, script
+
+    def log_directory(self, pool: Pool, link: Link) -> Path:
+        return Path(self.setting(pool, "log_directory") or Path(link.state_dir, "logs"))
+
+    def cancel_command(self, pool: Pool, allocation_id: str) -> list[str]:
+        command = self.system.cancel(allocation_id, directives.other_cluster(pool))
+        return [command[0], *map(str, self.setting(pool, "cancel_command_extra") or ()), *command[1:]]
+
+    def job(self, pool: Pool, name: str, link: Link, command: str, logs: Path) -> Any:
+        """Dask-Jobqueue's object for one allocation: not submitted, nothing written. ConfigurationError."""
+        pool = self.complete(pool)
+        module = load_dask_jobqueue()
+        settings = {key: value for key, value in pool.options.items() if key in self.options()}
+        settings.pop("scheduler_options", None)
+        settings.pop("interface", None)  # in the worker's configuration
+        # Batch systems cut a path at a space, and Slurm reads patterns in it; the submit command runs there.
+        output = os.fspath(logs) if directives.plain(os.fspath(logs)) else "."
+        allocation = allocation_name(pool, link)
+        settings |= directives.for_pool(self.name, pool, lambda key: self.setting(pool, key), allocation, output)
+        settings["log_directory"] = output
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of deprecated names in a site's configuration: not the user's doing
+                job = self._job_class()(
+                    link.scheduler or "<scheduler>", name=name, job_name=allocation,
+                    cores=pool.cores, memory=directives.granted_bytes(pool), processes=1, python=link.python,
+                    worker_command="snakemake_executor_plugin_dask.worker", worker_extra_args=[], **settings,
+                )  # fmt: skip
+        except (TypeError, ValueError, KeyError) as error:
+            msg = f"Pool {pool.name}: {module.__name__} does not take these options: {' '.join(str(error).split())}"
+            raise ConfigurationError(msg) from error
+        job.submit_directory = os.fspath(logs)
+        prologue = [line for line in (job._job_script_prologue or []) if line]  # noqa: SLF001 - rendered by job_script()
+        if prologue:
+            prologue.insert(0, directives.BEFORE_PROLOGUE)
+        job._job_script_prologue = prologue  # noqa: SLF001
+        # HTCondor's submit file has no room for lines of its own: they go into the command.
+        job._command_template = "; ".join([*prologue, command]) if self.name == "htcondor" else command  # noqa: SLF001
+        return job
+
+    def _job_class(self) -> Any:
+        """The class of dask_jobqueue, with commands run by `run`, so that a failure keeps the command's own words."""
+        base = getattr(load_dask_jobqueue(), self.name)
+        backend = self
+
+        class Submitting(getattr(base, self.system.job_class)):  # type: ignore[misc]  # chosen at run time
+            async def _call(self, command: Sequence[str], *, shell: bool = False, **_: Any) -> str:
+                command = list(command)
+                stdin = None
+                if shell:  # LSF's class: "bsub< FILE 2> /dev/null", which hides why it failed
+                    stdin = command[0].partition("< ")[2].removesuffix(" 2> /dev/null")
+                    command = shlex.split(self.submit_command)
+                done = await backend.run(command, cwd=self.submit_directory, stdin=stdin)
+                if done.code != 0:
+                    said = (done.err.strip() or done.out.strip() or "it printed nothing").splitlines()
+                    shown = [word if len(word) < 200 else "<script>" for word in command]
+                    msg = f"`{' '.join(shown)}` failed with exit code {done.code}: {' / '.join(said[-5:])}"
+                    if done.code == TIMED_OUT:
+                        raise RuntimeError(msg)  # it may have been queued: found by its name at the end
+                    raise SubmitError(msg)
+                return str(done.out)
+
+        Submitting.__name__ = self.system.job_class
+        return Submitting
