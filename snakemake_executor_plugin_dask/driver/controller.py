@@ -17,7 +17,7 @@ from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.ledger import Lease, Ledger
 from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, QueuedJob, Say, Started
 from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
 from snakemake_executor_plugin_dask.requests import Request
 from snakemake_executor_plugin_dask.routing import Shape
 from snakemake_executor_plugin_dask.worker import task
@@ -44,6 +44,10 @@ class Job:
     limited_by_allocation: bool = False
     killed: str = ""  # why the driver ends it
     reported: bool = False  # Snakemake was told that it started
+
+
+class NotNow(Exception):
+    """A worker of an attached cluster has no room for this job any more: another run took it first."""
 
 
 @dataclass
@@ -175,7 +179,12 @@ class Controller:
         self._by_run[spec.key] = job
         self.counts.attempts += 1
         self._around.event(
-            "job-placed", key=spec.key, worker=member.name, workers=lease.workers, devices=lease.devices
+            "job-placed",
+            key=spec.key,
+            worker=member.name,
+            workers=lease.cores_by_worker,
+            memory_mb=lease.memory_mb,
+            devices=lease.devices,
         )
         self._spawn(self._follow(job, spec.key, self._around.submit(member.address, spec)))
 
@@ -223,6 +232,14 @@ class Controller:
         elif "ended" in message:
             self._ended(Outcome(**message["ended"]))
 
+    def place_soon(self) -> None:
+        """There may be room that was not there before."""
+        self._place_soon()
+
+    def sent(self, key: str) -> Job | None:
+        """The job of an attempt that was sent and has not ended."""
+        return self._by_run.get(key)
+
     def expects(self, key: str) -> bool:
         """Whether the end of this attempt was not told yet."""
         return key in self._by_run
@@ -233,6 +250,14 @@ class Controller:
             outcome = await submitted
         except asyncio.CancelledError:
             raise
+        except NotNow:
+            if self._by_run.get(key) is job:
+                del self._by_run[key]
+                self.counts.attempts -= 1
+                self._release(job)
+                self._around.event("job-requeued", key=job.queued.spec.key, run=job.run, reason="another run was first")
+                self._route(job)
+                self._place_soon()
         except Exception as error:  # whatever Dask raises: KilledWorker, NoValidWorkerError, a failed unpickling, …
             await asyncio.sleep(1.0)  # a lost worker is told otherwise, and first
             member = self.fleet.members.get(job.worker)
@@ -326,8 +351,8 @@ class Controller:
     def worker_joined(self, member: Member) -> None:
         assert member.facts is not None
         pool = self.pools[member.pool.name]
-        self.shapes[pool.name] = routing.shape_of(pool, routing.shape_of_worker(pool, member.facts))
-        self.ledger.add_worker(member.name, pool, member.facts, self._clock())
+        self.shapes[pool.name] = routing.shape_of(member.pool, routing.shape_of_worker(member.pool, member.facts))
+        self.ledger.add_worker(member.name, member.pool, member.facts, self._clock())
         self._place_soon()
 
     def worker_lost(self, member: Member, why: str) -> None:
@@ -392,7 +417,7 @@ class Controller:
             return
         now = self._clock()
         for pool in self.pools.values():
-            if pool.name in self.given_up:
+            if pool.name in self.given_up or pool.cluster == ATTACHED:
                 continue
             starting = len(self.fleet.of(pool.name, "starting"))
             up = len(self.fleet.of(pool.name, "up"))
