@@ -450,4 +450,5 @@ class Controller:
 
 def _identity(queued: QueuedJob) -> dict[str, Any]:
     spec = queued.spec
-    return {"key": spec.key, "rule": spec.name, "jobid": spec.jobid, "attempt": spec.attempt}
+    group = "--local-groupid" in spec.arguments
+    return {"key": spec.key, "rule": spec.name, "jobid": spec.jobid, "attempt": spec.attempt, "group": group}

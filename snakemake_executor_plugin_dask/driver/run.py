@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pickle
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,14 @@ class Run:
         )
         self._fleet = Fleet(cluster, leases, backends, link, setup.lease_s, self.controller)
         self.controller.fleet = self._fleet
-        self._observer.event("run-started", run_id=setup.run_id, options=options, versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version})
+        self._observer.event(
+            "run-started",
+            run_id=setup.run_id,
+            host=platform.node(),
+            workdir=setup.workdir,
+            options=options,
+            versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version},
+        )
         if dashboard.host is not None:
             self._tell_dashboard(cluster)
 

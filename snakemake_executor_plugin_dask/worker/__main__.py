@@ -109,6 +109,7 @@ def _facts(
     config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
 ) -> WorkerFacts:
     from snakemake_executor_plugin_dask.machine import this_machine
+    from snakemake_executor_plugin_dask.routing import usable_memory_mb
 
     machine = this_machine()
     cores, memory_mb = rank.share_of_node(os.environ, machine.cores, machine.memory_mb)
@@ -119,7 +120,7 @@ def _facts(
         pid=os.getpid(),
         supervisor_pid=supervisor.process.pid,
         cores=config["cores"] or cores,
-        memory_mb=config["memory_mb"] or memory_mb,
+        memory_mb=usable_memory_mb(config["memory_mb"] or memory_mb),
         devices=_devices(config),
         remaining_s=remaining,
         hosts=_hosts(),
