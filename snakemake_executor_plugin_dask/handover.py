@@ -20,6 +20,7 @@ from snakemake_interface_executor_plugins.settings import SharedFSUsage
 
 from snakemake_executor_plugin_dask import warmcall
 from snakemake_executor_plugin_dask.arguments import general_arguments, job_arguments
+from snakemake_executor_plugin_dask.backends.attached import address_of
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.observe.dashboard import task_key
@@ -61,6 +62,7 @@ class Handover:
         """What is the same for every job. ``environment`` is Snakemake's own, of the moment."""
         options = self._options
         factory = self._workflow.spawned_job_args_factory
+        plain = options.scheduler is not None and not address_of(options.scheduler).startswith("tls://")
         umask = os.umask(0o077)
         os.umask(umask)
         return RunSetup(
@@ -69,8 +71,8 @@ class Handover:
             umask=umask,
             soft_limits=tuple((number, resource.getrlimit(number)[0]) for number in _SOFT_LIMITS),
             # What is declared by `envvars:` and by storage plugins may not stand in the environment itself.
-            environment=environment | dict(factory.envvars()),
-            replace_environment=True,
+            environment=({} if plain else environment) | dict(factory.envvars()),
+            replace_environment=not plain,
             python=self._python,
             snakefile=self._snakefile,
             general_arguments=self._general,

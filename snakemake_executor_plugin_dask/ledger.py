@@ -5,7 +5,7 @@ free and never with what a worker declares in total. Devices are leased by ident
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
@@ -101,6 +101,16 @@ def needs_fresh(request: Request, pool: Pool) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What other runs hold of a worker of an attached cluster."""
+
+    cores: int = 0
+    memory_mb: int = 0
+    devices: tuple[str, ...] = ()
+    extra: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Held:
     """One worker's part of a lease."""
@@ -133,6 +143,7 @@ class WorkerState:
         self.stuck: dict[
             str, Held
         ] = {}  # of jobs that are over but left processes: their devices and nodes are not free
+        self.others = Others()
         self.used = False
         self.draining = False
         self.idle_since: float | None = now
@@ -359,10 +370,23 @@ class Ledger:
             if state.wide:
                 state.free_hosts = _in_order(state.hosts, (*state.free_hosts, *held.hosts))
             else:
-                state.free_devices = _in_order(state.devices, (*state.free_devices, *held.devices))
+                freed = [device for device in held.devices if device not in state.others.devices]
+                state.free_devices = _in_order(state.devices, (*state.free_devices, *freed))
             if not state.held and not state.stuck:
                 state.idle_since = now
             self._gain(state)
+
+    def set_others(self, name: str, others: Others) -> None:
+        """What other runs hold on a worker that is shared with them; replaces what was said before. Raises KeyError."""
+        state = self._workers[name]
+        before, state.others = state.others, others
+        state.free_cores += before.cores - others.cores
+        state.free_memory_mb += before.memory_mb - others.memory_mb
+        for extra in state.free_extra:
+            state.free_extra[extra] += before.extra.get(extra, 0) - others.extra.get(extra, 0)
+        held = {device for part in (*state.held.values(), *state.stuck.values()) for device in part.devices}
+        state.free_devices = [d for d in state.devices if d not in held and d not in others.devices]
+        self._gain(state)
 
     def lease(self, key: str) -> Lease | None:
         found = self._parts.get(key)

@@ -63,7 +63,10 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
     run: Any = None
     failed = False
     try:
-        from snakemake_executor_plugin_dask.driver.run import Run
+        if begin.options.scheduler is None:
+            from snakemake_executor_plugin_dask.driver.run import Run
+        else:
+            from snakemake_executor_plugin_dask.driver.attached import AttachedRun as Run
 
         run = Run(begin, send)
         await run.start()

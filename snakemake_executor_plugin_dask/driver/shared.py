@@ -105,6 +105,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
     """Answers drivers over the scheduler's own connection; what they ask is `SharedLeases`' methods."""
 
     name = PLUGIN_NAME
+    idempotent = True  # the second run finds what the first put there
 
     def __init__(self) -> None:
         self.leases = SharedLeases()

@@ -32,9 +32,17 @@ def event_topic(run_id: str) -> str:
 class Supervisor:
     """The supervisor's process as its parent sees it: started early, attached to the event loop later."""
 
-    def __init__(self, setup: RunSetup | None, lease: str | None, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        setup: RunSetup | None,
+        lease: str | None,
+        environment: dict[str, str] | None = None,
+        *,
+        subreaper: bool = True,
+    ) -> None:
         """Start it. ``lease`` is the path of the configuration of its connection to the driver."""
-        become_subreaper()
+        if subreaper:
+            become_subreaper()
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.worker.supervisor"]
         command += ["--fd", str(theirs.fileno())]
@@ -89,6 +97,11 @@ class Link:
     def renew(self) -> None:
         self._send(("renew",))
 
+    def stop(self) -> None:
+        """Ask the supervisor to end its jobs and leave; `lost` is set once it has."""
+        if not self.lost.is_set():
+            self._send(("stop",))
+
     def close(self) -> None:
         if self._writer is not None and not self.lost.is_set():
             self._send(("stop",))
@@ -120,8 +133,7 @@ class Link:
                 pass
 
     def _supervisor_gone(self) -> None:
-        # Its jobs' leaders died with it; whatever they had started is now this process's child.
-        kill_descendants(os.getpid())
+        self._kill_jobs()
         self.lost.set()
         for key, future in self._waiting.items():
             outcome = self._lost(key)
@@ -129,6 +141,10 @@ class Link:
             if not future.done():
                 future.set_result(outcome)
         self._waiting.clear()
+
+    def _kill_jobs(self) -> None:
+        # Its jobs' leaders died with it; whatever they had started is now this process's child.
+        kill_descendants(os.getpid())
 
     def _lost(self, key: str) -> Outcome:
         code = self.supervisor.process.poll()

@@ -1,0 +1,116 @@
+"""This package's part on a worker of a cluster that others brought up. Runs in that worker, by `Client.run`.
+
+Nothing of the worker is changed: each run gets a supervisor process of its own, as a child of the worker, and a link to
+it. Processes of other clients on the worker are left alone.
+"""
+
+import asyncio
+import dataclasses
+import os
+import platform
+import tempfile
+import time
+from typing import Any
+
+from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.machine import this_machine
+from snakemake_executor_plugin_dask.worker import devices, task
+from snakemake_executor_plugin_dask.worker.processes import all_pids, job_key, send
+
+_STOP_S = 15.0
+_watching: set[asyncio.Task[None]] = set()
+
+
+class Link(task.Link):
+    """One run's jobs on a worker that has other descendants too."""
+
+    def _kill_jobs(self) -> None:
+        kill_marked(self.run_id)
+
+
+def marked(run_id: str) -> list[int]:
+    """The processes on this machine that carry a key of the run."""
+    mark = f"-{run_id}-"
+    return [pid for pid in all_pids() if mark in (job_key(pid) or "")]
+
+
+def kill_marked(run_id: str, timeout_s: float = 10.0) -> bool:
+    """SIGKILL every process that carries a key of the run; False where one is left."""
+    deadline = time.monotonic() + timeout_s
+    while pids := marked(run_id):
+        if time.monotonic() > deadline:
+            return False
+        send(pids, 9)
+        time.sleep(0.02)
+    return True
+
+
+async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
+    """Start the run's supervisor; what the worker has is what it declares. May be repeated."""
+    run_id = setup.run_id
+    if run_id in task.links and not task.links[run_id].lost.is_set():
+        return task.described[run_id]
+    if setup.precommand:
+        setup = await asyncio.to_thread(_with_directory, setup)
+    topic = task.event_topic(run_id)
+    supervisor = task.Supervisor(setup, None, subreaper=False)
+    link = Link(run_id, name, supervisor, lambda message: dask_worker.log_event(topic, message))
+    await link.open()
+    facts = _facts(name, supervisor, dask_worker)
+    task.links[run_id], task.described[run_id] = link, facts
+    watch = asyncio.create_task(_forget(run_id, link))
+    _watching.add(watch)
+    watch.add_done_callback(_watching.discard)
+    return facts
+
+
+def _with_directory(setup: RunSetup) -> RunSetup:
+    """Where no file system is shared, sources and inputs come from a storage, into a directory of the worker's own."""
+    if os.path.isdir(setup.workdir):
+        return setup
+    return dataclasses.replace(setup, workdir=tempfile.mkdtemp(prefix=f"snakemake-{setup.run_id}-"))
+
+
+async def detach(run_id: str) -> bool:
+    """End the run's jobs and its supervisor; False where it does not leave."""
+    link = task.links.get(run_id)
+    if link is None:
+        return True
+    link.stop()
+    try:
+        await asyncio.wait_for(link.lost.wait(), _STOP_S)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _forget(run_id: str, link: task.Link) -> None:
+    """Once the supervisor is gone (also by itself, when its driver is)."""
+    await link.lost.wait()
+    await asyncio.to_thread(link.supervisor.process.wait)
+    if task.links.get(run_id) is link:
+        del task.links[run_id]
+        task.described.pop(run_id, None)
+
+
+def _facts(name: str, supervisor: task.Supervisor, dask_worker: Any) -> WorkerFacts:
+    limit = dask_worker.memory_manager.memory_limit
+    return WorkerFacts(
+        name=name,
+        host=os.environ.get("SLURMD_NODENAME") or platform.node(),
+        pid=os.getpid(),
+        supervisor_pid=supervisor.process.pid,
+        cores=dask_worker.state.nthreads,
+        memory_mb=limit // 10**6 if limit else this_machine().memory_mb,
+        devices=_devices(dask_worker),
+        plugin_version=task.plugin_version(),
+        snakemake_version=task.snakemake_version(),
+        environment={"resources": repr(dict(dask_worker.state.total_resources))},
+    )
+
+
+def _devices(dask_worker: Any) -> tuple[str, ...]:
+    """The worker's GPUs. One of dask-cuda sees all of them, in an order in which its own comes first."""
+    found = devices.inventory()
+    of_dask_cuda = any(type(plugin).__module__.startswith("dask_cuda") for plugin in dask_worker.plugins.values())
+    return found[:1] if of_dask_cuda else found
