@@ -1,8 +1,7 @@
 """What only Dask and the batch systems can tell, before the run: pools completed and checked, pools made for Slurm resources.
 
 Importing Dask changes signal handlers and takes time, so this runs in a process of its own, which Snakemake starts where a pool is
-not on this machine: ``python -P -m snakemake_executor_plugin_dask.prepare``, a pickled `Question` on its standard input, a pickled
-`Answer` on its standard output. It looks, and starts nothing.
+not on this machine: a pickled `Question` on its standard input, a pickled `Answer` on its standard output. It looks, and starts nothing.
 """
 
 import os
@@ -38,7 +37,7 @@ class Answer:
 
 def ask(question: Question) -> Answer:
     """Ask in a process of its own. Raises ConfigurationError with its complaint, or where it failed."""
-    command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.prepare"]
+    command = [sys.executable, "-P", "-c", "from snakemake_executor_plugin_dask.prepare import main; main()"]
     done = subprocess.run(command, input=pickle.dumps(question), capture_output=True, check=False)
     if done.returncode != 0:
         msg = f"The pools could not be checked: {done.stderr.decode(errors='replace').strip()}"
@@ -52,12 +51,12 @@ def ask(question: Question) -> Answer:
 def answer(question: Question) -> Answer:
     """The answer itself. Imports Dask, and asks batch systems what they have."""
     from snakemake_executor_plugin_dask.backends import backend_for
-    from snakemake_executor_plugin_dask.plan import plan_text
-    from snakemake_executor_plugin_dask.slurm_resources import make_pools
 
     options = question.options
     try:
         if options.make_slurm_pools:
+            from snakemake_executor_plugin_dask.slurm_resources import make_pools
+
             pools = make_pools(options.pools[0], [request for _, request in question.named])
             options = replace(options, pools=tuple(pools))
         notes: list[str] = []
@@ -72,13 +71,15 @@ def answer(question: Question) -> Answer:
         return Answer(question.options, complaint=str(error))
     if not question.plan:
         return Answer(options, tuple(notes))
+    from snakemake_executor_plugin_dask.plan import plan_text
+
     text, possible = plan_text(options, question.named)
     return Answer(options, tuple(notes), plan=text, possible=possible)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Read a question from standard input, and write the answer to standard output."""
     # Whatever a library prints must not end up in the answer.
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    out.write(pickle.dumps(answer(pickle.load(sys.stdin.buffer))))
-    out.close()
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)
+        out.write(pickle.dumps(answer(pickle.load(sys.stdin.buffer))))
