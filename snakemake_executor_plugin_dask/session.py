@@ -5,11 +5,13 @@ thread notices what Snakemake does not tell an executor: that it has stopped sta
 """
 
 import contextlib
+import itertools
 import os
 import secrets
 import signal
 import string
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ from snakemake_executor_plugin_dask.requests import Request, slurm_names
 from snakemake_executor_plugin_dask.routing import Shape
 
 _LOOK_EVERY_S = 0.5
+_SOON_MOST = 500  # jobs that are looked at ahead; more would change nothing
 _STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an allocation is gone
 
 
@@ -79,6 +82,7 @@ class Session:
         self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
         self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
         self._handover = Handover(executor, self._options, self._run_id)
+        self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
         self._check_known_jobs()
 
     # From Snakemake
@@ -86,6 +90,7 @@ class Session:
     def run_jobs(self, jobs: Iterable[Any]) -> None:
         """Hand jobs over to the driver, which is started with the first ones."""
         queued: list[QueuedJob] = []
+        jobs = list(jobs)
         for job in jobs:
             self._executor.run_job_pre(job)
             try:
@@ -99,7 +104,24 @@ class Session:
                 self._jobs[item.spec.key] = SubmittedJobInfo(job, external_jobid=item.spec.key, aux={"log": item.spec.log_path})
             queued.append(item)
         if queued:
-            self._driver().send(Enqueue(tuple(queued)))
+            self._driver().send(Enqueue(tuple(queued), self._soon(jobs)))
+
+    def _soon(self, jobs: list[Any]) -> tuple[tuple[Request, int], ...]:
+        """Requests of jobs that become ready when these end, with their number: what to bring workers up for."""
+        if not any(pool.elastic for pool in self._options.pools):
+            return ()
+        dag, counts = self._workflow.dag, Counter[Request]()
+        seen: set[Any] = set()
+        for job in itertools.chain.from_iterable(job if job.is_group() else (job,) for job in jobs):
+            for later in itertools.islice(dag.depending[job], _SOON_MOST):
+                if later in seen or len(seen) >= _SOON_MOST:
+                    continue
+                seen.add(later)
+                request = self._known.get(later)
+                others = (other for other in dag.dependencies[later] if other is not job)
+                if request is not None and all(dag.finished(other) or not dag.needrun(other) or other in jobs for other in others):
+                    counts[request] += 1
+        return tuple(counts.items())
 
     def job_failed(self, job: Any) -> None:
         """Snakemake counts the job as failed; after the last attempt, and without --keep-going, it starts no more."""
@@ -121,7 +143,9 @@ class Session:
                 groups.add(job)
             slurm.append((job.name, slurm_names(dict(job.resources.items()))))
             try:
-                named.append((job.name, self._adapted(job)))
+                request = self._adapted(job)
+                named.append((job.name, request))
+                self._known[single] = request
             except RequestError as error:
                 raise WorkflowError(str(error)) from None
         if self._options.local_by_default and (complaint := routing.slurm_on_local(slurm)):

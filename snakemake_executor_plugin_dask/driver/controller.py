@@ -4,6 +4,7 @@ Decisions are made by `routing`, `placement` and `demand`; workers are the `flee
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -87,7 +88,7 @@ class Controller:
         self.waiting = placement.Waiting()
         self.jobs: dict[str, Job] = {}  # by the key that Snakemake's side knows
         self._by_run: dict[str, Job] = {}  # by the key of the current run
-        self.soon: tuple[tuple[Request, int], ...] = ()
+        self.soon: dict[str, list[tuple[Request, int]]] = {}
         self.fleet: Fleet = None  # type: ignore[assignment]  # set by the driver before anything happens
         self.counts = Counts()
         self._placing: asyncio.Handle | None = None
@@ -98,7 +99,7 @@ class Controller:
     # From Snakemake
 
     def enqueue(self, message: Enqueue) -> None:
-        self.soon = message.soon
+        self.soon = self._by_pool(message.soon)
         for queued in message.jobs:
             job = Job(queued)
             self.jobs[queued.spec.key] = job
@@ -108,6 +109,14 @@ class Controller:
             if name is not None:
                 self._wait_in(job, name)
         self._place_soon()
+
+    def _by_pool(self, soon: Iterable[tuple[Request, int]]) -> dict[str, list[tuple[Request, int]]]:
+        found: dict[str, list[tuple[Request, int]]] = {}
+        for request, number in soon:
+            with contextlib.suppress(RequestError):  # it is told when the job itself is ready
+                name = routing.route(request, list(self.pools.values()), self.shapes, self.given_up)
+                found.setdefault(name, []).append((request, number))
+        return found
 
     def drop_waiting(self) -> None:
         """Start no more; what has a process finishes."""
@@ -122,8 +131,7 @@ class Controller:
     async def kill_running(self) -> None:
         """End all running jobs and wait for it, bounded."""
         self.drop_waiting()
-        for job in list(self.jobs.values()):
-            await self._kill(job, "stopped by Snakemake")
+        await asyncio.gather(*(self._kill(job, "stopped by Snakemake") for job in list(self.jobs.values())))
         deadline = self._clock() + self._setup.stop_grace_s + 10.0
         while self.jobs and self._clock() < deadline:
             self._changed.clear()
@@ -423,7 +431,7 @@ class Controller:
             up = len(self.fleet.of(pool.name, "up"))
             classes = [] if self.stopping else self.waiting.classes(pool.name)
             advice = demand.recommend(
-                pool, classes, self.ledger, starting, self.soon, now, self.shapes[pool.name]
+                pool, classes, self.ledger, starting, self.soon.get(pool.name, ()), now, self.shapes[pool.name]
             )
             for name in advice.give_back:
                 self.ledger.drain(name)

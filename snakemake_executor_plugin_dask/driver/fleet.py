@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.worker import task
 SILENT_S = 45.0  # a worker or supervisor that says nothing for so long is given up; shorter than a lease
 _SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say that its jobs are dead
 _LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
+_PAUSE_S = 10.0  # between two looks that are a second apart
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
 
 State = Literal["starting", "up", "leaving", "lost"]
@@ -78,8 +79,8 @@ class Fleet:
         self._numbers: dict[str, int] = {}
         self._brakes: dict[str, Brakes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asleep = False
-        self._checked = clock()
+        self._checked, self._checked_wall = clock(), time.time()
+        self._listening_since = float("-inf")
         self.members: dict[str, Member] = {}
 
     # What there is
@@ -151,8 +152,12 @@ class Fleet:
         member = self.members.get(name) or self._started_again(name)
         if member is None or member.state != "starting":
             return
-        result = await self._cluster.client.run(task.facts, run_id, workers=[address], on_error="return")
-        facts = result.get(address)
+        asked = self._cluster.client.run(task.facts, run_id, workers=[address], on_error="return")
+        try:
+            facts = (await asyncio.wait_for(asked, SILENT_S)).get(address)
+        except TimeoutError:
+            await self._never_came(member.process, f"it joined, and then said nothing for {SILENT_S:.0f} s")
+            return
         if not isinstance(facts, WorkerFacts):
             return  # it went again; the scheduler says so next
         member.address, member.facts = address, facts
@@ -233,20 +238,17 @@ class Fleet:
 
     async def check(self) -> None:
         """Once a second: workers that went silent, allocations that went away before they joined."""
-        now = self._clock()
-        if now - self._checked > 10.0:
-            # This process itself was stopped or starved: nobody could be heard meanwhile. Start counting again.
-            self._asleep = True
-            wakeup = now
+        now, wall = self._clock(), time.time()
+        paused = now - self._checked > _PAUSE_S or abs((wall - self._checked_wall) - (now - self._checked)) > _PAUSE_S
+        self._checked, self._checked_wall = now, wall
+        if paused:
+            # This process was stopped or starved, or the clock was set: who was heard when says nothing. Listen anew.
+            self._listening_since = now
             for connection in self._leases.connections.values():
-                connection.heard = max(connection.heard, wakeup)
-        self._checked = now
+                connection.heard = now
         seen = self._cluster.last_seen()
-        wall = time.time()
-        if self._asleep:
-            self._asleep = any(wall - when > 10.0 for when in seen.values()) and now - self._checked < SILENT_S
         for member in list(self.members.values()):
-            if member.state == "up" and not self._asleep:
+            if member.state == "up" and now - self._listening_since > SILENT_S:
                 silent = wall - seen.get(member.name, wall)
                 supervisor = self._leases.silent_s(member.name) or 0.0
                 if max(silent, supervisor) > SILENT_S:
