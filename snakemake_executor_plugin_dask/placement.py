@@ -13,8 +13,15 @@ from collections.abc import Iterable
 from snakemake_executor_plugin_dask.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.ledger import Lease, Ledger, Need, WorkerState, renewable
 from snakemake_executor_plugin_dask.messages import QueuedJob
-from snakemake_executor_plugin_dask.reservations import idle_at, lets_pass, lives_from, start_on
-from snakemake_executor_plugin_dask.waiting import JobClass, Most, Order, Queue, Reservation, Waiting, WaitingClass
+from snakemake_executor_plugin_dask.reservations import (
+    idle_at,
+    lacks_beside,
+    lets_pass,
+    lives_from,
+    start_on,
+    time_to_pass_s,
+)
+from snakemake_executor_plugin_dask.waiting import JobClass, Order, Queue, Reservation, Waiting, WaitingClass
 
 __all__ = ["Blocker", "Waiting", "WaitingClass", "blockers", "place"]
 
@@ -23,6 +30,7 @@ PATIENCE_S = 60.0
 _PLAN_EVERY_S = 1.0
 _PLANNED_CLASSES = 16  # so many blocked classes are considered for a reservation, fewer with many workers
 _PLANNED_WORKERS = 1000
+_CLOSE_LOOKS = 8  # so many workers with more room are told apart before each class is looked at
 _MAX_RESERVATIONS = 8  # of a pool, and never more than half its workers but for one job
 
 
@@ -46,7 +54,7 @@ class _Round:
         self.placed: list[tuple[QueuedJob, Lease]] = []
         self.live: list[WorkerState] = []  # workers with more room than at the last look
         self.roomy: list[WorkerState] = []
-        self.most = Most([])
+        self.hope = _Hope([], self.queue, now)
         self.candidates: dict[JobClass, list[WorkerState]] = {}  # of the classes looked at: where they may still fit
         self.last: dict[JobClass, WorkerState] = {}  # where the class's last job went
 
@@ -78,10 +86,10 @@ class _Round:
         while position < len(queue.heads):
             if not self.live:
                 return False
-            cls = queue.heads[position][1]
+            order, cls = queue.heads[position]
             everywhere = cls in queue.unchecked or cls in self.candidates or cls.need.workers > 1
             # After a start this position holds another class, or the same one with its next job.
-            if (everywhere or self.most.may_hold(cls)) and self._start(cls):
+            if (everywhere or self.hope.for_class(cls, order)) and self._start(cls):
                 continue
             queue.unchecked.discard(cls)
             position += 1
@@ -131,7 +139,7 @@ class _Round:
         self.placed.append((entry.job, lease))
         for state in chosen:
             kept = self.queue.reserved.get(state.name)
-            if kept is not None and lease.until is not None and lease.until <= kept.start:
+            if kept is not None and lease.until is not None and lease.until <= kept.start < math.inf:
                 kept.awaited.add(lease.key)
         self._unlock(self.queue.unreserve(cls))
         self.waiting.placed(entry)
@@ -140,7 +148,7 @@ class _Round:
 
     def _set_live(self, states: Iterable[WorkerState]) -> None:
         self.live = [state for state in states if self.queue.any_room(state)]
-        self.most = Most(self.live)
+        self.hope = _Hope(self.live, self.queue, self.now)
 
     def _choose(self, cls: JobClass, order: Order) -> list[WorkerState]:
         """The workers for a class's first job; none: it does not fit now."""
@@ -177,7 +185,7 @@ class _Round:
             for candidates in [self.live, self.roomy, *self.candidates.values()]:
                 if state not in candidates:
                     candidates.append(state)
-        self.most = Most(self.live)
+        self.hope = _Hope(self.live, self.queue, self.now)
 
     def _waited_s(self, cls: JobClass) -> float:
         """How long the class's first job has waited while there were workers."""
@@ -242,6 +250,49 @@ class _Round:
             return None
         state = min(states, key=idle_at)
         return Reservation(cls, (state.name,), idle_at(state), set(), whole=True, made=self.now)
+
+
+class _Hope:
+    """A quick no for most of the classes that fit on none of these workers; cheap, as thousands of them may wait."""
+
+    def __init__(self, states: list[WorkerState], queue: Queue, now: float) -> None:
+        firsts: list[Order] = []
+        self._rows: list[tuple[float, ...]] = []
+        for state in states:
+            cores, memory_mb, gpus = state.free_cores, state.free_memory_mb, len(state.free_devices)
+            row: tuple[float, ...] = (cores, memory_mb, gpus, -1.0, cores, memory_mb, gpus, _life_s(state, now))
+            kept = queue.reserved.get(state.name)
+            head = None if kept is None else kept.cls.head()
+            if kept is not None and head is not None and not state.wide:
+                beside = lacks_beside(kept, state)
+                left = (-1, -1, -1) if kept.whole else (-beside.cores, -beside.memory_mb, -beside.gpus)
+                row = (*left, time_to_pass_s(kept, now), *row[4:])
+                firsts.append(head.order)
+            self._rows.append(row)
+        self._first = max(firsts, default=None)  # classes up to here are not bound by all of the reservations
+        if len(self._rows) > _CLOSE_LOOKS:
+            self._rows = [tuple(max(column) for column in zip(*self._rows, strict=True))]
+
+    def for_class(self, cls: JobClass, order: Order) -> bool:
+        if self._first is not None and order <= self._first:
+            return True
+        cores, memory_mb, gpus, runtime_s = cls.least_cores, cls.least_memory_mb, cls.least_gpus, cls.request.runtime_s
+        for beside_cores, beside_mb, beside_gpus, time_s, free_cores, free_mb, free_gpus, life_s in self._rows:
+            if cls.planned_s > life_s:
+                continue
+            if cores <= beside_cores and memory_mb <= beside_mb and gpus <= beside_gpus:
+                return True
+            in_time = runtime_s is not None and runtime_s <= time_s
+            if in_time and cores <= free_cores and memory_mb <= free_mb and gpus <= free_gpus:
+                return True
+        return False
+
+
+def _life_s(state: WorkerState, now: float) -> float:
+    """The longest that a job may be planned to run there; infinite where that takes a closer look."""
+    if state.end is None or state.fresh(now) or not renewable(state.pool):
+        return math.inf
+    return state.end - now - state.pool.margin
 
 
 def _left_over(state: WorkerState, need: Need) -> tuple[bool, bool, int, int, int, int]:

@@ -1,7 +1,6 @@
 """Workers that are kept for a job which does not fit yet, so that others do not starve it. Pure."""
 
 import math
-from collections.abc import Iterable
 
 from snakemake_executor_plugin_dask.ledger import Held, Need, WorkerState, planned_runtime_s
 from snakemake_executor_plugin_dask.waiting import JobClass, Reservation
@@ -9,9 +8,26 @@ from snakemake_executor_plugin_dask.waiting import JobClass, Reservation
 
 def lets_pass(reservation: Reservation, state: WorkerState, cls: JobClass, now: float) -> bool:
     """Whether a job of another class may start on this worker without delaying the one it is kept for."""
-    if cls.request.runtime_s is not None and now + cls.request.runtime_s <= reservation.start:
+    if cls.request.runtime_s is not None and cls.request.runtime_s <= time_to_pass_s(reservation, now):
         return True
-    return not reservation.whole and _fit_beside(state, reservation.awaited, reservation.cls.need, cls.need)
+    if reservation.whole:
+        return False
+    lacks = lacks_beside(reservation, state)
+    lacks.add(state, cls.need)
+    return not lacks.any()
+
+
+def time_to_pass_s(reservation: Reservation, now: float) -> float:
+    """Jobs that are known to end within so many seconds delay nothing. An unknown start leaves no time to pass."""
+    return -1.0 if math.isinf(reservation.start) else reservation.start - now
+
+
+def lacks_beside(reservation: Reservation, state: WorkerState) -> "Lacks":
+    """What the worker lacks for the job that it is kept for, once the awaited leases are over."""
+    lacks = Lacks(state, reservation.cls.need)
+    for key in reservation.awaited & state.held.keys():
+        lacks.end(state.held[key])
+    return lacks
 
 
 def lives_from(state: WorkerState, cls: JobClass, start: float) -> bool:
@@ -30,7 +46,7 @@ def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list
     need = cls.need
     if not state.could_hold(need) or not lives_from(state, cls, now):
         return None
-    lacks = _Lacks(state, need)
+    lacks = Lacks(state, need)
     awaited: list[str] = []
     start = now
     if lacks.any():
@@ -48,21 +64,21 @@ def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list
     return start, awaited
 
 
-class _Lacks:
+class Lacks:
     """What a worker lacks for a need (negative: has left beside it), while leases end one by one."""
 
     def __init__(self, state: WorkerState, need: Need) -> None:
-        self._nodes = need.nodes - len(state.free_hosts) if state.wide else 0
-        self._cores = 0 if state.wide else need.cores - state.free_cores
-        self._memory_mb = 0 if state.wide else state.memory_for(need) - state.free_memory_mb
-        self._gpus = 0 if state.wide else need.gpus - len(state.free_devices)
+        self.nodes = need.nodes - len(state.free_hosts) if state.wide else 0
+        self.cores = 0 if state.wide else need.cores - state.free_cores
+        self.memory_mb = 0 if state.wide else state.memory_for(need) - state.free_memory_mb
+        self.gpus = 0 if state.wide else need.gpus - len(state.free_devices)
         self._extra = {name: amount - state.free_extra[name] for name, amount in need.extra}
 
     def end(self, held: Held) -> None:
-        self._nodes -= len(held.hosts)
-        self._cores -= held.cores
-        self._memory_mb -= held.memory_mb
-        self._gpus -= len(held.devices)
+        self.nodes -= len(held.hosts)
+        self.cores -= held.cores
+        self.memory_mb -= held.memory_mb
+        self.gpus -= len(held.devices)
         if self._extra:
             for name, amount in held.extra:
                 if name in self._extra:
@@ -71,32 +87,22 @@ class _Lacks:
     def add(self, state: WorkerState, other: Need) -> None:
         """Another job takes its part beside it."""
         if state.wide:
-            self._nodes += other.nodes
+            self.nodes += other.nodes
         else:
-            self._cores += other.cores
-            self._memory_mb += state.memory_for(other)
-            self._gpus += other.gpus
+            self.cores += other.cores
+            self.memory_mb += state.memory_for(other)
+            self.gpus += other.gpus
         for name, amount in other.extra:
             self._extra[name] = self._extra.get(name, -state.free_extra[name]) + amount
 
     def any(self) -> bool:
         return (
-            self._cores > 0
-            or self._memory_mb > 0
-            or self._gpus > 0
-            or self._nodes > 0
+            self.cores > 0
+            or self.memory_mb > 0
+            or self.gpus > 0
+            or self.nodes > 0
             or any(amount > 0 for amount in self._extra.values())
         )
-
-
-def _fit_beside(state: WorkerState, awaited: Iterable[str], need: Need, other: Need) -> bool:
-    """Whether the other job may start now, and the need still fits once the awaited leases are over."""
-    lacks = _Lacks(state, need)
-    lacks.add(state, other)
-    for key in awaited:
-        if key in state.held:
-            lacks.end(state.held[key])
-    return not lacks.any()
 
 
 def _end(held: Held) -> float:

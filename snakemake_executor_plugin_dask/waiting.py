@@ -8,10 +8,10 @@ import itertools
 import math
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from snakemake_executor_plugin_dask.ledger import Need, WorkerState, need_of, needs_fresh
+from snakemake_executor_plugin_dask.ledger import Need, WorkerState, need_of, needs_fresh, planned_runtime_s
 from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.requests import Request
@@ -54,8 +54,10 @@ class JobClass:
     least_cores: int = 0
     least_memory_mb: int = 0
     least_gpus: int = 0
+    planned_s: float = 0.0
 
     def __post_init__(self) -> None:
+        self.planned_s = planned_runtime_s(self.request, self.pool) or 0.0
         if not self.spreads and self.pool.nodes is None:
             self.least_cores, self.least_gpus = self.need.cores, self.need.gpus
             self.least_memory_mb = self.need.memory_mb or 0
@@ -73,18 +75,6 @@ class JobClass:
     def spreads(self) -> bool:
         """Whether the number of nodes follows from the workers' size."""
         return self.request.mpi and self.request.nodes == 1
-
-
-class Most:
-    """The most that any of these workers has free: a quick no for classes that ask for more."""
-
-    def __init__(self, states: Sequence[WorkerState]) -> None:
-        self.cores = max((state.free_cores for state in states), default=-1)
-        self.memory_mb = max((state.free_memory_mb for state in states), default=-1)
-        self.gpus = max((len(state.free_devices) for state in states), default=-1)
-
-    def may_hold(self, cls: JobClass) -> bool:
-        return cls.least_cores <= self.cores and cls.least_memory_mb <= self.memory_mb and cls.least_gpus <= self.gpus
 
 
 @dataclass(slots=True, eq=False)
