@@ -1,0 +1,100 @@
+"""The argument list of a job's Snakemake: nothing is lost or changed on the way, whatever values hold."""
+
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from snakemake.spawn_jobs import SpawnedJobArgsFactory
+from snakemake.target_jobs import parse_target_jobs_cli_args
+from snakemake_interface_executor_plugins.utils import TargetSpec, format_cli_arg
+
+from snakemake_executor_plugin_dask.arguments import NO_IDLE_SECOND, general_arguments, job_arguments
+from snakemake_executor_plugin_dask.settings import common_settings
+
+text = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\x1d\x1e\x1f"), max_size=30)
+
+
+def job(**changes: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    values: dict[str, Any] = {
+        "snakefile": "Snakefile",
+        "target": [TargetSpec("a", {"x": "1"})],
+        "rules": ["a"],
+        "cores": 2,
+        "attempt": 1,
+        "groupid": None,
+        "unneeded_temp_files": [],
+        "wait_for_files": [],
+    }
+    arguments, overrides = job_arguments(**(values | changes))
+    return arguments, pickle.loads(overrides) if overrides else {}
+
+
+def test_plain_job_needs_no_overrides() -> None:
+    """An ordinary job is expressed by the command line alone."""
+    arguments, overrides = job(wait_for_files=["in put.txt", "b"])
+    assert overrides == {}
+    assert arguments == (
+        "--snakefile", "Snakefile", "--target-jobs", "a:x=1", "--allowed-rules", "a", "--cores", "2", "--attempt", "1",
+        "--force-use-threads", "--wait-for-files", "in put.txt", "b",
+    )  # fmt: skip
+
+
+def test_group_job_has_its_id() -> None:
+    """A group's Snakemake is told its group, and uses processes for its jobs."""
+    arguments, _ = job(groupid="1234")
+    assert arguments[arguments.index("--local-groupid") + 1] == "1234"
+    assert "--force-use-threads" not in arguments
+
+
+@given(st.dictionaries(st.sampled_from(["x", "y"]), text, min_size=1))
+def test_wildcards_survive(wildcards: dict[str, str]) -> None:
+    """Whatever a wildcard's value is, the job's Snakemake gets it: by its command line or by an override."""
+    arguments, overrides = job(target=[TargetSpec("a", wildcards)])
+    if "target_jobs" in overrides:
+        assert [tuple(spec) for spec in overrides["target_jobs"]] == [("a", wildcards)]
+    else:
+        given = arguments[arguments.index("--target-jobs") + 1]
+        assert parse_target_jobs_cli_args([given]) == [TargetSpec("a", wildcards)]
+        assert not given.startswith("-")
+
+
+@given(st.lists(text.filter(bool), min_size=1, max_size=4))
+def test_files_with_leading_dashes_travel_as_overrides(files: list[str]) -> None:
+    """A file name that looks like an option is never given as an argument."""
+    arguments, overrides = job(wait_for_files=files)
+    if any(name.startswith("-") for name in files):
+        assert overrides["wait_for_files"] == files
+        assert "--wait-for-files" not in arguments
+    else:
+        assert list(arguments[arguments.index("--wait-for-files") + 1 :]) == files
+
+
+class Factory:
+    """Formats one argument as Snakemake's own factory does, through the functions that its module has at the time."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def general_args(self, executor_common_settings: object) -> str:
+        import snakemake.spawn_jobs as module
+
+        joined: str = module.join_cli_args(["--force", "--retries 0", "", module.format_cli_arg("--config", self.value)])
+        return joined
+
+
+@given(st.lists(text.filter(bool), min_size=1, max_size=4))
+def test_general_values_survive(values: list[str]) -> None:
+    """Values with quotes, spaces, dollars or newlines arrive as they are, each as one argument."""
+    arguments = general_arguments(Factory(values), common_settings)
+    assert arguments == ["--force", "--retries", "0", "--config", *values, *NO_IDLE_SECOND]
+
+
+def test_snakemakes_functions_are_put_back() -> None:
+    """Other executors of the same process format their arguments as before."""
+    general_arguments(Factory(["a b"]), common_settings)
+    import snakemake.spawn_jobs as module
+
+    assert module.format_cli_arg is format_cli_arg
+    assert isinstance(SpawnedJobArgsFactory(SimpleNamespace()), SpawnedJobArgsFactory)

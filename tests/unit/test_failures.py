@@ -1,0 +1,39 @@
+"""The words in which a failed job is told."""
+
+from snakemake_executor_plugin_dask.failures import explain
+from snakemake_executor_plugin_dask.jobs import Outcome
+
+
+def test_exit_code() -> None:
+    """Exit code, host, worker, duration, log tail and path stand in the message."""
+    outcome = Outcome(
+        "k", "failed", worker="cpu-1", host="n7", exit_code=3, started=100.0, ended=112.5, log_path="/l/a.log", log_tail="one\ntwo"
+    )
+    assert explain("align", outcome) == (
+        "Job of align: it failed with exit code 3. (on host n7, worker cpu-1, after 12.5 s)\n"
+        "The last lines of its log:\n    one\n    two\nIts log: /l/a.log\n"
+    )
+
+
+def test_signal() -> None:
+    """A signal is named."""
+    assert "ended by signal 9 (SIGKILL)" in explain("a", Outcome("k", "failed", signal=9))
+
+
+def test_limits_speak_for_themselves() -> None:
+    """Where the supervisor has a sentence of its own, it is the message."""
+    text = explain("a", Outcome("k", "out-of-memory", detail="It used 900 MB of 500 MB."))
+    assert text.startswith("Job of a: It used 900 MB of 500 MB.")
+
+
+def test_runs_are_counted() -> None:
+    """A job that ran more than once says so; the driver's own message wins."""
+    text = explain("a", Outcome("k", "lost", detail="gone"), runs=3, message="It lost its worker 3 times.")
+    assert text.startswith("Job of a: It lost its worker 3 times.")
+    assert "It was run 3 times." in text
+
+
+def test_long_durations() -> None:
+    """Minutes and hours are written out."""
+    assert "after 2 min 5 s" in explain("a", Outcome("k", "failed", exit_code=1, started=1.0, ended=126.0))
+    assert "after 3 h 0 min" in explain("a", Outcome("k", "failed", exit_code=1, started=1.0, ended=10801.0))
