@@ -1,7 +1,8 @@
 """Leases: the TLS server to which the supervisors of the run's own workers connect.
 
-A supervisor that hears no renewal for the lease's length ends its jobs, so a job whose lease has run out is dead, wherever it ran. A
-supervisor whose worker went says over the same connection that the jobs are dead, which is seconds earlier.
+A supervisor that hears no renewal for the lease's length ends its jobs, so a job whose lease has run out is dead,
+wherever it ran. A supervisor whose worker went says over the same connection that the jobs are dead, which is seconds
+earlier.
 JSON lines; see docs/design.md for the messages.
 """
 
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RENEW_EVERY_S = 5.0
+_UNHEARD_S = 15.0  # three words of a supervisor that did not come
+_CUT_MS = 20_000  # so long sent data may be without the other host's receipt, before the network counts as cut
 
 
 @dataclass
@@ -40,6 +43,7 @@ class LeaseServer:
         self._on_dead = on_dead
         self._server: asyncio.Server | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._stopped: set[str] = set()
         self.connections: dict[str, Connection] = {}
         self.port = 0
 
@@ -60,7 +64,11 @@ class LeaseServer:
             self._server.close()
 
     def stop(self, worker: str) -> bool:
-        """Ask a supervisor to end all its jobs and leave. False: it is not connected."""
+        """Ask a supervisor to end all its jobs and leave; its lease is renewed no more. False: it is not connected.
+
+        One that connects again later, after a cut network, is told then.
+        """
+        self._stopped.add(worker)
         return self._send(worker, {"stop": True})
 
     def kill(self, worker: str, key: str) -> bool:
@@ -88,15 +96,20 @@ class LeaseServer:
         number = 0
         while True:
             number += 1
+            now = time.monotonic()
             for connection in self.connections.values():
-                # A buffer that is not taken grows no further: renewals that arrive late would be worth nothing.
-                if connection.open and connection.writer.transport.get_write_buffer_size() == 0:
+                # To one that is not heard none is sent: renewals that wait on their way are worth nothing there, and
+                # would only put off the time from which its jobs are known to be dead.
+                heard = now - connection.heard < _UNHEARD_S and connection.writer.transport.get_write_buffer_size() == 0
+                if connection.open and heard and connection.worker not in self._stopped:
                     self._send(connection.worker, {"renew": number})
-                    connection.renewed = time.monotonic()
+                    connection.renewed = now
             await asyncio.sleep(RENEW_EVERY_S)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection: Connection | None = None
+        # A frozen supervisor's host goes on sending receipts, and only a cut network or a dead host does not.
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _CUT_MS)
         try:
             while line := await reader.readline():
                 message = json.loads(line)
@@ -104,7 +117,9 @@ class LeaseServer:
                 if connection is None:
                     connection = Connection(message["hello"], writer, now, now)
                     self.connections[connection.worker] = connection
-                    self._send(connection.worker, {"renew": 0})
+                    self._send(
+                        connection.worker, {"stop": True} if connection.worker in self._stopped else {"renew": 0}
+                    )
                 connection.heard = now
                 if "dead" in message:
                     keys, why = set(message["dead"]), message.get("why", "")
@@ -112,7 +127,7 @@ class LeaseServer:
                     connection.ended = bool(message.get("last"))
                     connection.why = why
                     self._on_dead(connection.worker, keys, why, connection.ended)
-        except (ConnectionError, ssl.SSLError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError):  # TLS's errors and the kernel's time-out among them
             pass  # what it had to say is said; its silence is what counts
         finally:
             if connection is not None:

@@ -117,6 +117,19 @@ def test_connection_is_made_again(driver, tmp_path):
         assert worker.outcome(key).status == "succeeded"
 
 
+def test_worker_that_was_given_up_is_told_when_it_comes_back(driver, tmp_path):
+    """The order to leave was lost with the network: the next connection gets it in place of a renewal."""
+    with connected(driver, tmp_path) as worker:
+        key = worker.start("sleep 1000")
+        pid = worker.wait_started(key)
+        first = driver.connected()
+        driver.call(first.writer.transport.abort)
+        driver.call(driver.server.stop, "w-1")
+        wait_for(lambda: key in driver.deaths(), "the end was not confirmed")
+        assert not alive(pid)
+        assert worker.wait() == 0
+
+
 def test_stopped_worker_process_does_not_hold_the_supervisor(driver, tmp_path):
     """The supervisor goes on renewing and answering while its worker reads nothing."""
     with connected(driver, tmp_path) as worker:
