@@ -4,6 +4,9 @@ import signal
 
 from snakemake_executor_plugin_dask.jobs import Outcome
 
+#: How a worker's word about the job's own command begins; the exit code of the Snakemake around it then says no more.
+COMMAND_ENDED = "its command "
+
 
 def explain(name: str, outcome: Outcome, runs: int = 1, message: str = "") -> str:
     """What ended the job, where, after how long, the last lines of its log and the log's path."""
@@ -17,7 +20,7 @@ def explain(name: str, outcome: Outcome, runs: int = 1, message: str = "") -> st
         text += f" It was run {runs} times."
     if outcome.log_tail.strip():
         text += "\nThe last lines of its log:\n" + "\n".join(f"    {line}" for line in outcome.log_tail.splitlines())
-    if outcome.log_path and outcome.status not in ("not-started",):
+    if outcome.log_path and outcome.status != "not-started":
         text += f"\nIts log: {outcome.log_path}"
     return text + "\n"
 
@@ -29,6 +32,8 @@ def _cause(outcome: Outcome) -> str:
             return outcome.detail
         case "cancelled":
             return f"it was cancelled.{detail}"
+    if outcome.status == "failed" and outcome.detail.startswith(COMMAND_ENDED):
+        return f"{outcome.detail}."
     if outcome.signal is not None:
         return f"it was ended by signal {outcome.signal} ({_signal_name(outcome.signal)}).{detail}"
     return f"it failed with exit code {outcome.exit_code}.{detail}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, JobStart, Outcome, RunSetup, Status
-from snakemake_executor_plugin_dask.worker.logs import tail
+from snakemake_executor_plugin_dask.worker.logs import command_end, tail
 from snakemake_executor_plugin_dask.worker.processes import exit_status
 from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 
@@ -65,6 +65,8 @@ class Attempt:
             verdict = "lost"
         else:
             verdict = "succeeded" if status == 0 else "failed"
+            if verdict == "failed" and self.log and self.spec.script is None and code == 1:
+                notes.insert(0, command_end(self.log))
         if verdict == "failed" and kernel_kills() > self.kernel_kills:
             notes.append(f"the memory of {HOST} was full while it ran, and the kernel killed processes there")
         return Outcome(

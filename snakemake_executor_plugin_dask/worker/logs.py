@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import stat
 from collections.abc import Sequence
 
@@ -15,6 +16,14 @@ _TAIL_BYTES = 4096
 _PROBE = b"\0" * 4096
 #: Terminal sequences (colours, cursor movements), and control characters other than tab and newline.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+_SEARCHED_BYTES = 1 << 20
+#: What Snakemake prints of a command that failed (the message of CalledProcessError).
+_COMMAND_END = re.compile(
+    rb'^CalledProcessError in file "[^\n]*, line \d+:\nCommand .*?(?:returned non-zero exit status (?P<code>\d+)\.'
+    rb"|died with (?:<Signals\.)?(?P<signal>SIG\w+|unknown signal \d+))",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def usable_log(path: str, places: Sequence[str]) -> tuple[str, str]:
@@ -83,6 +92,31 @@ def tail(path: str) -> str:
     except OSError:
         return ""
     return clean_tail(data, cut=start > 0)
+
+
+def command_end(path: str) -> str:
+    """How the job's own command ended, as its Snakemake wrote it into the log; empty where no command failed.
+
+    The Snakemake around a command ends with exit code 1, whatever the command did.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
+            found = list(_COMMAND_END.finditer(file.read(_SEARCHED_BYTES)))
+    except OSError:
+        return ""
+    if not found:
+        return ""
+    last = found[-1]
+    if last["code"] is not None:
+        code = int(last["code"])
+        # A shell tells a signal that ended its command by 128 and the signal's number.
+        try:
+            name = f" ({signal.Signals(code - 128).name})" if code > 128 else ""
+        except ValueError:
+            name = ""
+        return f"its command failed with exit code {code}{name}"
+    return f"its command was ended by {last['signal'].decode()}"
 
 
 def clean_tail(data: bytes, cut: bool) -> str:

@@ -2,7 +2,7 @@
 
 import os
 
-from snakemake_executor_plugin_dask.worker.logs import clean_tail, tail, usable_log
+from snakemake_executor_plugin_dask.worker.logs import clean_tail, command_end, tail, usable_log
 
 
 def test_directories_are_made_and_content_stays(tmp_path):
@@ -58,3 +58,19 @@ def test_tail_has_a_size_limit(tmp_path):
 def test_tail_of_nothing(tmp_path):
     """No file, no lines."""
     assert tail(str(tmp_path / "none")) == ""
+
+
+def test_end_of_the_command_itself(tmp_path):
+    """Exit code or signal as Snakemake wrote it, also far before the end; what a job itself printed does not count."""
+    path = tmp_path / "log"
+    head = b'RuleException:\nCalledProcessError in file "/w/Snakefile", line 6:\nCommand '
+    for written, said in (
+        (head + b"'set -u;  x\ny' returned non-zero exit status 7.\n", "its command failed with exit code 7"),
+        (head + b"'x' returned non-zero exit status 137.\n", "its command failed with exit code 137 (SIGKILL)"),
+        (head + b"'x' returned non-zero exit status 255.\n", "its command failed with exit code 255"),
+        (head + b"'x' died with <Signals.SIGSEGV: 11>.\n", "its command was ended by SIGSEGV"),
+        (b"Command 'x' returned non-zero exit status 3.\n", ""),
+    ):
+        path.write_bytes(b"output\n" + written + b"    shell: x\n" * 1000)
+        assert command_end(str(path)) == said
+    assert command_end(str(tmp_path / "none")) == ""
