@@ -91,6 +91,7 @@ class Controller:
         self.soon: dict[str, list[tuple[Request, int]]] = {}
         self.fleet: Fleet = None  # type: ignore[assignment]  # set by the driver before anything happens
         self.counts = Counts()
+        self._scale_not_before = float("-inf")
         self._placing: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.stopping = False
@@ -359,9 +360,19 @@ class Controller:
     def worker_joined(self, member: Member) -> None:
         assert member.facts is not None
         pool = self.pools[member.pool.name]
-        self.shapes[pool.name] = routing.shape_of(member.pool, routing.shape_of_worker(member.pool, member.facts))
+        up = self.fleet.of(pool.name, "up")
+        self.shapes[pool.name] = routing.largest(
+            [routing.shape_of(m.pool, routing.shape_of_worker(m.pool, m.facts)) for m in up if m.facts is not None]
+        )
         self.ledger.add_worker(member.name, member.pool, member.facts, self._clock())
+        if pool.cluster == "mpi" and not self.fleet.of(pool.name, "starting"):
+            self._route_again(pool)  # only now is it known what its nodes hold
         self._place_soon()
+
+    def _route_again(self, pool: Pool) -> None:
+        for job in [job for job in self.jobs.values() if job.state == "waiting" and job.pool == pool.name]:
+            self.waiting.discard(job.queued.spec.key)
+            self._route(job)
 
     def worker_lost(self, member: Member, why: str) -> None:
         runs = [run for run, job in self._by_run.items() if job.lease is not None and member.name in job.lease.workers]
@@ -409,9 +420,7 @@ class Controller:
         self.given_up[pool.name] = why
         self._around.event("pool-given-up", pool=pool.name, reason=why)
         self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
-        for job in [job for job in self.jobs.values() if job.state == "waiting" and job.pool == pool.name]:
-            self.waiting.discard(job.queued.spec.key)
-            self._route(job)
+        self._route_again(pool)
         self._place_soon()
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -421,8 +430,14 @@ class Controller:
 
     def scale(self) -> None:
         """Ask for the workers that the waiting jobs need, and give idle ones back."""
-        if self.stopping and not self.jobs:
+        now = self._clock()
+        if (self.stopping and not self.jobs) or now < self._scale_not_before:
             return
+        self._scale()
+        # Thousands of different requests take a while to pack: at most a twentieth of the time goes there.
+        self._scale_not_before = now + 20 * (self._clock() - now)
+
+    def _scale(self) -> None:
         now = self._clock()
         for pool in self.pools.values():
             if pool.name in self.given_up or pool.cluster == ATTACHED:
@@ -431,7 +446,14 @@ class Controller:
             up = len(self.fleet.of(pool.name, "up"))
             classes = [] if self.stopping else self.waiting.classes(pool.name)
             advice = demand.recommend(
-                pool, classes, self.ledger, starting, self.soon.get(pool.name, ()), now, self.shapes[pool.name]
+                pool,
+                classes,
+                self.ledger,
+                starting,
+                self.soon.get(pool.name, ()),
+                now,
+                self.shapes[pool.name],
+                self.fleet.startup_s(pool.name),
             )
             for name in advice.give_back:
                 self.ledger.drain(name)

@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.worker import task
 SILENT_S = 45.0  # a worker or supervisor that says nothing for so long is given up; shorter than a lease
 _SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say that its jobs are dead
 _LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
+_STARTUP_S = 30.0  # before a pool's first worker has joined
 _PAUSE_S = 10.0  # between two looks that are a second apart
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
 
@@ -78,6 +79,7 @@ class Fleet:
         self._clock = clock
         self._numbers: dict[str, int] = {}
         self._brakes: dict[str, Brakes] = {}
+        self._startup_s: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._checked, self._checked_wall = clock(), time.time()
         self._listening_since = float("-inf")
@@ -94,6 +96,10 @@ class Fleet:
 
     def brakes(self, pool: str) -> Brakes:
         return self._brakes.setdefault(pool, Brakes())
+
+    def startup_s(self, pool: str) -> float:
+        """From asking for a worker to its joining, as last seen of this pool."""
+        return self._startup_s.get(pool, _STARTUP_S)
 
     # Bringing up
 
@@ -163,6 +169,7 @@ class Fleet:
         member.address, member.facts = address, facts
         member.state, waited = "up", self._clock() - member.since
         member.since = self._clock()
+        self._startup_s[member.pool.name] = waited
         self.brakes(member.pool.name).joined(self._clock())
         self._listener.event("worker-joined", worker=name, pool=member.pool.name, waited_s=round(waited, 3), facts=facts)
         self._listener.worker_joined(member)
