@@ -10,7 +10,8 @@ over the processes and the largest of them differ by more than 3 %, and the answ
 
 Baseline. A job's own Snakemake does not count as it stood when the job's work began. For a job forked by the warm
 process that runs the job's own function, this is the fork. Otherwise work has begun when Snakemake's process has its
-third thread (the one that runs the job) or a child process; the baseline is what it held at the last look before.
+third thread (the one that runs the job) or a child process; the baseline is what it held at the last look before. It
+is also taken from each copy of that Snakemake, as a fork that has not become its command yet.
 """
 
 import contextlib
@@ -53,6 +54,7 @@ class Source(Protocol):
     def held(self, pid: int) -> int | None: ...  # bytes: anonymous, shared and swapped
     def shares(self, pid: int) -> int | None: ...  # the same, of pages held by n processes the nth part
     def is_snakemake(self, pid: int) -> bool: ...
+    def is_copy(self, pid: int, own: int) -> bool: ...  # forked from the own Snakemake and still it, or another one
     def key(self, pid: int) -> str | None: ...
 
 
@@ -64,6 +66,7 @@ class Process:
     descriptor: int | None
     resident: int = -1
     held: int = 0
+    copy: bool = False  # of the job's own Snakemake
 
 
 @dataclass(slots=True, eq=False)
@@ -253,7 +256,9 @@ class Monitor:
         return watch.limit is not None and watch.current > watch.limit
 
     def _counted(self, watch: Watch, process: Process) -> int:
-        return max(0, process.held - watch.baseline) if process.pid == watch.own else process.held
+        # A child that was forked a moment ago still holds what the own Snakemake holds, until it becomes the command.
+        # The same goes for the Snakemake that a group starts for a `run:` block.
+        return max(0, process.held - watch.baseline) if process.pid == watch.own or process.copy else process.held
 
     def _refresh(self, watch: Watch, near: bool) -> None:
         for process in list(watch.members.values()):
@@ -264,6 +269,8 @@ class Monitor:
                 continue
             slack = 0 if near or not watch.began else max(500_000, process.resident // 100)
             if process.resident < 0 or abs(resident - process.resident) > slack:
+                # Before its size: what became another program in between is looked at again, for its size changes.
+                process.copy = watch.own not in (None, process.pid) and self._source.is_copy(process.pid, watch.own)
                 held = self._source.held(process.pid)
                 process.resident, process.held = resident, resident if held is None else held
 
@@ -373,6 +380,9 @@ class ProcFiles:
         return any(one == b"-m" and other in modules for one, other in itertools.pairwise(arguments)) or (
             len(arguments) > 1 and os.path.basename(arguments[1]) == b"snakemake"
         )
+
+    def is_copy(self, pid: int, own: int) -> bool:
+        return self.is_snakemake(pid) or processes.command_line(pid) == processes.command_line(own)
 
     def key(self, pid: int) -> str | None:
         return processes.job_key(pid)

@@ -19,6 +19,7 @@ class Fake:
     threads: int = 1
     session: int = 0
     snakemake: bool = False
+    copy: bool = False
     key: str | None = None
 
 
@@ -61,6 +62,9 @@ class FakeSource:
 
     def is_snakemake(self, pid):
         return self.table[pid].snakemake
+
+    def is_copy(self, pid, own):
+        return self.table[pid].copy
 
     def key(self, pid):
         return self.table[pid].key
@@ -117,6 +121,18 @@ def test_snakemake_under_a_job_script_is_found():
     case.source.set(102, 101, 10 * MB)
     case.look()
     assert case.monitor.remove("k") == 11 * MB
+
+
+def test_a_fork_that_is_not_its_command_yet_does_not_count():
+    """A child that still holds what the job's own Snakemake holds exceeds no limit; what it becomes is counted."""
+    case = Case()
+    case.add(held=90 * MB, began=True, limit=50 * MB)
+    case.source.set(101, 100, 91 * MB, copy=True)
+    assert case.look() == []
+    case.source.set(101, 100, 40 * MB)
+    assert case.look() == []
+    case.source.set(101, 100, 60 * MB)
+    assert [excess.held for excess in case.look()] == [60 * MB]
 
 
 def test_shared_pages_count_once():
