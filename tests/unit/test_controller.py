@@ -1,0 +1,289 @@
+"""The life of jobs in the controller, with workers and Dask that only record what they were asked."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
+from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, QueuedJob, Say, Started
+from snakemake_executor_plugin_dask.options import Options
+from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.requests import Request
+
+SETUP = RunSetup(
+    run_id="abc12345", workdir="/w", umask=0o22, soft_limits=(), environment={}, replace_environment=True, python="python",
+    snakefile="Snakefile", general_arguments=(), snakemake_version="9", plugin_version="1", stop_grace_s=0.0,
+)  # fmt: skip
+
+
+@dataclass
+class World:
+    """What the controller acts on, recorded."""
+
+    controller: Controller
+    sent: list[Any] = field(default_factory=list)
+    submitted: list[tuple[str, JobSpec]] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    confirmed: str | None = None  # why the death of a lost worker's jobs cannot be known
+    now: float = 1000.0
+
+    def messages(self, kind: type) -> list[Any]:
+        return [message for message in self.sent if isinstance(message, kind)]
+
+    def worker(self, name: str, cores: int = 4, remaining_s: float | None = None) -> Any:
+        pool = self.controller.pools[name.rpartition("-")[0]]
+        facts = WorkerFacts(name, "host", 1, 2, cores, 4000, remaining_s=remaining_s)
+        member = SimpleNamespace(
+            name=name, pool=pool, process=None, state="up", since=self.now, address=f"tls://{name}", facts=facts
+        )
+        self.controller.fleet.members[name] = member
+        self.controller.worker_joined(member)
+        return member
+
+    def lose(self, member: Any, why: str = "its connection closed") -> None:
+        member.state = "lost"
+        self.controller.worker_lost(member, why)
+
+    def start(self, key: str) -> None:
+        self.controller.received({"started": key, "pid": 1, "start": "warm"})
+
+    def end(self, key: str, status: str = "succeeded", **fields: Any) -> None:
+        outcome = {"key": key, "status": status, "started": 1.0, "ended": 2.0} | fields
+        self.controller.received({"ended": outcome})
+
+
+def job(name: str, number: int = 1, priority: int = 0, **request: Any) -> QueuedJob:
+    key = f"{name}-0abc12345-{number}-1.1"
+    spec = JobSpec(key, name, str(number), 1, (), 1, f"/log/{name}")
+    return QueuedJob(spec, Request(**({"cores": 1} | request)), priority)
+
+
+def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int = 3) -> World:
+    """Run a script against a new controller."""
+    pools = pools or (Pool("local", "local", cores=4, memory_mb=4000),)
+    options = Options(pools=pools, lost_worker_retries=retries)
+
+    async def run() -> World:
+        world = World(None)  # type: ignore[arg-type]
+
+        async def submit(address: str, spec: JobSpec) -> Outcome | None:
+            world.submitted.append((address, spec))
+            await asyncio.Event().wait()
+            return None
+
+        async def kill(member: Any, key: str, reason: str) -> None:
+            world.killed.append(key)
+
+        async def confirm(member: Any, keys: Any) -> str | None:
+            return world.confirmed
+
+        around = Surroundings(
+            send=world.sent.append,
+            event=lambda kind, **fields: world.events.append((kind, fields)),
+            submit=submit,
+            kill=kill,
+            state_dir="/state",
+            clock=lambda: world.now,
+        )
+        world.controller = Controller(SETUP, options, around)
+        lost: list[Any] = []
+        members: dict[str, Any] = {}
+
+        def of(pool: str, *states: str) -> list[Any]:
+            return [m for m in members.values() if m.pool.name == pool and (not states or m.state in states)]
+
+        world.controller.fleet = SimpleNamespace(  # type: ignore[assignment]
+            members=members, confirm_dead=confirm, of=of, lose=lambda member, why: lost.append(member.name),
+            startup_s=lambda _: 1.0, add=lambda *_: None,
+        )  # fmt: skip
+        world.lost = lost  # type: ignore[attr-defined]
+        await script(world)
+        return world
+
+    return asyncio.run(run())
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_a_job_is_sent_when_a_worker_has_room() -> None:
+    """A job waits until there is a worker; then it is sent, and told as started and finished once each."""
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await settle()
+        assert not world.submitted
+        world.worker("local-0")
+        await settle()
+        ((address, spec),) = world.submitted
+        assert (address, spec.key) == ("tls://local-0", "a-0abc12345-1-1.1")
+        world.start(spec.key)
+        world.start(spec.key)
+        world.end(spec.key)
+        world.end(spec.key)
+
+    world = play(script)
+    assert [message.key for message in world.messages(Started)] == ["a-0abc12345-1-1.1"]
+    assert [message.outcome.status for message in world.messages(Finished)] == ["succeeded"]
+
+
+def test_no_more_than_fits_runs_at_once() -> None:
+    """Five one-core jobs on four cores: the fifth is sent when one of the others ends."""
+
+    async def script(world: World) -> None:
+        world.worker("local-0")
+        world.controller.enqueue(Enqueue(tuple(job("a", number) for number in range(5))))
+        await settle()
+        assert len(world.submitted) == 4
+        world.end(world.submitted[0][1].key)
+        await settle()
+        assert len(world.submitted) == 5
+
+    play(script)
+
+
+def test_a_lost_workers_job_runs_again_under_another_key() -> None:
+    """The second run has a key and a log of its own; Snakemake hears of one start and one end, under the first key."""
+
+    async def script(world: World) -> None:
+        member = world.worker("local-0")
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await settle()
+        world.start(world.submitted[0][1].key)
+        world.lose(member)
+        await settle()
+        world.end(world.submitted[0][1].key)  # a late word of the first run
+        world.worker("local-1")
+        await settle()
+        spec = world.submitted[1][1]
+        assert (spec.key, spec.log_path) == ("a-0abc12345-1-1.2", "/log/a.2")
+        world.start(spec.key)
+        world.end(spec.key)
+
+    world = play(script)
+    assert len(world.messages(Started)) == 1
+    (finished,) = world.messages(Finished)
+    assert (finished.key, finished.runs, finished.outcome.status) == ("a-0abc12345-1-1.1", 2, "succeeded")
+
+
+def test_a_job_whose_death_is_not_known_is_not_run_again() -> None:
+    """Two attempts at once are worse than a failed job, which says why."""
+
+    async def script(world: World) -> None:
+        world.confirmed = "the processes on host are frozen"
+        member = world.worker("local-0")
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await settle()
+        world.lose(member, "it said nothing for 45 s")
+        await settle()
+        world.worker("local-1")
+        await settle()
+
+    world = play(script)
+    assert len(world.submitted) == 1
+    (finished,) = world.messages(Finished)
+    assert "frozen" in finished.message
+
+
+def test_the_suspect_is_found_and_innocents_finish() -> None:
+    """A job that loses each worker it is on runs alone at last, is named and fails; the one beside it finishes."""
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("bad"), job("good", 2))))
+        for number in range(10):
+            member = world.worker(f"local-{number}")
+            await settle()
+            running = {spec.name: spec for address, spec in world.submitted if address == member.address}
+            if "bad" not in running:
+                world.end(running["good"].key)
+                await settle()
+                running = {spec.name: spec for address, spec in world.submitted if address == member.address}
+            if "bad" not in running:
+                break
+            world.lose(member)
+            await settle()
+
+    world = play(script, retries=2)
+    told = {message.key.split("-")[0]: message for message in world.messages(Finished)}
+    assert told["good"].outcome.status == "succeeded"
+    assert "suspect" in told["bad"].message
+
+
+def test_dropped_jobs_are_told_and_never_started() -> None:
+    """After DropWaiting the waiting jobs are named in one message, and those that run finish."""
+
+    async def script(world: World) -> None:
+        world.worker("local-0", cores=1)
+        world.controller.enqueue(Enqueue((job("a", 1, priority=5), job("a", 2))))
+        await settle()
+        world.controller.drop_waiting()
+        world.end(world.submitted[0][1].key)
+        await settle()
+
+    world = play(script)
+    assert [message.keys for message in world.messages(Dropped)] == [("a-0abc12345-2-1.1",)]
+    assert len(world.submitted) == 1
+
+
+def test_a_pool_that_is_given_up_hands_its_jobs_on() -> None:
+    """Jobs go to the next pool that can hold them; those that fit nowhere fail with the reason."""
+    pools = (Pool("fast", "slurm", 0, 2, 4, 8000), Pool("slow", "slurm", 0, 2, 4, 4000))
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("small"), job("large", 2, memory_mb=6000))))
+        world.controller.pool_given_up(world.controller.pools["fast"], "sbatch: error: invalid account")
+        world.worker("slow-0")
+        await settle()
+
+    world = play(script, *pools)
+    assert [spec.name for _, spec in world.submitted] == ["small"]
+    (finished,) = world.messages(Finished)
+    assert finished.outcome.status == "not-started"
+    assert "fast" in finished.message
+    assert any("invalid account" in message.text for message in world.messages(Say))
+
+
+def test_an_undeclared_runtime_gets_one_fresh_allocation() -> None:
+    """Ended with its allocation, such a job runs once more in a fresh one; then it fails, and `runtime` is named."""
+    pool = Pool("cpu", "slurm", 0, 4, 4, 4000, walltime_s=3600.0)
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("a"),)))
+        world.worker("cpu-0", remaining_s=3590.0)
+        await settle()
+        spec = world.submitted[0][1]
+        assert spec.runtime_limit_s is not None and 3500 < spec.runtime_limit_s < 3590
+        world.end(spec.key, "out-of-time")
+        await settle()
+        world.worker("cpu-1", remaining_s=3590.0)
+        await settle()
+        world.end(world.submitted[1][1].key, "out-of-time")
+
+    world = play(script, pool)
+    assert len(world.submitted) == 2
+    (finished,) = world.messages(Finished)
+    assert "declare runtime" in finished.message
+
+
+def test_dasks_own_failure_gives_the_worker_up() -> None:
+    """Where Dask fails to run a task, it is not known whether the job has a process: the worker is given up."""
+
+    async def script(world: World) -> None:
+        world.worker("local-0")
+
+        async def fail(address: str, spec: JobSpec) -> Outcome | None:
+            raise RuntimeError("cannot be unpickled")
+
+        world.controller._around.submit = fail
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await asyncio.sleep(1.2)
+        assert world.lost == ["local-0"]  # type: ignore[attr-defined]
+        assert not world.messages(Finished)
+
+    play(script)
