@@ -38,10 +38,10 @@ class Run:
 
 
 def lay_out(workdir: Path) -> None:
-    shutil.copytree(Path(__file__).parent / "workflows/warm", workdir, dirs_exist_ok=True)
+    shutil.copytree(Path(__file__).parent / "workflows/warm", workdir)
+    (workdir / ".logs").mkdir()
     (workdir / "in.txt").write_text("input\n")
     (workdir / "in2.txt").write_text("more input\n")
-    (workdir / "resources.txt").write_text("from an earlier run\n")
 
 
 def snapshot(workdir: Path) -> dict[str, tuple[str, int, bytes]]:
@@ -62,17 +62,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
     """By depth; 0: cold. Each in a directory of its own that has the same path while the jobs run."""
     base = tmp_path_factory.mktemp("same")
     workdir = base / "work dir"
+    lay_out(workdir)
+    setup, specs = plan(workdir, "--latency-wait", "1")
+    specs = [replace(spec, environment=(("CUDA_VISIBLE_DEVICES", "3"), ("SHLVL", None))) for spec in specs]
+    specs.sort(key=lambda spec: spec.name != "vandal")
+    shutil.rmtree(workdir)
     results = {}
     for depth in (0, *DEPTHS):
-        workdir.mkdir()
         lay_out(workdir)
-        setup, specs = plan(workdir, "--latency-wait", "1", depth=depth)
-        specs = [replace(spec, environment=(("CUDA_VISIBLE_DEVICES", "3"), ("SHLVL", None))) for spec in specs]
-        specs.sort(key=lambda spec: spec.name != "vandal")
         if depth == 0:
             ended = {spec.name: run_cold(setup, spec) for spec in specs}
         else:
-            with Warm(setup) as warm:
+            with Warm(replace(setup, warm_depth=depth)) as warm:
                 assert warm.depth == depth
                 ended = {spec.name: warm.run(spec) for spec in specs}
                 assert warm.close() == 0
@@ -169,7 +170,7 @@ def announcement(log: str, name: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_state_is_alike(runs: dict[int, Run], depth: int) -> None:
-    """Environment, arguments, limits, signals and streams are a cold job's, also after a job that changed all of them."""
+    """Environment, arguments, limits, signals and streams are a cold job's, also after a job that changed them."""
     cold, warm = (json.loads(runs[d].files["state.json"][2]) for d in (0, depth))
     for state in (cold, warm):
         for volatile in ("SHLVL", "_"):

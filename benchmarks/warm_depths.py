@@ -1,0 +1,105 @@
+"""What one trivial job costs: bare bash, a Snakemake of its own, and the warm process at each depth.
+
+``python benchmarks/warm_depths.py [--jobs N] [--cold-jobs N]`` prints medians over jobs: the time from handing a job
+over to hearing of its end, one job at a time, and the CPU time of its processes. Then how long each warm process needed
+to get ready, and what fifty sleeping jobs hold in memory.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from system.warm_harness import Ended, Warm, end, plan, pss_mb, run_cold, until
+
+WORKFLOW = """
+rule all:
+    input: expand("{{n}}.txt", n=range({number}))
+
+rule one:
+    output: "{{n}}.txt"
+    shell: "{command}"
+"""
+
+
+def bash(directory: Path, number: int) -> list[Ended]:
+    ended = []
+    for n in range(number):
+        before, started = os.times(), time.monotonic()
+        code = subprocess.run(
+            ["bash", "-c", f"set -euo pipefail; echo > {n}.txt"], cwd=directory, check=True
+        ).returncode
+        seconds, after = time.monotonic() - started, os.times()
+        cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+        ended.append(Ended(code, cpu_s, "", seconds))
+    return ended
+
+
+def show(name: str, ended: Sequence[Ended], base: float | None) -> float:
+    wall = statistics.median(one.seconds for one in ended) * 1e3
+    cpu = statistics.median(one.cpu_s for one in ended) * 1e3
+    failed = sum(one.code != 0 for one in ended)
+    ratio = f"{base / wall:8.1f}" if base else " " * 8
+    print(
+        f"{name:<34}{len(ended):>5}{wall:>10.1f}{cpu:>10.1f}{ratio}" + (f"   {failed} failed" if failed else ""),
+        flush=True,
+    )
+    return wall
+
+
+def sleepers(directory: Path) -> str:
+    (directory / "Snakefile").write_text(WORKFLOW.format(number=50, command="sleep 600; echo > {output}"))
+    setup, specs = plan(directory, "--latency-wait", "0")
+    with Warm(setup) as warm:
+        pids = [warm.start(spec) for spec in specs]
+        shells: dict[int, list[int]] = {}
+
+        def all_sleep() -> bool:
+            for pid in pids:
+                text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+                shells[pid] = [int(child) for child in text.split()]
+            return all(shells.values())
+
+        until(all_sleep, "the jobs' shells")
+        time.sleep(1)
+        leaders = statistics.median(pss_mb(pid) for pid in pids)
+        all_shells = [pid for each in shells.values() for pid in each]
+        total = sum(pss_mb(pid) for pid in [*pids, *all_shells, warm.process.pid])
+        warm.process.kill()
+        end(all_shells)
+    return f"fifty sleeping jobs: {leaders:.1f} MB each (PSS, median), {total:.0f} MB with shells and the warm process"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--jobs", type=int, default=60)
+    options.add_argument("--cold-jobs", type=int, default=5)
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / "Snakefile").write_text(WORKFLOW.format(number=arguments.jobs, command="echo > {output}"))
+        setup, specs = plan(directory, "--latency-wait", "0")
+        print(f"{'one trivial job at a time':<34}{'jobs':>5}{'wall ms':>10}{'CPU ms':>10}{'cold/it':>8}")
+        cold = show("cold", [run_cold(setup, spec) for spec in specs[: arguments.cold_jobs]], None)
+        show("bash", bash(directory, arguments.jobs), cold)
+        notes = []
+        for depth, what in ((1, "imports"), (2, "and workflow"), (3, "own function")):
+            started = time.monotonic()
+            for idle, how in ((2, "forked ahead"), (0, "forked then")) if depth == 3 else ((2, "forked ahead"),):
+                with Warm(replace(setup, warm_depth=depth), idle_children=idle) as warm:
+                    notes.append(f"depth {warm.depth} ready after {time.monotonic() - started:.1f} s")
+                    show(f"depth {depth}, {what}, {how}", [warm.run(spec) for spec in specs], cold)
+        print("; ".join(notes[:3]))
+        print(sleepers(directory))
+
+
+if __name__ == "__main__":
+    main()
