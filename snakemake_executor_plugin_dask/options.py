@@ -14,6 +14,8 @@ class Options:
     #: Jobs without a pool share one made for their Slurm resources (`--dask-cluster slurm` without a pools file);
     #: `pools[0]` is then the template.
     make_slurm_pools: bool = False
+    #: Then what such a pool is made from; `pools` are the ones made for the jobs known at the start.
+    slurm_template: Pool | None = None
     scheduler: str | None = None  # address or file of a Dask scheduler to attach to
     scheduler_interface: str | None = None
     scheduler_host: str | None = None

@@ -58,7 +58,7 @@ def answer(question: Question) -> Answer:
             from snakemake_executor_plugin_dask.slurm_resources import make_pools
 
             pools = make_pools(options.pools[0], [request for _, request in question.named])
-            options = replace(options, pools=tuple(pools))
+            options = replace(options, pools=tuple(pools), slurm_template=options.pools[0])
         notes: list[str] = []
         complete = []
         for pool in options.pools:

@@ -33,7 +33,6 @@ from snakemake_executor_plugin_dask.ledger import Lease, Others
 from snakemake_executor_plugin_dask.messages import Begin, Say
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
 from snakemake_executor_plugin_dask.requests import Request
-from snakemake_executor_plugin_dask.routing import Shape, shape_of, shape_of_worker
 from snakemake_executor_plugin_dask.worker import attach, task
 from snakemake_executor_plugin_dask.worker.processes import job_key
 
@@ -273,13 +272,6 @@ class AttachedRun(Run):
         if worker is None:
             return
         if await self._attached.join(address, str(worker["name"]), worker.get("resources", {})) is not None:
-            self.controller.shapes[ATTACHED] = _largest(
-                [
-                    shape_of(member.pool, shape_of_worker(member.pool, member.facts))
-                    for member in self._attached.of(ATTACHED, "up")
-                    if member.facts is not None
-                ]
-            )
             await self._renew_once()
 
     # Jobs
@@ -392,17 +384,6 @@ def _others(used: Mapping[str, float], member: Member) -> Others:
         memory_mb=round(used.get("memory_mb", 0)),
         devices=tuple(device for device in member.facts.devices if used.get(f"gpu {device}")),
         extra={name: round(used.get(f"resource {name}", 0)) for name, _ in member.pool.resources},
-    )
-
-
-def _largest(shapes: Sequence[Shape]) -> Shape:
-    """What the largest of several workers has; a job that no worker can hold is refused, each by its own amount."""
-    first = shapes[0]
-    return dataclasses.replace(
-        first,
-        cores=max(shape.cores or 0 for shape in shapes),
-        memory_mb=max(shape.memory_mb or 0 for shape in shapes),
-        gpus=max(shape.gpus or 0 for shape in shapes),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from snakemake_executor_plugin_dask import demand, placement, routing
 from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
-from snakemake_executor_plugin_dask.errors import RequestError
+from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.ledger import Lease, Ledger
 from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, QueuedJob, Say, Started
@@ -70,6 +70,7 @@ class Surroundings:
     submit: Callable[[str, JobSpec], Awaitable[Outcome | None]]  # to a worker's address; None: its end was told already
     kill: Callable[[Member, str, str], Any]  # (worker, key, reason) -> awaitable
     state_dir: str
+    make_pools: Callable[[Request], Sequence[Pool]] = lambda _: ()  # for Slurm resources that come up during the run
     clock: Callable[[], float] = time.monotonic
 
 
@@ -152,12 +153,23 @@ class Controller:
         """None where no pool can take it: the job has failed then."""
         queued = job.queued
         try:
+            self._make_pool(queued.request)
             return routing.route(
                 queued.request, list(self.pools.values()), self.shapes, self.given_up, queued.spec.name
             )
-        except RequestError as error:
+        except (RequestError, ConfigurationError) as error:
             self._finish(job, Outcome(queued.spec.key, "not-started", detail=str(error)), message=str(error))
             return None
+
+    def _make_pool(self, request: Request) -> None:
+        """A pool for Slurm resources that no job known at the start had (a checkpoint or a retry brought them)."""
+        if self._options.slurm_template is None or request.pool is not None:
+            return
+        if all(pool.slurm != (request.slurm or ()) for pool in self.pools.values()):
+            for pool in self._around.make_pools(request):
+                self.pools[pool.name] = pool
+                self.shapes[pool.name] = routing.shape_of(pool)
+                self._around.event("pool-up", pool=pool.name, **_shape_fields(pool))
 
     def _wait_in(self, job: Job, name: str) -> None:
         queued = job.queued
@@ -476,6 +488,10 @@ class Controller:
 
     def running(self) -> Iterable[Job]:
         return (job for job in self.jobs.values() if job.state in ("sent", "running"))
+
+
+def _shape_fields(pool: Pool) -> dict[str, Any]:
+    return {name: getattr(pool, name) for name in ("cluster", "workers_max", "cores", "memory_mb", "gpus", "nodes")}
 
 
 def _identity(queued: QueuedJob) -> dict[str, Any]:

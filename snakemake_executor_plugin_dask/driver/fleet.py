@@ -39,6 +39,7 @@ class Member:
     address: str = ""
     facts: WorkerFacts | None = None
     queue_reason: str = ""  # as the batch system last gave it
+    submitted: bool = False  # the process was started, or the batch system has the request
     running: bool = False  # its allocation has started
     looked: float = 0.0
 
@@ -107,6 +108,9 @@ class Fleet:
         """Ask for more workers, as many of them as the brakes allow now."""
         if any(member.process.group for member in self.of(pool.name)):
             return  # one launcher holds all the workers of a pool; the next comes once nothing of it is left
+        if pool.cluster in ("local", "cuda"):
+            # No queue and no other user suffers from another try; who waits for this machine wants to hear soon.
+            self._brakes.setdefault(pool.name, Brakes(delay_first_s=1.0))
         queued = len({member.process.name for member in self.of(pool.name, "starting")})
         for _ in range(self.brakes(pool.name).allowed(count, queued, self._clock())):
             number = self._numbers[pool.name] = self._numbers.get(pool.name, -1) + 1
@@ -123,6 +127,9 @@ class Fleet:
         if process.failure is not None:
             await self._never_came(process, process.failure)
         else:
+            for member in self.members.values():
+                if member.process is process:
+                    member.submitted, member.looked = True, self._clock()
             self._listener.event(
                 "allocation-submitted", worker=process.name, pool=pool.name, allocation=process.allocation_id
             )
@@ -260,7 +267,7 @@ class Fleet:
                 supervisor = self._leases.silent_s(member.name) or 0.0
                 if max(silent, supervisor) > SILENT_S:
                     self.lose(member, f"it said nothing for {max(silent, supervisor):.0f} s")
-            elif member.state == "starting" and now - member.looked >= self._look_every(member, now):
+            elif member.state == "starting" and member.submitted and now - member.looked >= self._look_every(member, now):
                 member.looked = now
                 self._spawn(self._look(member))
 

@@ -1,6 +1,7 @@
 """One run's parts, put together and taken apart again: scheduler, leases, fleet, controller, event log."""
 
 import asyncio
+import dataclasses
 import os
 import pickle
 import platform
@@ -23,7 +24,9 @@ from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.messages import Begin, Say
 from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, write_link
 from snakemake_executor_plugin_dask.observe.observer import Observer
+from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.private import write_private
+from snakemake_executor_plugin_dask.requests import Request
 from snakemake_executor_plugin_dask.worker import task
 
 _LOOPBACK = "127.0.0.1"
@@ -48,6 +51,7 @@ class Run:
                 submit=self._submit,
                 kill=self._kill,
                 state_dir=begin.state_dir,
+                make_pools=self._make_pools,
             ),
         )
         self._lock = state.hold(self._state_dir)
@@ -174,6 +178,22 @@ class Run:
         await self._cluster.client.run(
             task.kill_job, self._begin.setup.run_id, key, reason, workers=[member.address], on_error="ignore"
         )
+
+    def _make_pools(self, request: Request) -> list[Pool]:
+        """Checked and complete, with a name of their own. Asks Slurm, and raises ConfigurationError."""
+        from snakemake_executor_plugin_dask.slurm_resources import make_pools
+
+        template = self._begin.options.slurm_template
+        assert template is not None
+        backend = backend_for(template.cluster)
+        made = []
+        for pool in make_pools(template, [request]):
+            name, number = pool.name, 2
+            while name in self.controller.pools:
+                name, number = f"{pool.name}-{number}", number + 1
+            backend.check(pool)
+            made.append(dataclasses.replace(backend.complete(pool), name=name))
+        return made
 
     def _removed(self, address: str) -> None:
         if self._fleet is not None:
