@@ -1,0 +1,170 @@
+"""What a user reads when something fails: the exact words, with cause, host, worker, duration and log."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import snakemake, wait_for
+
+from snakemake_executor_plugin_dask.worker.attempt import HOST
+
+FAILING = """
+rule all:
+    input: "failing.txt", "missing.txt", "signal.txt", "killed.txt", "second.txt", "error.txt", "fine.txt"
+
+rule failing:
+    output: "failing.txt"
+    shell: "echo before the end; echo to stderr >&2; exit 7"
+
+rule missing:
+    output: "missing.txt"
+    shell: "echo made nothing"
+
+rule signal:
+    output: "signal.txt"
+    shell: "echo about to crash; kill -SEGV $$"
+
+rule killed:
+    output: "killed.txt"
+    shell: "echo all of it; kill -KILL $PPID; sleep 60"
+
+rule first:
+    output: "first.txt"
+    group: "pair"
+    shell: "echo x > {output}"
+
+rule second:
+    input: "first.txt"
+    output: "second.txt"
+    group: "pair"
+    shell: "echo the second one; exit 9"
+
+rule error:
+    output: "error.txt"
+    run:
+        raise ValueError("not this way")
+
+rule fine:
+    output: "fine.txt"
+    shell: "echo fine > {output}"
+"""
+
+WHERE = rf" \\(on host {re.escape(HOST)}, worker local-0, after \\d+\\.\\d s\\)\n".replace("\\\\", "\\")
+
+
+def message(output: str, name: str) -> str:
+    """The whole message about a job, from its first words to the path of its log."""
+    found = re.search(rf"Job of {name}: .*?\nIts log: \S+\n", output, re.DOTALL)
+    assert found, f"no message about {name} in:\n{output}"
+    return found[0]
+
+
+@pytest.mark.parametrize("start", ["warm", "cold"])
+def test_failed_jobs(tmp_path: Path, start: str) -> None:
+    """Each message holds what ended the job, where, after how long, its log's last lines, and the path of that log."""
+    arguments = ("--keep-going", "--latency-wait", "1", "--dask-job-start", start)
+    with snakemake(tmp_path, FAILING, *arguments) as run:
+        assert run.wait() == 1
+        expected = {
+            "failing": ("its command failed with exit code 7.", ["before the end", "to stderr"]),
+            "missing": ("it failed with exit code 1.", ["made nothing", "MissingOutputException", "missing.txt"]),
+            "signal": ("its command was ended by SIGSEGV.", ["about to crash"]),
+            "killed": ("it was ended by signal 9 (SIGKILL).", ["all of it"]),
+            "pair_first_second": ("its command failed with exit code 9.", ["the second one"]),
+            "error": ("it failed with exit code 1.", ["not this way"]),
+        }
+        for name, (cause, lines) in expected.items():
+            text = message(run.output, name)
+            assert re.match(rf"Job of {name}: {re.escape(cause)}{WHERE}The last lines of its log:\n    ", text), text
+            assert [line for line in lines if line not in text] == []
+            log = Path(text.rpartition("Its log: ")[2].strip())
+            assert log.parent.parent == tmp_path / ".snakemake" / "dask_logs"
+            assert lines[0] in log.read_text()
+        assert {path.name for path in tmp_path.glob("*.txt")} == {"fine.txt", "output.txt"}
+        run.expect_gone(10)
+
+
+def test_unwritable_log_directory(tmp_path: Path) -> None:
+    """One sentence before anything starts, and nothing is left behind."""
+    (tmp_path / "file").write_text("")
+    with snakemake(tmp_path, FAILING, "--dask-logdir", "file/logs") as run:
+        assert run.wait() == 1
+        assert "--dask-logdir" in run.output
+        assert "file/logs" in run.output
+        assert "Traceback" not in run.output
+        assert not run.events()
+        assert not list((tmp_path / ".snakemake").glob("dask*"))
+        run.expect_gone(10)
+
+
+#: Ends every worker process before it does anything.
+NO_WORKER = """
+import os, sys
+if "snakemake_executor_plugin_dask.worker" in sys.orig_argv:
+    print("the node has no such device", file=sys.stderr, flush=True)
+    os._exit(3)
+"""
+
+
+def test_worker_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool is given up after some attempts; the jobs fail with what the worker said, and nothing waits for ever."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(NO_WORKER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'path'}:{os.environ.get('PYTHONPATH', '')}")
+    snakefile = 'rule work:\n    output: "out.txt"\n    shell: "touch {output}"\n'
+    with snakemake(tmp_path / "work", snakefile) as run:
+        assert run.wait(180) == 1
+        assert "A worker of pool local did not come up: exit code 3" in run.output
+        assert "Pool local is given up: its workers do not come up." in run.output
+        assert "the node has no such device" in run.output
+        assert "Error in rule work" in run.output
+        assert not (tmp_path / "work" / "out.txt").exists()
+        run.expect_gone(10)
+
+
+BROKEN_LATER = """
+import os
+if os.path.exists("edited"):
+    raise ValueError("no longer a workflow")
+
+localrules: edit
+
+rule all:
+    input: "out.txt"
+
+rule edit:
+    output: "edited"
+    shell: "touch {output}"
+
+rule work:
+    input: "edited"
+    output: "out.txt"
+    shell: "touch {output}"
+"""
+
+
+def test_workflow_that_fails_on_the_worker(tmp_path: Path) -> None:
+    """A Snakefile that cannot be read any more when the worker reads it: the job fails with that reason."""
+    with snakemake(tmp_path, BROKEN_LATER) as run:
+        assert run.wait() == 1
+        text = message(run.output, "work")
+        assert "it failed with exit code 1." in text
+        assert "no longer a workflow" in text
+        run.expect_gone(10)
+
+
+def test_suspect_is_named(tmp_path: Path) -> None:
+    """Without further attempts allowed a lost worker fails its job, with the number of losses and the setting."""
+    snakefile = 'rule work:\n    output: "out.txt"\n    shell: "echo here; touch started; sleep 300"\n'
+    with snakemake(tmp_path, snakefile, "--dask-lost-worker-retries", "0") as run:
+        wait_for((tmp_path / "started").exists, "the job started")
+        pid = run.facts()["pid"]
+        subprocess.run([sys.executable, "-c", f"import os; os.kill({pid}, 9)"], check=True)
+        assert run.wait() == 1
+        assert "Worker local-0 was lost: its connection closed; 1 job ran on it." in run.output
+        assert "Job of work: It lost its worker 1 times (worker local-0 was lost (its connection closed))" in run.output
+        assert "--dask-lost-worker-retries is 0." in run.output
+        run.expect_gone(10)
