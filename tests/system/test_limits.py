@@ -1,0 +1,144 @@
+"""Limits of jobs that share a worker, through whole runs: who exceeds one is ended alone, and told so."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from running import SnakemakeRun, ended, snakemake, started
+
+from snakemake_executor_plugin_dask.worker.attempt import HOST
+
+#: Holds so many MB, written page by page, then sleeps.
+HOLD = """
+import os, sys, time
+size, seconds = int(sys.argv[1]), float(sys.argv[2])
+held = bytearray()
+while len(held) < size * 1_000_000:
+    held += b"x" * 5_000_000
+    time.sleep(0.005)
+for _ in range(int(sys.argv[3]) if len(sys.argv) > 3 else 0):
+    if os.fork() == 0:
+        time.sleep(seconds)
+        os._exit(sum(held[::4096]) == 0)
+time.sleep(seconds + (0.5 if len(sys.argv) > 3 else 0))
+"""
+
+MEMORY = """
+rule all:
+    input: "greedy.txt", "grows.txt", "neighbour.txt", "sharing.txt", "unlimited.txt"
+
+rule greedy:
+    output: "greedy.txt"
+    resources: mem_mb=150
+    shell: "echo start greedy >> log.txt; PYTHON hold.py 500 60; touch {output}"
+
+rule grows:
+    output: "grows.txt"
+    retries: 2
+    resources: mem_mb=lambda wildcards, attempt: 100 * 4 ** (attempt - 1)
+    shell: "echo start grows {resources.mem_mb} >> log.txt; PYTHON hold.py 250 1; touch {output}"
+
+rule neighbour:
+    output: "neighbour.txt"
+    priority: 10
+    resources: mem_mb=150
+    shell: "echo start neighbour >> log.txt; PYTHON hold.py 80 5; echo end neighbour >> log.txt; touch {output}"
+
+rule sharing:
+    output: "sharing.txt"
+    resources: mem_mb=250
+    shell: "PYTHON hold.py 150 2 4; touch {output}"
+
+rule unlimited:
+    output: "unlimited.txt"
+    shell: "PYTHON hold.py 400 1; touch {output}"
+"""
+
+
+def limited(directory: Path, snakefile: str, *arguments: str) -> SnakemakeRun:
+    directory.mkdir(exist_ok=True)
+    (directory / "hold.py").write_text(HOLD)
+    return snakemake(
+        directory, snakefile.replace("PYTHON", sys.executable), "--keep-going", "--dask-worker-cores", "2", *arguments
+    )
+
+
+def outputs(directory: Path) -> set[str]:
+    return {path.stem for path in directory.glob("*.txt")} - {"log", "output"}
+
+
+def test_memory(tmp_path: Path) -> None:
+    """Who exceeds `mem_mb` is ended alone, a retry that asks for more succeeds, shared memory counts once, no `mem_mb` is no limit."""
+    with limited(tmp_path, MEMORY) as run:
+        assert run.wait() == 1
+        assert outputs(tmp_path) == {"grows", "neighbour", "sharing", "unlimited"}
+        found = re.search(
+            r"Job of greedy: memory of (\d+) MB exceeded the limit of 150 MB \(mem_mb\) [\d.]+ m?s after the start "
+            rf"\(on host {HOST}, worker local-0, after [\d.]+ s\)",
+            run.output,
+        )
+        assert found, run.output
+        assert 150 < int(found[1]) <= 500
+        assert [line for line in started(run) if "grows" in line] == ["start grows 100", "start grows 400"]
+        assert started(run).count("start neighbour") == 1, "the neighbour must not have been touched"
+        assert ended(run) == ["end neighbour"]
+        assert len(run.events("worker-joined")) == 1
+        assert not run.events("worker-lost")
+        run.expect_gone(10)
+
+
+RUNTIME = """
+rule all:
+    input: "slow.txt", "stubborn.txt", "quick.txt"
+
+rule slow:
+    output: "slow.txt"
+    resources: runtime=1, mem_mb=100
+    shell: "echo half a result > {output}; sleep 300"
+
+rule stubborn:
+    output: "stubborn.txt"
+    resources: runtime=1, mem_mb=100
+    shell: '''(trap "" TERM; setsid bash -c 'trap "" TERM; sleep 300' & sleep 300) & trap "" TERM; sleep 300; sleep 300'''
+
+rule quick:
+    output: "quick.txt"
+    resources: runtime=1, mem_mb=100
+    shell: "touch {output}"
+"""
+
+
+@pytest.mark.slow
+def test_runtime(tmp_path: Path) -> None:
+    """After `runtime` a job gets SIGTERM, then SIGKILL, to its whole tree; the message says so; partial output is removed."""
+    with limited(tmp_path, RUNTIME) as run:
+        assert run.wait(180) == 1
+        assert outputs(tmp_path) == {"quick"}
+        for name in ("slow", "stubborn"):
+            where = rf"\(on host {HOST}, worker local-0, after (\d+\.\d) s\)"
+            found = re.search(rf"Job of {name}: runtime of 1 min exceeded after 6\d s {where}", run.output)
+            assert found, run.output
+            assert 60 <= float(found[1]) < 100
+        run.expect_gone(10)
+
+
+NOT_ENFORCED = """
+rule all:
+    input: "greedy.txt"
+
+rule greedy:
+    output: "greedy.txt"
+    resources: mem_mb=50
+    shell: "PYTHON hold.py 300 2; touch {output}"
+"""
+
+
+@pytest.mark.parametrize(("enforce", "code"), [("none", 0), ("runtime", 0), ("memory", 1)])
+def test_what_is_enforced(tmp_path: Path, enforce: str, code: int) -> None:
+    """`--dask-enforce` says which limits end jobs; the others only place them."""
+    with limited(tmp_path, NOT_ENFORCED, "--dask-enforce", enforce) as run:
+        assert run.wait() == code, run.output
+        assert outputs(tmp_path) == ({"greedy"} if code == 0 else set())
+        assert ("exceeded the limit of 50 MB" in run.output) == (code == 1)
+        run.expect_gone(10)
