@@ -91,6 +91,16 @@ def shape_of_worker(pool: Pool, facts: WorkerFacts) -> Shape:
     return shape_of(pool, seen)
 
 
+def largest(shapes: Sequence[Shape]) -> Shape:
+    """What the largest of a pool's workers has, each amount by itself, where they differ."""
+    return replace(
+        shapes[0],
+        cores=max(shape.cores or 0 for shape in shapes),
+        memory_mb=max(shape.memory_mb or 0 for shape in shapes),
+        gpus=max(shape.gpus or 0 for shape in shapes),
+    )
+
+
 def nodes_needed(request: Request, pool: Pool, cores: int | None, gpus: int | None) -> int:
     """How many nodes the job takes, where one has so many cores and GPUs.
 

@@ -1,0 +1,174 @@
+"""Workers that an MPI launcher starts: with Open MPI and MPICH here, with `srun` on virtual nodes of Slurm."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters.slurm import VirtualSlurm
+from running import ended, logged_jobs, snakemake, started, wait_for
+
+LAUNCHERS = ["mpirun.openmpi", "mpiexec.hydra"]
+
+#: Small jobs, jobs on two nodes that call a launcher themselves, and several wide ones, which could block each other.
+MIXED = """
+rule all:
+    input: expand("small/{{i}}", i=range(6)), expand("wide/{{i}}", i=range(4)), expand("mpi/{{i}}", i=range(2))
+
+rule small:
+    output: "small/{{i}}"
+    shell: "env | sort > {{output}}; sleep 0.5"
+
+rule wide:
+    output: "wide/{{i}}"
+    resources: nodes=2
+    shell: "echo $SNAKEMAKE_DASK_HOSTS > {{output}}; sleep 0.5"
+
+rule mpi:
+    output: "mpi/{{i}}"
+    resources: mpi="{launcher}", tasks={tasks}, nodes=2
+    shell:
+        "timeout 60 {{resources.mpi}} -n {{resources.tasks}} bash -c 'echo rank "
+        "${{{{OMPI_COMM_WORLD_RANK:-${{{{PMI_RANK:-$SLURM_PROCID}}}}}}}} "
+        "node ${{{{SLURMD_NODENAME:-here}}}}' > {{output}}"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _root_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open MPI refuses to run as root unless it is told twice; tests in containers run as root."""
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    monkeypatch.setenv("OMPI_MCA_rmaps_base_oversubscribe", "1")
+
+
+def ranks(path: Path) -> list[str]:
+    """The rank of each line of an MPI job's output."""
+    return sorted(line.split()[1] for line in path.read_text().splitlines() if line.startswith("rank"))
+
+
+def mpi_arguments(launcher: str, workers: int = 3) -> list[str]:
+    """A pool of so many workers on this machine."""
+    return ["--dask-cluster", "mpi", "--dask-workers", str(workers), "--dask-options", f"{{launcher: {launcher}}}"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_three_ranks_on_this_machine(tmp_path: Path, launcher: str) -> None:
+    """Each worker has its share of the machine; jobs see nothing of the launcher, and may use it themselves."""
+    with snakemake(tmp_path, MIXED.format(launcher=launcher, tasks=2), *mpi_arguments(launcher)) as run:
+        assert run.wait(180) == 0, run.output
+        facts = [event["facts"] for event in run.events("worker-joined")]
+        assert sorted(fact["name"] for fact in facts) == ["mpi-0-0", "mpi-0-1", "mpi-0-2"]
+        assert {fact["cores"] for fact in facts} == {max(1, len(os.sched_getaffinity(0)) // 3)}
+        for number in range(2):
+            assert ranks(tmp_path / f"mpi/{number}") == ["0", "1"]
+        environment = (tmp_path / "small/0").read_text()
+        names = {line.partition("=")[0] for line in environment.splitlines()}
+        assert not {name for name in names if name.startswith(("PMI", "PMIX", "OMPI_COMM", "HYDI", "ORTE"))}
+        assert "OMPI_MCA_rmaps_base_oversubscribe" in names  # the user's own
+        run.expect_gone(15)
+
+
+@pytest.mark.mpi
+def test_more_than_two_nodes_hold_is_refused(tmp_path: Path) -> None:
+    """What a node really has is known once the workers are there; a job that cannot fit then fails, and is not left."""
+    with snakemake(tmp_path, MIXED.format(launcher="mpirun", tasks=4000), *mpi_arguments("mpirun.openmpi")) as run:
+        assert run.wait(180) != 0
+        assert "mpi" in run.output
+        assert "4000" in run.output or "2000" in run.output, run.output
+        run.expect_gone(15)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_killed_worker_takes_nobody_along(tmp_path: Path, launcher: str) -> None:
+    """The other workers' jobs go on, and the same launcher has a worker again where one died."""
+    body = "test -e again || sleep 20"
+    with snakemake(tmp_path, logged_jobs(3, body), *mpi_arguments(launcher)) as run:
+        wait_for(lambda: len(started(run)) == 3, "three jobs started")
+        (tmp_path / "again").touch()
+        os.kill(run.facts(1)["pid"], signal.SIGKILL)
+        assert run.wait(180) == 0, run.output
+        lost = {event["worker"] for event in run.events("worker-lost")}
+        assert lost == {run.facts(1)["name"]}
+        assert len(started(run)) == 4
+        assert len(ended(run)) == 3
+        assert [e["worker"] for e in run.events("worker-joined")][3:] in ([], [f"{run.facts(1)['name']}-again1"])
+        run.expect_gone(15)
+
+
+@pytest.mark.mpi
+def test_a_launcher_that_fails_is_told_with_its_words(tmp_path: Path) -> None:
+    """What the launcher printed is in Snakemake's output."""
+    options = "{launcher: 'mpirun.openmpi --no-such-option'}"
+    with snakemake(
+        tmp_path, logged_jobs(1, ":"), "--dask-cluster", "mpi", "--dask-workers", "2", "--dask-options", options
+    ) as run:
+        assert run.wait(180) != 0
+        assert "no-such-option" in run.output.partition("Error in rule")[0], run.output
+        run.expect_gone(15)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_snakemake_as_ranks_ends_at_once(tmp_path: Path, launcher: str) -> None:
+    """Started by a launcher, each Snakemake says how to start it, and none has locked the directory."""
+    (tmp_path / "Snakefile").write_text(logged_jobs(1, ":"))
+    command = [launcher, "-n", "2", sys.executable, "-m", "snakemake", "--executor", "dask", "--jobs", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "started as one of 2 ranks" in done.stdout + done.stderr
+    assert not list(tmp_path.glob(".snakemake/locks/*"))
+    assert not (tmp_path / "log.txt").exists()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualSlurm]:
+    """A Slurm of small virtual nodes."""
+    cluster = VirtualSlurm(tmp_path_factory.mktemp("slurm"))
+    cluster.up()
+    yield cluster
+    cluster.down()
+
+
+BATCH = """#!/bin/bash
+#SBATCH --nodes=3 --ntasks-per-node=2 --partition=cpu --output={directory}/batch.out --time=10
+cd {directory}
+{python} -m snakemake --executor dask --dask-cluster mpi --jobs 500 {arguments}
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.slurm
+@pytest.mark.parametrize("launcher", ["srun", "mpirun.openmpi", "mpiexec.hydra"])
+def test_three_nodes_of_slurm(tmp_path: Path, slurm: VirtualSlurm, launcher: str) -> None:
+    """A worker on each node of a batch script's allocation, and MPI jobs on exactly the nodes that they hold."""
+    (tmp_path / "Snakefile").write_text(MIXED.format(launcher=launcher, tasks=4))
+    script = tmp_path / "batch.sh"
+    script.write_text(BATCH.format(directory=tmp_path, python=sys.executable, arguments=""))
+    slurm.run("sbatch", "--wait", str(script), check=False, timeout_s=280)
+    output = (tmp_path / "batch.out").read_text()
+    events = [
+        json.loads(line)
+        for path in tmp_path.glob(".snakemake/dask/*.events.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    joined = {event["worker"]: event["facts"]["host"] for event in events if event["kind"] == "worker-joined"}
+    assert sorted(joined.values()) == ["c1", "c2", "c3"], output
+    held = [{joined[worker] for worker in e["workers"]} for e in events if e["kind"] == "job-placed"]
+    for number in range(2):
+        text = (tmp_path / f"mpi/{number}").read_text()
+        assert ranks(tmp_path / f"mpi/{number}") == ["0", "1", "2", "3"], output
+        if launcher != "mpiexec.hydra":  # Hydra hands its own environment on, this variable of the node included
+            assert {line.split()[3] for line in text.splitlines() if line.startswith("rank")} in held
+    for number in range(4):
+        hosts = (tmp_path / f"wide/{number}").read_text().strip().split(",")
+        assert len(set(hosts)) == 2, output
+    assert shutil.which(launcher)
+    assert slurm.queue() == []
