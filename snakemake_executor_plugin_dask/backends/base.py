@@ -60,6 +60,8 @@ class WorkerProcess(ProcessInterface):
         self.link = link
         self.failure: str | None = None  # why it could not be started, with the command's own words
         self.allocation_id: str | None = None  # of the batch system, or the process id
+        #: Suffixes of the Dask workers' names, where this one process (a launcher) starts several.
+        self.group: tuple[str, ...] = ()
 
     async def start(self) -> None:
         """Start it, or ask the batch system to; on return ``failure`` or ``allocation_id`` is set. Never raises."""
