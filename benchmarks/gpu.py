@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py [--jobs N] [--seconds S] [--json FILE]
 
-Needs an NVIDIA GPU with its driver, Snakemake and this plugin. With the extra `[cuda12]` or `[cuda13]` dask-cuda finds
-the devices, as for users; without it they are named to the plugin outright. The jobs call the driver's library by ctypes,
-so no CUDA toolkit is needed. Ends with 1 where two jobs held a device at once, a job saw another number of devices than
-it holds, or a job without GPU saw one.
+Needs an NVIDIA GPU with its driver, Snakemake and this plugin. With the extra `[cuda12]` or `[cuda13]` dask-cuda
+finds the devices, as for users; without it they are named to the plugin outright. The jobs call the driver's library by
+ctypes, so no CUDA toolkit is needed. Ends with 1 where two jobs held a device at once, a job saw another number of
+devices than it holds, or a job without GPU saw one.
 """
 
 import argparse
