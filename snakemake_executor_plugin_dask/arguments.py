@@ -1,9 +1,10 @@
 """The argument list of a job's Snakemake, as `format_job_exec` means it, but as a list that no shell reads.
 
-Snakemake formats these arguments as text for a shell, quoting with `repr`, which is right for neither a shell nor a list. Here its own
-functions are asked to join their parts with marks that no value contains, and the text is taken apart again. Values that
-the command line cannot express at all (a comma in a wildcard of ``--target-jobs``, a file name with a leading dash) travel as
-overrides, which `worker/entry.py` sets after parsing. Reads Snakemake's interior; no effects.
+Snakemake formats these arguments as text for a shell, quoting with `repr`, which is right for neither a shell nor a
+list. Here its own functions are asked to join their parts with marks that no value contains, and the text is taken
+apart again. Values that the command line cannot express at all (a comma in a wildcard of ``--target-jobs``, a file
+name with a leading dash) travel as overrides, which `worker/entry.py` sets after parsing. Reads Snakemake's interior;
+no effects.
 """
 
 import pickle
@@ -23,7 +24,7 @@ from snakemake_interface_executor_plugins.utils import TargetSpec, encode_as_bas
 _ARGUMENT, _PART, _BETWEEN = "\x1d", "\x1e", "\x1f"
 _patching = threading.Lock()
 
-#: A child's rate limiter leaves a timer of its timespan (1 s by default) behind, for which the interpreter waits at its end.
+#: A child's rate limiter leaves a timer of its timespan (1 s by default) behind, for which the interpreter waits.
 NO_IDLE_SECOND = ("--max-jobs-per-timespan", "1000/0s")
 
 
@@ -86,7 +87,7 @@ def job_arguments(
 def _survives_parsing(encoded: list[str], target: list[TargetSpec]) -> bool:
     try:
         parsed = parse_target_jobs_cli_args(encoded)
-    except Exception:  # Snakemake's parser raises many kinds for text that it cannot read
+    except Exception:  # noqa: BLE001 - Snakemake's parser raises many kinds for text that it cannot read
         return False
     return bool(parsed == target) and not any(text.startswith("-") for text in encoded)
 
@@ -107,8 +108,12 @@ def _join_arguments(arguments: Iterable[str]) -> str:
     return _BETWEEN.join(argument for argument in arguments if argument)
 
 
-def _format_argument(
-    flag: str, value: Any, quote: bool = True, skip: bool = False, base64_encode: bool = False
+def _format_argument(  # its parameters are those of the function that it stands in for
+    flag: str,
+    value: Any,
+    quote: bool = True,  # noqa: ARG001
+    skip: bool = False,
+    base64_encode: bool = False,
 ) -> str:
     """Like Snakemake's ``format_cli_arg``, with marks instead of quotes."""
     if skip or not value:

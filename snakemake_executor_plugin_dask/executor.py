@@ -1,4 +1,7 @@
-"""The executor as Snakemake's registry loads it, in each of its processes: a shell around `session`, which is loaded when it is used."""
+"""The executor as Snakemake's registry loads it, in each of its processes.
+
+A shell around `session`, which is loaded when it is used.
+"""
 
 import sys
 from collections.abc import Iterable

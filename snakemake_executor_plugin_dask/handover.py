@@ -29,9 +29,7 @@ from snakemake_executor_plugin_dask.requests import Request, request_from_resour
 from snakemake_executor_plugin_dask.worker.task import plugin_version, snakemake_version
 
 _SOFT_LIMITS = tuple(
-    getattr(resource, name)
-    for name in sorted(dir(resource))
-    if name.startswith("RLIMIT_") and name not in ("RLIMIT_OFILE",)
+    getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 )
 _UNSAFE = re.compile(r"[^\w.=+-]+")
 _NAME_LENGTH = 100

@@ -1,7 +1,10 @@
-"""What only Dask and the batch systems can tell, before the run: pools completed and checked, pools made for Slurm resources.
+"""What only Dask and the batch systems can tell, before the run.
 
-Importing Dask changes signal handlers and takes time, so this runs in a process of its own, which Snakemake starts where a pool is
-not on this machine: a pickled `Question` on its standard input, a pickled `Answer` on its standard output. It looks, and starts nothing.
+Pools completed and checked, pools made for Slurm resources.
+
+Importing Dask changes signal handlers and takes time, so this runs in a process of its own, which Snakemake starts
+where a pool is not on this machine: a pickled `Question` on its standard input, a pickled `Answer` on its standard
+output. It looks, and starts nothing.
 """
 
 import os

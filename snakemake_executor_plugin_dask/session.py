@@ -1,7 +1,8 @@
 """The executor's work: glue between Snakemake's scheduler and the driver process.
 
-Snakemake's thread hands jobs over (`run_jobs`) and never waits. The link's reader thread reports what the driver tells. A second
-thread notices what Snakemake does not tell an executor: that it has stopped starting jobs, after SIGTERM or an error.
+Snakemake's thread hands jobs over (`run_jobs`) and never waits. The link's reader thread reports what the driver
+tells. A second thread notices what Snakemake does not tell an executor: that it has stopped starting jobs, after
+SIGTERM or an error.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import os
 import secrets
 import signal
 import string
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -59,7 +61,10 @@ class Session:
         self._workflow = executor.workflow
         self._logger = executor.logger
         if self._workflow.remote_execution_settings.immediate_submit:
-            msg = "--immediate-submit cannot work with the dask executor: jobs wait here until their input exists; leave it away."
+            msg = (
+                "--immediate-submit cannot work with the dask executor: jobs wait here until their input exists; "
+                "leave it away."
+            )
             raise WorkflowError(msg)
         try:
             self._options, warnings = configure_here(executor.executor_settings)
@@ -101,7 +106,9 @@ class Session:
                 self._report_error(info, str(error), [])
                 continue
             with self._lock:
-                self._jobs[item.spec.key] = SubmittedJobInfo(job, external_jobid=item.spec.key, aux={"log": item.spec.log_path})
+                self._jobs[item.spec.key] = SubmittedJobInfo(
+                    job, external_jobid=item.spec.key, aux={"log": item.spec.log_path}
+                )
             queued.append(item)
         if queued:
             self._driver().send(Enqueue(tuple(queued), self._soon(jobs)))
@@ -119,7 +126,9 @@ class Session:
                 seen.add(later)
                 request = self._known.get(later)
                 others = (other for other in dag.dependencies[later] if other is not job)
-                if request is not None and all(dag.finished(other) or not dag.needrun(other) or other in jobs for other in others):
+                if request is not None and all(
+                    dag.finished(other) or not dag.needrun(other) or other in jobs for other in others
+                ):
                     counts[request] += 1
         return tuple(counts.items())
 
@@ -172,7 +181,7 @@ class Session:
                 self._logger.warning(note)
             self._options = answer.options
             if plan:
-                print(answer.plan)
+                sys.stdout.write(answer.plan + "\n")
                 raise SystemExit(0 if answer.possible else 1)
         self._shapes = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
 
@@ -267,7 +276,9 @@ class Session:
             pass  # Snakemake asked for it, and is leaving
         else:
             text = explain(info.job.name, outcome, message.runs, message.message)
-            self._report_error(info, text, [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else [])
+            self._report_error(
+                info, text, [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else []
+            )
         self._woken.set()
 
     def _report_error(self, info: SubmittedJobInfo, text: str, logs: list[str]) -> None:
@@ -313,7 +324,9 @@ class Session:
         left = cancel_run(self._state_dir)
         state.clear(self._state_dir, keep_logs=True)
         text = f"The driver process of the Dask cluster was lost ({how}); its workers end, and the run cannot go on."
-        self._workflow.scheduler.executor_error_callback(WorkflowError("\n".join([text, *left, *([tail] if tail else [])])))
+        self._workflow.scheduler.executor_error_callback(
+            WorkflowError("\n".join([text, *left, *([tail] if tail else [])]))
+        )
 
     def end(self, *, kill: bool) -> None:
         """Give everything back; with ``kill`` running jobs are ended first. May be repeated."""

@@ -82,7 +82,9 @@ class SnakemakeRun:
 
     def facts(self, number: int = 0) -> dict[str, Any]:
         """Of the worker that joined as the ``number``-th."""
-        joined = wait_for(lambda: len(self.events("worker-joined")) > number and self.events("worker-joined"), "a worker")
+        joined = wait_for(
+            lambda: len(self.events("worker-joined")) > number and self.events("worker-joined"), "a worker"
+        )
         facts: dict[str, Any] = joined[number]["facts"]
         return facts
 

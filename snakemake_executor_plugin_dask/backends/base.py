@@ -1,4 +1,6 @@
-"""What every way to bring workers up has in common. Imports Dask: for the driver (and `--dask-plan`), never for Snakemake.
+"""What every way to bring workers up has in common.
+
+Imports Dask: for the driver (and `--dask-plan`), never for Snakemake.
 
 A backend checks a pool, shows what it would run, and makes one `WorkerProcess` for each worker. Effects belong to
 `WorkerProcess.start`, `state` and `kill`; the rest only looks.
@@ -21,7 +23,7 @@ WORKER_MODULE = "snakemake_executor_plugin_dask.worker"
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How a worker reaches the driver: what its configuration file is made from. Paths absolute, readable by workers."""
+    """How a worker reaches the driver. Paths are absolute, and workers can read them."""
 
     run_id: str
     scheduler: str  # Dask's address, as tls://10.0.0.1:39123
@@ -38,8 +40,8 @@ class AllocationState:
     """What became of what a worker runs in.
 
     ``queued``: not started yet, ``reason`` as the batch system gives it. ``running``. ``gone``: ended, failed or
-    cancelled, nothing of it runs any more; ``log_tail`` is the end of its own output. ``unknown``: the batch system does
-    not answer, ``reason`` says how; never taken for «gone».
+    cancelled, nothing of it runs any more; ``log_tail`` is the end of its own output. ``unknown``: the batch system
+    does not answer, ``reason`` says how; never taken for «gone».
     """
 
     kind: Literal["queued", "running", "gone", "unknown"]
@@ -98,7 +100,7 @@ class Backend(Protocol):
         ...
 
     def interface(self, pool: Pool) -> str | None:
-        """The network interface that the workers are to use, where the pool's options or Dask's configuration name one."""
+        """The network interface that the workers are to use, where options or Dask's configuration name one."""
         ...
 
     def worker(self, pool: Pool, name: str, link: Link) -> WorkerProcess:

@@ -36,7 +36,14 @@ class LocalWorker(WorkerProcess):
 
     async def start(self) -> None:
         try:
-            config = write_worker_config(self.pool, self.name, self.link, host="127.0.0.1", die_with_parent=True)
+            config = write_worker_config(
+                self.pool,
+                self.name,
+                self.link,
+                host="127.0.0.1",
+                die_with_parent=True,
+                local_directory=self.link.state_dir,  # what a killed worker leaves there is cleared with it
+            )
             command = worker_command(config, self.link)
             command.insert(1, "-P")  # the workflow's directory must not shadow modules
             with self.log.open("ab") as log:
@@ -52,7 +59,7 @@ class LocalWorker(WorkerProcess):
             self.failure = f"the worker process could not be started: {error}"
         else:
             self.allocation_id = str(self._process.pid)
-        await super(WorkerProcess, self).start()
+        await super(WorkerProcess, self).start()  # type: ignore[no-untyped-call]
 
     async def state(self) -> AllocationState:
         if self._process is None:
@@ -94,8 +101,8 @@ class LocalBackend:
     def check(self, pool: Pool) -> None:
         if pool.options:
             msg = (
-                f"pool {pool.name}: the local backend takes no options, but {', '.join(sorted(pool.options))} was given; "
-                "remove it, or name another cluster."
+                f"pool {pool.name}: the local backend takes no options, but {', '.join(sorted(pool.options))} "
+                "was given; remove it, or name another cluster."
             )
             raise ConfigurationError(msg)
         if pool.nodes is not None:

@@ -1,13 +1,13 @@
 """The driver process: ``python -P -m snakemake_executor_plugin_dask.driver --fd N``, started by the executor.
 
-Brings Dask's scheduler and the lease server up, and runs the controller until Snakemake says stop, or is gone. However it ends,
-workers and allocations are given back first. Exit codes: 0; 1 after an error of its own, whose traceback is in its log.
+Brings Dask's scheduler and the lease server up, and runs the controller until Snakemake says stop, or is gone.
+However it ends, workers and allocations are given back first. Exit codes: 0; 1 after an error of its own, whose
+traceback is in its log.
 """
 
 import argparse
 import asyncio
 import logging
-import os
 import pickle
 import signal
 import socket
@@ -15,7 +15,6 @@ import struct
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.errors import ConfigurationError
@@ -25,7 +24,6 @@ from snakemake_executor_plugin_dask.messages import (
     DropWaiting,
     Enqueue,
     Fatal,
-    Say,
     ShowStatus,
     Stop,
     Stopped,
@@ -73,7 +71,7 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
         await _serve(run, reader)
     except ConfigurationError as error:
         send(Fatal(str(error)))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, Snakemake is told, and all is given back
         traceback.print_exc()
         failed = True
         send(Fatal(f"the driver process failed: {error!r} (its log: {begin.state_dir}/driver.log)"))

@@ -1,4 +1,6 @@
-"""The run's own Dask cluster: TLS made for the run, one quiet scheduler, one `SpecCluster` that holds every pool's workers.
+"""The run's own Dask cluster.
+
+TLS made for the run, one quiet scheduler, one `SpecCluster` that holds every pool's workers.
 
 Starts and ends workers through their `WorkerProcess`; decides nothing.
 """
@@ -145,4 +147,3 @@ class RunCluster:
         await asyncio.gather(*(self.remove(name) for name in names))
         await self.client.close()
         await self._cluster.close()
-

@@ -54,7 +54,8 @@ def overruled(get: Callable[[str], Any], defaults: Callable[[str], Any]) -> tupl
     ``get`` reads the configuration in force, ``defaults`` Dask's own defaults.
     """
     return tuple(
-        f"Dask's configuration sets {key} to {get(key)!r}; the plugin needs {DRIVER_CONFIGURATION[key]!r} and uses that."
+        f"Dask's configuration sets {key} to {get(key)!r}; "
+        f"the plugin needs {DRIVER_CONFIGURATION[key]!r} and uses that."
         for key in _TOLD
         if get(key) not in (defaults(key), DRIVER_CONFIGURATION[key])
     )

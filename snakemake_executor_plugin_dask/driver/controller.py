@@ -1,6 +1,9 @@
-"""The life of jobs: routed, waiting, placed, running, ended, lost. Holds the queue and the ledger; runs on the driver's event loop.
+"""The life of jobs: routed, waiting, placed, running, ended, lost.
 
-Decisions are made by `routing`, `placement` and `demand`; workers are the `fleet`'s. See docs/design.md, «The life of a job».
+Holds the queue and the ledger; runs on the driver's event loop.
+
+Decisions are made by `routing`, `placement` and `demand`; workers are the `fleet`'s. See docs/design.md, «The life of
+a job».
 """
 
 import asyncio
@@ -21,7 +24,6 @@ from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
 from snakemake_executor_plugin_dask.requests import Request
 from snakemake_executor_plugin_dask.routing import Shape
-from snakemake_executor_plugin_dask.worker import task
 
 _END_BEFORE_ALLOCATION_S = 30.0
 
@@ -234,7 +236,9 @@ class Controller:
             key=spec.key.rpartition(".")[0] + f".{job.run}",
             log_path=log,
             memory_limit_mb=request.memory_mb if self._setup.enforce_memory else None,
-            runtime_limit_s=min(limits) if limits and (self._setup.enforce_runtime or job.limited_by_allocation) else None,
+            runtime_limit_s=min(limits)
+            if limits and (self._setup.enforce_runtime or job.limited_by_allocation)
+            else None,
             environment=tuple(environment),
         )
 
@@ -246,7 +250,9 @@ class Controller:
             job = self._by_run.get(message["started"])
             if job is not None and job.state == "sent":
                 job.state = "running"
-                self._around.event("job-started", key=job.key, worker=job.worker, pid=message["pid"], start=message["start"])
+                self._around.event(
+                    "job-started", key=job.key, worker=job.worker, pid=message["pid"], start=message["start"]
+                )
                 if not job.reported:
                     job.reported = True
                     self._around.send(Started(job.queued.spec.key, job.worker))
@@ -279,7 +285,7 @@ class Controller:
                 self._around.event("job-requeued", key=job.queued.spec.key, run=job.run, reason="another run was first")
                 self._route(job)
                 self._place_soon()
-        except Exception as error:  # whatever Dask raises: KilledWorker, NoValidWorkerError, a failed unpickling, …
+        except Exception as error:  # noqa: BLE001 - Dask raises KilledWorker, unpickling's own errors, and others
             await asyncio.sleep(1.0)  # a lost worker is told otherwise, and first
             member = self.fleet.members.get(job.worker)
             if self._by_run.get(key) is job and job.state in ("sent", "running") and member is not None:
@@ -312,14 +318,16 @@ class Controller:
         if job.outlived:
             message = (
                 f"Rule {rule} declares no runtime, and its job did not end within the life of two allocations "
-                f"({outcome.ended - outcome.started:.0f} s the last time): declare runtime, or give the pool a longer walltime."
+                f"({outcome.ended - outcome.started:.0f} s the last time): declare runtime, "
+                "or give the pool a longer walltime."
             )
             self._finish(job, outcome, message=message)
             return
         job.outlived = True
         self._say(
             "warning",
-            f"A job of rule {rule} did not end within its allocation's life; it declares no runtime. It is run once more, in a fresh allocation.",
+            f"A job of rule {rule} did not end within its allocation's life; it declares no runtime. "
+            "It is run once more, in a fresh allocation.",
         )
         self._again(job, "its allocation ended first")
 
@@ -332,7 +340,9 @@ class Controller:
         if job.losses > limit and (job.alone or limit == 0):
             alone = ", the last time while no other job ran there: it is the suspect" if job.alone else ""
             message = f"It lost its worker {job.losses} times ({why}){alone}. --dask-lost-worker-retries is {limit}."
-            self._finish(job, Outcome(job.key, "lost", worker=job.worker, log_path=spec.log_path, detail=why), message=message)
+            self._finish(
+                job, Outcome(job.key, "lost", worker=job.worker, log_path=spec.log_path, detail=why), message=message
+            )
             return
         if self.stopping:
             self._finish(job, Outcome(job.key, "lost", worker=job.worker, detail=why))
@@ -391,7 +401,9 @@ class Controller:
         self.ledger.drain(member.name)
         life = member.facts.remaining_s if member.facts is not None else None
         planned = life is not None and self._clock() - member.since > life - _END_BEFORE_ALLOCATION_S
-        self._around.event("worker-lost", worker=member.name, pool=member.pool.name, reason=why, jobs=runs, planned=planned)
+        self._around.event(
+            "worker-lost", worker=member.name, pool=member.pool.name, reason=why, jobs=runs, planned=planned
+        )
         if not planned:
             self.counts.lost_workers += 1
             jobs = f"; {len(runs)} job{'s' * (len(runs) != 1)} ran on it" if runs else ""
@@ -425,7 +437,9 @@ class Controller:
 
     def pool_failed(self, pool: Pool, why: str) -> None:
         first, *rest = why.split("\n", 1)
-        self._say("warning", f"A worker of pool {pool.name} did not come up: {first}" + ("\n" + rest[0] if rest else ""))
+        self._say(
+            "warning", f"A worker of pool {pool.name} did not come up: {first}" + ("\n" + rest[0] if rest else "")
+        )
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
         """Its jobs go to other pools where they fit, or fail with the reason."""

@@ -1,6 +1,9 @@
-"""The life of workers: brought up, joined, watched, lost, given back. Effects on workers and allocations; decides nothing about jobs.
+"""The life of workers: brought up, joined, watched, lost, given back.
 
-A worker is *starting* until it joins the scheduler, then *up*; *leaving* once it is given back, *lost* when it went by itself.
+Effects on workers and allocations; decides nothing about jobs.
+
+A worker is *starting* until it joins the scheduler, then *up*; *leaving* once it is given back, *lost* when it went
+by itself.
 """
 
 import asyncio
@@ -178,7 +181,9 @@ class Fleet:
         member.since = self._clock()
         self._startup_s[member.pool.name] = waited
         self.brakes(member.pool.name).joined(self._clock())
-        self._listener.event("worker-joined", worker=name, pool=member.pool.name, waited_s=round(waited, 3), facts=facts)
+        self._listener.event(
+            "worker-joined", worker=name, pool=member.pool.name, waited_s=round(waited, 3), facts=facts
+        )
         self._listener.worker_joined(member)
 
     # Losing
@@ -221,7 +226,8 @@ class Fleet:
             if self._clock() >= run_out:
                 if connection is not None and connection.open:
                     # The host answers and the supervisor does not: stopped processes count no lease.
-                    return f"the processes on {member.facts.host if member.facts else name} are frozen and cannot be ended from here"
+                    host = member.facts.host if member.facts else name
+                    return f"the processes on {host} are frozen and cannot be ended from here"
                 return None
             await asyncio.sleep(1.0)
 
@@ -267,12 +273,18 @@ class Fleet:
                 supervisor = self._leases.silent_s(member.name) or 0.0
                 if max(silent, supervisor) > SILENT_S:
                     self.lose(member, f"it said nothing for {max(silent, supervisor):.0f} s")
-            elif member.state == "starting" and member.submitted and now - member.looked >= self._look_every(member, now):
+            elif (
+                member.state == "starting" and member.submitted and now - member.looked >= self._look_every(member, now)
+            ):
                 member.looked = now
                 self._spawn(self._look(member))
 
     def _look_every(self, member: Member, now: float) -> float:
-        return 0.5 if member.pool.cluster in ("local", "cuda", "mpi") else min(30.0, max(_LOOK_EVERY_S, (now - member.since) / 10))
+        return (
+            0.5
+            if member.pool.cluster in ("local", "cuda", "mpi")
+            else min(30.0, max(_LOOK_EVERY_S, (now - member.since) / 10))
+        )
 
     async def _look(self, member: Member) -> None:
         state = await member.process.state()
@@ -283,7 +295,9 @@ class Fleet:
             await self._never_came(member.process, why)
         elif state.kind == "queued" and state.reason != member.queue_reason:
             member.queue_reason = state.reason
-            self._listener.event("allocation-waiting", worker=member.process.name, pool=member.pool.name, reason=state.reason)
+            self._listener.event(
+                "allocation-waiting", worker=member.process.name, pool=member.pool.name, reason=state.reason
+            )
         elif state.kind == "running" and not member.running:
             member.running = True
             self._listener.event("allocation-running", worker=member.process.name, pool=member.pool.name)

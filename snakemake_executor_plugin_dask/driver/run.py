@@ -39,9 +39,7 @@ class Run:
         self._begin = begin
         self._send = send
         self._state_dir = Path(begin.state_dir)
-        self._observer = Observer(
-            begin.event_log, begin.options.report, lambda level, text: send(Say(level, text))
-        )
+        self._observer = Observer(begin.event_log, begin.options.report, lambda level, text: send(Say(level, text)))
         self.controller = Controller(
             begin.setup,
             begin.options,
@@ -73,9 +71,7 @@ class Run:
         )
         host = _LOOPBACK if here else options.scheduler_host
         dashboard = dashboard_options(options.dashboard)
-        cluster = self._cluster = RunCluster(
-            security, host, None if host else interface, options.scheduler_port
-        )
+        cluster = self._cluster = RunCluster(security, host, None if host else interface, options.scheduler_port)
         hear = Hear(
             topic=task.event_topic(setup.run_id),
             worker_added=lambda address, name: self._spawn(self._joined(address, name)),
@@ -150,7 +146,7 @@ class Run:
         return left, summary
 
     async def _submit(self, address: str, spec: JobSpec) -> Outcome | None:
-        """The attempt as a Dask task, pinned. Returns its outcome, or None where its end was told as an event already."""
+        """The attempt as a Dask task, pinned. Returns its outcome; None where its end was told as an event already."""
         assert self._cluster is not None
         future = self._cluster.client.submit(
             task.run_job,

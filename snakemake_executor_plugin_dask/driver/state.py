@@ -1,6 +1,7 @@
 """The state directory of a run, `.snakemake/dask/<run>`: keys, configurations, logs. Makes and clears directories.
 
-A living driver holds a lock on its own, so that what dead runs left can be told from what another run beside this one uses.
+A living driver holds a lock on its own, so that what dead runs left can be told from what another run beside this one
+uses.
 """
 
 import contextlib

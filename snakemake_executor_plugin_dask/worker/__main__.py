@@ -1,7 +1,8 @@
 """The worker process: one Dask worker on one node, the same for every backend.
 
-``python -m snakemake_executor_plugin_dask.worker --config FILE [--name NAME]``. Starts the supervisor before it imports Dask, so that
-both get ready at the same time. Exit codes: 0, given back; 1, no scheduler within the death timeout; 2, the supervisor died.
+``python -m snakemake_executor_plugin_dask.worker --config FILE [--name NAME]``. Starts the supervisor before it
+imports Dask, so that both get ready at the same time. Exit codes: 0, given back; 1, no scheduler within the death
+timeout; 2, the supervisor died.
 """
 
 import argparse
@@ -48,16 +49,14 @@ def main() -> int:
         lease_path.unlink(missing_ok=True)
 
 
-async def _serve(
-    config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
-) -> int:
+async def _serve(config: dict[str, Any], name: str, supervisor: task.Supervisor, started: float) -> int:
     import dask
     from distributed.security import Security
 
     from snakemake_executor_plugin_dask.driver.configuration import WORKER_CONFIGURATION, quieten
     from snakemake_executor_plugin_dask.observe.dashboard import QuietWorker
 
-    facts = _facts(config, name, setup, supervisor, started)
+    facts = _facts(config, name, supervisor, started)
     dask.config.set(WORKER_CONFIGURATION)
     quieten()
     tls = config["tls"]
@@ -93,7 +92,7 @@ async def _serve(
     try:
         await worker
     except (TimeoutError, OSError) as error:
-        print(f"worker {name} reached no scheduler at {config['scheduler']}: {error}", file=sys.stderr)
+        sys.stderr.write(f"worker {name} reached no scheduler at {config['scheduler']}: {error}\n")
         return 1
     lost = asyncio.create_task(link.lost.wait())
     finished = asyncio.create_task(worker.finished())
@@ -105,9 +104,7 @@ async def _serve(
     return 0
 
 
-def _facts(
-    config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
-) -> WorkerFacts:
+def _facts(config: dict[str, Any], name: str, supervisor: task.Supervisor, started: float) -> WorkerFacts:
     from snakemake_executor_plugin_dask.machine import this_machine
     from snakemake_executor_plugin_dask.routing import usable_memory_mb
 
@@ -163,7 +160,7 @@ def _hosts() -> tuple[str, ...]:
 
 
 def expand_slurm_nodes(text: str) -> tuple[str, ...]:
-    """``n[1-3,7],gpu01`` as single names; the inverse of Slurm's own compression, as `scontrol show hostnames` does it."""
+    """``n[1-3,7],gpu01`` as single names, as `scontrol show hostnames` does it."""
     names: list[str] = []
     for item in _split_outside_brackets(text):
         head, bracket, rest = item.partition("[")

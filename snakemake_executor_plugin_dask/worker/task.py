@@ -1,7 +1,8 @@
 """The worker's part in Dask: the submitted function, and the link to the supervisor. Starts the supervisor process.
 
-A Dask task is the coroutine `run_job`: it hands a job to the supervisor and waits for the outcome, on the worker's event loop
-and without a thread. Started and ended jobs are told as Dask events as soon as they are known, since a result takes two more messages.
+A Dask task is the coroutine `run_job`: it hands a job to the supervisor and waits for the outcome, on the worker's
+event loop and without a thread. Started and ended jobs are told as Dask events as soon as they are known, since a
+result takes two more messages.
 """
 
 import asyncio
@@ -83,7 +84,7 @@ class Link:
         self._reading = asyncio.create_task(self._read(reader))
 
     async def run(self, spec: JobSpec) -> Outcome:
-        """Start the job and wait for its end. A supervisor that is gone makes the outcome «lost», with all processes dead."""
+        """Start the job and wait for its end; «lost», and all its processes dead, where the supervisor is gone."""
         if self.lost.is_set():
             return self._lost(spec.key)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -200,4 +201,3 @@ def plugin_version() -> str:
         return version("snakemake-executor-plugin-dask")
     except PackageNotFoundError:
         return ""
-

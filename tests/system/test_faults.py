@@ -1,8 +1,9 @@
-"""What is left, lost or run twice when a part dies: looked up in the process table and in files, not in the program's words."""
+"""What is left, lost or run twice when a part dies: looked up in the process table and in files."""
 
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ STUBBORN = """(trap '' TERM; setsid bash -c 'trap "" TERM; sleep 300' & sleep 30
 
 
 def test_worker_killed(tmp_path: Path) -> None:
-    """A worker is killed: its jobs' processes are dead at once, and they run again on its replacement, one attempt at a time."""
+    """A worker is killed: its jobs' processes are dead, and they run again elsewhere, one attempt at a time."""
     body = "test -e again || sleep 300"
     with snakemake(tmp_path, logged_jobs(2, body)) as run:
         wait_for(lambda: len(started(run)) == 2, "both jobs started")
@@ -29,7 +30,7 @@ def test_worker_killed(tmp_path: Path) -> None:
 
 
 def test_supervisor_killed(tmp_path: Path) -> None:
-    """The supervisor is killed: the worker ends all its jobs' processes and leaves; the jobs run again on another one."""
+    """The supervisor is killed: the worker ends its jobs' processes and leaves; the jobs run again on another one."""
     with snakemake(tmp_path, logged_jobs(2, f"test -e again || {{{{ {STUBBORN}; }}}}")) as run:
         wait_for(lambda: len(started(run)) == 2, "both jobs started")
         first = set(run.jobs())
@@ -62,13 +63,11 @@ def test_worker_keeps_dying(tmp_path: Path) -> None:
     """A job that kills its worker each time is named and fails after the limit; its neighbours finish."""
     body = "test {wildcards.i} != 0 || {{ sleep 1; kill -9 $(cat worker.pid); sleep 300; }}; sleep 2"
     with snakemake(tmp_path, logged_jobs(4, body), "--keep-going", "--dask-lost-worker-retries", "2") as run:
-        seen = 0
         while run.process.poll() is None:
             joined = run.events("worker-joined")
-            if len(joined) > seen:
-                seen = len(joined)
+            if joined:
                 (tmp_path / "worker.pid").write_text(str(joined[-1]["facts"]["pid"]))
-            wait_for(lambda: run.process.poll() is not None or len(run.events("worker-joined")) > seen, "news", 120)
+            wait_for(_news_of(run, len(joined)), "news", 120)
         assert run.wait() == 1
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.txt", "2.txt", "3.txt"]
         assert "suspect" in run.output
@@ -159,7 +158,7 @@ def test_frozen_worker(tmp_path: Path) -> None:
 
 
 def test_frozen_worker_and_supervisor(tmp_path: Path) -> None:
-    """Worker and supervisor are stopped together, as on a hung node: the driver ends their processes before the jobs run again."""
+    """Both are stopped, as on a hung node: the driver ends their processes before the jobs run again."""
     with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 300")) as run:
         wait_for(lambda: len(started(run)) == 2, "both jobs started")
         first = set(run.jobs())
@@ -175,3 +174,7 @@ def test_frozen_worker_and_supervisor(tmp_path: Path) -> None:
 def _lasting(run: SnakemakeRun) -> set[int]:
     """The jobs' processes, without the short ones with which they wait."""
     return {pid for pid, command in run.jobs().items() if not command.startswith("sleep")}
+
+
+def _news_of(run: SnakemakeRun, joined: int) -> Callable[[], bool]:
+    return lambda: run.process.poll() is not None or len(run.events("worker-joined")) > joined

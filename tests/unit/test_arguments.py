@@ -80,7 +80,9 @@ class Factory:
     def general_args(self, executor_common_settings: object) -> str:
         import snakemake.spawn_jobs as module
 
-        joined: str = module.join_cli_args(["--force", "--retries 0", "", module.format_cli_arg("--config", self.value)])
+        joined: str = module.join_cli_args(
+            ["--force", "--retries 0", "", module.format_cli_arg("--config", self.value)]
+        )
         return joined
 
 

@@ -14,7 +14,8 @@ from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.requests import Request
 
 SETUP = RunSetup(
-    run_id="abc12345", workdir="/w", umask=0o22, soft_limits=(), environment={}, replace_environment=True, python="python",
+    run_id="abc12345", workdir="/w", umask=0o22, soft_limits=(), environment={}, replace_environment=True,
+    python="python",
     snakefile="Snakefile", general_arguments=(), snakemake_version="9", plugin_version="1", stop_grace_s=0.0,
 )  # fmt: skip
 
@@ -97,7 +98,7 @@ def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int 
             return [m for m in members.values() if m.pool.name == pool and (not states or m.state in states)]
 
         world.controller.fleet = SimpleNamespace(  # type: ignore[assignment]
-            members=members, confirm_dead=confirm, of=of, lose=lambda member, why: lost.append(member.name),
+            members=members, confirm_dead=confirm, of=of, lose=lambda member, _: lost.append(member.name),
             startup_s=lambda _: 1.0, add=lambda *_: None,
         )  # fmt: skip
         world.lost = lost  # type: ignore[attr-defined]
@@ -258,7 +259,8 @@ def test_an_undeclared_runtime_gets_one_fresh_allocation() -> None:
         world.worker("cpu-0", remaining_s=3590.0)
         await settle()
         spec = world.submitted[0][1]
-        assert spec.runtime_limit_s is not None and 3500 < spec.runtime_limit_s < 3590
+        assert spec.runtime_limit_s is not None
+        assert 3500 < spec.runtime_limit_s < 3590
         world.end(spec.key, "out-of-time")
         await settle()
         world.worker("cpu-1", remaining_s=3590.0)

@@ -7,7 +7,15 @@ from snakemake_executor_plugin_dask.jobs import Outcome
 def test_exit_code() -> None:
     """Exit code, host, worker, duration, log tail and path stand in the message."""
     outcome = Outcome(
-        "k", "failed", worker="cpu-1", host="n7", exit_code=3, started=100.0, ended=112.5, log_path="/l/a.log", log_tail="one\ntwo"
+        "k",
+        "failed",
+        worker="cpu-1",
+        host="n7",
+        exit_code=3,
+        started=100.0,
+        ended=112.5,
+        log_path="/l/a.log",
+        log_tail="one\ntwo",
     )
     assert explain("align", outcome) == (
         "Job of align: it failed with exit code 3. (on host n7, worker cpu-1, after 12.5 s)\n"
