@@ -167,7 +167,7 @@ def _sge(pool: Pool, setting: Setting, _name: str, _logs: str) -> dict[str, Any]
     if pool.cores and pool.cores > 1 and not any(re.match(r"-pe\b", text.strip()) for text in extra):
         msg = (
             f"Pool {pool.name} asks for {pool.cores} cores, and Grid Engine grants one unless a parallel environment "
-            f'is named: add it to options, as in job_extra_directives: ["-pe smp {pool.cores}"] (`qconf -spl` lists them).'
+            f'is named: add it to options, as job_extra_directives: ["-pe smp {pool.cores}"] (`qconf -spl` lists them).'
         )
         raise ConfigurationError(msg)
     if not any(text.strip().startswith("-S") for text in extra):

@@ -311,7 +311,8 @@ class JobqueueBackend:
         if missing:
             msg = (
                 f"Pool {pool.name} is of cluster {self.name}, and its command {', '.join(missing)} is not on PATH "
-                f"here; run Snakemake where jobs are submitted, load the batch system's module, or choose another cluster."
+                "here; run Snakemake where jobs are submitted, load the batch system's module, or choose another "
+                "cluster."
             )
             raise ConfigurationError(msg)
 

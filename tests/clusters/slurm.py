@@ -4,11 +4,12 @@
     python tests/clusters/slurm.py status DIR
     python tests/clusters/slurm.py down DIR
 
-Needs the programs of Debian's `slurm-wlm` and `munge`, as root or as an ordinary user. Everything lies in DIR: configuration, keys, sockets,
-logs, and the daemons' process ids, by which they are ended. Nothing in /etc or /run is read or written.
+Needs the programs of Debian's `slurm-wlm` and `munge`, as root or as an ordinary user. Everything lies in DIR:
+configuration, keys, sockets, logs, and the daemons' process ids, by which they are ended. Nothing in /etc or /run is
+read or written.
 
-Partitions: `cpu` (default: c1-c3 with 2 CPUs and 4000 MB, at most an hour), `big` (m1-m2 with 4 CPUs, 8000 MB, feature `bigmem`, at most two hours),
-`gpu` (g1 with 4 CPUs, 8000 MB and four `a100`, which are other devices in truth).
+Partitions: `cpu` (default: c1-c3 with 2 CPUs and 4000 MB, at most an hour), `big` (m1-m2 with 4 CPUs, 8000 MB, feature
+`bigmem`, at most two hours), `gpu` (g1 with 4 CPUs, 8000 MB and four `a100`, which are other devices in truth).
 """
 
 import argparse
@@ -114,7 +115,7 @@ class VirtualSlurm:
         self._start("munged", "munged", "--foreground", "--force", f"--socket={self.dir}/munge/socket",
                     f"--key-file={self.dir}/munge/key", f"--pid-file={self.dir}/munge/pid",
                     f"--log-file={self.dir}/log/munged.log", f"--seed-file={self.dir}/munge/seed")  # fmt: skip
-        _wait(lambda: (self.dir / "munge/socket").exists(), 30, "munged made no socket", self)
+        _wait((self.dir / "munge/socket").exists, 30, "munged made no socket", self)
         self._start("slurmctld", "slurmctld", "-D", "-c", "-f", str(self.conf))
         for node in NODES:
             self.start_node(node)

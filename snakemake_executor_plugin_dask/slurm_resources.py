@@ -1,0 +1,325 @@
+"""Pools made for Slurm resources: jobs that agree in partition, account, constraint and the like share one.
+
+Pure, but for one call of `sinfo` for each pool, which is passed in. A worker's size is what the settings or Dask's
+configuration say, else a share of the partition's nodes: as much as the known jobs need, spread over the workers.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from snakemake_executor_plugin_dask.backends.directives import parse_walltime
+from snakemake_executor_plugin_dask.driver.allocations import Ran, run_here
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.routing import model_matches, usable_memory_mb
+
+Key = tuple[tuple[str, str], ...]
+
+_MIB = 2**20
+#: An allocation is worth its wait only if it lives for more than one short job; unused time is given back anyway.
+_LEAST_WALLTIME_S = 3600.0
+_SINFO_FORMAT = "%P|%l|%L|%c|%m|%G|%f"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """One kind of node in a partition, as `sinfo` tells it; memory in MiB, GPUs by model (empty text: none given)."""
+
+    partition: str
+    default: bool
+    limit_s: float | None
+    default_time_s: float | None
+    cores: int
+    memory_mib: int
+    gpus: tuple[tuple[str, int], ...]
+    features: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One node of a worker. ``memory_mib`` is what to ask for; None: Slurm does not count memory there."""
+
+    cores: int
+    memory_mb: int
+    memory_mib: int | None
+    gpus: int
+
+
+def make_pools(
+    template: Pool,
+    requests: Sequence[Request],
+    *,
+    setting: Callable[[str], Any] | None = None,
+    run: Callable[[Sequence[str]], Ran] = run_here,
+) -> list[Pool]:
+    """The pools that these requests need, in the order in which they are met. ConfigurationError.
+
+    ``setting`` gives an argument of Dask-Jobqueue's class from ``template.options`` or Dask's configuration.
+    """
+    if setting is None:
+        from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
+
+        backend = JobqueueBackend("slurm")
+        setting = lambda key: backend.setting(template, key)  # noqa: E731
+    template = _from_configuration(template, setting)
+    groups: dict[tuple[Key, str | None], list[Request]] = {}
+    for key, of_key in _by_key(requests).items():
+        models = list(dict.fromkeys(request.gpu_model for request in of_key if request.gpu_model))
+        for request in of_key:
+            # One model or none: one pool for all of them. Several models: a pool for each.
+            groups.setdefault((key, request.gpu_model or (models[0] if models else None)), []).append(request)
+    pools: list[Pool] = []
+    for (key, model), members in (groups or {((), None): []}).items():
+        name = _name(dict(key), template, model if len(groups) > 1 else None, {pool.name for pool in pools})
+        pools.append(_make(template, name, key, model, members, setting, run))
+    return pools
+
+
+def _from_configuration(template: Pool, setting: Callable[[str], Any]) -> Pool:
+    from dask.utils import parse_bytes
+
+    cores, memory = setting("cores"), setting("memory")
+    return replace(
+        template,
+        cores=int(cores) if template.cores is None and cores is not None else template.cores,
+        memory_mb=(
+            parse_bytes(memory) // 10**6 if template.memory_mb is None and memory is not None else template.memory_mb
+        ),
+    )
+
+
+def _by_key(requests: Iterable[Request]) -> dict[Key, list[Request]]:
+    found: dict[Key, list[Request]] = {}
+    for request in requests:
+        if request.pool is None:
+            found.setdefault(request.slurm or (), []).append(request)
+    return found
+
+
+def _name(key: Mapping[str, str], template: Pool, model: str | None, taken: set[str]) -> str:
+    parts = [key.get("slurm_partition") or template.name]
+    parts += [f"{key['nodes']}nodes"] if "nodes" in key else []
+    parts += [model] if model else []
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts))
+    number = 2
+    unique = name
+    while unique in taken:
+        unique, number = f"{name}-{number}", number + 1
+    return unique
+
+
+def _make(
+    template: Pool,
+    name: str,
+    key: Key,
+    model: str | None,
+    requests: Sequence[Request],
+    setting: Callable[[str], Any],
+    run: Callable[[Sequence[str]], Ran],
+) -> Pool:
+    wanted = dict(key)
+    nodes = int(wanted["nodes"]) if "nodes" in wanted else None
+    partition = wanted.get("slurm_partition") or setting("queue")
+    sized = template.cores is not None and template.memory_mb is not None
+    kinds, problem = node_kinds(partition, wanted.get("constraint"), wanted.get("clusters"), run)
+    if problem and not sized:
+        msg = (
+            f"Pool {name}: the size of its nodes cannot be found out ({problem}); "
+            "set --dask-worker-cores and --dask-worker-memory."
+        )
+        raise ConfigurationError(msg)
+    gpus = template.gpus
+    options = dict(template.options)
+    pool = replace(template, name=name, nodes=nodes, slurm=key, gpu_model=model)
+    if sized:
+        most = max((_each(request.gpus, request) for request in requests), default=0)
+        pool = replace(pool, gpus=gpus if gpus is not None else most)
+    else:
+        size = share(kinds, requests, template, model, name, wide=nodes is not None)
+        pool = replace(pool, cores=size.cores, memory_mb=size.memory_mb, gpus=size.gpus)
+        if template.memory_mb is None and setting("job_mem") is None:
+            # Exact: Dask-Jobqueue rounds up to whole GiB, which may be more than the node has.
+            options["job_mem"] = "0" if size.memory_mib is None else f"{size.memory_mib}M"
+    options |= _options(wanted, pool, setting)
+    return replace(pool, walltime_s=_walltime_s(template, kinds, requests), options=options)
+
+
+def _options(wanted: Mapping[str, str], pool: Pool, setting: Callable[[str], Any]) -> dict[str, Any]:
+    """Arguments of the class for the resources by which the pool is made."""
+    options: dict[str, Any] = {}
+    if "slurm_partition" in wanted:
+        options["queue"] = wanted["slurm_partition"]
+    if "slurm_account" in wanted:
+        options["account"] = wanted["slurm_account"]
+    extra = list(setting("job_extra_directives") or setting("job_extra") or [])
+    extra += [f"--{name}={wanted[name]}" for name in ("constraint", "qos", "clusters") if name in wanted]
+    if "slurm_extra" in wanted:
+        extra.append(wanted["slurm_extra"])
+    gres = [wanted["gres"]] if "gres" in wanted else []
+    if pool.gpus and (gres or pool.gpu_model):
+        # In one option, since a second --gres would replace the first.
+        gres.append(f"gpu:{pool.gpu_model}:{pool.gpus}" if pool.gpu_model else f"gpu:{pool.gpus}")
+    if gres:
+        extra.append(f"--gres={','.join(gres)}")
+    return options | {"job_extra_directives": extra}
+
+
+# Nodes
+
+
+def node_kinds(
+    partition: str | None, constraint: str | None, cluster: str | None, run: Callable[[Sequence[str]], Ran]
+) -> tuple[list[NodeKind], str]:
+    """The kinds of node in a partition (without one: in the default), and why they are not known, or an empty text."""
+    command = ["sinfo", "--noheader", "--exact", f"--format={_SINFO_FORMAT}"]
+    command += [f"--partition={partition}"] if partition else []
+    command += [f"--clusters={cluster}"] if cluster else []
+    done = run(command)
+    if done.code != 0:
+        return [], (done.err.strip() or f"sinfo ended with {done.code}").splitlines()[0]
+    kinds = parse_sinfo(done.out)
+    if partition is None:
+        kinds = [kind for kind in kinds if kind.default] or kinds
+    if not kinds:
+        return [], f"sinfo knows no node of partition {partition}" if partition else "sinfo names no default partition"
+    fitting = [kind for kind in kinds if _has(kind, constraint)]
+    return (fitting, "") if fitting else ([], f"no node of partition {kinds[0].partition} has {constraint}")
+
+
+def parse_sinfo(out: str) -> list[NodeKind]:
+    """Lines of `sinfo --format=%P|%l|%L|%c|%m|%G|%f`."""
+    kinds = []
+    for line in out.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) != 7 or not fields[0]:
+            continue  # «CLUSTER: name»
+        name, limit, default_time, cores, memory, gres, features = fields
+        kinds.append(
+            NodeKind(
+                partition=name.rstrip("*"),
+                default=name.endswith("*"),
+                limit_s=_seconds(limit),
+                default_time_s=_seconds(default_time),
+                cores=int(cores.rstrip("+")),
+                memory_mib=int(memory.rstrip("+")),
+                gpus=_gpus(gres),
+                features=frozenset(re.findall(r"[^,\s()]+", features)),
+            )
+        )
+    return kinds
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        return parse_walltime("slurm", text)
+    except ValueError:
+        return None  # infinite, n/a
+
+
+def _gpus(gres: str) -> tuple[tuple[str, int], ...]:
+    found = re.findall(r"(?:^|,)gpu(?::([A-Za-z][^:,()]*))?(?::(\d+))?", gres)
+    return tuple((model, int(number or 1)) for model, number in found)
+
+
+def _has(kind: NodeKind, constraint: str | None) -> bool:
+    """Whether the nodes have the features; a constraint with more than names and one operator counts as met."""
+    if not constraint or not re.fullmatch(r"[\w.-]+(?:(?:&[\w.-]+)*|(?:\|[\w.-]+)*)", constraint):
+        return True
+    names = set(re.split(r"[&|]", constraint))
+    return bool(names & kind.features) if "|" in constraint else names <= kind.features
+
+
+# Sizes
+
+
+def share(
+    kinds: Sequence[NodeKind], requests: Sequence[Request], template: Pool, model: str | None, name: str, *, wide: bool
+) -> Size:
+    """The part of a node that one worker is to have; ConfigurationError where no node holds the largest job.
+
+    At least one job's; and so much that all known jobs, spread over the workers, find room at once. GPUs come in
+    multiples of the largest job's, so that none is left over; cores and memory in proportion.
+    """
+    cores = max((_each(request.cores, request) for request in requests), default=1)
+    memory_mb = max((granting(request.memory_mb or 0) for request in requests), default=0)
+    gpus = max((_each(request.gpus, request) for request in requests), default=0)
+    fitting = [
+        kind
+        for kind in kinds
+        if kind.cores >= cores and _of_model(kind, model) >= gpus and (kind.memory_mib <= 1 or _mb(kind) >= memory_mb)
+    ]
+    if not fitting:
+        largest = max(kinds, key=lambda kind: (_of_model(kind, model), kind.cores, kind.memory_mib))
+        has = f"{largest.cores} cores, {usable_memory_mb(_mb(largest))} MB usable and {_of_model(largest, model)} GPUs"
+        wants = f"{cores} cores, {memory_mb and usable_memory_mb(memory_mb)} MB and {gpus} GPUs"
+        msg = (
+            f"Pool {name}: no node of partition {largest.partition} holds {wants}, the most that its jobs ask for on "
+            f"one node; the largest has {has}. Lower threads, mem_mb or gpu of these rules, or name another "
+            "slurm_partition."
+        )
+        raise ConfigurationError(msg)
+    # The commonest small node: a larger one is scarce, and holds these workers too.
+    kind = min(fitting, key=lambda kind: (_of_model(kind, model), kind.cores, kind.memory_mib))
+    has_gpus = _of_model(kind, model)
+    memory_of_node = _mb(kind) if kind.memory_mib > 1 else 0
+    parts = [cores / kind.cores, memory_mb / memory_of_node if memory_of_node else 0.0]
+    if not wide:  # a wide worker's nodes are leased whole
+        workers = max(1, template.workers_max)
+        parts.append(sum(request.cores for request in requests) / kind.cores / workers)
+        if memory_of_node:
+            parts.append(sum(granting(request.memory_mb or 0) for request in requests) / memory_of_node / workers)
+        if gpus:
+            parts.append(sum(request.gpus for request in requests) / has_gpus / workers)
+    part = min(1.0, max(parts))
+    if gpus:
+        jobs = min(has_gpus // gpus, max(1, math.ceil(part * has_gpus / gpus)))
+        part = max(part, jobs * gpus / has_gpus)
+        gpus *= jobs
+    worker_cores = template.cores or max(cores, math.floor(part * kind.cores + 1e-9))
+    if template.memory_mb is not None:
+        worker_mb, mib = template.memory_mb, None
+    elif memory_of_node:
+        mib = min(kind.memory_mib, max(math.ceil(memory_mb * 10**6 / _MIB), math.floor(part * kind.memory_mib + 1e-9)))
+        worker_mb = mib * _MIB // 10**6
+    else:
+        worker_mb, mib = max(memory_mb, 1000 * worker_cores), None
+    return Size(worker_cores, worker_mb, mib, template.gpus if template.gpus is not None else gpus)
+
+
+def _each(total: int, request: Request) -> int:
+    """A total over the job's nodes, on each of them."""
+    return -(-total // request.nodes)
+
+
+def _mb(kind: NodeKind) -> int:
+    return kind.memory_mib * _MIB // 10**6
+
+
+def _of_model(kind: NodeKind, model: str | None) -> int:
+    return sum(number for found, number in kind.gpus if not model or not found or model_matches(model, found))
+
+
+def granting(memory_mb: int) -> int:
+    """The memory of the smallest worker that leaves so much to jobs (the inverse of `usable_memory_mb`)."""
+    worker_mb = memory_mb
+    while usable_memory_mb(worker_mb) < memory_mb:
+        worker_mb += memory_mb - usable_memory_mb(worker_mb)
+    return worker_mb
+
+
+def _walltime_s(template: Pool, kinds: Sequence[NodeKind], requests: Sequence[Request]) -> float:
+    """The setting, else the longest runtime and its margin, at most the partition's limit."""
+    limits = [kind.limit_s for kind in kinds if kind.limit_s is not None]
+    limit = min(limits) if limits else math.inf
+    if template.walltime_s is not None:
+        return template.walltime_s
+    longest = max((request.runtime_s or 0.0 for request in requests), default=0.0)
+    if any(request.runtime_s is None for request in requests):
+        # What Slurm itself gives to jobs that say nothing.
+        longest = max(longest, *(kind.default_time_s or 0.0 for kind in kinds), 0.0)
+    margin = template.margin_s if template.margin_s is not None else min(300.0, longest / 9)
+    return min(limit, max(_LEAST_WALLTIME_S, math.ceil((longest + margin) / 60) * 60.0))
