@@ -49,7 +49,9 @@ def main() -> int:
         lease_path.unlink(missing_ok=True)
 
 
-async def _serve(config: dict[str, Any], name: str, supervisor: task.Supervisor, started: float) -> int:
+async def _serve(
+    config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
+) -> int:
     import dask
     from distributed.security import Security
 
