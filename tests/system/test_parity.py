@@ -52,13 +52,20 @@ class Case:
 
 
 TOKENS = {"PARITY_TOKEN": "to,k'en $(x)", "PARITY_UNDECLARED": "seen"}
+LANGUAGE_COLD = (
+    *("shell/a.txt", "script/python.txt", "run/out.txt", "shadow/full.txt", "benchmark/out.txt", "temp/out.txt"),
+    *("protected.txt", "token.txt", "tree", "updated.txt", "tmpdir.txt", "retried.txt", "template.txt"),
+    *("other/script.txt", "files with spaces/in name.txt"),
+)
 FAILING = (
     *("good.txt", "after-bad.txt", "missing.txt", "empty.txt", "sum.txt", "signalled.txt", "pipefail.txt", "unset.txt"),
     *("script-error.txt", "run-error.txt", "shadow-error.txt", "plain", "dir-not-file", "kept.txt", "exhausted.txt"),
     *("updated.txt", "benchmarked.txt"),
 )
+HOSTILE_CONFIG = ("one=1,2", "two=it's $(touch HACKED)", 'three={"k": "v,w", "l": [1, "`x`"]}')
 CASES = (
-    Case("language", "language", environment=TOKENS, cold=True),
+    Case("language", "language", environment=TOKENS),
+    Case("language-cold", "language", (LANGUAGE_COLD,), environment=TOKENS, cold=True),
     Case(
         "language-again",
         "language",
@@ -109,12 +116,8 @@ CASES = (
         grouped=True,
     ),
     Case("checkpoints", "checkpoints", ((), ()), cold=True),
-    Case(
-        "hostile",
-        "hostile",
-        (("--config", "one=1,2", "two=it's $(touch HACKED)", 'three={"k": "v,w", "l": [1, "`x`"]}'),),
-        cold=True,
-    ),
+    Case("hostile", "hostile", (("--config", *HOSTILE_CONFIG),)),
+    Case("hostile-few", "hostile", (("--config", "few=yes", *HOSTILE_CONFIG),), cold=True),
     Case("failures", "failures", (("--keep-going", *FAILING),), cold=True),
     Case("failure", "failures", (("bad.txt",),)),
     Case("failure-retries", "failures", (("exhausted.txt", "--retries", "2"),)),
@@ -226,7 +229,7 @@ def run_snakemake(directory: Path, arguments: tuple[str, ...], environment: dict
             start_new_session=True,
         )
         try:
-            process.wait(timeout=240)
+            process.wait(timeout=600)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -278,7 +281,7 @@ def locally(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Result
     return run
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("case", "executor"),
     [
@@ -306,7 +309,7 @@ def test_same_as_local(case: Case, executor: str, locally: Callable[[Case], Resu
     assert "HACKED" not in result.files
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_case_is_worth_comparing(locally: Callable[[Case], Result]) -> None:
     """The local executor's own results are what the cases mean: these exit codes, and files where some are due."""
     codes = {case.name: locally(case).exit_codes for case in CASES}
