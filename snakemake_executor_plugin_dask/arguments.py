@@ -65,8 +65,12 @@ def job_arguments(
     if not _survives_parsing(encoded, target):
         overrides["target_jobs"] = target
         # The parser wants a value that it can read; it is replaced afterwards.
-        encoded = [f"{spec.rulename}:" for spec in target]
-    arguments = ["--snakefile", snakefile, "--target-jobs", *encoded, "--allowed-rules", *sorted(set(rules))]
+        encoded = ["replaced:"]
+    allowed = sorted(set(rules))
+    if any(rule.startswith("-") for rule in allowed):
+        overrides["allowed_rules"] = allowed
+        allowed = ["replaced"]
+    arguments = ["--snakefile", snakefile, "--target-jobs", *encoded, "--allowed-rules", *allowed]
     if groupid is not None:
         arguments += ["--local-groupid", groupid]
     arguments += ["--cores", str(cores), "--attempt", str(attempt)]

@@ -100,3 +100,12 @@ def test_snakemakes_functions_are_put_back() -> None:
 
     assert module.format_cli_arg is format_cli_arg
     assert isinstance(SpawnedJobArgsFactory(SimpleNamespace()), SpawnedJobArgsFactory)
+
+
+def test_rules_that_no_parser_reads_travel_as_overrides() -> None:
+    """Names with leading dashes, colons and commas: an argument stands in for them, and is replaced."""
+    target = [TargetSpec("-n", {}), TargetSpec("a:b,c", {"x": "1"})]
+    arguments, overrides = job(target=target, rules=["-n", "a:b,c"])
+    assert [tuple(spec) for spec in overrides["target_jobs"]] == [tuple(spec) for spec in target]
+    assert overrides["allowed_rules"] == ["-n", "a:b,c"]
+    assert not {"-n", "a:b,c"} & set(arguments)
