@@ -23,9 +23,13 @@ def look(workdir):
             return version(name)
         except PackageNotFoundError:
             return ""
+    try:
+        importable = importlib.util.find_spec("snakemake_executor_plugin_dask.worker.attach") is not None
+    except ImportError:
+        importable = False
     return {
         "host": os.environ.get("SLURMD_NODENAME") or platform.node(),
-        "importable": importlib.util.find_spec("snakemake_executor_plugin_dask") is not None,
+        "importable": importable,
         "plugin": installed("snakemake-executor-plugin-dask"),
         "snakemake": installed("snakemake"),
         "workdir": os.path.isdir(workdir),

@@ -271,7 +271,11 @@ class AttachedRun(Run):
         worker = (await self._workers()).get(address)
         if worker is None:
             return
-        if await self._attached.join(address, str(worker["name"]), worker.get("resources", {})) is not None:
+        if await self._attached.join(address, str(worker["name"]), worker.get("resources", {})) is None:
+            self._send(
+                Say("warning", f"Worker {worker['name']} at {address} is not used: the plugin's part did not start.")
+            )
+        else:
             await self._renew_once()
 
     # Jobs

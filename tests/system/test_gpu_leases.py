@@ -18,7 +18,8 @@ rule job:
     shell:
         '''
         b=$(date +%s.%N); sleep 0.4
-        echo "{{\\\\"begin\\\\": $b, \\\\"end\\\\": $(date +%s.%N), \\\\"seen\\\\": \\\\"$CUDA_VISIBLE_DEVICES\\\\"," > {output}
+        echo "{{\\\\"begin\\\\": $b, \\\\"end\\\\": $(date +%s.%N)," > {output}
+        echo "\\\\"seen\\\\": \\\\"$CUDA_VISIBLE_DEVICES\\\\"," >> {output}
         echo "\\\\"order\\\\": \\\\"$CUDA_DEVICE_ORDER\\\\"}}" >> {output}
         '''
 """
