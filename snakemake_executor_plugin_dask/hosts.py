@@ -43,9 +43,9 @@ def hydra_file(hosts: Hosts) -> str:
 
 
 def host_environment(hosts: Hosts, manager: Literal["slurm", "other"], path: str) -> tuple[tuple[str, str | None], ...]:
-    """Variables that make each launcher use these nodes; ``path`` is where `host_file` was written, and
-    ``path`` with `.hydra` behind it `hydra_file`.
+    """Variables that make each launcher use these nodes.
 
+    ``path`` is where `host_file` was written, and ``path`` with `.hydra` behind it where `hydra_file` was.
     ``manager``: "slurm" for jobs in an allocation of Slurm, where `srun` and Open MPI go by Slurm's variables first.
     """
     names = ",".join(name for name, _ in hosts)
