@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import wait
 
 from snakemake_executor_plugin_dask.backends import backend_for
@@ -78,6 +79,7 @@ class Run:
             worker_removed=self._removed,
             event=self.controller.received,
         )
+        dask.config.set({"temporary-directory": os.fspath(self._state_dir)})  # and not one that all users share
         await cluster.start(dashboard, hear)
         leases = self._leases = LeaseServer(server_context(files), lambda *_: None)
         await leases.start(host)

@@ -69,7 +69,7 @@ def outputs(directory: Path) -> set[str]:
 
 
 def test_memory(tmp_path: Path) -> None:
-    """Who exceeds `mem_mb` is ended alone, a retry that asks for more succeeds, shared memory counts once, no `mem_mb` is no limit."""
+    """Who exceeds `mem_mb` is ended alone; a retry with more succeeds; shared memory counts once; else no limit."""
     with limited(tmp_path, MEMORY) as run:
         assert run.wait() == 1
         assert outputs(tmp_path) == {"grows", "neighbour", "sharing", "unlimited"}
@@ -100,7 +100,13 @@ rule slow:
 rule stubborn:
     output: "stubborn.txt"
     resources: runtime=1, mem_mb=100
-    shell: '''(trap "" TERM; setsid bash -c 'trap "" TERM; sleep 300' & sleep 300) & trap "" TERM; sleep 300; sleep 300'''
+    shell:
+        '''
+        (trap "" TERM; setsid bash -c 'trap "" TERM; sleep 300' & sleep 300) &
+        trap "" TERM
+        sleep 300
+        sleep 300
+        '''
 
 rule quick:
     output: "quick.txt"
@@ -111,7 +117,7 @@ rule quick:
 
 @pytest.mark.slow
 def test_runtime(tmp_path: Path) -> None:
-    """After `runtime` a job gets SIGTERM, then SIGKILL, to its whole tree; the message says so; partial output is removed."""
+    """After `runtime` a job's whole tree gets SIGTERM, then SIGKILL; the message says so; partial output is removed."""
     with limited(tmp_path, RUNTIME) as run:
         assert run.wait(180) == 1
         assert outputs(tmp_path) == {"quick"}

@@ -1,0 +1,125 @@
+"""A worker on another host whose network is cut for longer than a lease, and comes back. Needs root.
+
+The worker runs in a network namespace of its own, reached over a pair of virtual interfaces. What tells
+the truth are the jobs' own lines: each says every half second, with its attempt's key, that it is alive.
+"""
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import SnakemakeRun, snakemake, wait_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces"),
+]
+
+NAMESPACE = f"snkdask{os.getpid()}"
+INTERFACE = "snkveth0"  # the same name on both sides, since a pool names one interface for scheduler and workers
+
+#: Starts one worker in the namespace and one beside it, as a launcher would on two nodes.
+LAUNCHER = """#!/bin/bash
+trap 'kill $(jobs -p); wait; exit 0' TERM
+export OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2
+shift
+OMPI_COMM_WORLD_RANK=0 ip netns exec NAMESPACE "$@" &
+OMPI_COMM_WORLD_RANK=1 "$@" &
+wait
+"""
+
+#: The second worker can take the job only once its own first one is over.
+SNAKEFILE = """
+rule all:
+    input: expand("out/{i}.txt", i=range(2))
+
+rule work:
+    output: "out/{i}.txt"
+    shell:
+        '''
+        echo "start $SNAKEMAKE_DASK_JOB $(date +%s.%N)" >> log.{wildcards.i}
+        while ! test -e go; do
+            echo "alive $SNAKEMAKE_DASK_JOB $(date +%s.%N)" >> log.{wildcards.i}
+            sleep 0.5
+        done
+        echo "end $SNAKEMAKE_DASK_JOB $(date +%s.%N)" >> log.{wildcards.i}
+        echo $SNAKEMAKE_DASK_JOB > {output}
+        '''
+"""
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    """A namespace, connected to this one."""
+    far = f"{INTERFACE}-far"
+    ip("netns", "add", NAMESPACE)
+    try:
+        ip("link", "add", INTERFACE, "type", "veth", "peer", "name", far)
+        ip("link", "set", far, "netns", NAMESPACE)
+        ip("-n", NAMESPACE, "link", "set", far, "name", INTERFACE)
+        ip("addr", "add", "10.213.77.1/24", "dev", INTERFACE)
+        ip("-n", NAMESPACE, "addr", "add", "10.213.77.2/24", "dev", INTERFACE)
+        ip("link", "set", INTERFACE, "up")
+        ip("-n", NAMESPACE, "link", "set", INTERFACE, "up")
+        ip("-n", NAMESPACE, "link", "set", "lo", "up")
+        yield
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            ip("link", "del", INTERFACE)
+        ip("netns", "del", NAMESPACE)
+
+
+def lines(run: SnakemakeRun, job: str, kind: str) -> list[tuple[str, float]]:
+    """Attempts' keys and times of a job's lines of one kind."""
+    path = run.directory / f"log.{job}"
+    found = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return [(words[1], float(words[2])) for words in found if len(words) == 3 and words[0] == kind]
+
+
+@pytest.mark.parametrize("cut_s", [50, 75])
+def test_cut_network(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch, cut_s: float) -> None:
+    """Shorter or longer than a lease: the old attempt is dead before the new one starts; its result is not taken."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text(LAUNCHER.replace("NAMESPACE", NAMESPACE))
+    launcher.chmod(0o755)
+    monkeypatch.setenv("NHOSTS", "2")  # so says Grid Engine of an allocation of two nodes
+    options = f"{{launcher: {launcher} --, interface: {INTERFACE}}}"
+    settings = ("--dask-cluster", "mpi", "--dask-workers", "2", "--dask-worker-cores", "1", "--dask-options", options)
+    with snakemake(tmp_path / "work", SNAKEFILE, *settings) as run:
+        wait_for(lambda: all(lines(run, job, "alive") for job in "01"), "both jobs started")
+        placed = {event["key"]: event["worker"] for event in run.events("job-placed")}
+        far = next(key for key, worker in placed.items() if worker.endswith("-0"))
+        cut_job = next(job for job in "01" if lines(run, job, "start")[0][0] == far)
+        assert far in dict(lines(run, cut_job, "alive"))
+        ip("link", "set", INTERFACE, "down")
+        cut = time.time()
+        back = time.monotonic() + cut_s
+        wait_for(lambda: time.monotonic() > back, "the network is cut", cut_s + 60)
+        ip("link", "set", INTERFACE, "up")
+        # The other worker's only core is busy meanwhile, so that the far one's job must wait for it.
+        wait_for(lambda: "runs again" in run.output, "the far worker's attempt is known to be dead", 200)
+        known = time.time()
+        (run.directory / "go").touch()
+        assert run.wait(120) == 0, run.output
+        starts = lines(run, cut_job, "start")
+        assert len(starts) == 2
+        old, new = starts[0][0], starts[1][0]
+        assert old == far != new
+        last = max(when for key, when in lines(run, cut_job, "alive") if key == old)
+        print(f"cut {cut_s} s: alive for {last - cut:.0f} s, known to be dead after {known - cut:.0f} s")
+        assert last < known
+        assert last < starts[1][1]
+        assert [key for key, _ in lines(run, cut_job, "end")] == [new]
+        assert (run.directory / "out" / f"{cut_job}.txt").read_text().strip() == new
+        assert run.output.count("Worker ") >= 1
+        assert "was lost" in run.output
+        run.expect_gone(60)
