@@ -24,8 +24,10 @@ from snakemake_interface_executor_plugins.utils import TargetSpec, encode_as_bas
 _ARGUMENT, _PART, _BETWEEN = "\x1d", "\x1e", "\x1f"
 _patching = threading.Lock()
 
-#: A child's rate limiter leaves a timer of its timespan (1 s by default) behind, for which the interpreter waits.
-NO_IDLE_SECOND = ("--max-jobs-per-timespan", "1000/0s")
+#: What a job's Snakemake needs beyond Snakemake's own arguments. Its rate limiter would leave a timer of its timespan (1 s
+#: by default) behind, for which the interpreter waits at its end. A rule's own `retries` would be made by it too, with the
+#: first attempt's resources; rules that count as preemptible have the number of retries that is given here.
+ADDED = ("--max-jobs-per-timespan", "1000/0s", "--preemptible-rules", "--preemptible-retries", "0")
 
 
 def general_arguments(factory: Any, common_settings: CommonSettings) -> list[str]:
@@ -41,7 +43,7 @@ def general_arguments(factory: Any, common_settings: CommonSettings) -> list[str
             arguments.extend(piece[1:].split(_PART))
         else:  # a literal in Snakemake's own code, such as "--retries 0"
             arguments.extend(piece.split())
-    return [*arguments, *NO_IDLE_SECOND]
+    return [*arguments, *ADDED]
 
 
 def job_arguments(

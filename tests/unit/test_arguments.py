@@ -10,7 +10,7 @@ from snakemake.spawn_jobs import SpawnedJobArgsFactory
 from snakemake.target_jobs import parse_target_jobs_cli_args
 from snakemake_interface_executor_plugins.utils import TargetSpec, format_cli_arg
 
-from snakemake_executor_plugin_dask.arguments import NO_IDLE_SECOND, general_arguments, job_arguments
+from snakemake_executor_plugin_dask.arguments import ADDED, general_arguments, job_arguments
 from snakemake_executor_plugin_dask.settings import common_settings
 
 text = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\x1d\x1e\x1f"), max_size=30)
@@ -90,7 +90,7 @@ class Factory:
 def test_general_values_survive(values: list[str]) -> None:
     """Values with quotes, spaces, dollars or newlines arrive as they are, each as one argument."""
     arguments = general_arguments(Factory(values), common_settings)
-    assert arguments == ["--force", "--retries", "0", "--config", *values, *NO_IDLE_SECOND]
+    assert arguments == ["--force", "--retries", "0", "--config", *values, *ADDED]
 
 
 def test_snakemakes_functions_are_put_back() -> None:
