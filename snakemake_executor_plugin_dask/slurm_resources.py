@@ -22,6 +22,8 @@ Key = tuple[tuple[str, str], ...]
 _MIB = 2**20
 #: An allocation is worth its wait only if it lives for more than one short job; unused time is given back anyway.
 _LEAST_WALLTIME_S = 3600.0
+_LEAST_JOBS = 4  # of the largest kind that a worker is to hold at once, where so many are known and a node has room
+_TINY = 1e-9
 _SINFO_FORMAT = "%P|%l|%L|%c|%m|%G|%f"
 
 
@@ -241,8 +243,8 @@ def share(
 ) -> Size:
     """The part of a node that one worker is to have; ConfigurationError where no node holds the largest job.
 
-    At least one job's; and so much that all known jobs, spread over the workers, find room at once. GPUs come in
-    multiples of the largest job's, so that none is left over; cores and memory in proportion.
+    At least one job's, better four; and so much that all known jobs, spread over the workers, find room at once. GPUs
+    come in multiples of the largest job's, so that none is left over; cores and memory in proportion.
     """
     cores = max((_each(request.cores, request) for request in requests), default=1)
     memory_mb = max((granting(request.memory_mb or 0) for request in requests), default=0)
@@ -266,24 +268,27 @@ def share(
     kind = min(fitting, key=lambda kind: (_of_model(kind, model), kind.cores, kind.memory_mib))
     has_gpus = _of_model(kind, model)
     memory_of_node = _mb(kind) if kind.memory_mib > 1 else 0
-    parts = [cores / kind.cores, memory_mb / memory_of_node if memory_of_node else 0.0]
+    one = max(cores / kind.cores, memory_mb / memory_of_node if memory_of_node else 0.0)
+    part = one
     if not wide:  # a wide worker's nodes are leased whole
-        workers = max(1, template.workers_max)
-        parts.append(sum(request.cores for request in requests) / kind.cores / workers)
-        if memory_of_node:
-            parts.append(sum(granting(request.memory_mb or 0) for request in requests) / memory_of_node / workers)
-        if gpus:
-            parts.append(sum(request.gpus for request in requests) / has_gpus / workers)
-    part = min(1.0, max(parts))
+        total = max(
+            sum(request.cores for request in requests) / kind.cores,
+            sum(granting(request.memory_mb or 0) for request in requests) / memory_of_node if memory_of_node else 0.0,
+            sum(request.gpus for request in requests) / has_gpus if gpus else 0.0,
+        )
+        part = max(one, total / max(1, template.workers_max), min(total, _LEAST_JOBS * one))
+    part = min(1.0, part)
     if gpus:
-        jobs = min(has_gpus // gpus, max(1, math.ceil(part * has_gpus / gpus)))
+        jobs = min(has_gpus // gpus, max(1, math.ceil(part * has_gpus / gpus - _TINY)))
         part = max(part, jobs * gpus / has_gpus)
         gpus *= jobs
-    worker_cores = template.cores or max(cores, math.floor(part * kind.cores + 1e-9))
+    else:
+        part = math.ceil(part * kind.cores - _TINY) / kind.cores
+    worker_cores = template.cores or max(cores, math.floor(part * kind.cores + _TINY))
     if template.memory_mb is not None:
         worker_mb, mib = template.memory_mb, None
     elif memory_of_node:
-        mib = min(kind.memory_mib, max(math.ceil(memory_mb * 10**6 / _MIB), math.floor(part * kind.memory_mib + 1e-9)))
+        mib = min(kind.memory_mib, max(math.ceil(memory_mb * 10**6 / _MIB), math.floor(part * kind.memory_mib + _TINY)))
         worker_mb = mib * _MIB // 10**6
     else:
         worker_mb, mib = max(memory_mb, 1000 * worker_cores), None

@@ -119,7 +119,7 @@ class VirtualSlurm:
         self._start("slurmctld", "slurmctld", "-D", "-c", "-f", str(self.conf))
         for node in NODES:
             self.start_node(node)
-        _wait(self._all_idle, timeout_s, "the nodes did not become idle", self)
+        _wait(self.all_idle, timeout_s, "the nodes did not become idle", self)
 
     def down(self) -> None:
         """End the jobs, then the daemons, by process id; leaves DIR to be read or removed."""
@@ -150,6 +150,9 @@ class VirtualSlurm:
                 if wanted in _environ(pid) or (_comm(pid) == "slurmstepd" and f"[{job}.".encode() in _cmdline(pid)):
                     _signal(pid, signal.SIGKILL)
 
+    def pid_of_node(self, node: str) -> int | None:
+        return self._pid(f"slurmd.{node}")
+
     # Interior
 
     def _write_configuration(self) -> None:
@@ -173,7 +176,7 @@ class VirtualSlurm:
             with os.fdopen(os.open(key, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
                 stream.write(secrets.token_bytes(1024))
 
-    def _all_idle(self) -> bool:
+    def all_idle(self) -> bool:
         states = self.run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False).splitlines()
         idle = {line.split()[0] for line in states if line.split()[1] == "idle"}
         return idle == set(NODES)

@@ -1,0 +1,373 @@
+"""Runs on a real Slurm of small virtual nodes. After each test the queue is empty."""
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clusters.slurm import NODES, VirtualSlurm
+from running import SnakemakeRun, ended, logged_jobs, snakemake, started, wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+
+RUN_S = 400.0  # a machine that is busy with other tests starts a worker within a minute
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[VirtualSlurm]:
+    """A Slurm of its own, which the commands of this process and its children find."""
+    directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    slurm = VirtualSlurm(directory)
+    before = os.environ.get("SLURM_CONF")
+    try:
+        slurm.up()
+        os.environ["SLURM_CONF"] = str(slurm.conf)
+        yield slurm
+    finally:
+        slurm.down()
+        if before is None:
+            os.environ.pop("SLURM_CONF", None)
+        else:
+            os.environ["SLURM_CONF"] = before
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def slurm(cluster: VirtualSlurm) -> Iterator[VirtualSlurm]:
+    """The cluster with all nodes idle and nothing queued; the test leaves the queue empty."""
+    ready(cluster)
+    yield cluster
+    left = cluster.queue()
+    cluster.run("scancel", "--user", str(os.getuid()), check=False)
+    assert not left, "allocations were left behind"
+
+
+def ready(cluster: VirtualSlurm) -> None:
+    for partition in ("cpu", "big", "gpu"):
+        cluster.run("scontrol", "update", f"PartitionName={partition}", "State=UP")
+    for node in NODES:
+        if cluster.pid_of_node(node) is None:
+            cluster.start_node(node)
+    wait_for(cluster.all_idle, "all nodes idle", 120)
+
+
+def allocations(slurm: VirtualSlurm, *states: str) -> list[str]:
+    """Ids of the plugin's allocations that are in one of the states (without: in any)."""
+    lines = [line.split() for line in slurm.queue()]
+    return [line[0] for line in lines if line[1].startswith("snakemake-") and (not states or line[2] in states)]
+
+
+def pools(directory: Path, text: str) -> str:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "pools.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def one_pool(workers: str, more: str = "", partition: str = "cpu", walltime: str = "10m", cores: int = 1) -> str:
+    return f"""
+pools:
+  main:
+    cluster: slurm
+    workers: {workers}
+    cores: {cores}
+    memory: 900 MB
+    walltime: {walltime}
+    options: {{queue: {partition}}}
+    {more}
+"""
+
+
+def values(run: SnakemakeRun, pattern: str) -> list[str]:
+    return sorted(path.read_text().strip() for path in run.directory.glob(pattern))
+
+
+def attempts(run: SnakemakeRun) -> dict[str, int]:
+    """How often each job was started."""
+    count: dict[str, int] = {}
+    for line in started(run):
+        count[line.split()[1]] = count.get(line.split()[1], 0) + 1
+    return count
+
+
+def test_pools_file_routes_to_two_partitions(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Jobs run in the first pool that holds them, each in its partition, with its prologue and Snakemake's variables."""
+    file = pools(
+        tmp_path,
+        """
+pools:
+  small:
+    cluster: slurm
+    workers: 0-2
+    cores: 2
+    memory: 1500 MB
+    walltime: 10m
+    options: {queue: cpu, job_script_prologue: ["export FROM_PROLOGUE='a b'"]}
+  large:
+    cluster: slurm
+    workers: 0-1
+    cores: 4
+    memory: 4 GB
+    walltime: 20m
+    options: {queue: big}
+""",
+    )
+    snakefile = """
+rule all:
+    input: expand("small/{i}", i=range(4)), "large/0", "long/0"
+rule small:
+    output: "small/{i}"
+    resources: mem_mb=300, runtime=2
+    shell: "echo $SLURM_JOB_PARTITION $FROM_PROLOGUE > {output}"
+rule large:
+    output: "large/0"
+    threads: 3
+    shell: "echo $SLURM_JOB_PARTITION > {output}"
+rule long:
+    output: "long/0"
+    resources: runtime=15
+    shell: "echo $SLURM_JOB_PARTITION > {output}"
+"""
+    with snakemake(tmp_path, snakefile, "--dask-pools", file) as run:
+        assert run.wait(RUN_S) == 0, run.output
+        assert values(run, "small/*") == ["cpu a b"] * 4
+        assert values(run, "large/*") == values(run, "long/*") == ["big"]
+        assert not list(tmp_path.glob("*.out")), "Slurm's output files lie in the working directory"
+        run.expect_gone(30)
+
+
+def test_pools_made_for_slurm_resources(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Jobs that name partition, constraint and GPUs get there, and those that share GPUs see each its own."""
+    snakefile = """
+rule all:
+    input: expand("cpu/{i}", i=range(3)), "big/0", expand("gpu/{i}", i=range(2))
+rule cpu:
+    output: "cpu/{i}"
+    resources: mem_mb_per_cpu=400, runtime=2
+    shell: "echo $SLURM_JOB_PARTITION > {output}"
+rule big:
+    output: "big/0"
+    threads: 2
+    resources: slurm_partition="big", constraint="bigmem", slurm_extra="'--comment=x'"
+    shell: "echo $SLURM_JOB_PARTITION > {output}"
+rule gpu:
+    output: "gpu/{i}"
+    resources: slurm_partition="gpu", gres="gpu:a100:2", mem_mb=500, runtime=5
+    shell: "sleep 3; echo $SLURM_JOB_PARTITION $CUDA_VISIBLE_DEVICES > {output}"
+"""
+    with snakemake(tmp_path, snakefile, "--dask-cluster", "slurm", "--dask-workers", "0-2") as run:
+        assert run.wait(RUN_S) == 0, run.output
+        assert values(run, "cpu/*") == ["cpu"] * 3
+        assert values(run, "big/*") == ["big"]
+        gpus = [line.split() for line in values(run, "gpu/*")]
+        assert [line[0] for line in gpus] == ["gpu", "gpu"]
+        assert all(len(line[1].split(",")) == 2 for line in gpus), gpus
+
+
+def test_workers_come_and_go_with_the_work(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Several jobs bring several allocations; while one long job is left, only its own is kept."""
+    file = pools(tmp_path, one_pool("0-3", "idle_timeout: 3s"))
+    body = "if [ {wildcards.i} = 0 ]; then for n in $(seq 600); do [ -e release ] && break; sleep 0.2; done; else sleep 4; fi"
+    with snakemake(tmp_path, logged_jobs(7, body), "--dask-pools", file) as run:
+        wait_for(lambda: len(allocations(slurm, "RUNNING")) == 3, "three allocations", RUN_S)
+        wait_for(lambda: len(ended(run)) == 6, "the short jobs' end", RUN_S)
+        wait_for(lambda: len(allocations(slurm)) == 1, "one allocation left", 60)
+        assert len(ended(run)) == 6, "the long job lost its worker"
+        (tmp_path / "release").touch()
+        assert run.wait(RUN_S) == 0, run.output
+        assert set(attempts(run).values()) == {1}
+
+
+@pytest.mark.slow
+def test_walltime_ends_during_many_short_jobs(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Allocations of a minute end one after the other; every job runs once, and none is ended with its allocation."""
+    file = pools(tmp_path, one_pool("0-1", "default_runtime: 4s\n    margin: 6s", walltime="1m", cores=2))
+    with snakemake(tmp_path, logged_jobs(50, "sleep 2"), "--dask-pools", file) as run:
+        assert run.wait(RUN_S) == 0, run.output
+        assert len(run.events("worker-joined")) >= 2, "one allocation was enough; the test shows nothing"
+        assert attempts(run) == {str(i): 1 for i in range(50)}
+        assert len(ended(run)) == 50
+
+
+def test_allocation_cancelled_from_outside(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """`scancel` of a running allocation: its jobs run again elsewhere, after the first attempts are dead."""
+    file = pools(tmp_path, one_pool("0-1"))
+    with snakemake(tmp_path, logged_jobs(2, "sleep 8"), "--dask-pools", file) as run:
+        wait_for(lambda: started(run), "a job's start", RUN_S)
+        (victim,) = allocations(slurm, "RUNNING")
+        slurm.run("scancel", victim)
+        assert run.wait(RUN_S) == 0, run.output
+        assert attempts(run) == {"0": 2, "1": 1} or attempts(run) == {"0": 1, "1": 2}
+        assert len(ended(run)) == 2, "the first attempt went on"
+
+
+def test_node_goes_down(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """A power cut of the node: the job runs again on another one."""
+    file = pools(tmp_path, one_pool("0-1"))
+    with snakemake(tmp_path, logged_jobs(1, "hostname; sleep 8"), "--dask-pools", file) as run:
+        wait_for(lambda: started(run), "a job's start", RUN_S)
+        (line,) = slurm.queue()
+        slurm.kill_node(line.split()[3])
+        assert run.wait(RUN_S) == 0, run.output
+        assert attempts(run) == {"0": 2}
+        assert len(ended(run)) == 1
+    wait_for(lambda: not slurm.queue(), "Slurm to notice that the node is gone", 60)
+
+
+def test_partition_down_for_a_while(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """A partition that is down queues the allocation; why is said, at most a few are queued, and work starts once it is up."""
+    slurm.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
+    file = pools(tmp_path, one_pool("0-8"))
+    with snakemake(tmp_path, logged_jobs(8, "true"), "--dask-pools", file) as run:
+        wait_for(lambda: allocations(slurm, "PENDING"), "an allocation in the queue", RUN_S)
+        wait_for(lambda: "PartitionDown" in run.output, "the reason", RUN_S)
+        assert len(allocations(slurm)) <= 3
+        said = run.output.count("PartitionDown")
+        time.sleep(5)
+        assert run.output.count("PartitionDown") == said == 1, "it is said again and again"
+        slurm.run("scontrol", "update", "PartitionName=cpu", "State=UP")
+        assert run.wait(RUN_S) == 0, run.output
+
+
+@pytest.mark.slow
+def test_pool_that_cannot_be_brought_up_is_given_up(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """A partition that refuses: after several tries with growing delays the jobs run in another pool, and it is said why."""
+    slurm.run("scontrol", "update", "PartitionName=cpu", "State=INACTIVE")
+    text = one_pool("0-2") + one_pool("0-1", partition="big").partition("pools:")[2].replace("main:", "other:")
+    with snakemake(
+        tmp_path, logged_jobs(3, "echo $SLURM_JOB_PARTITION >> where"), "--dask-pools", pools(tmp_path, text)
+    ) as run:
+        assert run.wait(RUN_S) == 0, run.output
+        assert (tmp_path / "where").read_text().split() == ["big"] * 3
+        assert "sbatch" in run.output, run.output
+        assert "inactive" in run.output, run.output
+        gone = [event["t"] for event in run.events("allocation-gone") if event["pool"] == "main"]
+        assert 2 <= len(gone) <= 12, gone
+
+
+def test_full_queue(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """While others hold the nodes, allocations wait, a few at most; the work starts when there is room."""
+    for _ in range(3):
+        slurm.run("sbatch", "--cpus-per-task=2", "--mem=3000", "--output=/dev/null", "--wrap", "exec sleep 600")
+    wait_for(lambda: len(slurm.queue()) == 3 and all("RUNNING" in line for line in slurm.queue()), "full nodes")
+    others = [line.split()[0] for line in slurm.queue()]
+    file = pools(tmp_path, one_pool("0-6"))
+    with snakemake(tmp_path, logged_jobs(6, "true"), "--dask-pools", file) as run:
+        wait_for(lambda: len(allocations(slurm, "PENDING")) == 3, "queued allocations", RUN_S)
+        wait_for(lambda: "Resources" in run.output or "Priority" in run.output, "the reason", RUN_S)
+        assert len(allocations(slurm)) == 3
+        slurm.run("scancel", *others)
+        assert run.wait(RUN_S) == 0, run.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_snakemake_ends_with_jobs_running_and_queued(
+    slurm: VirtualSlurm, tmp_path: Path, number: signal.Signals
+) -> None:
+    """However Snakemake ends, its running and its queued allocations are gone soon after, and all processes."""
+    # Of two workers with two cores each on two nodes' memory the third has to wait.
+    text = one_pool("0-9", cores=2).replace("900 MB", "3 GB")
+    with snakemake(tmp_path, logged_jobs(10, "sleep 300"), "--dask-pools", pools(tmp_path, text)) as run:
+        wait_for(lambda: started(run), "a job's start", RUN_S)
+        wait_for(lambda: allocations(slurm, "PENDING"), "an allocation that waits", RUN_S)
+        os.kill(run.process.pid, number)
+        run.wait(60)
+        wait_for(lambda: not allocations(slurm), "an empty queue", 60)
+        run.expect_gone(30)
+
+
+def test_next_run_cancels_what_a_dead_host_left(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Snakemake and driver killed at once, with an allocation in the queue: the next run in the directory cancels it."""
+    slurm.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
+    file = pools(tmp_path, one_pool("0-1"))
+    with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
+        wait_for(lambda: allocations(slurm, "PENDING"), "an allocation in the queue", RUN_S)
+        old = allocations(slurm)
+        for pid in (run.driver(), run.process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (run.driver(), run.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        run.wait(30)
+        assert allocations(slurm) == old
+    file = pools(tmp_path, one_pool("0-1", partition="big"))
+    with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file, "--nolock", "--rerun-incomplete") as run:
+        wait_for(lambda: not set(old) & set(allocations(slurm)), "the old allocation cancelled", RUN_S)
+        assert run.wait(RUN_S) == 0, run.output
+
+
+def test_wide_worker_runs_mpi_jobs(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """One worker holds an allocation of two nodes, and an inner `srun` starts a task on each, more than one job at once."""
+    file = pools(
+        tmp_path,
+        """
+pools:
+  wide:
+    cluster: slurm
+    workers: 0-1
+    nodes: 2
+    cores: 2
+    memory: 1500 MB
+    walltime: 10m
+    options: {queue: big}
+""",
+    )
+    snakefile = """
+rule all:
+    input: expand("out/{i}", i=range(2))
+rule mpi:
+    output: "out/{i}"
+    resources: nodes=2, tasks=2, mpi="srun", runtime=5
+    shell: "{resources.mpi} -n {resources.tasks} --ntasks-per-node=1 bash -c 'echo $SLURMD_NODENAME' | sort > {output}"
+"""
+    with snakemake(tmp_path, snakefile, "--dask-pools", file) as run:
+        assert run.wait(RUN_S) == 0, run.output
+        assert values(run, "out/*") == ["m1\nm2"] * 2
+
+
+@contextlib.contextmanager
+def _path_without(tmp_path: Path, *commands: str) -> Iterator[None]:
+    """PATH with only the commands that a run needs beside the named ones."""
+    kept = tmp_path / "bin"
+    kept.mkdir()
+    for name in ("bash", "sh", "env", "sbatch", "scancel", "squeue", "sinfo", "cat", "sleep", "date"):
+        if name not in commands and (path := shutil.which(name)):
+            (kept / name).symlink_to(path)
+    before = os.environ["PATH"]
+    os.environ["PATH"] = str(kept)
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def test_missing_command_is_named_before_anything_starts(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Without `sbatch` the run stops with a sentence that names it."""
+    file = pools(tmp_path, one_pool("0-1"))
+    with _path_without(tmp_path, "sbatch"), snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
+        assert run.wait(RUN_S) != 0
+        assert "sbatch" in run.output and "not on PATH" in run.output, run.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("{queue: cpuu}", "did you mean cpu?"),
+        ("{queu: cpu}", "did you mean 'queue'?"),
+        ("{queue: cpu, interface: ib77}", "ib77"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_starts(
+    slurm: VirtualSlurm, tmp_path: Path, options: str, said: str
+) -> None:
+    """A queue, an option or an interface that does not exist stops the run with what there is."""
+    file = pools(tmp_path, one_pool("0-1").replace("{queue: cpu}", options))
+    with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
+        assert run.wait(RUN_S) != 0
+        assert said in run.output, run.output
+        assert not run.events("allocation-submitted")
