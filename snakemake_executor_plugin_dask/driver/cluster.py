@@ -85,7 +85,13 @@ class RunCluster:
 
     def __init__(self, security: Security, host: str | None, interface: str | None, port: int) -> None:
         self._security = security
-        self._where: dict[str, Any] = {"host": host, "interface": interface, "port": port}
+        # Workers come over TLS; the client is in this process, and needs neither a socket nor encryption.
+        self._where: dict[str, Any] = {
+            "protocol": ["tls://", "inproc://"],
+            "host": [host, None],
+            "interface": [interface, None],
+            "port": [port, None],
+        }
         self._cluster: Any = None
         self.client: Any = None
         self.workers: dict[str, WorkerProcess] = {}
@@ -96,7 +102,7 @@ class RunCluster:
         quieten()
         scheduler = {
             "cls": dashboard.scheduler_class(),
-            "options": {"protocol": "tls://", "security": self._security, **self._where, **dashboard.scheduler_options},
+            "options": {"security": self._security, **self._where, **dashboard.scheduler_options},
         }
         self._cluster = SpecCluster(
             scheduler=scheduler, asynchronous=True, security=self._security, name="snakemake", shutdown_on_close=False
@@ -104,7 +110,10 @@ class RunCluster:
         await self._cluster
         self._cluster.scheduler.add_plugin(_Ears(hear))
         self.client = await Client(
-            self._cluster.scheduler_address, security=self._security, asynchronous=True, set_as_default=False
+            self._cluster.scheduler.listeners[1].contact_address,
+            security=self._security,
+            asynchronous=True,
+            set_as_default=False,
         )
 
     @property
