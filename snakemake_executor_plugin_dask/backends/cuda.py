@@ -27,6 +27,7 @@ class CudaBackend(LocalBackend):
     """The GPUs of this machine."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ, load: Callable[[], Any] = load_utils) -> None:
+        super().__init__()
         self._environ = environ
         self._load = load
         self._found: Inventory | None = None

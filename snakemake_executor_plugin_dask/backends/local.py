@@ -9,6 +9,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+from distributed.core import Status
+
 from snakemake_executor_plugin_dask.backends.base import (
     AllocationState,
     Link,
@@ -18,6 +20,7 @@ from snakemake_executor_plugin_dask.backends.base import (
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.worker.devices import inventory
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
 _CLOSE_S = 5.0  # a worker that was asked to close gets so long
@@ -25,9 +28,13 @@ LOG_TAIL_BYTES = 2000
 
 
 class LocalWorker(WorkerProcess):
-    """One worker process on this machine."""
+    """One worker process on this machine. ``devices``: the GPUs that are its own; None: all that it finds."""
 
     _process: asyncio.subprocess.Process | None = None
+
+    def __init__(self, pool: Pool, name: str, link: Link, devices: tuple[str, ...] | None = None) -> None:
+        super().__init__(pool, name, link)
+        self.devices = devices
 
     @property
     def log(self) -> Path:
@@ -42,6 +49,7 @@ class LocalWorker(WorkerProcess):
                 self.link,
                 host="127.0.0.1",
                 die_with_parent=True,
+                devices=self.devices,
                 local_directory=self.link.state_dir,  # what a killed worker leaves there is cleared with it
             )
             command = worker_command(config, self.link)
@@ -95,6 +103,9 @@ class LocalBackend:
 
     on_this_machine = True  # nothing needs to listen beyond loopback
 
+    def __init__(self) -> None:
+        self._workers: list[LocalWorker] = []  # those that hold GPUs
+
     def complete(self, pool: Pool) -> Pool:
         return pool
 
@@ -117,7 +128,15 @@ class LocalBackend:
         return None
 
     def worker(self, pool: Pool, name: str, link: Link) -> WorkerProcess:
-        return LocalWorker(pool, name, link)
+        if not pool.gpus or pool.workers_max == 1:
+            return LocalWorker(pool, name, link)
+        # Workers beside each other must not see one another's GPUs.
+        alive = [worker for worker in self._workers if worker.status is not Status.closed]
+        held = {device for worker in alive for device in worker.devices or ()}
+        free = [device for device in inventory(pool.gpu_vendor) if device not in held]
+        made = LocalWorker(pool, name, link, tuple(free[: pool.gpus]))
+        self._workers = [*alive, made]
+        return made
 
 
 def _tail(path: Path) -> str:

@@ -1,0 +1,38 @@
+"""Workers on this machine: who holds which GPU, and what a pool there cannot have."""
+
+import asyncio
+
+import pytest
+from distributed.core import Status
+
+from snakemake_executor_plugin_dask.backends.base import Link
+from snakemake_executor_plugin_dask.backends.local import LocalBackend, LocalWorker
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.worker.devices import OVERRIDE
+
+LINK = Link("run", "tls://127.0.0.1:1", ("127.0.0.1", 2), None, "/state", None)
+
+
+def test_workers_beside_each_other_hold_different_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers of two GPUs each share four; one that replaces a closed one takes what that one held."""
+    monkeypatch.setenv(OVERRIDE, "0,1,2,3")
+    pool = Pool("local", "local", 2, 2, cores=2, memory_mb=2000, gpus=2)
+
+    async def bring_up() -> list[LocalWorker]:
+        backend = LocalBackend()
+        workers = [backend.worker(pool, f"local-{number}", LINK) for number in range(2)]
+        workers[0].status = Status.closed
+        return [*workers, backend.worker(pool, "local-2", LINK)]  # type: ignore[list-item]
+
+    first, second, replacement = asyncio.run(bring_up())
+    assert (first.devices, second.devices) == (("0", "1"), ("2", "3"))
+    assert replacement.devices == ("0", "1")
+
+
+def test_options_and_nodes_are_refused() -> None:
+    """Each complaint names the pool and what to remove."""
+    with pytest.raises(ConfigurationError, match="pool here: the local backend takes no options, but queue"):
+        LocalBackend().check(Pool("here", "local", options={"queue": "x"}))
+    with pytest.raises(ConfigurationError, match="remove «nodes»"):
+        LocalBackend().check(Pool("here", "local", nodes=2))
