@@ -20,7 +20,7 @@ from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
 
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
-from snakemake_executor_plugin_dask.driver.configuration import DRIVER_CONFIGURATION, quieten
+from snakemake_executor_plugin_dask.driver.configuration import DRIVER_CONFIGURATION, overruled, quieten
 from snakemake_executor_plugin_dask.observe.dashboard import DashboardPlan
 from snakemake_executor_plugin_dask.private import write_private
 
@@ -96,8 +96,10 @@ class RunCluster:
         self.client: Any = None
         self.workers: dict[str, WorkerProcess] = {}
 
-    async def start(self, dashboard: DashboardPlan, hear: Hear) -> None:
-        """Start the scheduler and connect the client; no worker yet."""
+    async def start(self, dashboard: DashboardPlan, hear: Hear) -> tuple[str, ...]:
+        """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled."""
+        defaults = dask.config.merge(*dask.config.defaults)
+        notes = overruled(dask.config.get, lambda key: dask.config.get(key, config=defaults))
         dask.config.set(DRIVER_CONFIGURATION)
         quieten()
         scheduler = {
@@ -115,6 +117,7 @@ class RunCluster:
             asynchronous=True,
             set_as_default=False,
         )
+        return notes
 
     @property
     def scheduler_address(self) -> str:

@@ -80,7 +80,8 @@ class Run:
             event=self.controller.received,
         )
         dask.config.set({"temporary-directory": os.fspath(self._state_dir)})  # and not one that all users share
-        await cluster.start(dashboard, hear)
+        for note in await cluster.start(dashboard, hear):
+            self._send(Say("warning", note))
         leases = self._leases = LeaseServer(server_context(files), lambda *_: None)
         await leases.start(host)
         reach = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0]
