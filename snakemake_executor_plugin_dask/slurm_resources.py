@@ -280,7 +280,7 @@ def share(
     part = min(1.0, part)
     if gpus:
         jobs = min(has_gpus // gpus, max(1, math.ceil(part * has_gpus / gpus - _TINY)))
-        part = max(part, jobs * gpus / has_gpus)
+        part = max(one, jobs * gpus / has_gpus)
         gpus *= jobs
     else:
         part = math.ceil(part * kind.cores - _TINY) / kind.cores

@@ -28,10 +28,6 @@ def granted_bytes(pool: Pool) -> int:
     return math.ceil((pool.memory_mb or 0) * 10**6 / _MIB) * _MIB
 
 
-def numbers(text: str) -> list[str]:
-    return re.findall(r"\d+", text)
-
-
 def plain(path: str) -> bool:
     """Whether a path means itself in every batch script."""
     return re.fullmatch(r"[\w./+,:@=-]+", path, re.ASCII) is not None
@@ -55,7 +51,7 @@ def parse_walltime(system: str, text: str) -> float:
     """
     days, dash, rest = text.strip().rpartition("-")
     parts = [int(part) for part in rest.split(":")]
-    if dash:
+    if dash and days.isdecimal():
         parts = [*parts, 0, 0][:3]
     elif len(parts) == 1:
         parts = {"slurm": [0, *parts, 0], "lsf": [0, *parts, 0], "oar": [*parts, 0, 0]}.get(system, [0, 0, *parts])
@@ -63,7 +59,7 @@ def parse_walltime(system: str, text: str) -> float:
         parts = [*parts, 0] if system in ("lsf", "oar") else [0, *parts]
     if len(parts) == 4 and system == "moab":
         days, parts = str(parts[0]), parts[1:]
-    if len(parts) != 3 or min(parts) < 0:
+    if len(parts) != 3 or (dash and not days):
         msg = f"{text!r} is not a walltime"
         raise ValueError(msg)
     hours, minutes, seconds = parts

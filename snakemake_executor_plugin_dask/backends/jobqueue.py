@@ -8,6 +8,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -221,9 +222,11 @@ def allocation_name(pool: Pool, link: Link) -> str:
 def log_tail(directory: Path, allocation_id: str) -> str:
     """The end of the allocation's own output: at most 20 lines and 4 kB of each of its files."""
     number = bare(allocation_id)
+    # A number of its own, or after the letters that PBS and Grid Engine put before it: `name.o123`.
+    own = re.compile(rf"(?:(?<![A-Za-z0-9])|\.p?[oe]){re.escape(number)}(?![A-Za-z0-9])")
     parts = []
     for path in sorted(directory.glob(f"*{number}*")):
-        if not path.is_file() or number not in directives.numbers(path.name):
+        if not path.is_file() or not own.search(path.name):
             continue
         with path.open("rb") as stream:
             stream.seek(max(0, path.stat().st_size - _TAIL_BYTES))

@@ -52,7 +52,7 @@ class Brakes:
             return  # it was submitted together with the one that failed before
         self.failures += 1
         self._not_before = now + min(self.delay_max_s, self.delay_first_s * 2 ** (self.failures - 1))
-        self.given_up = self.failures >= self.failures_max
+        self.given_up = self.given_up or self.failures >= self.failures_max
 
     def joined(self, _now: float) -> None:
         self.failures = 0

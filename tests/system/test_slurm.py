@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from clusters.slurm import NODES, VirtualSlurm
 from running import SnakemakeRun, ended, logged_jobs, snakemake, started, wait_for
 
@@ -97,7 +96,7 @@ def attempts(run: SnakemakeRun) -> dict[str, int]:
 
 
 def test_pools_file_routes_to_two_partitions(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """Jobs run in the first pool that holds them, each in its partition, with its prologue and Snakemake's variables."""
+    """Jobs run in the first pool that holds them, each in its partition, with its prologue."""
     file = pools(
         tmp_path,
         """
@@ -173,7 +172,8 @@ rule gpu:
 def test_workers_come_and_go_with_the_work(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """Several jobs bring several allocations; while one long job is left, only its own is kept."""
     file = pools(tmp_path, one_pool("0-3", "idle_timeout: 3s"))
-    body = "if [ {wildcards.i} = 0 ]; then for n in $(seq 600); do [ -e release ] && break; sleep 0.2; done; else sleep 4; fi"
+    long = "for n in $(seq 600); do [ -e release ] && break; sleep 0.2; done"
+    body = f"if [ {{wildcards.i}} = 0 ]; then {long}; else sleep 4; fi"
     with snakemake(tmp_path, logged_jobs(7, body), "--dask-pools", file) as run:
         wait_for(lambda: len(allocations(slurm, "RUNNING")) == 3, "three allocations", RUN_S)
         wait_for(lambda: len(ended(run)) == 6, "the short jobs' end", RUN_S)
@@ -221,7 +221,7 @@ def test_node_goes_down(slurm: VirtualSlurm, tmp_path: Path) -> None:
 
 
 def test_partition_down_for_a_while(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """A partition that is down queues the allocation; why is said, at most a few are queued, and work starts once it is up."""
+    """A partition that is down: a few allocations wait there, why is said once, and work starts when it is up."""
     slurm.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
     file = pools(tmp_path, one_pool("0-8"))
     with snakemake(tmp_path, logged_jobs(8, "true"), "--dask-pools", file) as run:
@@ -237,7 +237,7 @@ def test_partition_down_for_a_while(slurm: VirtualSlurm, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_pool_that_cannot_be_brought_up_is_given_up(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """A partition that refuses: after several tries with growing delays the jobs run in another pool, and it is said why."""
+    """A partition that refuses: after several tries the jobs run in another pool, and it is said why."""
     slurm.run("scontrol", "update", "PartitionName=cpu", "State=INACTIVE")
     text = one_pool("0-2") + one_pool("0-1", partition="big").partition("pools:")[2].replace("main:", "other:")
     with snakemake(
@@ -283,7 +283,7 @@ def test_snakemake_ends_with_jobs_running_and_queued(
 
 
 def test_next_run_cancels_what_a_dead_host_left(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """Snakemake and driver killed at once, with an allocation in the queue: the next run in the directory cancels it."""
+    """Snakemake and driver killed at once with an allocation queued: the next run in the directory cancels it."""
     slurm.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
     file = pools(tmp_path, one_pool("0-1"))
     with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
@@ -302,7 +302,7 @@ def test_next_run_cancels_what_a_dead_host_left(slurm: VirtualSlurm, tmp_path: P
 
 
 def test_wide_worker_runs_mpi_jobs(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """One worker holds an allocation of two nodes, and an inner `srun` starts a task on each, more than one job at once."""
+    """One worker holds an allocation of two nodes, and an inner `srun` starts a task on each."""
     file = pools(
         tmp_path,
         """
@@ -351,7 +351,7 @@ def test_missing_command_is_named_before_anything_starts(slurm: VirtualSlurm, tm
     file = pools(tmp_path, one_pool("0-1"))
     with _path_without(tmp_path, "sbatch"), snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
         assert run.wait(RUN_S) != 0
-        assert "sbatch" in run.output and "not on PATH" in run.output, run.output
+        assert "command sbatch is not on PATH" in run.output, run.output
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,231 @@
+"""Brakes on submitting, the record of allocations, and cancelling what was left. With a fake clock and a fake queue."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakemake_executor_plugin_dask.driver.allocations import (
+    RECORD,
+    Brakes,
+    Patience,
+    Ran,
+    Record,
+    cancel_recorded,
+    cancel_run,
+)
+
+
+def test_few_allocations_are_queued_at_once() -> None:
+    """However many are wanted, three wait in the queue at most."""
+    brakes = Brakes()
+    assert brakes.allowed(10, 0, 0.0) == 3
+    assert brakes.allowed(10, 2, 0.0) == 1
+    assert brakes.allowed(10, 3, 0.0) == 0
+    assert brakes.allowed(1, 0, 0.0) == 1
+
+
+def test_delays_grow_after_failures() -> None:
+    """After each failure the next try waits twice as long, and is one alone."""
+    brakes = Brakes(failures_max=10)
+    now = 0.0
+    for delay in (5.0, 10.0, 20.0, 40.0):
+        brakes.failed("no", now)
+        assert brakes.allowed(5, 0, now + delay - 0.1) == 0
+        now += delay
+        assert brakes.allowed(5, 0, now) == 1
+        assert brakes.allowed(5, 1, now) == 0
+
+
+def test_delays_have_an_end() -> None:
+    """The longest delay is five minutes."""
+    brakes = Brakes(failures_max=100)
+    now = 0.0
+    for _ in range(20):
+        brakes.failed("no", now)
+        now += brakes.wait_s(now)
+    brakes.failed("no", now)
+    assert brakes.wait_s(now) == 300.0
+
+
+def test_pool_is_given_up_with_its_last_error() -> None:
+    """Several failures in a row, without a worker that joined: no more tries."""
+    brakes = Brakes()
+    now = 0.0
+    for number in range(5):
+        assert not brakes.given_up
+        brakes.failed(f"error {number}", now)
+        now += brakes.wait_s(now)
+    assert brakes.given_up
+    assert brakes.last_error == "error 4"
+    assert brakes.allowed(1, 0, now + 1e6) == 0
+
+
+def test_allocations_that_fail_together_are_one_try() -> None:
+    """Three submitted at once and refused at once count as one failure."""
+    brakes = Brakes()
+    for _ in range(3):
+        brakes.failed("no", 1.0)
+    assert brakes.failures == 1
+
+
+def test_worker_that_joins_releases_the_brakes() -> None:
+    """Failures count only in a row."""
+    brakes = Brakes()
+    brakes.failed("no", 0.0)
+    brakes.joined(1.0)
+    assert brakes.allowed(5, 0, 1.0) == 3
+
+
+@given(st.lists(st.tuples(st.floats(0, 400), st.booleans()), max_size=60))
+def test_brakes_never_allow_more_than_wanted_or_queued(steps: list[tuple[float, bool]]) -> None:
+    """Whatever happens, no more than three are queued, and a pool that was given up stays so."""
+    brakes = Brakes()
+    now, given_up = 0.0, False
+    for wait, joined in steps:
+        now += wait
+        if joined:
+            brakes.joined(now)
+        else:
+            brakes.failed("no", now)
+        given_up = given_up or brakes.given_up
+        assert 0 <= brakes.allowed(7, 1, now) <= 2
+        assert brakes.given_up == given_up
+
+
+def test_long_wait_is_said_once() -> None:
+    """A slow queue is worth one word, and another one only after something ran."""
+    patience = Patience()
+    assert patience.slow(2, 0, 0.0) is None
+    assert patience.slow(2, 0, 59.0) is None
+    assert patience.slow(2, 0, 61.0) == 61.0
+    assert patience.slow(2, 0, 200.0) is None
+    assert patience.slow(1, 1, 201.0) is None
+    assert patience.slow(1, 0, 202.0) is None
+    assert patience.slow(1, 0, 263.0) == 61.0
+
+
+class Queue:
+    """Stands in for Slurm's commands; ``left`` is what its queue holds. It forgets a job after ``patience`` cancels."""
+
+    def __init__(self, *left: str, patience: int = 1, answers: bool = True) -> None:
+        self.left = dict.fromkeys(left, patience)
+        self.answers = answers
+        self.ran: list[list[str]] = []
+
+    def __call__(self, command: Sequence[str]) -> Ran:
+        self.ran.append(list(command))
+        if not self.answers:
+            return Ran(1, "", "Unable to contact slurm controller")
+        if command[0] == "scancel":
+            job = command[-1]
+            if job in self.left:
+                self.left[job] -= 1
+                if not self.left[job]:
+                    del self.left[job]
+            return Ran(0, "", "")
+        return Ran(0, "\n".join(f"{job}|RUNNING|None" for job in self.left), "")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def recorded(state_dir: Path, *ids: str) -> Record:
+    record = Record(state_dir)
+    for number, allocation in enumerate(ids):
+        record.submitting(f"cpu-{number}", "snakemake-run-cpu", "slurm", None)
+        record.submitted(f"cpu-{number}", allocation)
+    return record
+
+
+def test_record_keeps_what_is_not_gone(tmp_path: Path) -> None:
+    """What was submitted and not seen to go is listed, with its id; the file is for the user alone."""
+    record = recorded(tmp_path, "7", "8")
+    record.submitting("cpu-2", "snakemake-run-cpu", "slurm", "far")
+    record.gone("cpu-0")
+    entries, owners = record.entries()
+    assert [(entry.worker, entry.id, entry.where) for entry in entries] == [
+        ("cpu-1", "8", None),
+        ("cpu-2", None, "far"),
+    ]
+    assert owners[0].split()[1] == str(os.getpid())
+    assert (tmp_path / RECORD).stat().st_mode & 0o777 == 0o600
+
+
+def test_record_cut_off_in_a_line(tmp_path: Path) -> None:
+    """A host that dies while it writes leaves half a line: the rest counts."""
+    record = recorded(tmp_path, "7")
+    with (tmp_path / RECORD).open("a") as stream:
+        stream.write('{"gone": "cp')
+    assert [entry.id for entry in record.entries()[0]] == ["7"]
+
+
+def test_cancel_until_the_queue_is_empty(tmp_path: Path) -> None:
+    """Cancelling is checked against the queue and tried again; then nothing is recorded, and again does nothing."""
+    record = recorded(tmp_path, "7", "8")
+    queue, clock = Queue("7", "8", "99", patience=2), Clock()
+    assert cancel_run(tmp_path, run=queue, sleep=clock.sleep, clock=clock) == []
+    assert list(queue.left) == ["99"]
+    assert record.entries()[0] == []
+    ran = len(queue.ran)
+    assert cancel_run(tmp_path, run=queue, sleep=clock.sleep, clock=clock) == []
+    assert len(queue.ran) == ran
+
+
+def test_what_cannot_be_cancelled_is_said(tmp_path: Path) -> None:
+    """A batch system that does not answer: a sentence with the command, and it stays recorded."""
+    record = recorded(tmp_path, "7")
+    clock = Clock()
+    (sentence,) = cancel_run(tmp_path, run=Queue("7", answers=False), sleep=clock.sleep, clock=clock)
+    assert "`scancel 7`" in sentence
+    assert "Unable to contact" in sentence
+    assert clock.now >= 60
+    assert len(record.entries()[0]) == 1
+
+
+def test_submission_that_was_cut_off_is_cancelled_by_name(tmp_path: Path) -> None:
+    """Where the id is not known, the allocation's name is used."""
+    Record(tmp_path).submitting("cpu-0", "snakemake-run-cpu", "slurm", None)
+    queue, clock = Queue(), Clock()
+    assert cancel_run(tmp_path, run=queue, sleep=clock.sleep, clock=clock) == []
+    assert ["scancel", "--name=snakemake-run-cpu"] in queue.ran
+
+
+def test_next_run_leaves_living_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a living process submitted stays; what a dead one submitted is cancelled."""
+    recorded(tmp_path / "alive", "7")
+    program = (
+        "from snakemake_executor_plugin_dask.driver.allocations import Record\n"
+        f"r = Record({os.fspath(tmp_path / 'dead')!r})\n"
+        "r.submitting('cpu-0', 'snakemake-x-cpu', 'slurm', None); r.submitted('cpu-0', '8')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    queue = Queue("7", "8")
+    import snakemake_executor_plugin_dask.driver.allocations as module
+
+    original = cancel_run
+    monkeypatch.setattr(module, "cancel_run", lambda path, **more: original(path, run=queue, **more))
+    assert cancel_recorded(tmp_path) == []
+    assert list(queue.left) == ["7"]
+
+
+def test_nothing_of_dask_is_imported() -> None:
+    """Snakemake's own process cancels with this module."""
+    program = (
+        "import sys, snakemake_executor_plugin_dask.driver.allocations\n"
+        "assert not {'dask', 'distributed'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

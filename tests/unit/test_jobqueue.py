@@ -1,0 +1,522 @@
+"""Batch scripts, what is refused, and what the queue's answers mean. No batch system is needed."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakemake_executor_plugin_dask.backends import directives
+from snakemake_executor_plugin_dask.backends.base import Link
+from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, look
+from snakemake_executor_plugin_dask.backends.jobqueue import (
+    JobqueueBackend,
+    QueueView,
+    load_dask_jobqueue,
+    log_tail,
+    outside_allocation,
+)
+from snakemake_executor_plugin_dask.driver.allocations import Ran, Record
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.pools import BATCH_SYSTEMS, Pool
+from snakemake_executor_plugin_dask.poolsfile import read_options, read_pools_file
+
+
+@pytest.fixture(autouse=True)
+def no_user_configuration() -> Iterator[None]:
+    """Dask's defaults alone, whatever the user or the site has configured."""
+    load_dask_jobqueue()
+    with dask.config.set({"jobqueue": _defaults()}):
+        yield
+
+
+def _defaults() -> dict[str, Any]:
+    import yaml
+
+    module = load_dask_jobqueue()
+    text = Path(str(module.__file__)).with_name("jobqueue.yaml").read_text()
+    defaults: dict[str, Any] = yaml.safe_load(text)["jobqueue"]
+    return defaults
+
+
+def pool(cluster: str = "slurm", **more: Any) -> Pool:
+    settings: dict[str, Any] = {"cores": 1, "memory_mb": 4000, "walltime_s": 1800.0, **more}
+    if cluster == "htcondor":
+        settings["options"] = {"disk": "1 GB", **settings.get("options", {})}
+    return Pool("main", cluster, 0, 4, **settings)
+
+
+def link(state_dir: Path) -> Link:
+    return Link("ab12cd34", "tls://10.0.0.1:1", ("10.0.0.1", 2), ("ca", "cert", "key"), os.fspath(state_dir), "setup")
+
+
+def directive_lines(script: str, mark: str = "#SBATCH") -> list[str]:
+    return [line for line in script.splitlines() if line.startswith(mark)]
+
+
+# What users know from Dask-Jobqueue
+
+EXAMPLE_FILE = """
+pools:
+  main:
+    cluster: slurm
+    workers: 2
+    cores: 1
+    memory: 16GB
+    walltime: "00:30:00"
+    options: {account: cin_staff, interface: INTERFACE, job_extra_directives: ["--tasks-per-node=1"]}
+"""
+EXAMPLE_OPTIONS = (
+    "{processes: 1, account: cin_staff, interface: INTERFACE, job_extra_directives: ['--tasks-per-node=1']}"
+)
+
+
+def test_example_is_the_same_as_flags_pools_file_and_configuration(tmp_path: Path) -> None:
+    """The three ways give one batch script, with the directives of the SLURMCluster that users know."""
+    backend = JobqueueBackend("slurm")
+    file = tmp_path / "pools.yaml"
+    file.write_text(EXAMPLE_FILE.replace("INTERFACE", "lo"))
+    (from_file,) = read_pools_file(file).pools
+    options, _ = read_options(EXAMPLE_OPTIONS.replace("INTERFACE", "lo"), "slurm")
+    flags = Pool("main", "slurm", 2, 2, cores=1, memory_mb=16000, walltime_s=1800.0, options=options)
+    section = {
+        "cores": 1,
+        "processes": 1,
+        "memory": "16GB",
+        "account": "cin_staff",
+        "walltime": "00:30:00",
+        "interface": "lo",
+        "job-extra-directives": ["--tasks-per-node=1"],
+    }
+    with dask.config.set({"jobqueue.slurm": {**_defaults()["slurm"], **section}}):
+        configured = backend.complete(Pool("main", "slurm", 2, 2))
+        scripts = {backend.describe(configured)}
+        assert backend.interface(configured) == "lo"
+    scripts |= {backend.describe(from_file), backend.describe(flags)}
+    assert len(scripts) == 1
+    assert backend.interface(from_file) == backend.interface(flags) == "lo"
+    lines = directive_lines(scripts.pop())
+    wanted = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            (
+                "from dask_jobqueue import SLURMCluster\n"
+                "cluster = SLURMCluster(cores=1, processes=1, memory='16GB', account='cin_staff',\n"
+                "    walltime='00:30:00', interface='lo', job_extra_directives=['--tasks-per-node=1'])\n"
+                "print(cluster.job_script())"
+            ),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"HOME": os.fspath(tmp_path), "DASK_CONFIG": os.fspath(tmp_path)},
+    ).stdout
+    own = ("-J ", "-e ", "-o ", "--no-requeue")
+    assert [line for line in lines if not line.removeprefix("#SBATCH ").startswith(own)] == [
+        line for line in directive_lines(wanted) if not line.startswith("#SBATCH -J ")
+    ]
+
+
+def test_import_leaves_signal_handler_and_home_directory(tmp_path: Path) -> None:
+    """Loading dask_jobqueue changes neither the SIGINT handler nor the home directory, also off the main thread."""
+    program = (
+        "import signal, threading\n"
+        "from snakemake_executor_plugin_dask.backends.jobqueue import load_dask_jobqueue\n"
+        "before = signal.getsignal(signal.SIGINT)\n"
+        "thread = threading.Thread(target=load_dask_jobqueue); thread.start(); thread.join()\n"
+        "assert load_dask_jobqueue().SLURMCluster\n"
+        "assert signal.getsignal(signal.SIGINT) is before\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"HOME": os.fspath(tmp_path)})
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+def test_script_of_each_batch_system(cluster: str, tmp_path: Path) -> None:
+    """Each renders the worker's command without secrets, the allocation's name, its logs, and is never requeued."""
+    backend = JobqueueBackend(cluster)
+    _, path = backend.write(pool(cluster), "main-0", link(tmp_path))
+    script = path.read_text()
+    assert "-m snakemake_executor_plugin_dask.worker --config" in script
+    assert f"{tmp_path}/workers/main-0.json" in script
+    assert "snakemake-ab12cd34-main" in script
+    assert f"{tmp_path}/logs" in script
+    never = {"slurm": "--no-requeue", "lsf": "-rn", "oar": "-n snakemake", "htcondor": "NumJobStarts > 0"}
+    assert never.get(cluster, "-r n") in script
+    assert "cert" not in script
+
+
+def test_prologue_is_preceded_by_what_it_may_change(tmp_path: Path) -> None:
+    """The environment before the prologue is kept, so that the worker knows what the prologue changed."""
+    backend = JobqueueBackend("slurm")
+    _, path = backend.write(pool(options={"job_script_prologue": ["module load x"]}), "main-0", link(tmp_path))
+    lines = path.read_text().splitlines()
+    assert lines[lines.index("module load x") - 1] == directives.BEFORE_PROLOGUE
+
+
+def test_paths_that_scripts_would_cut(tmp_path: Path) -> None:
+    """A working directory with spaces and patterns: the log directory is named relative to where it is submitted."""
+    state = tmp_path / "a b %j 'c"
+    state.mkdir()
+    _, path = JobqueueBackend("slurm").write(pool(), "main-0", link(state))
+    script = path.read_text()
+    assert "#SBATCH -o ./snakemake-" in script
+    command = script.splitlines()[-1]
+    import shlex
+
+    assert shlex.split(command)[-1] == f"{state}/workers/main-0.json"
+
+
+WIDE = {
+    "slurm": ["#SBATCH --nodes=3", "#SBATCH --ntasks-per-node=8", "#SBATCH --cpus-per-task=1"],
+    "pbs": ["#PBS -l select=3:ncpus=8:mpiprocs=8:mem=3815MB", "#PBS -l place=scatter"],
+    "moab": ["#PBS -l nodes=3:ppn=8", "#PBS -l mem=11445mb"],
+    "lsf": ["#BSUB -n 24", '#BSUB -R "span[ptile=8]"'],
+    "oar": ["#OAR -l /nodes=3/core=8,walltime=00:30:00"],
+}
+
+
+@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+def test_several_nodes(cluster: str) -> None:
+    """`nodes` is rendered with sizes for each node, or refused by what cannot do it."""
+    backend = JobqueueBackend(cluster)
+    wide = pool(cluster, nodes=3, cores=8)
+    if cluster not in WIDE:
+        with pytest.raises(ConfigurationError, match="several nodes is not possible"):
+            backend.describe(wide)
+        return
+    script = backend.describe(wide)
+    assert set(WIDE[cluster]) <= set(script.splitlines())
+    assert "#SBATCH -n 1" not in script
+    assert "span[hosts=1]" not in script
+
+
+@pytest.mark.parametrize(
+    ("cluster", "options", "line"),
+    [
+        ("slurm", {}, "#SBATCH --gres=gpu:2"),
+        ("pbs", {}, "#PBS -l select=1:ncpus=1:ngpus=2:mem=3815MB"),
+        ("moab", {}, "#PBS -l nodes=1:ppn=1:gpus=2"),
+        ("lsf", {}, "#BSUB -gpu num=2"),
+        ("htcondor", {}, "request_gpus = 2"),
+        ("sge", {"resource_spec": "gpu=2"}, "#$ -l gpu=2"),
+        ("slurm", {"job_extra_directives": ["--gpus-per-node=a100:2"]}, "#SBATCH --gpus-per-node=a100:2"),
+    ],
+)
+def test_gpus_are_asked_for_once(cluster: str, options: dict[str, Any], line: str) -> None:
+    """GPUs are asked for in the batch system's words, unless the options do so already."""
+    script = JobqueueBackend(cluster).describe(pool(cluster, gpus=2, options=options))
+    assert line in script.splitlines()
+    assert sum("gpu" in found.lower() for found in script.splitlines()) == 1
+
+
+@pytest.mark.parametrize("cluster", ["sge", "oar"])
+def test_gpus_that_only_the_site_can_name(cluster: str) -> None:
+    """Where each site has its own name for GPUs, the options must ask for them."""
+    with pytest.raises(ConfigurationError, match="names GPUs its own way"):
+        JobqueueBackend(cluster).describe(pool(cluster, gpus=2))
+
+
+def test_grid_engine_needs_a_parallel_environment() -> None:
+    """Several cores without one would be granted a single slot."""
+    with pytest.raises(ConfigurationError, match="-pe smp 4"):
+        JobqueueBackend("sge").describe(pool("sge", cores=4))
+    script = JobqueueBackend("sge").describe(pool("sge", cores=4, options={"job_extra_directives": ["-pe smp 4"]}))
+    assert "#$ -pe smp 4" in script
+
+
+def test_unknown_option_is_named_with_a_close_one() -> None:
+    """An option that the class lacks is an error before anything starts."""
+    with pytest.raises(ConfigurationError, match="'acount' is not an option of SLURMCluster; did you mean 'account'"):
+        JobqueueBackend("slurm")._check_options(pool(options={"acount": "x"}))
+
+
+def test_size_that_nobody_says() -> None:
+    """Without cores in settings and configuration the error names where they can be set."""
+    with pytest.raises(ConfigurationError, match="--dask-worker-cores"):
+        JobqueueBackend("slurm")._check_options(pool(cores=None))
+
+
+def test_missing_commands_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is not installed is named."""
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    with pytest.raises(ConfigurationError, match="bsub, bkill, bjobs is not on PATH"):
+        JobqueueBackend("lsf").check(pool("lsf"))
+
+
+def test_interface_that_this_host_lacks() -> None:
+    """An interface of the scheduler is looked for; one that only the workers have is not."""
+    backend = JobqueueBackend("slurm")
+    with pytest.raises(ConfigurationError, match="'ib77' does not exist on this host"):
+        backend._check_interface(pool(options={"interface": "ib77"}))
+    backend._check_interface(pool(options={"interface": "ib77", "scheduler_options": {"interface": "lo"}}))
+
+
+def test_configuration_that_the_plugin_overrules_is_said() -> None:
+    """A site's jobqueue.yaml may want several processes; one sentence says that it is not so."""
+    with dask.config.set({"jobqueue.slurm.processes": 4, "jobqueue.slurm.worker-extra-args": ["--lifetime", "1h"]}):
+        (note,) = JobqueueBackend("slurm").notes(pool())
+    assert "processes" in note
+    assert "worker-extra-args" in note
+    assert JobqueueBackend("slurm").notes(pool()) == ()
+
+
+@given(st.integers(min_value=1, max_value=2_000_000))
+def test_granted_memory_is_enough(memory_mb: int) -> None:
+    """What is asked for is whole MiB and never less than the pool's memory, and less than a MiB more."""
+    granted = directives.granted_bytes(pool(memory_mb=memory_mb))
+    assert granted % 2**20 == 0
+    assert 0 <= granted - memory_mb * 10**6 < 2**20
+
+
+@given(st.sampled_from(BATCH_SYSTEMS), st.integers(min_value=1, max_value=30 * 86400))
+def test_walltime_is_read_as_written(cluster: str, seconds: int) -> None:
+    """Formatting and reading agree for each batch system, to the minute where it knows no seconds."""
+    read = directives.parse_walltime(cluster, directives.format_walltime(cluster, seconds))
+    assert 0 <= read - seconds < (60 if cluster == "lsf" else 1)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "text", "seconds"),
+    [
+        ("slurm", "90", 5400), ("slurm", "10:30", 630), ("slurm", "1-12", 129600), ("slurm", "1-0:30", 88200),
+        ("lsf", "1:30", 5400), ("lsf", "30", 1800), ("pbs", "3600", 3600), ("pbs", "10:30", 630),
+        ("oar", "2", 7200), ("oar", "1:30", 5400), ("moab", "1:00:00:00", 86400), ("sge", "0:1:30", 90),
+    ],
+)  # fmt: skip
+def test_walltimes_as_each_batch_system_writes_them(cluster: str, text: str, seconds: float) -> None:
+    """The same text means different times to different batch systems."""
+    assert directives.parse_walltime(cluster, text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "infinite", "-1:00:00"])
+def test_what_is_no_walltime(text: str) -> None:
+    """Other texts are refused."""
+    with pytest.raises(ValueError):
+        directives.parse_walltime("slurm", text)
+
+
+# What the queue says
+
+ANSWERS = {
+    "slurm": (
+        "12|PENDING|Priority\n13|RUNNING|None\n14|FAILED|NonZeroExitCode\n15|PENDING|BadConstraints\n16|COMPLETING|None",
+        {"12": ("queued", False), "13": ("running", False), "14": ("gone", False), "15": ("queued", True),
+         "16": ("running", False), "17": ("gone", False)},
+    ),
+    "pbs": (
+        ("Job Id: 12.srv\n    job_state = Q\n    comment = Not Running: no nodes\nJob Id: 13.srv\n    job_state = R\n"
+        "Job Id: 14.srv\n    job_state = F\n"),
+        {"12.srv": ("queued", False), "13.srv": ("running", False), "14.srv": ("gone", False)},
+    ),
+    "lsf": (
+        ("JOBID USER STAT QUEUE FROM_HOST EXEC_HOST JOB_NAME SUBMIT_TIME\n12 me PEND normal a - x y\n"
+        "13 me RUN normal a b x y\n14 me EXIT normal a b x y\n"),
+        {"12": ("queued", False), "13": ("running", False), "14": ("gone", False)},
+    ),
+    "sge": (
+        ("job-ID prior name user state submit/start at queue slots\n-----\n 12 0.5 x me qw 01/01/2026 1\n"
+        " 13 0.5 x me r 1 1\n 14 0.5 x me Eqw 1 1\n 15 0.5 x me dr 1 1\n"),
+        {"12": ("queued", False), "13": ("running", False), "14": ("queued", True), "15": ("running", False),
+         "16": ("gone", False)},
+    ),
+    "oar": (
+        ("Job_Id: 12\n    state = Waiting\n    message = Karma\nJob_Id: 13\n    state = Running\n"
+        "Job_Id: 14\n    state = Error\n"),
+        {"12": ("queued", False), "13": ("running", False), "14": ("gone", False), "15": ("gone", False)},
+    ),
+    "moab": (
+        ("active jobs---\nJOBID USERNAME STATE PROCS\nMoab.13 me Running 4\neligible jobs\n12 me Idle 4\n"
+        "14 me BatchHold 4\n"),
+        {"12": ("queued", False), "Moab.13": ("running", False), "14": ("queued", True), "15": ("gone", False)},
+    ),
+    "htcondor": (
+        "12 0 1 undefined\n13 0 2 undefined\n14 0 5 cannot write\n15 0 4 undefined\n",
+        {"12.0": ("queued", False), "13.0": ("running", False), "14.0": ("queued", True), "15.0": ("gone", False),
+         "16.0": ("gone", False)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+def test_queue_answers(cluster: str) -> None:
+    """Each batch system's listing is read; what is not listed is gone only if the command succeeded."""
+    out, wanted = ANSWERS[cluster]
+    seen = look(SYSTEMS[cluster], list(wanted), 0, out, "")
+    assert {key: (value.kind, value.stuck) for key, value in seen.items()} == wanted
+
+
+@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+def test_queue_that_does_not_answer(cluster: str) -> None:
+    """A command that fails says nothing about an allocation: it is not taken for gone."""
+    seen = look(SYSTEMS[cluster], ["12"], 1, "", "cannot connect to server")
+    assert seen["12"].kind == "unknown"
+    assert "cannot connect" in seen["12"].reason
+
+
+@pytest.mark.parametrize(
+    ("cluster", "error"),
+    [
+        ("pbs", "qstat: Unknown Job Id 12.srv"),
+        ("pbs", "qstat: Unknown Job Id Error 12.srv"),
+        ("pbs", "qstat: 12.srv Job has finished, use -x or -H to obtain historical job information"),
+        ("lsf", "Job <12> is not found"),
+    ],
+)
+def test_ids_that_the_batch_system_has_forgotten(cluster: str, error: str) -> None:
+    """A failed query that names an id as unknown means that this one is gone, and only this one."""
+    seen = look(SYSTEMS[cluster], ["12", "13"], 1, "", error)
+    assert (seen["12"].kind, seen["13"].kind) == ("gone", "unknown")
+
+
+class Commands:
+    """Stands in for the batch system's commands; records them and answers by their first word."""
+
+    def __init__(self, **answers: list[Ran]) -> None:
+        self.answers = answers
+        self.ran: list[list[str]] = []
+
+    async def __call__(self, command: Sequence[str], **_: Any) -> Ran:
+        self.ran.append(list(command))
+        answers = self.answers[command[0]]
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+SUBMITTED = Ran(0, "Submitted batch job 12\n", "")
+
+
+def worker(commands: Commands, state: Path, **more: Any) -> Any:
+    return JobqueueBackend("slurm", run=commands).worker(pool(**more), "main-0", link(state))
+
+
+def test_failed_submission_keeps_the_commands_own_words(tmp_path: Path) -> None:
+    """`start` does not raise; the failure holds command, exit code and error, and nothing is left recorded."""
+    commands = Commands(sbatch=[Ran(1, "", "sbatch: error: Invalid account")])
+
+    async def check() -> None:
+        process = worker(commands, tmp_path)
+        await process
+        assert "exit code 1: sbatch: error: Invalid account" in process.failure
+        assert (await process.state()).kind == "gone"
+        assert await process.kill()
+
+    asyncio.run(check())
+    assert Record(tmp_path).entries()[0] == []
+
+
+def test_submission_that_does_not_answer_stays_recorded(tmp_path: Path) -> None:
+    """After a time-out the allocation may exist: it stays recorded under its name."""
+    commands = Commands(sbatch=[Ran(124, "", "sbatch did not answer within 60 s")])
+
+    async def check() -> None:
+        process = worker(commands, tmp_path)
+        await process
+        assert "did not answer" in process.failure
+
+    asyncio.run(check())
+    ((entry,), _) = Record(tmp_path).entries()
+    assert (entry.name, entry.id) == ("snakemake-ab12cd34-main", None)
+
+
+def test_life_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queued with the reason, running, cancelled and seen to be gone; the record is empty after that."""
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._KILL_LOOK_EVERY_S", 0.0)
+    answers = ["12|PENDING|Priority", "12|RUNNING|None", "12|COMPLETING|None", "12|CANCELLED|None"]
+    commands = Commands(sbatch=[SUBMITTED], squeue=[Ran(0, text, "") for text in answers], scancel=[Ran(0, "", "")])
+
+    async def check() -> None:
+        process = worker(commands, tmp_path)
+        await process
+        assert process.allocation_id == "12"
+        (tmp_path / "logs/snakemake-ab12cd34-main-12.err").write_text("last words\n")
+        (tmp_path / "logs/snakemake-ab12cd34-main-123.err").write_text("of another\n")
+        state = await process.state()
+        assert (state.kind, state.reason) == ("queued", "Priority")
+        assert (await process.state()).kind == "running"
+        assert len(Record(tmp_path).entries()[0]) == 1
+        assert await process.kill()
+        state = await process.state()
+        assert (state.kind, state.log_tail) == ("gone", "last words")
+
+    asyncio.run(check())
+    assert ["scancel", "12"] in commands.ran
+    assert Record(tmp_path).entries()[0] == []
+
+
+def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is queued for ever is cancelled, and counts as failed with its reason."""
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._KILL_LOOK_EVERY_S", 0.0)
+    stuck = Ran(0, "12|PENDING|PartitionTimeLimit", "")
+    commands = Commands(sbatch=[SUBMITTED], squeue=[stuck, Ran(0, "", "")], scancel=[Ran(0, "", "")])
+
+    async def check() -> None:
+        process = worker(commands, tmp_path)
+        await process
+        state = await process.state()
+        assert state.kind == "gone"
+        assert "cancelled" in state.reason or "PartitionTimeLimit" in state.reason
+
+    asyncio.run(check())
+    assert ["scancel", "12"] in commands.ran
+
+
+def test_one_query_serves_all_allocations() -> None:
+    """Asked for many at once, the batch system is asked once; an answer from before a submission is not used."""
+    commands = Commands(squeue=[Ran(0, "1|RUNNING|None\n2|RUNNING|None", "")])
+    now = [100.0]
+
+    async def check() -> None:
+        view = QueueView(SYSTEMS["slurm"], None, commands, clock=lambda: now[0])
+        view.ids |= {"1", "2"}
+        await asyncio.gather(*(view.look(str(1 + i % 2), 10.0, 0.0) for i in range(20)))
+        assert len(commands.ran) == 1
+        now[0] = 105.0
+        await view.look("1", 10.0, 104.0)
+        assert len(commands.ran) == 2
+
+    asyncio.run(check())
+
+
+def test_other_cluster_is_asked_and_told() -> None:
+    """With --clusters the other cluster's queue is asked, and cancelling goes there."""
+    wanted = pool(options={"job_extra_directives": ["--clusters=far"]})
+    assert directives.other_cluster(wanted) == "far"
+    assert JobqueueBackend("slurm").cancel_command(wanted, "7") == ["scancel", "--clusters=far", "7"]
+    assert "--clusters=far" in SYSTEMS["slurm"].query(["7"], "me", "far")
+
+
+def test_cancel_arguments_of_the_class_are_used() -> None:
+    """HTCondor's further arguments for cancelling reach the command."""
+    wanted = replace(pool("htcondor"), options={"disk": "1 GB", "cancel_command_extra": ["-name", "schedd1"]})
+    assert JobqueueBackend("htcondor").cancel_command(wanted, "7.0") == ["condor_rm", "-name", "schedd1", "7.0"]
+
+
+def test_submission_from_inside_an_allocation() -> None:
+    """The variables of Snakemake's own allocation are not handed on, those that choose the cluster are."""
+    inside = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "1", "SLURM_CONF": "/c", "SBATCH_ACCOUNT": "a", "HOME": "/h"}
+    assert outside_allocation(inside) == {"SLURM_CONF": "/c", "SBATCH_ACCOUNT": "a", "HOME": "/h"}
+    outside = {"SLURM_MEM_PER_CPU": "1"}
+    assert outside_allocation(outside) == outside
+
+
+def test_log_tail_is_bounded(tmp_path: Path) -> None:
+    """At most 20 lines of the allocation's own files."""
+    (tmp_path / "x-7.out").write_text("\n".join(map(str, range(1000))))
+    assert log_tail(tmp_path, "7").splitlines() == [str(i) for i in range(980, 1000)]
+    assert log_tail(tmp_path / "none", "7") == ""

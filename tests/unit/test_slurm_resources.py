@@ -1,0 +1,220 @@
+"""Pools made for Slurm resources: how jobs share them, their size, their walltime, and what is submitted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakemake_executor_plugin_dask import routing
+from snakemake_executor_plugin_dask.driver.allocations import Ran
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.requests import Request, request_from_resources
+from snakemake_executor_plugin_dask.slurm_resources import granting, make_pools, parse_sinfo
+
+SINFO = {
+    None: "cpu*|1-00:00:00|01:00:00|48|192000|(null)|intel\n",
+    "cpu": "cpu*|1-00:00:00|01:00:00|48|192000|(null)|intel\n",
+    "boost": "boost|08:00:00|n/a|32|512000|gpu:a100:4(S:0-1)|gpu,a100\n",
+    "mixed": "mixed|infinite|infinite|16|64000|(null)|old\nmixed|infinite|infinite|64|256000|(null)|new,ib\n",
+    "open": "open|infinite|n/a|8|1|(null)|(null)\n",
+}
+TEMPLATE = Pool("slurm", "slurm", 0, 10)
+
+
+def sinfo(command: Sequence[str]) -> Ran:
+    partition = next((word.partition("=")[2] for word in command if word.startswith("--partition=")), None)
+    return Ran(0, SINFO.get(partition, ""), "")
+
+
+def make(*resources: dict[str, Any], template: Pool = TEMPLATE, **configuration: Any) -> list[Pool]:
+    requests = [request_from_resources(given, given.get("threads", 1)) for given in resources]
+    return make_pools(
+        template, requests, setting=lambda key: template.options.get(key, configuration.get(key)), run=sinfo
+    )
+
+
+def test_jobs_that_agree_share_a_pool() -> None:
+    """Partition, account and the like make a pool; cores, memory and GPUs do not."""
+    pools = make(
+        {"slurm_partition": "cpu", "mem_mb": 100},
+        {"slurm_partition": "cpu", "threads": 4},
+        {"slurm_partition": "cpu", "nodes": 1},
+        {"slurm_partition": "cpu", "slurm_account": "a"},
+        {"slurm_partition": "boost", "gres": "gpu:2"},
+        {"slurm_partition": "boost", "gres": "gpu:1"},
+        {"slurm_partition": "boost"},
+        {},
+    )
+    assert [pool.name for pool in pools] == ["cpu", "cpu-2", "boost", "slurm"]
+    assert [dict(pool.slurm or ()) for pool in pools] == [
+        {"slurm_partition": "cpu"},
+        {"slurm_partition": "cpu", "slurm_account": "a"},
+        {"slurm_partition": "boost"},
+        {},
+    ]
+
+
+def test_every_request_fits_its_pool() -> None:
+    """What the pools are made from is routed to them."""
+    resources: list[dict[str, Any]] = [
+        {"slurm_partition": "cpu", "mem_mb": 190000, "runtime": 60},
+        {"slurm_partition": "boost", "gres": "gpu:a100:3", "mem_mb_per_cpu": 4000, "threads": 8, "runtime": 479},
+        {"slurm_partition": "mixed", "constraint": "new", "threads": 40},
+        {"slurm_partition": "cpu", "nodes": 4, "tasks": 96, "mpi": "srun"},
+        {},
+    ]
+    pools = make(*resources)
+    shapes = {pool.name: routing.shape_of(pool) for pool in pools}
+    for given_ in resources:
+        request = request_from_resources(given_, given_.get("threads", 1))
+        chosen = routing.route(request, pools, shapes)
+        assert next(pool for pool in pools if pool.name == chosen).slurm == (request.slurm or ())
+
+
+def test_size_by_the_known_jobs() -> None:
+    """A few small jobs need a small share of a node, thousands need whole nodes, one alone its own size."""
+    (one,) = make({"slurm_partition": "cpu", "threads": 2, "mem_mb": 2000})
+    assert one.cores == 2
+    (few,) = make(*[{"slurm_partition": "cpu", "mem_mb": 2000}] * 8)
+    assert few.cores == 4
+    (many,) = make(*[{"slurm_partition": "cpu", "mem_mb": 2000}] * 5000)
+    assert (many.cores, many.memory_mb) == (48, 192000 * 2**20 // 10**6)
+
+
+def test_memory_comes_in_proportion() -> None:
+    """A job that needs half of the memory gets half of the cores; none is asked for beyond the node."""
+    (pool,) = make({"slurm_partition": "cpu", "mem_mb": 100_000})
+    assert pool.cores == 24
+    assert routing.usable_memory_mb(pool.memory_mb or 0) >= 100_000
+    assert pool.options["job_mem"] == "96000M"
+
+
+def test_gpus_come_in_multiples_of_the_largest_job() -> None:
+    """Four GPUs on a node: jobs of two get two or four, jobs of three get three; cores and memory in proportion."""
+    (pool,) = make({"slurm_partition": "boost", "gres": "gpu:2"})
+    assert (pool.gpus, pool.cores) == (2, 16)
+    (pool,) = make(*[{"slurm_partition": "boost", "gres": "gpu:2"}] * 40)
+    assert (pool.gpus, pool.cores) == (4, 32)
+    (pool,) = make(*[{"slurm_partition": "boost", "gpu": 3}] * 40)
+    assert (pool.gpus, pool.cores) == (3, 24)
+
+
+def test_gpus_are_asked_for_with_their_model() -> None:
+    """The model that jobs name goes into --gres, beside what else gres asks for."""
+    (pool,) = make({"slurm_partition": "boost", "gres": "gpu:a100:2,nvme:1"})
+    assert pool.gpu_model == "a100"
+    assert "--gres=nvme:1,gpu:a100:2" in pool.options["job_extra_directives"]
+
+
+def test_models_that_differ_need_pools_of_their_own() -> None:
+    """One worker has GPUs of one model."""
+    partition = {"slurm_partition": "two"}
+    sinfo_of_two = Ran(0, "two|infinite|n/a|8|64000|gpu:a100:4|x\ntwo|infinite|n/a|8|64000|gpu:v100:2|y\n", "")
+    requests = [request_from_resources({**partition, "gres": f"gpu:{model}:1"}, 1) for model in ("a100", "v100")]
+    pools = make_pools(TEMPLATE, requests, setting=lambda _: None, run=lambda _: sinfo_of_two)
+    assert [(pool.name, pool.gpu_model) for pool in pools] == [("two-a100", "a100"), ("two-v100", "v100")]
+
+
+def test_constraint_chooses_the_nodes() -> None:
+    """The size is that of nodes with the feature."""
+    (pool,) = make(*[{"slurm_partition": "mixed", "constraint": "new&ib"}] * 5000)
+    assert pool.cores == 64
+    assert "--constraint=new&ib" in pool.options["job_extra_directives"]
+    with pytest.raises(ConfigurationError, match="no node of partition mixed has fast"):
+        make({"slurm_partition": "mixed", "constraint": "fast"})
+
+
+def test_settings_win_over_the_partition() -> None:
+    """--dask-worker-* and then jobqueue.slurm say the size."""
+    template = Pool("slurm", "slurm", 0, 10, cores=4, memory_mb=8000, walltime_s=600.0)
+    (pool,) = make({"slurm_partition": "cpu"}, template=template)
+    assert (pool.cores, pool.memory_mb, pool.walltime_s) == (4, 8000, 600.0)
+    assert "job_mem" not in pool.options
+    (pool,) = make({"slurm_partition": "cpu"}, cores=6, memory="9 GB")
+    assert (pool.cores, pool.memory_mb) == (6, 9000)
+
+
+def test_walltime() -> None:
+    """The longest runtime and its margin, an hour at least, and at most the partition's limit."""
+    (pool,) = make({"slurm_partition": "cpu", "runtime": 300})
+    assert pool.walltime_s == 305 * 60
+    assert (pool.walltime_s or 0) - pool.margin >= 300 * 60
+    (pool,) = make({"slurm_partition": "cpu", "runtime": 1})
+    assert pool.walltime_s == 3600
+    (pool,) = make({"slurm_partition": "boost", "runtime": 479})
+    assert pool.walltime_s == 8 * 3600
+    (pool,) = make({"slurm_partition": "cpu"})
+    assert pool.walltime_s == 3900  # the partition's default time, and the margin
+
+
+def test_options_of_the_user_stay() -> None:
+    """What --dask-options say goes along, and the rules' resources are added."""
+    template = Pool("slurm", "slurm", 0, 10, options={"account": "mine", "job_extra_directives": ["--mail-type=FAIL"]})
+    pool, other = make(
+        {"slurm_partition": "cpu", "qos": "long", "slurm_extra": "'--reservation=r --exclusive'"},
+        {"slurm_account": "theirs"},
+        template=template,
+    )
+    assert pool.options["account"] == "mine"
+    assert pool.options["queue"] == "cpu"
+    assert pool.options["job_extra_directives"] == ["--mail-type=FAIL", "--qos=long", "--reservation=r --exclusive"]
+    assert other.options["account"] == "theirs"
+
+
+def test_nodes_that_are_too_small() -> None:
+    """A job that no node of the partition holds is named before anything is submitted."""
+    with pytest.raises(ConfigurationError, match="no node of partition cpu holds 96 cores"):
+        make({"slurm_partition": "cpu", "threads": 96})
+
+
+def test_partition_that_slurm_does_not_know() -> None:
+    """The error says so, and how to go on without."""
+    with pytest.raises(ConfigurationError, match="sinfo knows no node of partition cpuu"):
+        make({"slurm_partition": "cpuu"})
+
+
+def test_slurm_that_counts_no_memory() -> None:
+    """Where nodes state no memory, all of it is asked for."""
+    (pool,) = make({"slurm_partition": "open", "mem_mb": 3000, "threads": 2})
+    assert pool.options["job_mem"] == "0"
+    assert routing.usable_memory_mb(pool.memory_mb or 0) >= 3000
+
+
+def test_sinfo_is_read() -> None:
+    """Stars, limits, GPUs with and without models, and lines that are not about nodes."""
+    kinds = parse_sinfo("CLUSTER: far\na*|infinite|n/a|4+|100+|gpu:2,gpu:h100:1(S:0),nvme:1|x,y\n")
+    (kind,) = kinds
+    assert (kind.partition, kind.default, kind.limit_s, kind.cores, kind.memory_mib) == ("a", True, None, 4, 100)
+    assert kind.gpus == (("", 2), ("h100", 1))
+    assert kind.features == {"x", "y"}
+
+
+@given(st.integers(min_value=1, max_value=2_000_000))
+def test_granted_memory_is_usable(memory_mb: int) -> None:
+    """`granting` gives the smallest worker that leaves so much to jobs."""
+    worker = granting(memory_mb)
+    assert routing.usable_memory_mb(worker) >= memory_mb
+    assert routing.usable_memory_mb(worker - 2) < memory_mb
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda cores, memory, gpus: Request(cores, memory, gpus=gpus, slurm=(("slurm_partition", "boost"),)),
+            st.integers(1, 32), st.none() | st.integers(1, 500_000), st.integers(0, 4),
+        ),
+        min_size=1, max_size=30,
+    )
+)  # fmt: skip
+def test_size_holds_each_job_and_stays_within_the_node(requests: list[Request]) -> None:
+    """Whatever the jobs ask, each fits into a worker, and a worker into a node."""
+    (pool,) = make_pools(TEMPLATE, requests, setting=lambda _: None, run=sinfo)
+    shapes = {pool.name: routing.shape_of(pool)}
+    for request in requests:
+        assert routing.route(request, [pool], shapes) == pool.name
+    assert (pool.cores or 0) <= 32
+    assert (pool.memory_mb or 0) <= 512000 * 2**20 // 10**6
+    assert (pool.gpus or 0) <= 4
