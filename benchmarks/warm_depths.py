@@ -6,7 +6,7 @@ to get ready, and what fifty sleeping jobs hold in memory.
 """
 
 import argparse
-import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -33,12 +33,12 @@ rule one:
 def bash(directory: Path, number: int) -> list[Ended]:
     ended = []
     for n in range(number):
-        before, started = os.times(), time.monotonic()
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         code = subprocess.run(
             ["bash", "-c", f"set -euo pipefail; echo > {n}.txt"], cwd=directory, check=True
         ).returncode
-        seconds, after = time.monotonic() - started, os.times()
-        cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+        seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         ended.append(Ended(code, cpu_s, "", seconds))
     return ended
 
@@ -98,7 +98,8 @@ def main() -> None:
                     notes.append(f"depth {warm.depth} ready after {time.monotonic() - started:.1f} s")
                     show(f"depth {depth}, {what}, {how}", [warm.run(spec) for spec in specs], cold)
         print("; ".join(notes[:3]))
-        print(sleepers(directory))
+        (directory / "sleep").mkdir()
+        print(sleepers(directory / "sleep"))
 
 
 if __name__ == "__main__":

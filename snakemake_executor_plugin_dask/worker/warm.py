@@ -232,7 +232,7 @@ class Warmth:
     setup: RunSetup
     depth: int = 0
     parser: Any = None  # warm_snakemake.Parser
-    workflow: Any = None  # warm_snakemake.WarmWorkflow, from depth 2 on
+    workflow: Any = None  # warm_workflow.WarmWorkflow, from depth 2 on
     cold_reason: str = ""  # why no job can be started warm
 
 
@@ -300,7 +300,7 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
     reason = _wrong_setup(setup)
     if reason:
         return Warmth(setup, cold_reason=reason)
-    from snakemake_executor_plugin_dask.worker import warm_child, warm_snakemake
+    from snakemake_executor_plugin_dask.worker import warm_child, warm_snakemake, warm_workflow
 
     del warm_child  # its children need it
     lack = warm_snakemake.check_interior() if depth > 1 else ""
@@ -316,7 +316,7 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
     workflow = None
     if depth > 1:
         try:
-            workflow = parser.read_workflow()
+            workflow = warm_workflow.WarmWorkflow(parser)
             if depth > 2:
                 workflow.prepare_calls()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code runs here; each job will show its error

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
-from snakemake_executor_plugin_dask.worker import warm_snakemake
+from snakemake_executor_plugin_dask.worker import warm_snakemake, warm_workflow
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.worker.warm import Warmth
@@ -88,7 +88,7 @@ def run_job(warmth: "Warmth", spec: JobSpec) -> NoReturn:
 
 
 def _run(warmth: "Warmth", spec: JobSpec) -> bool:
-    workflow: warm_snakemake.WarmWorkflow | None = warmth.workflow
+    workflow: warm_workflow.WarmWorkflow | None = warmth.workflow
     if workflow is None:
         return bool(warmth.parser.run(spec))
     workflow.adopt(spec)

@@ -1,27 +1,20 @@
-"""What the warm process does with Snakemake: get it ready once, and run one job in a forked child.
+"""The warm process's Snakemake before it reads a workflow: what it must have, its parser, a job's arguments.
 
-It relies on the inner parts of Snakemake that `check_interior` names, so that an unknown version is noticed at once.
-Three depths: 1, Snakemake is imported and its parser built; 2, the workflow is read too; 3, a job's own function is
-called as the local executor does, with neither a DAG nor a scheduler of its own.
+`check_interior` names the inner parts of Snakemake that this module and `warm_workflow` rely on, so that an unknown
+version is noticed at once.
 """
 
 import functools
 import importlib.util
 import inspect
-import io
 import logging
 import os
 import pickle
-import random
 import sys
-import tempfile
-import types
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
-from snakemake_executor_plugin_dask.warmcall import Call
 
 #: `run_wrapper` of the Snakemake versions that depth 3 was written for.
 _RUN_WRAPPER = (
@@ -37,21 +30,8 @@ _WORKFLOW_MEMBERS = (
     "tear_down",
     "included",
     "get_rule",
-    "global_resources",
     "_cores",
 )
-_WORKFLOW_STATE = (
-    "_async_runners",
-    "_async_executor",
-    "_snakemake_tmp_dir",
-    "_checkpoints",
-    "_rules",
-    "_executor_plugin",
-)
-
-
-class NotWarm(Exception):
-    """The workflow cannot be kept warm; the text says why."""
 
 
 def check_interior() -> str:
@@ -67,7 +47,7 @@ def check_interior() -> str:
         f"{owner.__name__}.{name}"
         for owner, names in (
             (snakemake.jobs.Job, _JOB_MEMBERS),
-            (snakemake.workflow.Workflow, tuple(name for name in _WORKFLOW_MEMBERS if name != "global_resources")),
+            (snakemake.workflow.Workflow, _WORKFLOW_MEMBERS),
             (snakemake.cli, ("SnakemakeApi", "args_to_api", "parse_args")),
             (snakemake.api.SnakemakeApi, ("workflow", "_cleanup", "print_exception")),
             (snakemake.executors.local.Executor, ("job_args_and_prepare",)),
@@ -100,11 +80,11 @@ class Parser:
         sys.argv = [_main_path(), *arguments]
         main_spec()
         # Half of what parsing costs is reading plugins and other modules for the first time.
-        self._parser, self.arguments = snakemake.cli.parse_args(arguments)
+        self.parser, self.arguments = snakemake.cli.parse_args(arguments)
         _import_ahead()
 
     def parse(self, spec: JobSpec) -> Any:
-        arguments = self._parser.parse_args(full_arguments(self._setup, spec.arguments))
+        arguments = self.parser.parse_args(full_arguments(self._setup, spec.arguments))
         for destination, value in _overrides(spec).items():
             setattr(arguments, destination, value)
         return arguments
@@ -113,348 +93,7 @@ class Parser:
         """What a cold job's Snakemake does after its imports."""
         import snakemake.cli
 
-        return bool(snakemake.cli.args_to_api(self.parse(spec), self._parser))
-
-    def read_workflow(self) -> "WarmWorkflow":
-        """Depths 2 and 3. Raises NotWarm."""
-        return WarmWorkflow(self)
-
-
-class WarmWorkflow:
-    """The workflow as Snakemake has it just before it would build a DAG."""
-
-    def __init__(self, parser: Parser) -> None:
-        import snakemake.cli
-        import snakemake.workflow
-
-        self._parser = parser
-        self._reads_cores = False
-        self._captured: dict[str, Any] = {}
-        known_modules = set(sys.modules)
-        seeded = _SeedWatch()
-        execute, cores = snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores
-        api_class = snakemake.cli.SnakemakeApi
-        snakemake.workflow.Workflow.execute = lambda workflow, **kwargs: self._captured.update(
-            kwargs, workflow=workflow
-        )
-        snakemake.workflow.Workflow.cores = property(self._note_cores)
-        snakemake.cli.SnakemakeApi = self._make_api
-        try:
-            with seeded:
-                snakemake.cli.args_to_api(parser.arguments, parser._parser)
-        finally:
-            snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores = execute, cores
-            snakemake.cli.SnakemakeApi = api_class
-        if "workflow" not in self._captured:
-            msg = f"the workflow could not be read: {self._api.failure}"
-            raise NotWarm(msg)
-        self.workflow = self._captured["workflow"]
-        self._random_state = random.getstate() if seeded.seeded else None
-        self._keeps_tempdir = seeded.tempdir_set
-        self._check_possible()
-        self._drop_asyncio()
-        self.files = tuple(dict.fromkeys(self._read_files(known_modules)))
-
-    def _make_api(self, output_settings: Any) -> Any:
-        import snakemake.api
-
-        warm = self
-
-        class Api(snakemake.api.SnakemakeApi):  # type: ignore[misc]
-            """Keeps the workflow where Snakemake would tear it down, and gives it where Snakemake would read it."""
-
-            failure = ""
-            keep = True
-
-            def _cleanup(self) -> None:
-                if not self.keep:
-                    super()._cleanup()
-
-            def print_exception(self, ex: Exception) -> None:
-                self.failure = self.failure or (str(ex).strip().splitlines() or [type(ex).__name__])[0]
-                super().print_exception(ex)
-
-            def workflow(self, **settings: Any) -> Any:
-                if self.keep:
-                    return super().workflow(**settings)
-                # The only settings of a workflow that differ from job to job.
-                warm.set_cores(settings["resource_settings"].cores)
-                warm.workflow.storage_settings.unneeded_temp_files = settings["storage_settings"].unneeded_temp_files
-                return self._workflow_api
-
-        self._api = Api(output_settings)
-        return self._api
-
-    def _note_cores(self, workflow: Any) -> int:
-        self._reads_cores = True
-        return int(workflow._cores)
-
-    def _check_possible(self) -> None:
-        from snakemake.settings.types import SharedFSUsage
-
-        if self._reads_cores:
-            msg = "the workflow asks for its number of cores while it is read, and each job has its own"
-            raise NotWarm(msg)
-        if self.workflow.storage_settings.shared_fs_usage != SharedFSUsage.all():
-            msg = "not everything is on a shared file system"
-            raise NotWarm(msg)
-
-    def _drop_asyncio(self) -> None:
-        """Give up event loops and threads that reading the workflow left behind; a child makes its own."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        workflow = self.workflow
-        for runner in workflow._async_runners.values():
-            if runner._loop is not None:
-                runner._loop._default_executor = None
-            runner.close()
-        workflow._async_runners.clear()
-        workflow._async_executor.shutdown(wait=True)
-        workflow._async_executor = ThreadPoolExecutor()
-
-    def _read_files(self, known_modules: set[str]) -> Iterator[str]:
-        """The local files that the workflow consists of, scripts apart: those are read by each job."""
-        from snakemake.sourcecache import LocalSourceFile
-
-        for source in self.workflow.included:
-            if isinstance(source, LocalSourceFile):
-                yield os.path.abspath(source.get_path_or_uri(secret_free=False))
-        for path in (*self.workflow.configfiles, *self.workflow.config_settings.configfiles):
-            yield os.path.abspath(path)
-        installed = tuple(os.path.realpath(path) + os.sep for path in (sys.prefix, sys.base_prefix))
-        for name in set(sys.modules) - known_modules:
-            path = getattr(sys.modules[name], "__file__", None)
-            if path and not os.path.realpath(path).startswith(installed):
-                yield os.path.abspath(path)
-
-    def prepare_calls(self) -> None:
-        """Depth 3: what does not differ from job to job of a DAG and its persistence."""
-        from snakemake.shell import shell
-
-        workflow = self.workflow
-        settings, execution = workflow.deployment_settings, workflow.execution_settings
-        shell.conda_block_conflicting_envvars = not settings.conda_not_block_search_path_envvars
-        workflow._executor_plugin = self._captured["executor_plugin"]
-        workflow.executor_settings = self._captured["executor_settings"]
-        workflow._prepare_dag(
-            forceall=False,
-            ignore_incomplete=True,
-            lock_warn_only=False,
-            nolock=True,
-            shadow_prefix=execution.shadow_prefix,
-        )
-        workflow.persistence.deactivate_cache()
-        workflow.iocache.deactivate()
-        self._rehearse()
-
-    # In a child
-
-    def set_cores(self, cores: int) -> None:
-        self.workflow.resource_settings.cores = cores
-        self.workflow.global_resources["_cores"] = cores
-
-    def adopt(self, spec: JobSpec) -> None:
-        """Make the workflow this child's own: what it removes at its end must not be shared."""
-        workflow = self.workflow
-        workflow._snakemake_tmp_dir._finalizer.detach()
-        if not self._keeps_tempdir and any(name in ("TMPDIR", "TEMP", "TMP") for name, _ in spec.environment):
-            tempfile.tempdir = None
-        workflow._snakemake_tmp_dir = _LateDirectory()
-        workflow.start_time = datetime.now()  # noqa: DTZ005 - as Snakemake has it
-        if self._random_state is not None:
-            random.setstate(self._random_state)
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and "numpy.random" in sys.modules:
-            state = numpy.random.get_state()
-            # The generator's own seeding leaves this first word; the workflow's `seed(n)` leaves n, for all jobs.
-            if state[0] != "MT19937" or state[1][0] == 0x80000000 or state[2] != 624:
-                numpy.random.seed()
-
-    def run(self, spec: JobSpec) -> bool:
-        """Depth 2: what a cold job's Snakemake does once it has read the workflow."""
-        import snakemake.cli
-
-        self._api.keep = False
-        self._api._is_in_context = False
-        api_class = snakemake.cli.SnakemakeApi
-        snakemake.cli.SnakemakeApi = lambda _: self._api
-        try:
-            return bool(snakemake.cli.args_to_api(self._parser.parse(spec), self._parser._parser))
-        finally:
-            snakemake.cli.SnakemakeApi = api_class
-
-    def make_job(self, spec: JobSpec) -> Any:
-        """Depth 3: the job of ``spec.call``, announced in the log.
-
-        Raises whatever its rule's functions raise, and NotWarm; nothing has happened then.
-        """
-        assert spec.call is not None
-        self.workflow.execution_settings.attempt = spec.attempt
-        self.set_cores(spec.cores)
-        call = Call(*pickle.loads(spec.call))
-        job = self._make_job(call)
-        if [str(file) for file in job.output] != call.output:
-            msg = f"rule {call.rule} has other output files here"
-            raise NotWarm(msg)
-        job.log_info()
-        return job
-
-    def _make_job(self, call: Call) -> Any:
-        from snakemake.io import IOFile, flag
-        from snakemake.iocontainers import InputFiles
-        from snakemake.jobs import Job
-
-        workflow, dag = self.workflow, self.workflow.dag
-        rule = workflow.get_rule(call.rule)
-        directories = frozenset(call.directories)
-        files = []
-        for index, name in enumerate(call.input):
-            file = IOFile(flag(name, "directory") if index in directories else name, rule=None)
-            file.rule = rule  # set afterwards: the name is final, and must not be expanded again
-            files.append(file)
-        job_input = InputFiles(files)
-        job_input._take_names(call.input_names)
-        with _Instead(type(rule), "expand_input", lambda *_, **__: (job_input, {}, {}, False)):
-            job = Job(rule, dag, call.wildcards)
-        dag._jobid[job] = call.jobid
-        dag._reason[job].forced = True
-        dag._priority[job] = rule.expand_priority(job.wildcards_dict, job.input, job.attempt)
-        # What needs a checkpoint's output needs a DAG. Resources would take 0 for it and go on.
-        with _Instead(workflow._checkpoints, "_created_output", _NoCheckpoints()):
-            for name in ("resources", "params", "log", "benchmark"):
-                getattr(job, name)
-        return job
-
-    def _rehearse(self) -> None:
-        """Do what every job does once, so that children share what that leaves in memory.
-
-        With a rule in which nothing is the user's code, and without effects.
-        """
-        from snakemake.logging import logger
-
-        rule = next(filter(_is_static, self.workflow.rules), None)
-        streams = [handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
-        if rule is None or len(streams) != len(logger.handlers):
-            return
-        dag = self.workflow.dag
-        self.set_cores(1)
-        saved = [handler.setStream(io.StringIO()) for handler in streams]
-        try:
-            job = self._make_job(Call(rule.name, dict.fromkeys(rule.wildcard_names, "0"), [], [], [], [], 0))
-            job.log_info()
-            self.workflow.async_run(job.check_protected_output())
-            for table in (dag._jobid, dag._reason, dag._priority):
-                del table[job]
-        except Exception as error:  # noqa: BLE001 - such a job will say it itself
-            logger.debug(f"No rehearsal with rule {rule.name}: {error}")
-        finally:
-            for handler, stream in zip(streams, saved, strict=True):
-                handler.setStream(stream)
-            self._drop_asyncio()
-
-    def call(self, job: Any) -> bool:
-        """Depth 3: run the job as the local executor would, and say what it would say."""
-        from snakemake.exceptions import print_exception
-        from snakemake.executors import local
-        from snakemake.logging import logger
-        from snakemake.shell import shell
-        from snakemake_interface_logger_plugins.common import LogEvent
-
-        workflow = self.workflow
-        shell.cleanup()
-        executor = types.SimpleNamespace(workflow=workflow, dag=workflow.dag)
-        try:
-            local.run_wrapper(*local.Executor.job_args_and_prepare(executor, job))
-            workflow.async_run(job.postprocess(store_in_storage=False))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - as the local executor does
-            print_exception(error, workflow.linemaps)
-            job.log_error()
-            workflow.async_run(job.postprocess(error=True))
-            logger.error("Exiting because a job execution failed. Look above for error messages")
-            return False
-        finished = {"event": LogEvent.JOB_FINISHED, "job_id": job.jobid}
-        logger.info(f"Finished jobid: {job.jobid} (Rule: {job.rule.name})", extra=finished)
-        return True
-
-    def note(self, text: str, *, always: bool = False) -> None:
-        """A line in the job's log; without ``always`` only with ``--verbose``."""
-        from snakemake.logging import logger
-
-        logger.log(logging.ERROR if always else logging.DEBUG, text)
-
-    def discard(self) -> None:
-        """The warm process's own end."""
-        self.workflow._snakemake_tmp_dir.cleanup()
-
-    def close(self) -> None:
-        """A child's end, after `call`; `run` has done it itself."""
-        self._api.keep = False
-        self._api._cleanup()
-
-
-class _LateDirectory:
-    """Snakemake's directory for temporary files, which few jobs need, made when its name is asked for."""
-
-    _made: tempfile.TemporaryDirectory[str] | None = None
-
-    @property
-    def name(self) -> str:
-        if self._made is None:
-            self._made = tempfile.TemporaryDirectory(prefix="snakemake")
-        return self._made.name
-
-    def cleanup(self) -> None:
-        if self._made is not None:
-            self._made.cleanup()
-
-
-class _NoCheckpoints:
-    def __bool__(self) -> bool:
-        msg = "the output of a checkpoint is needed to evaluate this job"
-        raise NotWarm(msg)
-
-
-class _Instead:
-    """Sets an attribute for a while."""
-
-    def __init__(self, owner: Any, name: str, value: Any) -> None:
-        self._owner, self._name, self._value = owner, name, value
-
-    def __enter__(self) -> None:
-        self._saved = getattr(self._owner, self._name)
-        setattr(self._owner, self._name, self._value)
-
-    def __exit__(self, *_: object) -> None:
-        setattr(self._owner, self._name, self._saved)
-
-
-class _SeedWatch:
-    """Whether reading the workflow seeded `random` (which a fork otherwise seeds anew) or set `tempfile.tempdir`."""
-
-    seeded = False
-    tempdir_set = False
-
-    def __enter__(self) -> None:
-        self._seed = random.seed
-        self._tempdir = tempfile.gettempdir()  # which sets tempfile.tempdir
-        random.seed = self._note_seed
-
-    def _note_seed(self, *args: Any, **kwargs: Any) -> None:
-        self.seeded = self.seeded or bool(args or kwargs)
-        self._seed(*args, **kwargs)
-
-    def __exit__(self, *_: object) -> None:
-        random.seed = self._seed
-        self.tempdir_set = tempfile.tempdir != self._tempdir
-
-
-def _is_static(rule: Any) -> bool:
-    """Whether a rule's job can be made without calling anything that the workflow's author wrote."""
-    if not rule.is_shell or callable(rule.priority) or any(callable(value) for value in rule.params):
-        return False
-    evaluators = (inspect.unwrap(value._evaluator) for value in rule.resources.values() if value.is_evaluable())
-    # Resources from the command line, the default ones among them, are expressions.
-    return all(evaluator.__qualname__.startswith("Resource.from_cli_expression.") for evaluator in evaluators)
+        return bool(snakemake.cli.args_to_api(self.parse(spec), self.parser))
 
 
 def _overrides(spec: JobSpec) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from system.warm_harness import Ended, Warm, plan, run_cold
 
 DEPTHS = (1, 2, 3)
 
+# Some thirty cold jobs take minutes on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
 #: What a failed job's log must say, cold or warm.
 WORDS = {
     "failing": [
@@ -89,7 +92,6 @@ def own_lines(ended: Ended) -> list[str]:
     return sorted(line for line in ended.log.splitlines() if line.startswith("JOB:"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_jobs_end_alike(runs: dict[int, Run], depth: int) -> None:
     """Every job ends with the exit code that it has when started cold."""
@@ -98,13 +100,11 @@ def test_jobs_end_alike(runs: dict[int, Run], depth: int) -> None:
     }
 
 
-@pytest.mark.slow
 def test_failures_are_failures(runs: dict[int, Run]) -> None:
     """The jobs that are made to fail do so, and no others."""
     assert {name for name, ended in runs[0].ended.items() if ended.code != 0} == set(WORDS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_files_are_alike(runs: dict[int, Run], depth: int) -> None:
     """The same files with the same modes and contents are left, Snakemake's metadata among them."""
@@ -114,7 +114,6 @@ def test_files_are_alike(runs: dict[int, Run], depth: int) -> None:
     assert warm == cold
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_benchmarks_have_the_same_columns(runs: dict[int, Run], depth: int) -> None:
     """A benchmark file has a line for each repeat, with the same columns."""
@@ -124,7 +123,6 @@ def test_benchmarks_have_the_same_columns(runs: dict[int, Run], depth: int) -> N
     assert [len(line.split("\t")) for line in warm] == [len(line.split("\t")) for line in cold]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_logs_hold_what_jobs_write(runs: dict[int, Run], depth: int) -> None:
     """A job's own lines are in its log, those of its exit functions and late threads too."""
@@ -133,7 +131,6 @@ def test_logs_hold_what_jobs_write(runs: dict[int, Run], depth: int) -> None:
     assert cold["vandal"] == ["JOB: exit function", "JOB: thread"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, *DEPTHS])
 @pytest.mark.parametrize("name", WORDS)
 def test_logs_say_why_a_job_failed(runs: dict[int, Run], depth: int, name: str) -> None:
@@ -142,7 +139,6 @@ def test_logs_say_why_a_job_failed(runs: dict[int, Run], depth: int, name: str) 
     assert [words for words in WORDS[name] if words not in log] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_logs_describe_the_job(runs: dict[int, Run], depth: int) -> None:
     """The block with which Snakemake announces a job is the same, but for its number."""
@@ -167,7 +163,6 @@ def announcement(log: str, name: str) -> list[str]:
     return block
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_state_is_alike(runs: dict[int, Run], depth: int) -> None:
     """Environment, arguments, limits, signals and streams are a cold job's, also after a job that changed them."""
@@ -179,7 +174,6 @@ def test_state_is_alike(runs: dict[int, Run], depth: int) -> None:
     assert cold["environment"]["CUDA_VISIBLE_DEVICES"] == "3"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_environment_of_a_shell_is_alike(runs: dict[int, Run], depth: int) -> None:
     """A shell command sees the same variables."""

@@ -33,10 +33,8 @@ def test_a_changed_workflow_is_noticed(tmp_path: Path) -> None:
     """Once a file that the workflow was read from changes, jobs are refused with its name, and no old child serves."""
     (tmp_path / "part.smk").write_text(SIMPLE.replace("rule all", "rule every"))
     (tmp_path / "helper.py").write_text("")
-    setup, specs = planned(
-        tmp_path,
-        f'import sys\nsys.path.insert(0, "{tmp_path}")\nimport helper\nrule all:\n    input: "0.txt", "1.txt"\ninclude: "part.smk"\n',
-    )
+    top = f'import sys\nsys.path.insert(0, "{tmp_path}")\nimport helper\n'
+    setup, specs = planned(tmp_path, top + 'rule all:\n    input: "0.txt", "1.txt"\n\ninclude: "part.smk"\n')
     for name in ("part.smk", "helper.py"):
         with Warm(setup) as warm:
             assert warm.run(specs[0]).code == 0
