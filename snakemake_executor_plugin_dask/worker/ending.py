@@ -11,11 +11,12 @@ import signal
 
 from snakemake_executor_plugin_dask.jobs import Status
 from snakemake_executor_plugin_dask.worker import processes
-from snakemake_executor_plugin_dask.worker.attempt import Attempt
+from snakemake_executor_plugin_dask.worker.attempt import HOST, Attempt
 from snakemake_executor_plugin_dask.worker.usage import Monitor
 from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 
 _RECHECK_S = 0.05
+WARM_ENDED = f"the warm process on {HOST} ended, and the job with it"
 
 
 class Endings:
@@ -141,6 +142,9 @@ class Endings:
             if current is not None:
                 current.cpu_s += used.ru_utime + used.ru_stime
                 if current.pid == pid and not current.leader.done():
+                    if current.warm is not None and current.verdict is None and status == signal.SIGKILL:
+                        # Its warm process would have waited for it, so that one is gone, and took the job along.
+                        current.verdict = ("lost", WARM_ENDED)
                     current.leader.set_result(status)
         self._reaped.set_result(None)
         self._reaped = self._loop.create_future()

@@ -8,8 +8,8 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.jobs import RunSetup
 from snakemake_executor_plugin_dask.worker import processes
-from snakemake_executor_plugin_dask.worker.attempt import HOST, Attempt, note
-from snakemake_executor_plugin_dask.worker.ending import Endings
+from snakemake_executor_plugin_dask.worker.attempt import Attempt, note
+from snakemake_executor_plugin_dask.worker.ending import WARM_ENDED, Endings
 from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 
 _READY_S = 60.0  # a job waits so long for the workflow to have been read
@@ -126,8 +126,7 @@ class Warming:
         await warm.reaped.wait()
         for current in list(self._endings.attempts.values()):
             if current.warm is warm and current.pid:
-                why = f"the warm process on {HOST} ended, and the job with it"
-                self._endings.stop(current, "lost", why, grace_s=0.0)
+                self._endings.stop(current, "lost", WARM_ENDED, grace_s=0.0)
         if warm.unanswered:
             while strays := self._endings.strays():
                 processes.send(strays, signal.SIGKILL)
