@@ -228,7 +228,8 @@ class Controller:
         if request.runtime_s is None and member.facts is not None and member.facts.remaining_s is not None:
             # It declares no runtime: end it while its end can still be told apart from a lost worker.
             remaining = member.facts.remaining_s - (self._clock() - member.since)
-            limits.append(max(1.0, remaining - _END_BEFORE_ALLOCATION_S))
+            # Less than the margin, which placement left beside the job: of a short allocation not its last 30 s.
+            limits.append(max(1.0, remaining - min(_END_BEFORE_ALLOCATION_S, pool.margin / 2)))
             job.limited_by_allocation = True
         log = spec.log_path if job.run == 1 else f"{spec.log_path}.{job.run}"
         return dataclasses.replace(
@@ -245,7 +246,7 @@ class Controller:
     # Running to ended
 
     def received(self, message: Mapping[str, Any]) -> None:
-        """An event from a worker: a job started or ended."""
+        """An event from a worker: a job started or ended, or it takes no more since it is about to go."""
         if "started" in message:
             job = self._by_run.get(message["started"])
             if job is not None and job.state == "sent":
@@ -258,6 +259,8 @@ class Controller:
                     self._around.send(Started(job.queued.spec.key, job.worker))
         elif "ended" in message:
             self._ended(Outcome(**message["ended"]))
+        elif message.get("leaving") in self.ledger.workers():
+            self.ledger.drain(message["leaving"])
 
     def place_soon(self) -> None:
         """There may be room that was not there before."""

@@ -90,7 +90,11 @@ class Link:
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[spec.key] = outcome
         self._send(("start", spec))
-        return await outcome
+        ended = await outcome
+        if not self.lost.is_set():
+            # Told here, so that it travels in one message with the end of the task.
+            self._report({"ended": dataclasses.asdict(ended)})
+        return ended
 
     def kill(self, key: str, reason: str) -> None:
         self._send(("kill", key, reason))
@@ -126,16 +130,18 @@ class Link:
                 self._report({"started": key, "pid": pid, "start": start, "time": started, "worker": self.worker})
             case ("ended", outcome):
                 outcome = dataclasses.replace(outcome, worker=self.worker)
-                self._report({"ended": dataclasses.asdict(outcome)})
                 future = self._waiting.pop(outcome.key, None)
                 if future is not None and not future.done():
                     future.set_result(outcome)
+                else:
+                    self._report({"ended": dataclasses.asdict(outcome)})
             case _:
                 pass
 
     def _supervisor_gone(self) -> None:
         self._kill_jobs()
         self.lost.set()
+        self._report({"leaving": self.worker})  # before the jobs, which must not come back to it
         for key, future in self._waiting.items():
             outcome = self._lost(key)
             self._report({"ended": dataclasses.asdict(outcome)})

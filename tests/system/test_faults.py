@@ -37,6 +37,7 @@ def test_supervisor_killed(tmp_path: Path) -> None:
         (tmp_path / "again").touch()
         os.kill(run.facts()["supervisor_pid"], signal.SIGKILL)
         assert run.wait() == 0, run.output
+        assert len(run.events("job-requeued")) == 2, "once for each job, and not again on the worker that goes"
         assert not first & set(run.jobs())
         assert len(ended(run)) == 2
         run.expect_gone(10)
