@@ -40,7 +40,7 @@ def main() -> int:
     sock = socket.socket(fileno=parser.parse_args().fd)
     # Ctrl-C and a terminal's end reach Snakemake, which says what has to end; so does SIGTERM.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)  # unlike an ignored signal, it is not handed on to launchers
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         begin = Channel(sock).receive()
