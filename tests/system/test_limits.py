@@ -52,7 +52,7 @@ rule sharing:
 
 rule unlimited:
     output: "unlimited.txt"
-    shell: "PYTHON hold.py 400 1; touch {output}"
+    shell: "PYTHON hold.py 400 1; cat /proc/self/oom_score_adj > {output}"
 """
 
 
@@ -84,6 +84,8 @@ def test_memory(tmp_path: Path) -> None:
         assert started(run).count("start neighbour") == 1, "the neighbour must not have been touched"
         assert ended(run) == ["end neighbour"]
         assert len(run.events("worker-joined")) == 1
+        score = int((tmp_path / "unlimited.txt").read_text())
+        assert score > int(Path("/proc/self/oom_score_adj").read_text()), "the kernel must prefer a job to a worker"
         assert not run.events("worker-lost")
         run.expect_gone(10)
 

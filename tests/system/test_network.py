@@ -6,6 +6,7 @@ the truth are the jobs' own lines: each says every half second, with its attempt
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -85,9 +86,9 @@ def lines(run: SnakemakeRun, job: str, kind: str) -> list[tuple[str, float]]:
     return [(words[1], float(words[2])) for words in found if len(words) == 3 and words[0] == kind]
 
 
-@pytest.mark.parametrize("cut_s", [50, 75])
-def test_cut_network(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch, cut_s: float) -> None:
-    """Shorter or longer than a lease: the old attempt is dead before the new one starts; its result is not taken."""
+@contextlib.contextmanager
+def started_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SnakemakeRun, str, str]]:
+    """A run with a job on each worker; the far worker's attempt, and its job."""
     launcher = tmp_path / "launcher"
     launcher.write_text(LAUNCHER.replace("NAMESPACE", NAMESPACE))
     launcher.chmod(0o755)
@@ -98,7 +99,14 @@ def test_cut_network(tmp_path: Path, elsewhere: None, monkeypatch: pytest.Monkey
         wait_for(lambda: all(lines(run, job, "alive") for job in "01"), "both jobs started")
         placed = {event["key"]: event["worker"] for event in run.events("job-placed")}
         far = next(key for key, worker in placed.items() if worker.endswith("-0"))
-        cut_job = next(job for job in "01" if lines(run, job, "start")[0][0] == far)
+        job = next(job for job in "01" if lines(run, job, "start")[0][0] == far)
+        yield run, far, job
+
+
+@pytest.mark.parametrize("cut_s", [50, 75])
+def test_cut_network(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch, cut_s: float) -> None:
+    """Shorter or longer than a lease: the old attempt is dead before the new one starts; its result is not taken."""
+    with started_on_both(tmp_path, monkeypatch) as (run, far, cut_job):
         assert far in dict(lines(run, cut_job, "alive"))
         ip("link", "set", INTERFACE, "down")
         cut = time.time()
@@ -122,4 +130,22 @@ def test_cut_network(tmp_path: Path, elsewhere: None, monkeypatch: pytest.Monkey
         assert (run.directory / "out" / f"{cut_job}.txt").read_text().strip() == new
         assert run.output.count("Worker ") >= 1
         assert "was lost" in run.output
+        run.expect_gone(60)
+
+
+def test_frozen_elsewhere(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker and supervisor stand still on a host that answers: nobody can end their job, so it is not run again."""
+    with started_on_both(tmp_path, monkeypatch) as (run, far, job):
+        facts = next(event["facts"] for event in run.events("worker-joined") if event["worker"].endswith("-0"))
+        for which in ("pid", "supervisor_pid"):
+            os.kill(facts[which], signal.SIGSTOP)
+        wait_for(lambda: "are frozen and cannot be ended from here" in run.output, "the job is given up", 240)
+        assert lines(run, job, "alive")[-1][1] > time.time() - 10, "which is right, since it lives"
+        (run.directory / "go").touch()
+        assert run.wait() == 1
+        assert "it is not run again, since two attempts could then run at once" in run.output
+        assert [key for key, _ in lines(run, job, "start")] == [far]
+        # On a host that thaws everything of a run that is over ends by itself.
+        for which in ("pid", "supervisor_pid"):
+            os.kill(facts[which], signal.SIGCONT)
         run.expect_gone(60)
