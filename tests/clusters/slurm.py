@@ -16,14 +16,15 @@ import argparse
 import getpass
 import os
 import secrets
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, os.fspath(Path(__file__).resolve().parent.parent))
+
+from clusters.daemons import Daemons, cmdline, comm, environ, free_ports, processes, send, which
 
 NODES = {
     **{f"c{i}": "CPUs=2 RealMemory=4000" for i in (1, 2, 3)},
@@ -76,26 +77,18 @@ PartitionName=gpu Nodes=g1 MaxTime=02:00:00 DefaultTime=00:10:00 DefMemPerCPU=10
 """
 
 
-class VirtualSlurm:
+class VirtualSlurm(Daemons):
     """The cluster that lies in ``directory``. Commands of Slurm find it through `SLURM_CONF`."""
 
     def __init__(self, directory: str | Path) -> None:
-        self.dir = Path(directory).resolve()
-        self.conf = self.dir / "slurm.conf"
+        self.conf = Path(directory).resolve() / "slurm.conf"
+        super().__init__(directory, "SLURM_CONF", os.fspath(self.conf))
 
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment, with the cluster's configuration, and without another Slurm's variables."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
         return kept | {"SLURM_CONF": str(self.conf)}
-
-    def run(self, *command: str, check: bool = True, timeout_s: float = 60) -> str:
-        """The standard output of a command run against this cluster."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout_s)
-        if check and done.returncode:
-            msg = f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}"
-            raise RuntimeError(msg)
-        return done.stdout.strip()
 
     def queue(self) -> list[str]:
         """The jobs that wait or run, as `id name state nodes` (those that are ending count)."""
@@ -106,57 +99,57 @@ class VirtualSlurm:
     def up(self, timeout_s: float = 90) -> None:
         """Start everything, and wait until all nodes are idle; raises RuntimeError with the daemons' logs."""
         for program in ("munged", "slurmctld", "slurmd", "sbatch"):
-            if _which(program) is None:
+            if which(program) is None:
                 msg = f"{program} is not installed; Debian and Ubuntu: apt install slurm-wlm munge"
                 raise RuntimeError(msg)
         for name in ("munge", "state", "spool", "log", "pids", "dev", *(f"spool/{node}" for node in NODES)):
             (self.dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write_configuration()
-        self._start("munged", "munged", "--foreground", "--force", f"--socket={self.dir}/munge/socket",
+        self.start("munged", "munged", "--foreground", "--force", f"--socket={self.dir}/munge/socket",
                     f"--key-file={self.dir}/munge/key", f"--pid-file={self.dir}/munge/pid",
                     f"--log-file={self.dir}/log/munged.log", f"--seed-file={self.dir}/munge/seed")  # fmt: skip
-        _wait((self.dir / "munge/socket").exists, 30, "munged made no socket", self)
-        self._start("slurmctld", "slurmctld", "-D", "-c", "-f", str(self.conf))
+        self.wait((self.dir / "munge/socket").exists, 30, "munged made no socket")
+        self.start("slurmctld", "slurmctld", "-D", "-c", "-f", str(self.conf))
         for node in NODES:
             self.start_node(node)
-        _wait(self.all_idle, timeout_s, "the nodes did not become idle", self)
+        self.wait(self.all_idle, timeout_s, "the nodes did not become idle")
 
     def down(self) -> None:
         """End the jobs, then the daemons, by process id; leaves DIR to be read or removed."""
-        if self._pid("slurmctld") is not None:
+        if self.pid("slurmctld") is not None:
             self.run("scancel", f"--user={getpass.getuser()}", "--full", check=False)
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline and self.run("squeue", "--noheader", check=False):
                 time.sleep(0.3)
         daemons = [*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged"]
         for name in daemons:
-            self._end(name, signal.SIGTERM)
-        for pid in _processes():
-            if _comm(pid) == "slurmstepd" and self._belongs(pid):
-                _signal(pid, signal.SIGKILL)
+            self.end(name, signal.SIGTERM)
+        for pid in processes():
+            if comm(pid) == "slurmstepd" and self.belongs(pid):
+                send(pid, signal.SIGKILL)
 
     def status(self) -> str:
         return self.run("sinfo", "--Node", "--long", check=False) + "\n" + self.run("squeue", check=False)
 
     def start_node(self, node: str) -> None:
-        self._start(f"slurmd.{node}", "slurmd", "-D", "-N", node, "-f", str(self.conf))
+        self.start(f"slurmd.{node}", "slurmd", "-D", "-N", node, "-f", str(self.conf))
 
     def kill_node(self, node: str) -> None:
         """Kill a node's `slurmd`, and what it had started, as a power cut would."""
-        self._end(f"slurmd.{node}", signal.SIGKILL)
+        self.end(f"slurmd.{node}", signal.SIGKILL)
         for job in self.run("squeue", "--noheader", f"--nodelist={node}", "--format=%A").split():
             wanted = f"SLURM_JOB_ID={job}".encode()
-            for pid in filter(self._belongs, _processes()):
-                if wanted in _environ(pid) or (_comm(pid) == "slurmstepd" and f"[{job}.".encode() in _cmdline(pid)):
-                    _signal(pid, signal.SIGKILL)
+            for pid in filter(self.belongs, processes()):
+                if wanted in environ(pid) or (comm(pid) == "slurmstepd" and f"[{job}.".encode() in cmdline(pid)):
+                    send(pid, signal.SIGKILL)
 
     def pid_of_node(self, node: str) -> int | None:
-        return self._pid(f"slurmd.{node}")
+        return self.pid(f"slurmd.{node}")
 
     # Interior
 
     def _write_configuration(self) -> None:
-        base = _free_ports(len(NODES) + 1)
+        base = free_ports(len(NODES) + 1)
         host = socket.gethostname().split(".")[0]
         lines = [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={base + 1 + i} {what} State=UNKNOWN"
@@ -180,119 +173,6 @@ class VirtualSlurm:
         states = self.run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False).splitlines()
         idle = {line.split()[0] for line in states if line.split()[1] == "idle"}
         return idle == set(NODES)
-
-    def _start(self, name: str, *command: str) -> None:
-        program = _which(command[0])
-        assert program is not None
-        with open(self.dir / f"log/{name}.out", "ab") as out:
-            process = subprocess.Popen(
-                [program, *command[1:]],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/",
-                env=self.environment, start_new_session=True,
-            )  # fmt: skip
-        (self.dir / f"pids/{name}").write_text(str(process.pid))
-
-    def _pid(self, name: str) -> int | None:
-        try:
-            pid = int((self.dir / f"pids/{name}").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return pid if self._belongs(pid) else None
-
-    def _belongs(self, pid: int) -> bool:
-        """Whether the process was started for this cluster: ids are used again."""
-        return f"SLURM_CONF={self.conf}".encode() in _environ(pid)
-
-    def _end(self, name: str, number: signal.Signals) -> None:
-        pid = self._pid(name)
-        if pid is not None:
-            _signal(pid, number)
-            deadline = time.monotonic() + 15
-            while self._pid(name) is not None:
-                if time.monotonic() > deadline:
-                    _signal(pid, signal.SIGKILL)
-                    deadline += 15
-                _reap(pid)
-                time.sleep(0.05)
-        (self.dir / f"pids/{name}").unlink(missing_ok=True)
-
-    def logs(self) -> str:
-        parts = []
-        for path in sorted((self.dir / "log").glob("*")):
-            text = path.read_text(errors="replace")
-            if text:
-                parts.append(f"== {path.name}\n{text[-2000:]}")
-        return "\n".join(parts)
-
-
-def _wait(condition: Callable[[], bool], timeout_s: float, what: str, cluster: VirtualSlurm) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            msg = f"{what} within {timeout_s:.0f} s\n{cluster.logs()}"
-            raise RuntimeError(msg)
-        time.sleep(0.25)
-
-
-def _which(program: str) -> str | None:
-    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
-
-
-def _free_ports(number: int) -> int:
-    """The first of so many neighbouring ports that nobody listens on, below the range of outgoing connections."""
-    for _ in range(200):
-        base = 10000 + secrets.randbelow(20000)
-        if all(_is_free(base + offset) for offset in range(number)):
-            return base
-    msg = f"found no {number} neighbouring free ports"
-    raise RuntimeError(msg)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def _read(pid: int, name: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:
-        return b""
-
-
-def _environ(pid: int) -> list[bytes]:
-    return _read(pid, "environ").split(b"\0")
-
-
-def _cmdline(pid: int) -> bytes:
-    return _read(pid, "cmdline")
-
-
-def _comm(pid: int) -> str:
-    return _read(pid, "comm").decode(errors="replace").strip()
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
 
 
 def main() -> int:

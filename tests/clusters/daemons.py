@@ -1,0 +1,146 @@
+"""Daemons of a test cluster, in a directory of its own: started, found again and ended by their process ids."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Daemons:
+    """What both real batch systems share. ``mark`` is a variable that each daemon, and what it starts, has."""
+
+    def __init__(self, directory: str | Path, variable: str, value: str = "") -> None:
+        self.dir = Path(directory).resolve()
+        self.mark = (variable, value or os.fspath(self.dir))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the batch system's commands need."""
+        raise NotImplementedError
+
+    def run(self, *command: str, check: bool = True, timeout_s: float = 60, text: str | None = None) -> str:
+        """The standard output of a command run against this cluster."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False, input=text
+        )
+        if check and done.returncode:
+            msg = f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()} {done.stdout.strip()}"
+            raise RuntimeError(msg)
+        return done.stdout.strip()
+
+    def start(self, name: str, *command: str) -> None:
+        for part in ("log", "pids"):
+            (self.dir / part).mkdir(exist_ok=True)
+        program = which(command[0])
+        assert program is not None, f"{command[0]} is not installed"
+        with open(self.dir / f"log/{name}.out", "ab") as out:
+            process = subprocess.Popen(
+                [program, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd="/",
+                env=self.environment,
+                start_new_session=True,
+            )
+        (self.dir / f"pids/{name}").write_text(str(process.pid))
+
+    def pid(self, name: str) -> int | None:
+        """Of a daemon that lives."""
+        try:
+            pid = int((self.dir / f"pids/{name}").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if self.belongs(pid) else None
+
+    def belongs(self, pid: int) -> bool:
+        """Whether the process was started for this cluster: ids are used again."""
+        return f"{self.mark[0]}={self.mark[1]}".encode() in environ(pid)
+
+    def end(self, name: str, number: signal.Signals) -> None:
+        pid = self.pid(name)
+        if pid is not None:
+            send(pid, number)
+            deadline = time.monotonic() + 15
+            while self.pid(name) is not None:
+                if time.monotonic() > deadline:
+                    send(pid, signal.SIGKILL)
+                    deadline += 15
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+                time.sleep(0.05)
+        (self.dir / f"pids/{name}").unlink(missing_ok=True)
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                msg = f"{what} within {timeout_s:.0f} s\n{self.logs()}"
+                raise RuntimeError(msg)
+            time.sleep(0.25)
+
+    def logs(self) -> str:
+        parts = []
+        for path in sorted((self.dir / "log").glob("*")):
+            text = path.read_text(errors="replace")
+            if text:
+                parts.append(f"== {path.name}\n{text[-2000:]}")
+        return "\n".join(parts)
+
+
+def which(program: str) -> str | None:
+    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
+
+
+def free_ports(number: int) -> int:
+    """The first of so many neighbouring ports that nobody listens on, below the range of outgoing connections."""
+    for _ in range(200):
+        base = 10000 + secrets.randbelow(20000)
+        if all(_is_free(base + offset) for offset in range(number)):
+            return base
+    msg = f"found no {number} neighbouring free ports"
+    raise RuntimeError(msg)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def environ(pid: int) -> list[bytes]:
+    return _read(pid, "environ").split(b"\0")
+
+
+def cmdline(pid: int) -> bytes:
+    return _read(pid, "cmdline")
+
+
+def comm(pid: int) -> str:
+    return _read(pid, "comm").decode(errors="replace").strip()
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
