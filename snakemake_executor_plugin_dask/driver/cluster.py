@@ -117,6 +117,8 @@ class RunCluster:
             asynchronous=True,
             set_as_default=False,
         )
+        # Messages to the own process are not worth collecting; a job that is to start would wait for it.
+        self.client.scheduler_comm.interval = 0.001
         return notes
 
     @property

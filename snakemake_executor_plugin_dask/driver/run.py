@@ -21,6 +21,7 @@ from snakemake_executor_plugin_dask.driver.cluster import Hear, RunCluster, make
 from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
 from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
+from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.messages import Begin, Say
 from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, write_link
@@ -31,6 +32,7 @@ from snakemake_executor_plugin_dask.requests import Request
 from snakemake_executor_plugin_dask.worker import task
 
 _LOOPBACK = "127.0.0.1"
+_RELEASE_AFTER_S = 0.2
 
 
 class Run:
@@ -50,6 +52,7 @@ class Run:
                 submit=self._submit,
                 kill=self._kill,
                 state_dir=begin.state_dir,
+                failed=self._failed,
                 make_pools=self._make_pools,
             ),
         )
@@ -57,7 +60,9 @@ class Run:
         self._cluster: RunCluster | None = None
         self._leases: LeaseServer | None = None
         self._fleet: Fleet | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks = Tasks(self._failed)
+        self._ended: list[Any] = []  # futures of which nothing more is wanted
 
     async def start(self) -> None:
         """Bring the scheduler up; workers come with the first jobs."""
@@ -170,6 +175,17 @@ class Run:
             outcome: Outcome = await future.result()
             return outcome
         finally:
+            self._release_later(future)
+
+    def _release_later(self, future: Any) -> None:
+        """Many at once: each would be a message to its worker, and the next job's would wait for it."""
+        self._ended.append(future)
+        if len(self._ended) == 1:
+            asyncio.get_running_loop().call_later(_RELEASE_AFTER_S, self._release)
+
+    def _release(self) -> None:
+        ended, self._ended = self._ended, []
+        for future in ended:
             future.release()
 
     async def _kill(self, member: Member, key: str, reason: str) -> None:
@@ -204,6 +220,9 @@ class Run:
         self.controller.scale()
 
     def _spawn(self, coroutine: Any) -> None:
-        running = asyncio.ensure_future(coroutine)
-        self._tasks.add(running)
-        running.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(coroutine)
+
+    def _failed(self, error: BaseException) -> None:
+        """An error of the driver's own, where nobody waits for a result: the run ends with it."""
+        if not self.broken.done():
+            self.broken.set_exception(error)
