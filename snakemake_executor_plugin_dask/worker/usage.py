@@ -321,7 +321,10 @@ class Monitor:
 
     def _share(self, process: Process) -> int:
         share = self._source.shares(process.pid)
-        return process.held if share is None else min(share, process.held)
+        if share is None:
+            # Not to be had of another user's process, nor of one that is about to end and holds nothing any more.
+            share = self._source.held(process.pid) or 0
+        return min(share, process.held)
 
     def _interval(self, watch: Watch, growth: float, now: float) -> float:
         slow = SLOW_S

@@ -215,3 +215,21 @@ def test_jobs_that_were_never_seen_have_no_peak():
     assert case.monitor.remove("k") is None
     assert case.monitor.remove("k") is None
     assert case.monitor.due() is None
+
+
+def test_a_process_that_ends_during_the_look_holds_nothing():
+    """Its share is not to be had any more; what it held when it was last looked at must not count beside its parent."""
+    case = Case()
+    case.add(held=0, began=True, limit=250 * MB)
+    case.source.set(101, 100, 150 * MB)
+    case.source.set(102, 101, 150 * MB)
+
+    def shares(pid):
+        if pid == 102:
+            case.source.table[pid].held = 0  # a zombie
+            return None
+        return case.source.table[pid].held
+
+    case.source.shares = shares
+    assert case.look() == []
+    assert case.monitor.remove("k") == 150 * MB
