@@ -92,9 +92,10 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
 async def _serve(run: Any, reader: asyncio.StreamReader) -> None:
     ticking = asyncio.create_task(_tick(run))
     receiving = asyncio.create_task(_receive(run, reader))
-    done, pending = await asyncio.wait({ticking, receiving}, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
+    await asyncio.wait({ticking, receiving, run.broken}, return_when=asyncio.FIRST_COMPLETED)
+    done = [task for task in (ticking, receiving, run.broken) if task.done()]
+    ticking.cancel()
+    receiving.cancel()
     for task in done:
         task.result()
 

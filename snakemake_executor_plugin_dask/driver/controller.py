@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from snakemake_executor_plugin_dask import demand, placement, routing
 from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
+from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.ledger import Lease, Ledger
@@ -72,6 +73,7 @@ class Surroundings:
     submit: Callable[[str, JobSpec], Awaitable[Outcome | None]]  # to a worker's address; None: its end was told already
     kill: Callable[[Member, str, str], Any]  # (worker, key, reason) -> awaitable
     state_dir: str
+    failed: Callable[[BaseException], None]  # an error of the driver's own: the run ends with it
     make_pools: Callable[[Request], Sequence[Pool]] = lambda _: ()  # for Slurm resources that come up during the run
     clock: Callable[[], float] = time.monotonic
 
@@ -96,7 +98,7 @@ class Controller:
         self.counts = Counts()
         self._scale_not_before = float("-inf")
         self._placing: asyncio.Handle | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks(around.failed)
         self.stopping = False
         self._changed = asyncio.Event()
 
@@ -192,8 +194,11 @@ class Controller:
         self._placing = None
         if self.stopping:
             return
-        for queued, lease in placement.place(self.waiting, self.ledger, self._clock()):
-            self._send(self.jobs[queued.spec.key], lease)
+        try:
+            for queued, lease in placement.place(self.waiting, self.ledger, self._clock()):
+                self._send(self.jobs[queued.spec.key], lease)
+        except Exception as error:  # noqa: BLE001 - called by the event loop, which would only log it
+            self._around.failed(error)
 
     def _send(self, job: Job, lease: Lease) -> None:
         member = self.fleet.members[lease.workers[0]]
@@ -209,7 +214,7 @@ class Controller:
             memory_mb=lease.memory_mb,
             devices=lease.devices,
         )
-        self._spawn(self._follow(job, spec.key, self._around.submit(member.address, spec)))
+        self._tasks.spawn(self._follow(job, spec.key, self._around.submit(member.address, spec)))
 
     def _spec(self, job: Job, lease: Lease, member: Member) -> JobSpec:
         """The job as it travels: with what placement decided."""
@@ -247,6 +252,12 @@ class Controller:
 
     def received(self, message: Mapping[str, Any]) -> None:
         """An event from a worker: a job started or ended, or it takes no more since it is about to go."""
+        try:
+            self._received(message)
+        except Exception as error:  # noqa: BLE001 - called by Dask, which would only log it
+            self._around.failed(error)
+
+    def _received(self, message: Mapping[str, Any]) -> None:
         if "started" in message:
             job = self._by_run.get(message["started"])
             if job is not None and job.state == "sent":
@@ -413,7 +424,7 @@ class Controller:
             self._say("warning", f"Worker {member.name} was lost: {why}{jobs}.")
         for run in runs:
             self._by_run[run].state = "limbo"
-        self._spawn(self._confirm(member, runs, f"worker {member.name} was lost ({why})", planned))
+        self._tasks.spawn(self._confirm(member, runs, f"worker {member.name} was lost ({why})", planned))
 
     async def _confirm(self, member: Member, runs: Sequence[str], why: str, planned: bool) -> None:
         for run in runs:
@@ -454,6 +465,9 @@ class Controller:
 
     def event(self, kind: str, **fields: Any) -> None:
         self._around.event(kind, **fields)
+
+    def failed(self, error: BaseException) -> None:
+        self._around.failed(error)
 
     # How many workers
 
@@ -497,11 +511,6 @@ class Controller:
     def _say(self, level: Literal["debug", "info", "warning", "error"], text: str) -> None:
         self._around.event("said", level=level, text=text)
         self._around.send(Say(level, text))
-
-    def _spawn(self, coroutine: Any) -> None:
-        running = asyncio.ensure_future(coroutine)
-        self._tasks.add(running)
-        running.add_done_callback(self._tasks.discard)
 
     def running(self) -> Iterable[Job]:
         return (job for job in self.jobs.values() if job.state in ("sent", "running"))

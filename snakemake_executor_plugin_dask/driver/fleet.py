@@ -16,6 +16,7 @@ from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerPr
 from snakemake_executor_plugin_dask.driver.allocations import Brakes
 from snakemake_executor_plugin_dask.driver.cluster import RunCluster
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
+from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.worker import task
@@ -60,6 +61,8 @@ class Listener(Protocol):
 
     def event(self, kind: str, **fields: Any) -> None: ...
 
+    def failed(self, error: BaseException) -> None: ...
+
 
 class Fleet:
     """All workers of the run's own cluster."""
@@ -84,7 +87,7 @@ class Fleet:
         self._numbers: dict[str, int] = {}
         self._brakes: dict[str, Brakes] = {}
         self._startup_s: dict[str, float] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(listener.failed)
         self._checked, self._checked_wall = clock(), time.time()
         self._listening_since = float("-inf")
         self.members: dict[str, Member] = {}
@@ -121,7 +124,7 @@ class Fleet:
             now = self._clock()
             for name in [process.name + suffix for suffix in process.group] or [process.name]:
                 self.members[name] = Member(name, pool, process, "starting", now)
-            self._spawn(self._start(process, pool))
+            self._tasks.spawn(self._start(process, pool))
             if process.group:
                 return
 
@@ -203,7 +206,7 @@ class Fleet:
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Wait until every process of these attempts is known to be dead. Returns None, or why that cannot be known."""
         if not keys:
-            self._spawn(self._clean_up(member))
+            self._tasks.spawn(self._clean_up(member))
             return None
         name = member.name
         self._leases.stop(name)
@@ -211,14 +214,14 @@ class Fleet:
         while self._clock() < deadline:
             connection = self._leases.connections.get(name)
             if connection is not None and (connection.ended or connection.dead.issuperset(keys)):
-                self._spawn(self._clean_up(member))
+                self._tasks.spawn(self._clean_up(member))
                 return None
             await asyncio.sleep(0.02)
         last = self._leases.last_renewal(name)
         run_out = (self._clock() if last is None else last) + self._lease_s + _LEASE_MARGIN_S
         while True:
             if not member.process.group and await member.process.kill():
-                self._spawn(self._clean_up(member))
+                self._tasks.spawn(self._clean_up(member))
                 return None
             connection = self._leases.connections.get(name)
             if connection is not None and connection.ended:
@@ -252,7 +255,7 @@ class Fleet:
             return
         member.state, member.since = "leaving", self._clock()
         self._listener.event("worker-leaving", worker=name, pool=member.pool.name, reason=why)
-        self._spawn(self._clean_up(member))
+        self._tasks.spawn(self._clean_up(member))
 
     # Watching
 
@@ -277,7 +280,7 @@ class Fleet:
                 member.state == "starting" and member.submitted and now - member.looked >= self._look_every(member, now)
             ):
                 member.looked = now
-                self._spawn(self._look(member))
+                self._tasks.spawn(self._look(member))
 
     def _look_every(self, member: Member, now: float) -> float:
         return (
@@ -308,18 +311,6 @@ class Fleet:
             member.state = "leaving"
         processes = {member.process.name: member.process for member in self.members.values()}
         await self._cluster.close()
-        for waiting in list(self._tasks):
-            waiting.cancel()
+        self._tasks.cancel()
         gone = await asyncio.gather(*(process.kill() for process in processes.values()), return_exceptions=True)
         return tuple(name for name, dead in zip(processes, gone, strict=True) if dead is not True)
-
-    def _spawn(self, coroutine: Any) -> None:
-        running = asyncio.ensure_future(coroutine)
-        self._tasks.add(running)
-        running.add_done_callback(self._done)
-
-    def _done(self, finished: "asyncio.Task[None]") -> None:
-        self._tasks.discard(finished)
-        if not finished.cancelled() and (error := finished.exception()) is not None:
-            self._listener.event("internal-error", error=repr(error))
-            raise error

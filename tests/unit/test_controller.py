@@ -82,12 +82,14 @@ def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int 
         async def confirm(member: Any, keys: Any) -> str | None:
             return world.confirmed
 
+        failures: list[BaseException] = []
         around = Surroundings(
             send=world.sent.append,
             event=lambda kind, **fields: world.events.append((kind, fields)),
             submit=submit,
             kill=kill,
             state_dir="/state",
+            failed=failures.append,
             clock=lambda: world.now,
         )
         world.controller = Controller(SETUP, options, around)
@@ -103,6 +105,7 @@ def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int 
         )  # fmt: skip
         world.lost = lost  # type: ignore[attr-defined]
         await script(world)
+        assert not failures
         return world
 
     return asyncio.run(run())
