@@ -5,7 +5,7 @@
     python tests/clusters/gridengine.py down DIR
 
 Needs the programs of Debian's `gridengine-master`, `gridengine-exec` and `gridengine-client`, and root. Everything lies
-in DIR: nothing of an installed cell is read or written. Queue `all.q` has four slots, and the parallel environment `smp`.
+in DIR: nothing of an installed cell is read or written. Queue `all.q` has four slots and the environment `smp`.
 """
 
 import argparse

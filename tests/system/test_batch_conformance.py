@@ -1,0 +1,203 @@
+"""The same promises for every batch system: a real Slurm, a real Grid Engine, and stand-ins for the others."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import standins
+from clusters.gridengine import GridEngine
+from clusters.slurm import VirtualSlurm
+from running import logged_jobs, snakemake, wait_for
+
+from snakemake_executor_plugin_dask.backends.base import Link
+from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
+from snakemake_executor_plugin_dask.driver.allocations import Record, cancel_run
+from snakemake_executor_plugin_dask.pools import BATCH_SYSTEMS, Pool
+
+pytestmark = pytest.mark.timeout(600)
+
+OPTIONS: dict[str, dict[str, Any]] = {"htcondor": {"disk": "100 MB"}, "slurm": {"queue": "cpu"}}
+RUN_S = 300.0
+
+
+@dataclass(frozen=True)
+class BatchSystem:
+    name: str
+    left: Callable[[], list[Any]]  # what waits or runs
+
+
+def _mark(name: str) -> Any:
+    return pytest.param(name, marks={"slurm": [pytest.mark.slurm], "sge": [pytest.mark.gridengine]}.get(name, []))
+
+
+@pytest.fixture(scope="module", params=[_mark(name) for name in BATCH_SYSTEMS])
+def batch(request: pytest.FixtureRequest) -> Iterator[BatchSystem]:
+    """One batch system after the other, with its commands on PATH."""
+    name: str = request.param
+    directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))
+    before = dict(os.environ)
+    cluster: Any = None
+    try:
+        if name == "slurm":
+            cluster = VirtualSlurm(directory)
+            cluster.up()
+            os.environ["SLURM_CONF"] = str(cluster.conf)
+            yield BatchSystem(name, cluster.queue)
+        elif name == "sge":
+            cluster = GridEngine(directory)
+            cluster.up()
+            os.environ.update(cluster.variables)
+            yield BatchSystem(name, cluster.queue)
+        else:
+            os.environ["PATH"] = f"{standins.install(directory, name)}:{os.environ['PATH']}"
+            yield BatchSystem(name, lambda: standins.left(directory))
+    finally:
+        if cluster is not None:
+            cluster.down()
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def pool(name: str, **options: Any) -> Pool:
+    more = OPTIONS.get(name, {}) | options
+    return Pool("main", name, 0, 2, cores=1, memory_mb=500, walltime_s=600.0, options=more)
+
+
+def link(state: Path, program: str) -> Link:
+    """A link whose worker is a shell program: the batch system is what is tested."""
+    state.mkdir(exist_ok=True)
+    worker = state / "worker.sh"
+    worker.write_text(f"#!/bin/bash\n{program}\n")
+    worker.chmod(0o755)
+    return Link("ab12cd34", "tls://x:1", ("x", 2), ("a", "b", "c"), os.fspath(state), "setup", python=os.fspath(worker))
+
+
+async def until(process: Any, kind: str, timeout_s: float = 90) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while (state := await process.state()).kind != kind:
+        assert time.monotonic() < deadline, f"still {state}"
+        assert state.kind != "gone", state
+        await asyncio.sleep(0.5)
+    return state
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 1.0)
+
+
+def test_submitted_running_and_cancelled(batch: BatchSystem, tmp_path: Path) -> None:
+    """The script is truly started, the queue says so, and `kill` returns once it is gone; the record is empty then."""
+
+    async def check() -> None:
+        process = JobqueueBackend(batch.name).worker(
+            pool(batch.name), "main-0", link(tmp_path, f'echo "$@" > {tmp_path}/started; exec sleep 600')
+        )
+        await process
+        assert process.failure is None, process.failure
+        assert process.allocation_id
+        await until(process, "running")
+        await asyncio.to_thread(wait_for, (tmp_path / "started").exists, "the script's start")
+        assert [entry.id for entry in Record(tmp_path).entries()[0]] == [process.allocation_id]
+        assert await process.kill()
+        assert (await process.state()).kind == "gone"
+
+    asyncio.run(check())
+    words = (tmp_path / "started").read_text()
+    assert words == f"-m snakemake_executor_plugin_dask.worker --config {tmp_path}/workers/main-0.json\n"
+    assert not batch.left()
+    assert Record(tmp_path).entries()[0] == []
+
+
+def test_end_by_itself_shows_the_last_output(batch: BatchSystem, tmp_path: Path) -> None:
+    """An allocation that fails on its own is gone, with the end of what it printed; cancelling it does no harm."""
+
+    async def check() -> None:
+        process = JobqueueBackend(batch.name).worker(
+            pool(batch.name), "main-0", link(tmp_path, "echo the reason is this >&2; exit 3")
+        )
+        await process
+        deadline = time.monotonic() + 90
+        while (state := await process.state()).kind != "gone":
+            assert time.monotonic() < deadline, state
+            await asyncio.sleep(0.5)
+        assert "the reason is this" in state.log_tail
+        assert await process.kill()
+
+    asyncio.run(check())
+
+
+def test_prologue_runs_and_what_it_changed_is_known(batch: BatchSystem, tmp_path: Path) -> None:
+    """The prologue's variables reach the worker, with the environment from before it."""
+    said = tmp_path / "said"
+    program = f'echo $SNAKEMAKE_DASK_BEFORE_PROLOGUE | base64 -d > {tmp_path}/before; echo "$FROM_PROLOGUE" > {said}'
+
+    async def check() -> None:
+        options = {"job_script_prologue": ["export FROM_PROLOGUE=yes"]}
+        process = JobqueueBackend(batch.name).worker(pool(batch.name, **options), "main-0", link(tmp_path, program))
+        await process
+        await asyncio.to_thread(wait_for, lambda: said.exists() and said.read_text(), "the worker's words")
+        assert await process.kill()
+
+    asyncio.run(check())
+    assert said.read_text() == "yes\n"
+    before = (tmp_path / "before").read_bytes().split(b"\0")
+    assert any(entry.startswith(b"PATH=") for entry in before)
+    assert not any(entry.startswith(b"FROM_PROLOGUE=") for entry in before)
+
+
+def test_refused_submission_keeps_the_words(batch: BatchSystem, tmp_path: Path) -> None:
+    """A queue that does not exist: the command, its exit code and what it said."""
+    wrong: dict[str, Any] = {"queue": "nope"}
+    if batch.name == "htcondor":
+        wrong = {"job_extra_directives": {"accounting_group": "nope"}}
+
+    async def check() -> None:
+        process = JobqueueBackend(batch.name).worker(pool(batch.name, **wrong), "main-0", link(tmp_path, "true"))
+        await process
+        assert process.failure is not None
+        assert "failed with exit code" in process.failure
+        assert "nope" in process.failure or "partition" in process.failure
+        assert (await process.state()).kind == "gone"
+
+    asyncio.run(check())
+    assert Record(tmp_path).entries()[0] == []
+
+
+def test_leftovers_are_cancelled_from_the_record(batch: BatchSystem, tmp_path: Path) -> None:
+    """What a dead run submitted is cancelled by what it recorded."""
+
+    async def submit() -> None:
+        process = JobqueueBackend(batch.name).worker(pool(batch.name), "main-0", link(tmp_path, "exec sleep 600"))
+        await process
+        assert process.failure is None, process.failure
+        await until(process, "running")
+
+    asyncio.run(submit())
+    assert batch.left()
+    assert cancel_run(tmp_path) == []
+    assert not batch.left()
+    assert cancel_run(tmp_path) == []
+
+
+def test_run_of_snakemake(batch: BatchSystem, tmp_path: Path) -> None:
+    """A whole run on one of the batch system's workers; afterwards nothing waits or runs."""
+    options = OPTIONS.get(batch.name, {})
+    arguments = ["--dask-cluster", batch.name, "--dask-workers", "0-1", "--dask-worker-cores", "1"]
+    arguments += ["--dask-worker-memory", "500 MB", "--dask-walltime", "10m"]
+    if options:
+        arguments += ["--dask-options", "{" + ", ".join(f"{key}: {value}" for key, value in options.items()) + "}"]
+    with snakemake(tmp_path, logged_jobs(3, "true"), *arguments) as run:
+        assert run.wait(RUN_S) == 0, run.output
+        assert not batch.left()
+        run.expect_gone(30)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"Snakefile", "output.txt", "log.txt", "out", ".snakemake"}
