@@ -24,9 +24,9 @@ from snakemake_interface_executor_plugins.utils import TargetSpec, encode_as_bas
 _ARGUMENT, _PART, _BETWEEN = "\x1d", "\x1e", "\x1f"
 _patching = threading.Lock()
 
-#: What a job's Snakemake needs beyond Snakemake's own arguments. Its rate limiter would leave a timer of its timespan (1 s
-#: by default) behind, for which the interpreter waits at its end. A rule's own `retries` would be made by it too, with the
-#: first attempt's resources; rules that count as preemptible have the number of retries that is given here.
+#: What a job's Snakemake needs beyond Snakemake's own arguments. Its rate limiter would leave a timer of its timespan
+#: (1 s by default) behind, for which the interpreter waits at its end. A rule's own `retries` would be made by it too,
+#: with the first attempt's resources; rules that count as preemptible have the number of retries that is given here.
 ADDED = ("--max-jobs-per-timespan", "1000/0s", "--preemptible-rules", "--preemptible-retries", "0")
 
 

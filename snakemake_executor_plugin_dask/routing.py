@@ -39,7 +39,7 @@ class Shortage:
     setting: str | None = None  # as `mem_mb=1000` or `threads=4`; None: no smaller number would help
 
 
-class NoPool(RequestError):  # noqa: N818 - a fact about a request, and its message is the error
+class NoPool(RequestError):
     """No pool can ever hold a request. ``shortages`` says for each pool what is short."""
 
     def __init__(self, message: str, shortages: Mapping[str, tuple[Shortage, ...]] | None = None) -> None:

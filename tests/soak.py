@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from running import SnakemakeRun
 
-#: Chains, groups, fan-in, jobs that fail at first, outputs that go when they are not needed any more. Each job says when
+#: Chains, groups, fan-in, jobs that fail at first, outputs that go when they are needed no more. Each job says when
 #: it started, that it lives, and when it ended: what has a line after another attempt's start ran beside it.
 SNAKEFILE = '''
 SAMPLES = [f"s{n:04}" for n in range(int(config["samples"]))]
@@ -308,7 +308,7 @@ def _look_at_log(path: Path, findings: Findings) -> None:
 
 
 def _look_at_samples(samples: list[Sample], findings: Findings) -> None:
-    """Snakemake and driver live all the time and must not grow; the others are replaced, and must stay within bounds."""
+    """Snakemake and driver live all the time and must not grow; the others are replaced, and stay within bounds."""
     if not samples:
         findings.wrong.append("no process was seen")
         return

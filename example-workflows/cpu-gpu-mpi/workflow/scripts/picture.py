@@ -35,7 +35,8 @@ def draw(jobs: list[dict]) -> str:
             for job in row:
                 x, width = LEFT + (job["began"] - begin) * scale, max(2, (job["ended"] - job["began"]) * scale)
                 parts.append(
-                    f'<rect x="{x:.1f}" y="{top}" width="{width:.1f}" height="{HEIGHT - 4}" fill="{COLOURS[job["kind"]]}">'
+                    f'<rect x="{x:.1f}" y="{top}" width="{width:.1f}" height="{HEIGHT - 4}" '
+                    f'fill="{COLOURS[job["kind"]]}">'
                     f"<title>{job['kind']} {job['number']} on {escape(node)}, {escape(job['on'])}</title></rect>"
                 )
             top += HEIGHT
