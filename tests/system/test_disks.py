@@ -160,6 +160,21 @@ def test_full_under_everything(tmp_path: Path) -> None:
             run.expect_gone(10)
 
 
+def test_full_under_the_event_log(tmp_path: Path) -> None:
+    """What the run keeps of itself cannot be written any more: it says so once, and goes on."""
+    more = ALL_FULL.replace("range(4)", "range(24)")
+    with small_disk(tmp_path / ".snakemake" / "dask", "1m") as disk, snakemake(tmp_path, more) as run:
+        wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2, "two jobs started")
+        fill(disk)
+        (tmp_path / "go").touch()
+        assert run.wait() == 0, run.output
+        assert (
+            len(re.findall(r"cannot be written \((No space left on device|the file system is full)\)", run.output)) == 1
+        )
+        assert all((tmp_path / f"{i}.txt").stat().st_size == 200000 for i in range(24))
+        run.expect_gone(10)
+
+
 LATE = """
 rule all:
     input: "after.txt"
@@ -175,8 +190,7 @@ rule after:
 """
 
 
-@pytest.mark.parametrize("wait_s", [1, 20])
-@pytest.mark.parametrize("start", ["warm", "cold"])
+@pytest.mark.parametrize(("wait_s", "start"), [(1, "warm"), (20, "warm"), (20, "cold")])
 def test_late_output(tmp_path: Path, wait_s: int, start: str) -> None:
     """`--latency-wait` is what it is with any executor: an output within it is taken, a later one is missing."""
 

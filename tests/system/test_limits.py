@@ -142,7 +142,7 @@ rule greedy:
 """
 
 
-@pytest.mark.parametrize(("enforce", "code"), [("none", 0), ("runtime", 0), ("memory", 1)])
+@pytest.mark.parametrize(("enforce", "code"), [("none", 0), ("memory", 1)])
 def test_what_is_enforced(tmp_path: Path, enforce: str, code: int) -> None:
     """`--dask-enforce` says which limits end jobs; the others only place them."""
     with limited(tmp_path, NOT_ENFORCED, "--dask-enforce", enforce) as run:
