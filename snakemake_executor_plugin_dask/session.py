@@ -8,6 +8,7 @@ SIGTERM or an error.
 import contextlib
 import itertools
 import os
+import queue
 import secrets
 import signal
 import string
@@ -83,7 +84,8 @@ class Session:
         self._warned: set[tuple[str, str]] = set()
         self._link: DriverLink | None = None
         self._watcher: threading.Thread | None = None
-        self._woken = threading.Event()
+        # Signal handlers put something in, too, where a lock that they interrupted would never be had.
+        self._woken: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
         self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
         self._handover = Handover(executor, self._options, self._run_id)
@@ -221,7 +223,8 @@ class Session:
             self._watcher.start()
             # Only the main thread may set a handler; elsewhere (an API caller's thread) the table is not to be had.
             with contextlib.suppress(ValueError):
-                signal.signal(signal.SIGUSR1, self._show_status)
+                signal.signal(signal.SIGUSR1, lambda *_: self._woken.put("show"))
+                self._look_at_once_after(signal.SIGTERM)
         return self._link
 
     def _clear_up_after_dead_runs(self) -> None:
@@ -231,9 +234,16 @@ class Session:
         for directory in state.left_by_dead_runs(self._state_dir.parent):
             state.clear(directory, keep_logs=True)
 
-    def _show_status(self, *_: object) -> None:
-        if self._link is not None:
-            self._link.send(ShowStatus())
+    def _look_at_once_after(self, number: signal.Signals) -> None:
+        """Snakemake's handler tells no executor that no more jobs start; until it is seen, waiting ones would."""
+        former = signal.getsignal(number)
+        if callable(former):
+
+            def handle(received: int, frame: Any) -> None:
+                former(received, frame)
+                self._woken.put("look")
+
+            signal.signal(number, handle)
 
     def _received(self, message: object) -> None:
         match message:
@@ -244,7 +254,7 @@ class Session:
             case Dropped(keys=keys):
                 with self._lock:
                     self._dropped += [self._jobs.pop(key).job for key in keys if key in self._jobs]
-                self._woken.set()
+                self._woken.put("look")
             case Say(level=level, text=text):
                 getattr(self._logger, level)(text)
             case Fatal(text=text):
@@ -279,7 +289,7 @@ class Session:
             self._report_error(
                 info, text, [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else []
             )
-        self._woken.set()
+        self._woken.put("look")
 
     def _report_error(self, info: SubmittedJobInfo, text: str, logs: list[str]) -> None:
         if info.job.is_group():
@@ -302,8 +312,11 @@ class Session:
         """Until the end: notice that Snakemake starts no more jobs, and tell it when only dropped ones are left."""
         scheduler = self._workflow.scheduler
         while not self._ended:
-            self._woken.wait(_LOOK_EVERY_S)
-            self._woken.clear()
+            wanted = "look"
+            with contextlib.suppress(queue.Empty):
+                wanted = self._woken.get(timeout=_LOOK_EVERY_S)
+            if wanted == "show" and self._link is not None:
+                self._link.send(ShowStatus())
             failed = getattr(scheduler, "_errors", False) and not self._workflow.execution_settings.keep_going
             if failed or getattr(scheduler, "_user_kill", None):
                 self._drop_waiting()
@@ -331,7 +344,7 @@ class Session:
     def end(self, *, kill: bool) -> None:
         """Give everything back; with ``kill`` running jobs are ended first. May be repeated."""
         self._ended = True
-        self._woken.set()
+        self._woken.put("look")
         if self._link is not None:
             if not self._link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S):
                 self._logger.error(f"The driver process did not end within {_STOP_TIMEOUT_S:.0f} s.")
