@@ -60,7 +60,7 @@ rule all:
 
 rule one:
     output: "out/{{i}}"
-    resources: cpus_per_task=0
+    resources: cpus_per_task=0, mem_mb=100
     shell: "touch started.{{wildcards.i}}; sleep 600; touch {{output}}"
 """
 
