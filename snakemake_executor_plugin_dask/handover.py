@@ -54,6 +54,7 @@ class Handover:
         self._general = (*general_arguments(factory, common_settings), "--mode", "remote")
         self._precommand = factory.precommand(executor_common_settings=common_settings)
         self._jobscript = self._read_jobscript()
+        self._warm_possible = not self._jobscript and not self._precommand and os.path.isabs(self._python)
         self._scripts: Path | None = None
 
     def setup(self, environment: dict[str, str]) -> RunSetup:
@@ -77,7 +78,7 @@ class Handover:
             snakemake_version=snakemake_version(),
             plugin_version=plugin_version(),
             precommand=self._precommand,
-            job_start=options.job_start,
+            job_start=options.job_start if self._warm_possible else "cold",
             warm_depth=int(environment.get("SNAKEMAKE_DASK_WARM_DEPTH", "3")),
             enforce_runtime=options.enforce_runtime,
             enforce_memory=options.enforce_memory,
@@ -89,7 +90,6 @@ class Handover:
 
     def queued(self, job: Any, request: Request) -> QueuedJob:
         """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""
-        usual = not self._jobscript and not self._precommand
         arguments, overrides = job_arguments(
             snakefile=self._snakefile,
             target=job.get_target_spec(),
@@ -110,8 +110,10 @@ class Handover:
             cores=request.cores,
             log_path=self._log_path(job),
             overrides=overrides,
-            call=warmcall.describe(job) if usual and not wants_cold and self._options.job_start == "warm" else None,
-            start="cold" if wants_cold or not usual else "warm",
+            call=warmcall.describe(job)
+            if self._warm_possible and not wants_cold and self._options.job_start == "warm"
+            else None,
+            start="cold" if wants_cold or not self._warm_possible else "warm",
             output_dirs=tuple({os.path.dirname(os.path.abspath(path)) for path in job.output}),
         )
         if self._jobscript:

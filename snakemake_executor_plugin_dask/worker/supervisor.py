@@ -128,6 +128,10 @@ class Supervisor:
     def _prepare(self, setup: RunSetup) -> None:
         own = dict(os.environ)
         self._environment = base_environment(setup.environment, setup.replace_environment, own)
+        if not os.path.isabs(setup.python):
+            # Software is not shared with the main process: its name means the Python that this worker runs with.
+            path = self._environment.get("PATH", os.defpath)
+            self._environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), path))
         self._soft_limits.update(setup.soft_limits)
         self._lease.length_s = setup.lease_s
         self._lease.renew()

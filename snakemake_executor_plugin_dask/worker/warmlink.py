@@ -40,12 +40,13 @@ class WarmProcess:
         #: Jobs that were handed over and of which no process is known yet.
         self.unanswered: set[str] = set()
         self._socket, theirs = socket.socketpair()
-        command = [setup.python, "-P", "-m", "snakemake_executor_plugin_dask.worker.warm", "--fd", str(theirs.fileno())]
+        # Not from the workflow's directory, which would shadow modules; without -P, which jobs would see in sys.flags.
+        command = [setup.python, "-m", "snakemake_executor_plugin_dask.worker.warm", "--fd", str(theirs.fileno())]
         try:
             launch = Launch(
                 command,
                 environment,
-                setup.workdir,
+                "/",
                 umask=setup.umask,
                 soft_limits=setup.soft_limits,
                 keep=(theirs.fileno(),),
