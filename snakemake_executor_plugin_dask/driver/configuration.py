@@ -20,6 +20,7 @@ DRIVER_CONFIGURATION: dict[str, Any] = {
     "distributed.admin.tick.limit": "20s",
     "distributed.comm.retry.count": 0,
     "distributed.comm.timeouts.connect": "30s",
+    "distributed.comm.timeouts.tcp": "60s",  # as long as a lease: a shorter cut of the network ends no job
     "distributed.comm.require-encryption": True,
 }
 
@@ -29,8 +30,10 @@ WORKER_CONFIGURATION: dict[str, Any] = {
     "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.preload": [],
+    "distributed.worker.use-file-locking": False,  # nothing is written there, and the locks would be left behind
     "distributed.admin.tick.limit": "20s",
     "distributed.comm.timeouts.connect": "30s",
+    "distributed.comm.timeouts.tcp": "60s",  # as long as a lease: a shorter cut of the network ends no job
     "distributed.comm.require-encryption": True,
 }
 
