@@ -89,7 +89,7 @@ def ways(jobs: int, few: int, slurm: bool) -> Iterator[Way]:
     cold = (*DASK, "--dask-job-start", "cold", "--dask-worker-cores")
     yield Way("dask, cold", (*cold, "1"), (*cold, every), few, few)
     if importlib.util.find_spec("snakemake_executor_plugin_cluster_generic") is not None:
-        generic = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "./submit.sh")
+        generic = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "sh submit.sh")
         generic += ("--seconds-between-status-checks", "1", "--jobs")
         yield Way("cluster-generic", (*generic, "1"), (*generic, every), few, few)
     if slurm:
