@@ -133,6 +133,22 @@ def test_cut_network(tmp_path: Path, elsewhere: None, monkeypatch: pytest.Monkey
         run.expect_gone(60)
 
 
+def test_short_cut(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is back after half a minute costs nothing."""
+    with started_on_both(tmp_path, monkeypatch) as (run, _, cut_job):
+        ip("link", "set", INTERFACE, "down")
+        back = time.monotonic() + 30
+        wait_for(lambda: time.monotonic() > back, "the network is cut")
+        ip("link", "set", INTERFACE, "up")
+        later = time.monotonic() + 20
+        wait_for(lambda: time.monotonic() > later, "what a late reaction would be")
+        (run.directory / "go").touch()
+        assert run.wait() == 0, run.output
+        assert len(lines(run, cut_job, "start")) == len(lines(run, cut_job, "end")) == 1
+        assert "was lost" not in run.output
+        run.expect_gone(60)
+
+
 def test_frozen_elsewhere(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker and supervisor stand still on a host that answers: nobody can end their job, so it is not run again."""
     with started_on_both(tmp_path, monkeypatch) as (run, far, job):
