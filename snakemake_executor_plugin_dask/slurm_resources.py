@@ -106,7 +106,7 @@ def _name(key: Mapping[str, str], template: Pool, model: str | None, taken: set[
     parts = [key.get("slurm_partition") or template.name]
     parts += [f"{key['nodes']}nodes"] if "nodes" in key else []
     parts += [model] if model else []
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts)).lstrip("-._")[:36] or "slurm"
     number = 2
     unique = name
     while unique in taken:
