@@ -7,6 +7,12 @@ from snakemake_executor_plugin_dask.jobs import Outcome
 #: How a worker's word about the job's own command begins; the exit code of the Snakemake around it then says no more.
 COMMAND_ENDED = "its command "
 
+#: What to change, where the plugin's own limits ended a job.
+_ADVICE = {
+    "out-of-memory": "Let the rule ask for more mem_mb, or for more with each of its retries.",
+    "out-of-time": "Let the rule ask for a longer runtime, or for a longer one with each of its retries.",
+}
+
 
 def explain(name: str, outcome: Outcome, runs: int = 1, message: str = "") -> str:
     """What ended the job, where, after how long, the last lines of its log and the log's path."""
@@ -16,6 +22,8 @@ def explain(name: str, outcome: Outcome, runs: int = 1, message: str = "") -> st
         where.append(f"after {_duration(outcome.ended - outcome.started)}")
     place = ", ".join(part for part in where if part)
     text = f"Job of {name}: {' '.join(sentences)}" + (f" ({place})" if place else "")
+    if advice := "" if message else _ADVICE.get(outcome.status, ""):
+        text = f"{text.removesuffix('.')}. {advice}"
     if runs > 1:
         text += f" It was run {runs} times."
     if outcome.log_tail.strip():

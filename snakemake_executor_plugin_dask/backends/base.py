@@ -72,6 +72,10 @@ class WorkerProcess(ProcessInterface):
     async def state(self) -> AllocationState:
         raise NotImplementedError
 
+    def output_tail(self) -> str:
+        """The end of what its allocation has written so far; empty where that is not kept. Reads files."""
+        return ""
+
     async def kill(self) -> bool:
         """End it now, by force; True once it is seen to be gone. May be repeated."""
         raise NotImplementedError

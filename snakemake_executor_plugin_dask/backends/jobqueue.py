@@ -200,12 +200,16 @@ class Allocation(WorkerProcess):
                 return False
             await asyncio.sleep(_KILL_LOOK_EVERY_S)
 
+    def output_tail(self) -> str:
+        directory = self._backend.log_directory(self.pool, self.link)
+        return log_tail(directory, str(self.allocation_id)) if self.allocation_id is not None else ""
+
     def _went(self, reason: str) -> AllocationState:
         if self._gone is None:
             number = str(self.allocation_id)
             self._record.gone(self.name)
             self._view.ids.discard(number)
-            tail = log_tail(self._backend.log_directory(self.pool, self.link), number)
+            tail = self.output_tail()
             what = f"allocation {number} ended" + (f" ({reason})" if reason else "")
             self._gone = AllocationState("gone", what, tail)
         return self._gone

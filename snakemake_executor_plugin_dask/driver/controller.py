@@ -433,6 +433,9 @@ class Controller:
                 # A job on several workers: it runs on the first, which is alive and ends it.
                 await self._around.kill(self.fleet.members[job.worker], run, why)
         unknown = await self.fleet.confirm_dead(member, runs)
+        if member.ended and not planned:
+            where = f"Worker {member.name} was in allocation {member.process.allocation_id}"
+            self._say("warning", f"{where}, whose output ends with: {member.ended}")
         for run in runs:
             job = self._by_run.pop(run, None)
             if job is None:

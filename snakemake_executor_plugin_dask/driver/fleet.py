@@ -7,6 +7,7 @@ by itself.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from snakemake_executor_plugin_dask.driver.cluster import RunCluster
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.observe.reasons import ending
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.worker import task
 
@@ -26,6 +28,7 @@ _SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say
 _LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
 _STARTUP_S = 30.0  # before a pool's first worker has joined
 _PAUSE_S = 10.0  # between two looks that are a second apart
+_OUTPUT_S = 2.0  # how long the end of a lost worker's output may take to read
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
 
 State = Literal["starting", "up", "leaving", "lost"]
@@ -46,6 +49,7 @@ class Member:
     submitted: bool = False  # the process was started, or the batch system has the request
     running: bool = False  # its allocation has started
     looked: float = 0.0
+    ended: str = ""  # in the batch system's words, why its allocation ended by itself
 
 
 class Listener(Protocol):
@@ -206,10 +210,12 @@ class Fleet:
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Wait until every process of these attempts is known to be dead. Returns None, or why that cannot be known."""
         if not keys:
+            await self._hear_last_words(member)
             self._tasks.spawn(self._clean_up(member))
             return None
         name = member.name
         self._leases.stop(name)
+        await self._hear_last_words(member)
         deadline = self._clock() + _SUPERVISOR_WORD_S
         while self._clock() < deadline:
             connection = self._leases.connections.get(name)
@@ -234,6 +240,12 @@ class Fleet:
                 return None
             await asyncio.sleep(1.0)
 
+    async def _hear_last_words(self, member: Member) -> None:
+        """What the batch system wrote at the end of a lost worker's output; read before this run cancels it."""
+        with contextlib.suppress(TimeoutError, OSError):
+            output = await asyncio.wait_for(asyncio.to_thread(member.process.output_tail), _OUTPUT_S)
+            member.ended = ending(output)
+
     async def _clean_up(self, member: Member) -> None:
         if not member.process.group or not any(
             other.state in ("starting", "up")
@@ -242,7 +254,11 @@ class Fleet:
         ):
             await self._cluster.remove(member.process.name)
             self._listener.event(
-                "allocation-gone", worker=member.name, pool=member.pool.name, reason=member.state, joined=True
+                "allocation-gone",
+                worker=member.name,
+                pool=member.pool.name,
+                reason=member.ended or member.state,
+                joined=True,
             )
         self.members.pop(member.name, None)
 

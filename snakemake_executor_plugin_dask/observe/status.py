@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, WorkerState
+from snakemake_executor_plugin_dask.observe.reasons import meaning
 from snakemake_executor_plugin_dask.observe.use import allocation_wait_s, integral
 from snakemake_executor_plugin_dask.observe.wording import clean, clock, columns, core_hours, count, rough, share
 from snakemake_executor_plugin_dask.units import format_memory
@@ -106,7 +107,8 @@ def waiting_line(state: WaitingState, pool: PoolState, clock_text: Callable[[flo
     line = f"{count(state.jobs, 'job')}{rules} {verb} for {clean(state.what)}{where}"
     details = [clean(state.detail)] if state.detail else []
     if pool.queued:
-        details.append(queue_clause(pool, clock_text or clock))
+        means = meaning(pool.queue_reason)
+        details.append(queue_clause(pool, clock_text or clock) + (f" ({means})" if means else ""))
     elif pool.starting:
         details.append(f"{count(pool.starting, 'worker')} of it {'is' if pool.starting == 1 else 'are'} starting")
     return f"{line}{': ' if details else ''}{'; '.join(details)}."

@@ -199,7 +199,7 @@ def _allocation_rows(model: RunModel) -> Iterable[str]:
         reason = allocation.reason
         if worker is not None and worker.state in ("lost", "left"):
             reason = (
-                f"lost: {worker.why}; {reason}"
+                "lost: " + "; ".join(dict.fromkeys(part for part in (worker.why, reason) if part and part != "lost"))
                 if worker.state == "lost" and not worker.planned
                 else worker.why or reason
             )

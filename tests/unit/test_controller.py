@@ -39,7 +39,14 @@ class World:
         pool = self.controller.pools[name.rpartition("-")[0]]
         facts = WorkerFacts(name, "host", 1, 2, cores, 4000, remaining_s=remaining_s)
         member = SimpleNamespace(
-            name=name, pool=pool, process=None, state="up", since=self.now, address=f"tls://{name}", facts=facts
+            name=name,
+            pool=pool,
+            process=SimpleNamespace(allocation_id="7"),
+            state="up",
+            since=self.now,
+            address=f"tls://{name}",
+            facts=facts,
+            ended="",
         )
         self.controller.fleet.members[name] = member
         self.controller.worker_joined(member)
@@ -174,6 +181,22 @@ def test_a_lost_workers_job_runs_again_under_another_key() -> None:
     assert len(world.messages(Started)) == 1
     (finished,) = world.messages(Finished)
     assert (finished.key, finished.runs, finished.outcome.status) == ("a-0abc12345-1-1.1", 2, "succeeded")
+
+
+def test_what_a_batch_system_says_of_a_lost_worker_is_passed_on() -> None:
+    """Once, before its jobs run again; nothing where it says nothing."""
+
+    async def script(world: World) -> None:
+        told, silent = world.worker("local-0"), world.worker("local-1")
+        told.ended = "*** JOB 7 ON c1 CANCELLED AT 10:00 ***"
+        world.lose(told)
+        world.lose(silent)
+        await settle()
+
+    texts = [message.text for message in play(script).messages(Say)]
+    assert [text for text in texts if "whose output" in text] == [
+        "Worker local-0 was in allocation 7, whose output ends with: *** JOB 7 ON c1 CANCELLED AT 10:00 ***"
+    ]
 
 
 def test_a_job_whose_death_is_not_known_is_not_run_again() -> None:

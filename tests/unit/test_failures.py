@@ -45,3 +45,13 @@ def test_long_durations() -> None:
     """Minutes and hours are written out."""
     assert "after 2 min 5 s" in explain("a", Outcome("k", "failed", exit_code=1, started=1.0, ended=126.0))
     assert "after 3 h 0 min" in explain("a", Outcome("k", "failed", exit_code=1, started=1.0, ended=10801.0))
+
+
+def test_limits_say_what_to_change() -> None:
+    """Who exceeded a limit is told what the rule can ask for; others are not."""
+    text = explain("a", Outcome("k", "out-of-memory", host="n7", detail="memory of 606 MB exceeded the limit"))
+    assert text.startswith(
+        "Job of a: memory of 606 MB exceeded the limit (on host n7). Let the rule ask for more mem_mb"
+    )
+    assert "runtime" in explain("a", Outcome("k", "out-of-time", detail="it ran for 6 min"))
+    assert "Let the rule" not in explain("a", Outcome("k", "failed", exit_code=1))

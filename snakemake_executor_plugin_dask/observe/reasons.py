@@ -1,0 +1,39 @@
+"""What a batch system's word about an allocation means: why it is queued and what to change; why it ended. Pure.
+
+The reasons are those of Slurm, from squeue(1), «JOB REASON CODES»; other systems give sentences of their own.
+"""
+
+import re
+
+_LIMIT = (
+    "a limit of the account or QOS is reached: it starts when others of yours end, or with fewer or smaller workers"
+)
+_QUEUED = (
+    (
+        r"PartitionDown|PartitionInactive",
+        "this queue starts nothing now: wait until it is up, or give the pool another",
+    ),
+    (r"ReqNodeNotAvail|Maintenance|Reserv", "nodes are down or reserved: a shorter walltime may fit in before"),
+    (r"NodeDown|Nodes_required_for_job_are_DOWN", "nodes are down: wait, or give the pool another queue"),
+    (r"Assoc\w*(Limit|Grp|Max)|QOS\w*(Limit|Grp|Max)|MaxJobs|MaxCpu", _LIMIT),
+    (r"JobHeldAdmin", "administrators hold it: ask them"),
+    (r"JobHeldUser", "you hold it: release it with scontrol"),
+    (r"Licenses", "licences are in use"),
+)
+
+#: Lines in an allocation's own output with which a batch system says that it ended it.
+_ENDED = re.compile(
+    r"CANCELLED AT|DUE TO TIME LIMIT|DUE TO PREEMPTION|DUE TO NODE FAILURE|oom[-_ ]kill|Exceeded job memory limit"
+    r"|TERM_[A-Z]+|PBS: job killed",
+    re.IGNORECASE,
+)
+
+
+def meaning(reason: str) -> str:
+    """What the reason of a queued allocation means, in a few words; empty where it says so itself."""
+    return next((words for pattern, words in _QUEUED if re.search(pattern, reason)), "")
+
+
+def ending(output: str) -> str:
+    """The last line of an allocation's output in which the batch system says why it ended; empty without one."""
+    return next((line.strip() for line in reversed(output.splitlines()) if _ENDED.search(line)), "")
