@@ -58,31 +58,6 @@ class Brakes:
         self.failures = 0
         self._not_before = float("-inf")
 
-    def wait_s(self, now: float) -> float:
-        """Seconds until the next try."""
-        return max(0.0, self._not_before - now)
-
-
-@dataclass(slots=True)
-class Patience:
-    """Whether a long wait in the queue is worth a word: once for each wait of a pool, not each second."""
-
-    after_s: float = 60.0
-    _since: float | None = None
-    _said: bool = False
-
-    def slow(self, queued: int, running: int, now: float) -> float | None:
-        """Seconds that the pool has waited with nothing running, the first time it is long; else None."""
-        if queued == 0 or running:
-            self._since, self._said = None, False
-            return None
-        if self._since is None:
-            self._since = now
-        if self._said or now - self._since < self.after_s:
-            return None
-        self._said = True
-        return now - self._since
-
 
 # The record
 

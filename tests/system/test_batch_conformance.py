@@ -135,6 +135,30 @@ def test_end_by_itself_shows_the_last_output(batch: BatchSystem, tmp_path: Path)
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("name", standins.COMMANDS)
+def test_queue_that_is_full_or_silent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is told from what does not answer, and neither is taken for gone; what waits can be cancelled.
+
+    Only stand-ins can be told to be silent; the real Slurm's full queue is tested with whole runs.
+    """
+    switches = tmp_path / "cluster"
+    monkeypatch.setenv("PATH", f"{standins.install(switches, name)}:{os.environ['PATH']}")
+    (switches / "hold").touch()
+
+    async def check() -> None:
+        process = JobqueueBackend(name).worker(pool(name), "main-0", link(tmp_path / "state", "exec sleep 600"))
+        await process
+        await until(process, "queued")
+        (switches / "down").touch()
+        assert "cannot connect" in (await until(process, "unknown")).reason
+        (switches / "down").unlink()
+        await until(process, "queued")
+        assert await process.kill()
+
+    asyncio.run(check())
+    assert not standins.left(switches)
+
+
 def test_prologue_runs_and_what_it_changed_is_known(batch: BatchSystem, tmp_path: Path) -> None:
     """The prologue's variables reach the worker, with the environment from before it."""
     said = tmp_path / "said"

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,6 +242,21 @@ def test_snakemake_ends_with_jobs_running_and_queued(
         run.wait(60)
         wait_for(lambda: not allocations(slurm), "an empty queue", 60)
         run.expect_gone(30)
+
+
+def test_snakemake_inside_an_allocation(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Started in an allocation of its own, Snakemake submits workers without that allocation's variables."""
+    file = pools(tmp_path, one_pool("0-1", partition="big"))
+    (tmp_path / "Snakefile").write_text(logged_jobs(1, "echo $SLURM_JOB_PARTITION $SLURM_JOB_NAME > where"))
+    command = f"{sys.executable} -m snakemake --executor dask --jobs 10 --dask-pools {file}"
+    slurm.run(
+        "sbatch", "--wait", "--mem-per-cpu=1500", "--ntasks=1", "--job-name=outer", f"--chdir={tmp_path}",
+        f"--output={tmp_path}/output.txt", f"--wrap={command}", timeout_s=RUN_S, check=False,
+    )  # fmt: skip
+    assert (tmp_path / "where").exists(), (tmp_path / "output.txt").read_text()
+    partition, name = (tmp_path / "where").read_text().split()
+    assert partition == "big"
+    assert name.startswith("snakemake-")
 
 
 def test_next_run_cancels_what_a_dead_host_left(slurm: VirtualSlurm, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from snakemake_executor_plugin_dask.driver.allocations import (
     RECORD,
     Brakes,
-    Patience,
     Ran,
     Record,
     cancel_recorded,
@@ -48,9 +47,9 @@ def test_delays_have_an_end() -> None:
     now = 0.0
     for _ in range(20):
         brakes.failed("no", now)
-        now += brakes.wait_s(now)
+        now = brakes._not_before
     brakes.failed("no", now)
-    assert brakes.wait_s(now) == 300.0
+    assert brakes._not_before == now + 300.0
 
 
 def test_pool_is_given_up_with_its_last_error() -> None:
@@ -60,7 +59,7 @@ def test_pool_is_given_up_with_its_last_error() -> None:
     for number in range(5):
         assert not brakes.given_up
         brakes.failed(f"error {number}", now)
-        now += brakes.wait_s(now)
+        now = brakes._not_before
     assert brakes.given_up
     assert brakes.last_error == "error 4"
     assert brakes.allowed(1, 0, now + 1e6) == 0
@@ -96,18 +95,6 @@ def test_brakes_never_allow_more_than_wanted_or_queued(steps: list[tuple[float, 
         given_up = given_up or brakes.given_up
         assert 0 <= brakes.allowed(7, 1, now) <= 2
         assert brakes.given_up == given_up
-
-
-def test_long_wait_is_said_once() -> None:
-    """A slow queue is worth one word, and another one only after something ran."""
-    patience = Patience()
-    assert patience.slow(2, 0, 0.0) is None
-    assert patience.slow(2, 0, 59.0) is None
-    assert patience.slow(2, 0, 61.0) == 61.0
-    assert patience.slow(2, 0, 200.0) is None
-    assert patience.slow(1, 1, 201.0) is None
-    assert patience.slow(1, 0, 202.0) is None
-    assert patience.slow(1, 0, 263.0) == 61.0
 
 
 class Queue:
