@@ -3,6 +3,7 @@
 `Narrator` decides what of a picture is worth a line; `table` shows all of it.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
@@ -38,6 +39,9 @@ class Narrator:
             before, said_at = self._pools.get(pool.name, (PoolState(pool.name), -math.inf))
             if not _differs(before, pool):
                 self._changed.pop(pool.name, None)
+                if pool.workers >= before.workers and pool.lost > before.lost:
+                    # Replaced before it was worth a line; the loss has had a sentence of its own.
+                    self._pools[pool.name] = (dataclasses.replace(before, lost=pool.lost), said_at)
                 continue
             since = self._changed.setdefault(pool.name, picture.now)
             turned = (before.workers == 0) != (pool.workers == 0) or before == PoolState(pool.name)

@@ -72,6 +72,18 @@ def test_a_pool_that_is_slow_to_start_is_said():
     assert watch.look(10) == ["Pool cpu is coming up: 2 workers starting."]
 
 
+def test_a_worker_lost_and_replaced_at_once_is_no_news_later():
+    """What was given back as idle long afterwards is not said for the sake of that loss."""
+    watch = Watch()
+    two = dataclasses.replace(CPU, workers=2, cores=4, memory_mb=8000)
+    assert len(watch.settle(pools=(two,))) == 1
+    assert watch.settle(pools=(dataclasses.replace(two, lost=1),)) == []
+    assert watch.look(40) == []
+    assert watch.settle(pools=(dataclasses.replace(two, workers=1, cores=2, lost=1),)) == []
+    (line,) = watch.look(40, pools=(dataclasses.replace(two, workers=1, cores=2, lost=2),)) or watch.look(40)
+    assert line.endswith("2 lost so far.")
+
+
 def test_many_workers_coming_one_by_one_say_few_lines():
     """Forty workers in forty steps of three seconds are not forty lines."""
     watch = Watch()
