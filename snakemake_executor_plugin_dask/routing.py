@@ -31,6 +31,9 @@ class Shape:
     lifetime_s: float | None = None  # of a new worker; None: no end
 
 
+_GIVEN_UP = "it was given up, since its workers could not be brought up"
+
+
 @dataclass(frozen=True, slots=True)
 class Shortage:
     """What one pool lacks for a request: the sentence's part, and the setting for a rule that would make it fit."""
@@ -193,7 +196,7 @@ def route(
     for pool in candidates:
         short[pool.name] = shortages(request, pool, shapes.get(pool.name) or shape_of(pool))
         if pool.name in given_up:
-            short[pool.name] += (Shortage("it was given up, since its workers could not be brought up"),)
+            short[pool.name] += (Shortage(_GIVEN_UP),)
         if not short[pool.name]:
             fitting.append(pool)
     if fitting and request.gpus and request.gpu_model:
@@ -332,6 +335,8 @@ def _message(request: Request, pools: Sequence[Pool], short: Mapping[str, tuple[
         threads = [f"--set-threads {rule}={text.partition('=')[2]}" for text in settings if text.startswith("threads=")]
         calls = ([f"--set-resources {' '.join(resources)}"] if resources else []) + threads
         lines.append(f"  To make it fit: {' '.join(calls)}")
+    elif any(part.text == _GIVEN_UP for parts in short.values() for part in parts if len(parts) == 1):
+        lines.append("  The reason was said when the pool was given up; mend that, and run Snakemake again.")
     else:
         lines.append("  To make it fit, change what the rule asks for, or add a pool that holds it.")
     return "\n".join(lines)

@@ -80,6 +80,7 @@ class Session:
         self._started: set[str] = set()
         self._dropped: list[Any] = []
         self._dropping = False
+        self._failed = False  # a job for good, and without --keep-going
         self._ended = False
         self._warned: set[tuple[str, str]] = set()
         self._link: DriverLink | None = None
@@ -277,6 +278,12 @@ class Session:
         if info is None:
             return
         outcome = message.outcome
+        if self._failed and not started and outcome.status == "not-started":
+            # Its pool was given up, most likely with that of the first one. Told as failed, its old outputs would go.
+            with self._lock:
+                self._dropped.append(info.job)
+            self._woken.put("look")
+            return
         if not started:
             self._executor.report_job_submission(info)
         if outcome.status == "succeeded":
@@ -294,6 +301,8 @@ class Session:
     def _report_error(self, info: SubmittedJobInfo, text: str, logs: list[str]) -> None:
         if info.job.is_group():
             self._logger.error(text)  # a group's own error message never prints the text
+        if info.job.attempt > info.job.restart_times and not self._workflow.execution_settings.keep_going:
+            self._failed = True
         self._executor.report_job_error(info, msg=text, aux_logs=logs)
 
     def _forget_log(self, outcome: Outcome) -> None:

@@ -114,14 +114,24 @@ def test_worker_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(NO_WORKER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'path'}:{os.environ.get('PYTHONPATH', '')}")
-    snakefile = 'rule work:\n    output: "out.txt"\n    shell: "touch {output}"\n'
-    with snakemake(tmp_path / "work", snakefile) as run:
+    snakefile = (
+        'rule all:\n    input: expand("out{i}.txt", i=range(3))\n'
+        'rule work:\n    output: "out{i}.txt"\n    shell: "touch {output}"\n'
+    )
+    old = [tmp_path / "work" / f"out{number}.txt" for number in range(3)]
+    (tmp_path / "work").mkdir()
+    for path in old:
+        path.write_text("of an earlier run")
+    with snakemake(tmp_path / "work", snakefile, "--forceall") as run:
         assert run.wait(180) == 1
         assert "A worker of pool local did not come up: exit code 3" in run.output
         assert "Pool local is given up: its workers do not come up." in run.output
         assert "the node has no such device" in run.output
-        assert "Error in rule work" in run.output
-        assert not (tmp_path / "work" / "out.txt").exists()
+        assert run.output.count("Error in rule work") == 1
+        assert "mend that, and run Snakemake again" in run.output
+        # Snakemake removes the output of the one that it is told of.
+        assert "2 jobs that waited were not started; their outputs are as they were before." in run.output
+        assert sum(path.exists() for path in old) == 2
         run.expect_gone(10)
 
 

@@ -55,6 +55,13 @@ def test_a_pool_that_was_given_up_is_passed_over() -> None:
         route(Request(1, pool="cpu"), POOLS, {}, given_up={"cpu"})
 
 
+def test_the_rule_is_not_to_blame_for_a_pool_that_was_given_up() -> None:
+    """Where a pool would hold the job if its workers came up, nothing in the rule needs to change."""
+    with pytest.raises(NoPool, match="mend that, and run Snakemake again") as told:
+        route(Request(1), (CPU,), {}, given_up={"cpu"})
+    assert "what the rule asks for" not in str(told.value)
+
+
 def test_a_wide_pool_takes_only_jobs_that_ask_for_nodes_or_mpi() -> None:
     """Whole nodes are not for ordinary jobs, however the pools are ordered."""
     assert route(Request(1), (WIDE, CPU), {}) == "cpu"
