@@ -62,6 +62,9 @@ _SAID_ELSEWHERE = {
     "n_workers": ("workers", "--dask-workers"),
 }
 
+#: Options of dask-jobqueue's classes that are lists, of whose text it would write each letter on a line of its own.
+_LISTS = {"job_extra_directives", "job_extra", "job_script_prologue", "env_extra", "job_directives_skip", "header_skip"}
+
 #: Options of dask-jobqueue's classes that would break what the plugin promises, with the reason.
 _OWNED = {
     "asynchronous": "the plugin runs the cluster",
@@ -302,6 +305,8 @@ def _options(section: _Section, cluster: str, *, flags: bool = False) -> tuple[d
             section.complain(key, f"is set to {_show(value)}, but is the plugin's own: {_OWNED[name]}; remove it")
         elif name != key:
             section.complain(key, f"is not an option; write `{name}`, with underscores")
+        elif name in _LISTS and isinstance(value, str) and cluster != "htcondor":  # where the first two are mappings
+            section.complain(key, f"is a text; it must be a list of texts, as [{_show(value)}]")
     return options, place
 
 

@@ -157,7 +157,8 @@ def _options(wanted: Mapping[str, str], pool: Pool, setting: Callable[[str], Any
         options["queue"] = wanted["slurm_partition"]
     if "slurm_account" in wanted:
         options["account"] = wanted["slurm_account"]
-    extra = list(setting("job_extra_directives") or setting("job_extra") or [])
+    given = setting("job_extra_directives") or setting("job_extra") or []
+    extra = [given] if isinstance(given, str) else list(given)
     extra += [f"--{name}={wanted[name]}" for name in ("constraint", "qos", "clusters") if name in wanted]
     if "slurm_extra" in wanted:
         extra.append(wanted["slurm_extra"])

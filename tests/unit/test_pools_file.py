@@ -305,3 +305,9 @@ def test_garbage(tmp_path: Path, text: str) -> None:
         assert "\n" not in message
     else:
         assert all(pool.workers_max >= 1 for pool in file.pools)
+
+
+def test_option_that_is_a_list() -> None:
+    """A text where the class takes a list is an error, since each of its letters would become a line of the script."""
+    with pytest.raises(ConfigurationError, match=r"job_script_prologue is a text; .* as \['module load x'\]"):
+        read_options("{job_script_prologue: module load x}", "slurm")
