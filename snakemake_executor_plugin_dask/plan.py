@@ -48,7 +48,8 @@ def _pool(pool: Pool, shape: Shape) -> str:
     each = f" on each of {pool.nodes} nodes" if pool.nodes is not None else ""
     text = f"{pool.name}: {pool.cluster}"
     if pool.cluster != ATTACHED:
-        text += f", {units.format_range(pool.workers_min, pool.workers_max)} workers"
+        one = pool.workers_min == pool.workers_max == 1
+        text += f", {units.format_range(pool.workers_min, pool.workers_max)} worker{'' if one else 's'}"
     if size:
         text += f", each with {', '.join(size)}{each}"
     if pool.walltime_s is not None:

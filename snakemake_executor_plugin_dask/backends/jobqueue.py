@@ -316,8 +316,9 @@ class JobqueueBackend:
     def _check_commands(self, pool: Pool) -> None:
         missing = [command for command in self.system.commands if shutil.which(command) is None]
         if missing:
+            are = f"command {missing[0]} is" if len(missing) == 1 else f"commands {', '.join(missing)} are"
             msg = (
-                f"Pool {pool.name} is of cluster {self.name}, and its command {', '.join(missing)} is not on PATH "
+                f"Pool {pool.name} is of cluster {self.name}, and its {are} not on PATH "
                 "here; run Snakemake where jobs are submitted, load the batch system's module, or choose another "
                 "cluster."
             )

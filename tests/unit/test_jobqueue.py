@@ -254,7 +254,7 @@ def test_size_that_nobody_says() -> None:
 def test_missing_commands_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is not installed is named."""
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
-    with pytest.raises(ConfigurationError, match="bsub, bkill, bjobs is not on PATH"):
+    with pytest.raises(ConfigurationError, match="commands bsub, bkill, bjobs are not on PATH"):
         JobqueueBackend("lsf").check(pool("lsf"))
 
 

@@ -42,3 +42,4 @@ def test_plan_without_a_batch_system(cluster: str) -> None:
     text, possible = plan_text(options, [])
     assert possible
     assert "No job is to be run on a worker." in text
+    assert "1 workers" not in text
