@@ -25,7 +25,7 @@ from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.observe.dashboard import task_key
 from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.requests import Request, request_from_resources
+from snakemake_executor_plugin_dask.requests import Request, request_from_resources, starts_cold
 from snakemake_executor_plugin_dask.worker.task import plugin_version, snakemake_version
 
 _SOFT_LIMITS = tuple(
@@ -86,7 +86,9 @@ class Handover:
 
     def request(self, job: Any) -> Request:
         """Raises RequestError where the declared resources make no sense."""
-        return request_from_resources(dict(job.resources.items()), job.threads)
+        resources = dict(job.resources.items())
+        starts_cold(resources)  # so that a misspelt word is told before the first job
+        return request_from_resources(resources, job.threads)
 
     def queued(self, job: Any, request: Request) -> QueuedJob:
         """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""
@@ -100,7 +102,7 @@ class Handover:
             unneeded_temp_files=self._dag.get_unneeded_temp_files(job),
             wait_for_files=job.get_wait_for_files() if self._wait_for_inputs else (),
         )
-        wants_cold = str(job.resources.get("dask_job_start", "")) == "cold"
+        wants_cold = starts_cold(dict(job.resources.items()))
         spec = JobSpec(
             key=task_key(job.name, self._run_id, job.jobid, job.attempt, 1),
             name=job.name,

@@ -82,6 +82,15 @@ def request_from_resources(resources: Mapping[str, object], threads: int) -> Req
     )
 
 
+def starts_cold(resources: Mapping[str, object]) -> bool:
+    """Whether the rule wants a Snakemake of its own for each job. Raises RequestError for an unknown word."""
+    found = _text(resources, "dask_job_start")
+    if found not in (None, "warm", "cold"):
+        msg = f"The resource dask_job_start={found!r} must be warm or cold; change it in the rule."
+        raise RequestError(msg)
+    return found == "cold"
+
+
 def slurm_names(resources: Mapping[str, object]) -> tuple[str, ...]:
     """The resources by which a rule asks for something of a Slurm cluster; a bare `nodes` is not one of them."""
     return tuple(

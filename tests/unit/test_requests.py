@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.errors import RequestError
-from snakemake_executor_plugin_dask.requests import Request, request_from_resources, slurm_names
+from snakemake_executor_plugin_dask.requests import Request, request_from_resources, slurm_names, starts_cold
 
 
 @pytest.mark.parametrize(
@@ -175,3 +175,12 @@ def test_anything_is_a_request_or_a_request_error(resources: dict[str, object]) 
     assert request.gpus >= 0
     assert request.nodes >= 1
     assert hash(request) == hash(request_from_resources(resources, 1))
+
+
+def test_word_for_how_a_job_starts() -> None:
+    """A misspelt word is an error instead of a warm start."""
+    assert starts_cold({"dask_job_start": "cold"})
+    assert not starts_cold({"dask_job_start": "warm"})
+    assert not starts_cold({})
+    with pytest.raises(RequestError, match="dask_job_start='clod' must be warm or cold"):
+        starts_cold({"dask_job_start": "clod"})
