@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -167,6 +168,7 @@ def test_allocation_cancelled_from_outside(slurm: VirtualSlurm, tmp_path: Path) 
         assert run.wait(RUN_S) == 0, run.output
         assert attempts(run) == {"0": 2, "1": 1} or attempts(run) == {"0": 1, "1": 2}
         assert len(ended(run)) == 2, "the first attempt went on"
+        assert re.search(rf"in allocation {victim}, whose output ends with: .*CANCELLED AT", run.output), run.output
 
 
 def test_node_goes_down(slurm: VirtualSlurm, tmp_path: Path) -> None:
