@@ -286,8 +286,8 @@ class Supervisor:
         )
         self._plan_look()
 
-    def _forked(self, current: Attempt, pid: int, began: bool) -> None:
-        self._started(current, pid, direct=True, began=began)
+    def _forked(self, current: Attempt, pid: int, began: bool, is_command: bool) -> None:
+        self._started(current, pid, direct=not is_command, began=began)
 
     async def _abandon(self, current: Attempt) -> None:
         """After an error of its own the supervisor must not leave the job's processes behind."""

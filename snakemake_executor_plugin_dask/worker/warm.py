@@ -26,6 +26,7 @@ from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.messages import Channel
 
 #: Children that wait for a job, so that it need not wait for a fork.
+RUNNERS_MAX = 64  # that wait for another shell command
 IDLE_CHILDREN = 2
 #: The part of the time that may go into looking whether a workflow file changed.
 _LOOKING_SHARE = 0.05
@@ -66,10 +67,11 @@ class _Child:
         self.pidfd = os.pidfd_open(pid)
         self.channel = Channel(sock)
         self.key: str | None = None  # of its job; None: it waits for one
-        self._sock = sock
+        self.answered = False  # the supervisor knows the leader of its job
+        self.sock = sock
 
     def close_socket(self) -> None:
-        self._sock.close()
+        self.sock.close()
 
 
 class Server:
@@ -82,7 +84,9 @@ class Server:
         self._cold_reason = warmth.cold_reason
         self._sources = Sources(warmth.workflow.files if warmth.workflow is not None else ())
         self._wanted_idle = 0 if self._cold_reason else idle_children
-        self._idle: list[_Child] = []
+        self._idle: list[_Child] = []  # forked ahead, and never used
+        self._runners: list[_Child] = []  # have run shell commands, and can run another
+        self._talking: dict[int, _Child] = {}  # runners, by the descriptor of their sockets
         self._children: dict[int, _Child] = {}  # by pidfd
         self._closing = False
         # `selectors` does not tell an end of file from a peer that is gone.
@@ -93,14 +97,16 @@ class Server:
         """Returns once the supervisor is gone, or has closed its end and every job has ended."""
         try:
             self._channel.send(("ready", self._warmth.depth))
-            while not (self._closing and len(self._children) == len(self._idle)):
+            while not (self._closing and len(self._children) == len(self._idle) + len(self._runners)):
                 # Fork ahead only when there is nothing else to do.
                 lacking = len(self._idle) < self._wanted_idle
                 events = self._epoll.poll(0 if lacking else None)
                 if not events and lacking:
                     self._idle.append(self._fork())
                 for descriptor, event in events:
-                    if descriptor != self._sock.fileno():
+                    if descriptor in self._talking:
+                        self._hear(self._talking[descriptor])
+                    elif descriptor in self._children:
                         self._reap(self._children[descriptor])
                     elif event & select.EPOLLIN and not self._closing:
                         self._receive()
@@ -125,16 +131,52 @@ class Server:
         if reason:
             self._channel.send(("cold", spec.key, reason))
             return
+        command = self._warmth.workflow is not None and self._warmth.workflow.is_command(spec)
         while True:
-            child = self._idle.pop() if self._idle else self._fork()
+            child = (
+                (command and self._runners and self._runners.pop()) or (self._idle and self._idle.pop()) or self._fork()
+            )
             try:
-                child.channel.send(spec)
+                child.channel.send((spec, command))
             except BrokenPipeError:
                 continue  # it died while it waited; its pidfd tells so
             break
-        child.key = spec.key
-        child.close_socket()
-        self._channel.send(("forked", spec.key, child.pid))
+        child.key, child.answered = spec.key, not command
+        if not command:
+            child.close_socket()
+            self._channel.send(("forked", spec.key, child.pid))
+        elif child.sock.fileno() not in self._talking:
+            self._talking[child.sock.fileno()] = child
+            self._epoll.register(child.sock, select.EPOLLIN)
+
+    def _hear(self, runner: _Child) -> None:
+        """What a runner says of its job. Its shell command is the job's process; the runner may live on."""
+        try:
+            message = runner.channel.receive()
+        except (EOFError, ConnectionResetError):
+            self._hang_up(runner)
+            return
+        match message:
+            case ("spawned", pid):
+                runner.answered = True
+                self._channel.send(("spawned", runner.key, pid))
+            case ("forked",):
+                # The job's process is the runner itself, whose end is the job's.
+                runner.answered = True
+                self._channel.send(("forked", runner.key, runner.pid))
+                self._hang_up(runner)
+            case ("done", code, cpu_s, again):
+                self._channel.send(("exited", runner.key, code << 8, cpu_s))
+                runner.key = None
+                if again and not self._closing and not self._cold_reason and len(self._runners) < RUNNERS_MAX:
+                    self._runners.append(runner)
+                else:
+                    self._hang_up(runner)
+
+    def _hang_up(self, runner: _Child) -> None:
+        del self._talking[runner.sock.fileno()]
+        self._epoll.unregister(runner.sock)
+        runner.close_socket()
 
     def _stale(self) -> str:
         path = self._sources.changed()
@@ -149,6 +191,8 @@ class Server:
         self._wanted_idle = 0
         while self._idle:
             self._idle.pop().close_socket()  # end of file: it leaves
+        while self._runners:
+            self._hang_up(self._runners.pop())
 
     def _fork(self) -> _Child:
         ours, theirs = socket.socketpair()
@@ -175,7 +219,13 @@ class Server:
                 child.close_socket()
             self._children.clear()
             self._idle.clear()
-            spec = Channel(sock).receive()
+            self._runners.clear()
+            self._talking.clear()
+            while True:
+                spec, command = Channel(sock).receive()
+                if not command:
+                    break
+                warm_child.run_command(self._warmth, spec, Channel(sock))
             sock.close()
         except EOFError:  # not needed any more
             os._exit(0)
@@ -189,9 +239,14 @@ class Server:
         _, status, usage = os.wait4(child.pid, 0)
         del self._children[child.pidfd]
         os.close(child.pidfd)
+        if child.sock.fileno() in self._talking:
+            self._hang_up(child)
         child.close_socket()
-        if child in self._idle:
-            self._idle.remove(child)
+        for waiting in (self._idle, self._runners):
+            if child in waiting:
+                waiting.remove(child)
+        if child.key is not None and not child.answered:
+            self._channel.send(("forked", child.key, child.pid))
         if child.key is not None:
             self._channel.send(("exited", child.key, status, usage.ru_utime + usage.ru_stime))
 

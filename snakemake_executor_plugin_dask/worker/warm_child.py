@@ -8,21 +8,24 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.worker import warm_snakemake, warm_workflow
 
 if TYPE_CHECKING:
+    from snakemake_executor_plugin_dask.messages import Channel
     from snakemake_executor_plugin_dask.worker.warm import Warmth
 
 _PR_SET_PDEATHSIG = 1
+_ANSWER_S = 2.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -85,6 +88,79 @@ def run_job(warmth: "Warmth", spec: JobSpec) -> NoReturn:
     except BaseException:  # noqa: BLE001 - printed as the interpreter does
         traceback.print_exc()
     end(code)
+
+
+def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
+    """Run a shell command, whose shell is the job's process. Returns where this child can be used again.
+
+    Says («spawned», pid) or («forked»,), then («done», code, cpu_s, again) if it was spawned; see `warm.Server`.
+    """
+    environment = dict(os.environb)
+    workflow: warm_workflow.WarmWorkflow = warmth.workflow
+    before = _cpu_s()
+    said: list[str] = []
+
+    def say(*message: Any) -> None:
+        if not said:
+            said.append(message[0])
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            channel.send(message)
+
+    code = 1
+    try:
+        signal.signal(signal.SIGALRM, lambda *_: say("forked"))
+        signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)  # who prepares for so long may wait for files
+        become_job(warmth.setup, spec)
+        workflow.adopt_again(spec)
+        try:
+            job = workflow.make_job(spec)
+        except Exception as error:  # noqa: BLE001 - as in _run
+            say("forked")
+            workflow.note(f"This job is run with a DAG of its own: {error}")
+            code = _exit_code(lambda: workflow.run(spec))
+            end(code)
+        with _report_shell(lambda pid: say("spawned", pid)):
+            code = 0 if workflow.call(job) else 1
+    except BaseException:  # noqa: BLE001 - printed as the interpreter does
+        traceback.print_exc()
+    say("forked")
+    if said != ["spawned"]:
+        end(code)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if code == 0:
+        workflow.forget(job)
+        os.environb.clear()
+        os.environb.update(environment)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for stream_number in (0, 1, 2):
+            os.dup2(null, stream_number, inheritable=True)
+        os.close(null)
+    channel.send(("done", code, _cpu_s() - before, code == 0))
+    if code:
+        os._exit(0)
+
+
+def _cpu_s() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+@contextlib.contextmanager
+def _report_shell(report: Callable[[int], None]) -> Iterator[None]:
+    """The shell of a job's command leads a session of its own, and its process id is told as soon as there is one."""
+    module: Any = sys.modules["snakemake.shell"]  # the package's attribute of this name is the class in it
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, start_new_session=True)
+            report(self.pid)
+
+    module.sp = types.SimpleNamespace(**(vars(subprocess) | {"Popen": Popen}))
+    try:
+        yield
+    finally:
+        module.sp = subprocess
 
 
 def _run(warmth: "Warmth", spec: JobSpec) -> bool:

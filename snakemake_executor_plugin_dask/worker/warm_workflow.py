@@ -36,6 +36,9 @@ class WarmWorkflow:
         self._parser = parser
         self._reads_cores = False
         self._captured: dict[str, Any] = {}
+        self._calls = False  # depth 3
+        self._adopted = False  # by a child that runs several jobs
+        self._commands: dict[str, bool] = {}
         known_modules = set(sys.modules)
         seeded = _SeedWatch()
         execute, cores = snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores
@@ -55,6 +58,7 @@ class WarmWorkflow:
             msg = f"the workflow could not be read: {self._api.failure}"
             raise NotWarm(msg)
         self.workflow = self._captured["workflow"]
+        self._drop_directory()
         self._random_state = random.getstate() if seeded.seeded else None
         self._keeps_tempdir = seeded.tempdir_set
         self._check_possible()
@@ -94,6 +98,13 @@ class WarmWorkflow:
     def _note_cores(self, workflow: Any) -> int:
         self._reads_cores = True
         return int(workflow._cores)
+
+    def _drop_directory(self) -> None:
+        """Give up Snakemake's own temporary directory, unless something was put into it: this process may be killed."""
+        directory = self.workflow._snakemake_tmp_dir
+        if not os.listdir(directory.name):
+            directory.cleanup()
+            self.workflow._snakemake_tmp_dir = _LateDirectory()
 
     def _check_possible(self) -> None:
         from snakemake.settings.types import SharedFSUsage
@@ -151,9 +162,39 @@ class WarmWorkflow:
         )
         workflow.persistence.deactivate_cache()
         workflow.iocache.deactivate()
+        self._calls = True
         self._rehearse()
 
     # In a child
+
+    def is_command(self, spec: JobSpec) -> bool:
+        """Whether the job is a shell command for which nothing of the workflow's author runs in Python."""
+        if not self._calls or spec.call is None or spec.start != "warm":
+            return False
+        name = Call(*pickle.loads(spec.call)).rule
+        if name not in self._commands:
+            rule = self.workflow.get_rule(name)
+            self._commands[name] = _is_static(rule) and not any(
+                callable(value) for value in (rule.benchmark, rule.message, *rule.log)
+            )
+        return self._commands[name]
+
+    def forget(self, job: Any) -> None:
+        """What a child that runs another job must not carry on."""
+        dag = self.workflow.dag
+        for table in (dag._jobid, dag._reason, dag._priority):
+            table.pop(job, None)
+        self.workflow._snakemake_tmp_dir.cleanup()
+        self.workflow._snakemake_tmp_dir = _LateDirectory()
+
+    def adopt_again(self, spec: JobSpec) -> None:
+        """`adopt`, for each job of a child that runs several."""
+        if not self._adopted:
+            self._adopted = True
+            self.adopt(spec)
+        self.workflow.start_time = datetime.now()  # noqa: DTZ005 - as Snakemake has it
+        if not self._keeps_tempdir:
+            tempfile.tempdir = None
 
     def set_cores(self, cores: int) -> None:
         self.workflow.resource_settings.cores = cores
@@ -162,7 +203,8 @@ class WarmWorkflow:
     def adopt(self, spec: JobSpec) -> None:
         """Make the workflow this child's own: what it removes at its end must not be shared."""
         workflow = self.workflow
-        workflow._snakemake_tmp_dir._finalizer.detach()
+        if not isinstance(workflow._snakemake_tmp_dir, _LateDirectory):
+            workflow._snakemake_tmp_dir._finalizer.detach()
         if not self._keeps_tempdir and any(name in ("TMPDIR", "TEMP", "TMP") for name, _ in spec.environment):
             tempfile.tempdir = None
         workflow._snakemake_tmp_dir = _LateDirectory()

@@ -20,8 +20,11 @@ _RESTARTS = 3
 class Warming:
     """The warm process of a run on this worker, and its successors. Jobs for which there is none are started cold."""
 
-    def __init__(self, endings: Endings, started: Callable[[Attempt, int, bool], None]) -> None:
-        """``started(attempt, pid, began)`` is called for each forked job; ``began``: its own function runs at once."""
+    def __init__(self, endings: Endings, started: Callable[[Attempt, int, bool, bool], None]) -> None:
+        """``started(attempt, pid, began, is_command)`` is called for each job that the warm process started.
+
+        ``began``: its own function runs at once. ``is_command``: the process is the job's shell, and no Snakemake.
+        """
         self._endings = endings
         self._started = started
         self._setup: RunSetup | None = None
@@ -84,13 +87,13 @@ class Warming:
             return None
         return warm if warm is not None and warm.ready and not warm.gone else None
 
-    def warm_forked(self, warm: WarmProcess, key: str, pid: int) -> None:
+    def warm_forked(self, warm: WarmProcess, key: str, pid: int, *, is_command: bool) -> None:
         current = self._endings.attempts.get(key)
         if current is None:
             processes.send([pid], signal.SIGKILL)
             return
         current.start = "warm"
-        self._started(current, pid, warm.depth >= 3 and current.spec.call is not None)
+        self._started(current, pid, warm.depth >= 3 and current.spec.call is not None, is_command)
         _answer(current, None)
 
     def warm_exited(self, warm: WarmProcess, key: str, status: int, cpu_s: float) -> None:

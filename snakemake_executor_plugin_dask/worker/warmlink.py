@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.worker.processes import Launch, spawn
 class WarmEvents(Protocol):
     """What the supervisor does when its warm process says something."""
 
-    def warm_forked(self, warm: "WarmProcess", key: str, pid: int) -> None: ...
+    def warm_forked(self, warm: "WarmProcess", key: str, pid: int, *, is_command: bool) -> None: ...
     def warm_exited(self, warm: "WarmProcess", key: str, status: int, cpu_s: float) -> None: ...
     def warm_refused(self, warm: "WarmProcess", key: str, reason: str) -> None: ...
     def warm_stale(self, warm: "WarmProcess", reason: str) -> None: ...
@@ -102,9 +102,9 @@ class WarmProcess:
             case ("ready", int(depth)):
                 self.depth, self.ready = depth, True
                 self.settled.set()
-            case ("forked", key, pid):
+            case ("forked" | "spawned" as how, key, pid):
                 self.unanswered.discard(key)
-                self._events.warm_forked(self, key, pid)
+                self._events.warm_forked(self, key, pid, is_command=how == "spawned")
             case ("exited", key, status, cpu_s):
                 self._events.warm_exited(self, key, status, cpu_s)
             case ("cold", key, reason):

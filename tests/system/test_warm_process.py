@@ -116,6 +116,7 @@ rule all:
 
 rule one:
     output: "{n}.txt"
+    params: own=lambda wildcards: wildcards.n  # so that the job's process is a Snakemake, and not the shell itself
     shell: "sleep 600; echo > {output}"
 """
 

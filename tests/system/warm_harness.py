@@ -85,20 +85,23 @@ class Warm:
 
     def wait_for(self, *start: object) -> tuple[Any, ...]:
         """The first message, old or new, that begins so; it is taken out."""
+        return self._wait_for(lambda message: message[: len(start)] == start, start)
+
+    def _wait_for(self, fits: Callable[[tuple[Any, ...]], bool], what: object) -> tuple[Any, ...]:
         while True:
             for message in self.messages:
-                if message[: len(start)] == start:
+                if fits(message):
                     self.messages.remove(message)
                     return message
             try:
                 self.messages.append(self.channel.receive())
             except TimeoutError:
-                raise AssertionError(f"not heard from the warm process: {start}") from None
+                raise AssertionError(f"not heard from the warm process: {what}") from None
 
     def start(self, spec: JobSpec) -> int:
         """The pid of the job."""
         self.channel.send(("start", spec))
-        return int(self.wait_for("forked", spec.key)[2])
+        return int(self._wait_for(lambda message: message[:2] in _started(spec), spec.key)[2])
 
     def end_of(self, spec: JobSpec, since: float = 0.0) -> Ended:
         _, _, status, cpu_s = self.wait_for("exited", spec.key)
@@ -123,6 +126,10 @@ class Warm:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _started(spec: JobSpec) -> tuple[tuple[str, str], ...]:
+    return (("forked", spec.key), ("spawned", spec.key))
 
 
 def run_cold(setup: RunSetup, spec: JobSpec) -> Ended:
