@@ -165,8 +165,8 @@ class Server:
                 runner.answered = True
                 self._channel.send(("forked", runner.key, runner.pid))
                 self._hang_up(runner)
-            case ("done", code, cpu_s, again):
-                self._channel.send(("exited", runner.key, code << 8, cpu_s))
+            case ("done", status, cpu_s, again):
+                self._channel.send(("exited", runner.key, status, cpu_s))
                 runner.key = None
                 if again and not self._closing and not self._cold_reason and len(self._runners) < RUNNERS_MAX:
                     self._runners.append(runner)

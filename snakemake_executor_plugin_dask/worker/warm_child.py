@@ -93,7 +93,7 @@ def run_job(warmth: "Warmth", spec: JobSpec) -> NoReturn:
 def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
     """Run a shell command, whose shell is the job's process. Returns where this child can be used again.
 
-    Says («spawned», pid) or («forked»,), then («done», code, cpu_s, again) if it was spawned; see `warm.Server`.
+    Says («spawned», pid) or («forked»,), then («done», wait_status, cpu_s, again) if it was spawned; see `warm.Server`.
     """
     environment = dict(os.environb)
     workflow: warm_workflow.WarmWorkflow = warmth.workflow
@@ -107,6 +107,7 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
             channel.send(message)
 
     code = 1
+    shells: list[subprocess.Popen[Any]] = []
     try:
         signal.signal(signal.SIGALRM, lambda *_: say("forked"))
         signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)  # who prepares for so long may wait for files
@@ -119,7 +120,7 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
             workflow.note(f"This job is run with a DAG of its own: {error}")
             code = _exit_code(lambda: workflow.run(spec))
             end(code)
-        with _report_shell(lambda pid: say("spawned", pid)):
+        with _report_shell(lambda pid: say("spawned", pid)) as shells:
             code = 0 if workflow.call(job) else 1
     except BaseException:  # noqa: BLE001 - printed as the interpreter does
         traceback.print_exc()
@@ -136,7 +137,10 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
         for stream_number in (0, 1, 2):
             os.dup2(null, stream_number, inheritable=True)
         os.close(null)
-    channel.send(("done", code, _cpu_s() - before, code == 0))
+    ended = shells[0].returncode if code and shells else code
+    # As a parent sees it: a shell that was killed is a job that was killed.
+    status = -ended if ended is not None and ended < 0 else code << 8
+    channel.send(("done", status, _cpu_s() - before, code == 0))
     if code:
         os._exit(0)
 
@@ -147,18 +151,20 @@ def _cpu_s() -> float:
 
 
 @contextlib.contextmanager
-def _report_shell(report: Callable[[int], None]) -> Iterator[None]:
+def _report_shell(report: Callable[[int], None]) -> Iterator[list["subprocess.Popen[Any]"]]:
     """The shell of a job's command leads a session of its own, and its process id is told as soon as there is one."""
+    made: list[subprocess.Popen[Any]] = []
     module: Any = sys.modules["snakemake.shell"]  # the package's attribute of this name is the class in it
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options, start_new_session=True)
+            made.append(self)
             report(self.pid)
 
     module.sp = types.SimpleNamespace(**(vars(subprocess) | {"Popen": Popen}))
     try:
-        yield
+        yield made
     finally:
         module.sp = subprocess
 

@@ -326,3 +326,40 @@ def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
         assert not (tmp_path / "0.txt").exists()
         assert warm.run(specs[1]).code == 0
     assert "Finished jobid" in read(specs[1])
+
+
+COMMANDS = """
+rule all:
+    input: expand("{n}.txt", n=range(12))
+
+rule one:
+    output: "{n}.txt"
+    shell: "echo pid $$ of $SNAKEMAKE_DASK_JOB in $X; cd /; export X=changed; echo {wildcards.n} > $OLDPWD/{output}"
+"""
+
+
+def test_shell_commands_share_a_child_and_nothing_else(tmp_path: Path) -> None:
+    """Commands run one after the other from one child: each has its own shell, log and environment."""
+    setup, specs = planned(tmp_path, COMMANDS)
+    with Warm(setup) as warm:
+        pids = []
+        for number, spec in enumerate(specs[:12]):
+            changed = replace(spec, environment=(("X", f"x{number}"),))
+            pids.append(warm.start(changed))
+            ended = warm.end_of(changed)
+            assert ended.code == 0, ended.log
+            assert f"pid {pids[-1]} of {spec.key} in x{number}\n" in ended.log
+            assert ended.log.count("pid ") == 1
+        assert len(set(pids)) == 12
+        # The two that were forked ahead, and at most two that ran the commands.
+        assert len(children(warm.process.pid)) <= 4
+
+
+def test_a_killed_shell(tmp_path: Path) -> None:
+    """The signal that ended a job's shell is the job's; the next command runs."""
+    snakefile = COMMANDS.replace('"echo pid', '"test {wildcards.n} != 0 || kill -9 $$; echo pid')
+    setup, specs = planned(tmp_path, snakefile)
+    with Warm(setup) as warm:
+        by_wildcard = sorted(specs, key=lambda spec: spec.arguments)
+        codes = [warm.run(replace(spec, environment=(("X", "x"),))).code for spec in by_wildcard[:3]]
+    assert sorted(codes) == [-signal.SIGKILL, 0, 0]
