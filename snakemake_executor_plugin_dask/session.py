@@ -43,6 +43,7 @@ from snakemake_executor_plugin_dask.messages import (
     ShowStatus,
     Started,
 )
+from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options
 from snakemake_executor_plugin_dask.pools import ATTACHED
 from snakemake_executor_plugin_dask.prepare import Question, ask
 from snakemake_executor_plugin_dask.requests import Request, slurm_names
@@ -69,6 +70,7 @@ class Session:
             raise WorkflowError(msg)
         try:
             self._options, warnings = configure_here(executor.executor_settings)
+            dashboard_options(self._options.dashboard)  # that bokeh is missing is told before anything starts
         except ConfigurationError as error:
             raise WorkflowError(str(error)) from None
         for warning in warnings:
