@@ -91,7 +91,7 @@ def test_two_runs_share_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
         a.expect_gone(20)
         b.expect_gone(20)
     assert all(worker.poll() is None for worker in workers)
-    assert not processes_of("SNAKEMAKE_DASK_JOB=work")
+    assert not any(processes_of(run.events("run-started")[0]["run_id"]) for run in (a, b))
 
 
 def test_workers_come_and_go(tmp_path: Path, cluster: Cluster) -> None:
