@@ -107,7 +107,6 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
             channel.send(message)
 
     code = 1
-    shells: list[subprocess.Popen[Any]] = []
     try:
         signal.signal(signal.SIGALRM, lambda *_: say("forked"))
         signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)  # who prepares for so long may wait for files
@@ -120,7 +119,7 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
             workflow.note(f"This job is run with a DAG of its own: {error}")
             code = _exit_code(lambda: workflow.run(spec))
             end(code)
-        with _report_shell(lambda pid: say("spawned", pid)) as shells:
+        with _report_shell(lambda pid: say("spawned", pid)):
             code = 0 if workflow.call(job) else 1
     except BaseException:  # noqa: BLE001 - printed as the interpreter does
         traceback.print_exc()
@@ -137,10 +136,8 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
         for stream_number in (0, 1, 2):
             os.dup2(null, stream_number, inheritable=True)
         os.close(null)
-    ended = shells[0].returncode if code and shells else code
-    # As a parent sees it: a shell that was killed is a job that was killed.
-    status = -ended if ended is not None and ended < 0 else code << 8
-    channel.send(("done", status, _cpu_s() - before, code == 0))
+    # The job's end is what its Snakemake would say, whose log tells how the shell ended.
+    channel.send(("done", code << 8, _cpu_s() - before, code == 0))
     if code:
         os._exit(0)
 
@@ -151,20 +148,18 @@ def _cpu_s() -> float:
 
 
 @contextlib.contextmanager
-def _report_shell(report: Callable[[int], None]) -> Iterator[list["subprocess.Popen[Any]"]]:
+def _report_shell(report: Callable[[int], None]) -> Iterator[None]:
     """The shell of a job's command leads a session of its own, and its process id is told as soon as there is one."""
-    made: list[subprocess.Popen[Any]] = []
     module: Any = sys.modules["snakemake.shell"]  # the package's attribute of this name is the class in it
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options, start_new_session=True)
-            made.append(self)
             report(self.pid)
 
     module.sp = types.SimpleNamespace(**(vars(subprocess) | {"Popen": Popen}))
     try:
-        yield made
+        yield
     finally:
         module.sp = subprocess
 
