@@ -47,8 +47,8 @@ def test_worker_and_supervisor_killed(tmp_path: Path) -> None:
     """Both are killed at once: the driver ends what is left of the jobs itself before they run again."""
     with snakemake(tmp_path, logged_jobs(2, f"test -e again || {{{{ {STUBBORN}; }}}}")) as run:
         wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        wait_for(lambda: len(run.jobs()) > 4, "all processes of the jobs")
         first = set(run.jobs())
-        assert len(first) > 4
         (tmp_path / "again").touch()
         facts = run.facts()
         os.kill(facts["supervisor_pid"], signal.SIGSTOP)
