@@ -54,6 +54,13 @@ _SOON_MOST = 500  # jobs that are looked at ahead; more would change nothing
 _STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an allocation is gone
 
 
+def new_run_id() -> str:
+    """Eight random letters and digits, at least one of them a digit: Dask would take letters alone for a rule's name."""
+    digits = secrets.choice(string.digits)
+    letters = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(7))
+    return letters + digits
+
+
 class Session:
     """One run, from the executor's making to its end."""
 
@@ -75,8 +82,7 @@ class Session:
             raise WorkflowError(str(error)) from None
         for warning in warnings:
             self._logger.warning(warning)
-        alphabet = string.ascii_lowercase + string.digits
-        self._run_id = "".join(secrets.choice(alphabet) for _ in range(8))
+        self._run_id = new_run_id()
         self._lock = threading.Lock()
         self._jobs: dict[str, SubmittedJobInfo] = {}  # handed over, not finished
         self._started: set[str] = set()

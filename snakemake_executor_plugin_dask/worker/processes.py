@@ -191,8 +191,12 @@ def _of_run(run_id: str, worker: str) -> list[int]:
         )
         (ours if mine else theirs).add(pid)
     of_others = {stat.pid for stat in tree(table, theirs)}
-    mark = f"-{run_id}-"
-    marked = {pid for pid in table if pid not in of_others and mark in (job_key(pid) or "")}
+    marks = (f"-{run_id}-", f"-0{run_id}-")  # as `observe.dashboard.task_key` writes a run of letters alone
+    marked = {
+        pid
+        for pid in table
+        if pid not in of_others and (key := job_key(pid)) is not None and any(mark in key for mark in marks)
+    }
     return [stat.pid for stat in tree(table, ours | marked) if not stat.dead and stat.pid not in theirs]
 
 
