@@ -55,7 +55,7 @@ _STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an all
 
 
 def new_run_id() -> str:
-    """Eight random letters and digits, at least one of them a digit: Dask would take letters alone for a rule's name."""
+    """Eight random letters and digits, the last one a digit, since Dask takes letters alone for a rule's name."""
     digits = secrets.choice(string.digits)
     letters = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(7))
     return letters + digits
