@@ -32,6 +32,7 @@ from snakemake_executor_plugin_dask.requests import Request
 from snakemake_executor_plugin_dask.worker import task
 
 _LOOPBACK = "127.0.0.1"
+_CLOSE_S = 100.0  # less than Snakemake waits for this process
 _RELEASE_AFTER_S = 0.2
 
 
@@ -139,7 +140,11 @@ class Run:
         """Give everything back. Returns what could not be seen to be gone, and the run's figures."""
         left: tuple[str, ...] = ()
         if self._fleet is not None:
-            left = await self._fleet.close()
+            members = {member.process.name for member in self._fleet.members.values()}
+            try:
+                left = await asyncio.wait_for(self._fleet.close(), _CLOSE_S)
+            except TimeoutError:  # a batch system that does not answer must not keep this process for ever
+                left = tuple(sorted(members))
         elif self._cluster is not None:
             await self._cluster.close()
         if self._leases is not None:
