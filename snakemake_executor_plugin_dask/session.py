@@ -90,7 +90,7 @@ class Session:
         self._dropping = False
         self._failed = False  # a job for good, and without --keep-going
         self._ended = False
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: set[str] = set()  # kinds of warning
         self._link: DriverLink | None = None
         self._watcher: threading.Thread | None = None
         # Signal handlers put something in, too, where a lock that they interrupted would never be had.
@@ -117,9 +117,7 @@ class Session:
                 self._report_error(info, str(error), [])
                 continue
             with self._lock:
-                self._jobs[item.spec.key] = SubmittedJobInfo(
-                    job, external_jobid=item.spec.key, aux={"log": item.spec.log_path}
-                )
+                self._jobs[item.spec.key] = SubmittedJobInfo(job, external_jobid=item.spec.key)
             queued.append(item)
         if queued:
             self._driver().send(Enqueue(tuple(queued), self._soon(jobs)))
@@ -209,8 +207,8 @@ class Session:
         shape = self._shapes[pool.name]
         adapted, kinds = routing.adapt_to_local(request, shape)
         for kind in kinds:
-            if (kind, "") not in self._warned:
-                self._warned.add((kind, ""))
+            if kind not in self._warned:
+                self._warned.add(kind)
                 self._logger.warning(routing.local_warning(kind, job.name, request, shape))
         return adapted
 

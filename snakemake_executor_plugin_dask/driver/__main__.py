@@ -8,10 +8,8 @@ traceback is in its log.
 import argparse
 import asyncio
 import logging
-import pickle
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
@@ -28,8 +26,8 @@ from snakemake_executor_plugin_dask.messages import (
     Stop,
     Stopped,
 )
+from snakemake_executor_plugin_dask.worker.frames import frame, receive
 
-_LENGTH = struct.Struct("!I")
 _TICK_S = 1.0
 _SCALE_EVERY_S = 0.2
 
@@ -55,8 +53,7 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
 
     def send(message: object) -> None:
         if not writer.is_closing():
-            data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-            writer.write(_LENGTH.pack(len(data)) + data)
+            writer.write(frame(message))
 
     run: Any = None
     failed = False
@@ -86,7 +83,7 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
         except (TimeoutError, ConnectionError):
             pass  # Snakemake is gone; there is nobody to tell
         writer.close()
-    return 0
+    return int(failed)
 
 
 async def _serve(run: Any, reader: asyncio.StreamReader) -> None:
@@ -104,9 +101,8 @@ async def _receive(run: Any, reader: asyncio.StreamReader) -> None:
     """Until Snakemake says stop or is gone."""
     while True:
         try:
-            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-            message = pickle.loads(await reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
+            message = await receive(reader)
+        except EOFError:
             message = Stop(kill=True)
         match message:
             case Enqueue():

@@ -24,9 +24,10 @@ from snakemake_executor_plugin_dask.backends.attached import (
 )
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
 from snakemake_executor_plugin_dask.driver.controller import NotNow
-from snakemake_executor_plugin_dask.driver.fleet import Listener, Member, State
+from snakemake_executor_plugin_dask.driver.fleet import LEASE_MARGIN_S, SILENT_S, Listener, Member, State
 from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.driver.shared import OUTLIVES_S, PLUGIN_NAME, PROTOCOL, TOPIC, SharedLeasesPlugin
+from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.errors import ConfigurationError, PoolError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.ledger import Lease, Others
@@ -37,9 +38,7 @@ from snakemake_executor_plugin_dask.worker import attach, task
 from snakemake_executor_plugin_dask.worker.processes import job_key
 
 RENEW_EVERY_S = 5.0
-SILENT_S = 45.0
 _CALL_S = 20.0
-_LEASE_MARGIN_S = 15.0
 _CONNECT_S = 30.0
 
 
@@ -52,8 +51,8 @@ class AttachedFleet:
         self._listener = listener
         self._clock = clock
         self._renewed: dict[str, float] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._passed_over: set[str] = set()
+        # A renewal that fails is no error of this run: the worker's silence is counted.
+        self._tasks = Tasks(lambda error: listener.event("renewal-failed", error=repr(error)))
         self._last_round = clock()
         self.names: tuple[str, ...] = ()  # of the resources that workers declare
         self.members: dict[str, Member] = {}
@@ -120,7 +119,7 @@ class AttachedFleet:
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Its supervisor ends the jobs once the worker is gone, or no renewal comes. On this machine one can look."""
         if keys:
-            run_out = self._renewed.get(member.name, self._clock()) + self._setup.lease_s + _LEASE_MARGIN_S
+            run_out = self._renewed.get(member.name, self._clock()) + self._setup.lease_s + LEASE_MARGIN_S
             here = member.facts is not None and member.facts.host == platform.node()
             while self._clock() < run_out:
                 if here and not await asyncio.to_thread(_alive, self._setup.run_id, set(keys)):
@@ -142,7 +141,7 @@ class AttachedFleet:
             if now - self._renewed[member.name] > SILENT_S and not asleep:
                 self.lose(member, f"it said nothing for {now - self._renewed[member.name]:.0f} s")
             else:
-                self._spawn(self._renew(member))
+                self._tasks.spawn(self._renew(member))
 
     async def _renew(self, member: Member) -> None:
         began = self._clock()
@@ -153,8 +152,7 @@ class AttachedFleet:
 
     async def close(self) -> tuple[str, ...]:
         """End this run's jobs and supervisors everywhere. Returns the workers on which that was not seen."""
-        for running in list(self._tasks):
-            running.cancel()
+        self._tasks.cancel()
         addresses = {member.address: member.name for member in self.members.values() if member.state == "up"}
         if not addresses:
             return ()
@@ -166,16 +164,6 @@ class AttachedFleet:
         except (TimeoutError, OSError):
             done = {}
         return tuple(name for address, name in addresses.items() if done.get(address) is not True)
-
-    def _spawn(self, coroutine: Any) -> None:
-        running = asyncio.ensure_future(coroutine)
-        self._tasks.add(running)
-        running.add_done_callback(self._renew_done)
-
-    def _renew_done(self, finished: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(finished)
-        if not finished.cancelled() and (error := finished.exception()) is not None:
-            self._listener.event("renewal-failed", error=repr(error))  # its silence is counted
 
 
 class AttachedRun(Run):
@@ -292,16 +280,7 @@ class AttachedRun(Run):
             await self._renew_once()
             raise NotNow
         try:
-            future = self._client.submit(
-                task.run_job,
-                self._setup.run_id,
-                spec,
-                key=spec.key,
-                workers=[address],
-                allow_other_workers=False,
-                pure=False,
-                retries=0,
-            )
+            future = self._pinned(self._client, address, spec)
             try:
                 outcome: Outcome = await future.result()
                 return outcome
@@ -309,6 +288,13 @@ class AttachedRun(Run):
                 future.release()
         finally:
             self._spawn(self._give_up(spec.key))
+
+    def _failed(self, error: BaseException) -> None:
+        """A call that the cluster of others did not answer ends no run: what is reserved there runs out by itself."""
+        if isinstance(error, TimeoutError | OSError):
+            self._observer.event("call-failed", error=repr(error))
+        else:
+            super()._failed(error)
 
     async def _give_up(self, key: str) -> None:
         async with self._asking:

@@ -61,7 +61,6 @@ class Counts:
     jobs: int = 0
     attempts: int = 0
     lost_workers: int = 0
-    failed: int = 0
 
 
 @dataclass
@@ -114,7 +113,7 @@ class Controller:
             self._around.event("job-queued", **_identity(queued), request=queued.request, pool=name or "")
             if name is not None:
                 self._wait_in(job, name)
-        self._place_soon()
+        self.place_soon()
 
     def _by_pool(self, soon: Iterable[tuple[Request, int]]) -> dict[str, list[tuple[Request, int]]]:
         found: dict[str, list[tuple[Request, int]]] = {}
@@ -186,7 +185,8 @@ class Controller:
             dataclasses.replace(queued, request=request), self.pools[name], self._clock(), fresh=job.outlived
         )
 
-    def _place_soon(self) -> None:
+    def place_soon(self) -> None:
+        """There may be room that was not there before."""
         if self._placing is None:
             self._placing = asyncio.get_running_loop().call_soon(self._place)
 
@@ -273,17 +273,9 @@ class Controller:
         elif message.get("leaving") in self.ledger.workers():
             self.ledger.drain(message["leaving"])
 
-    def place_soon(self) -> None:
-        """There may be room that was not there before."""
-        self._place_soon()
-
     def sent(self, key: str) -> Job | None:
-        """The job of an attempt that was sent and has not ended."""
+        """The job of an attempt that was sent and whose end was not told yet."""
         return self._by_run.get(key)
-
-    def expects(self, key: str) -> bool:
-        """Whether the end of this attempt was not told yet."""
-        return key in self._by_run
 
     async def _follow(self, job: Job, key: str, submitted: Awaitable[Outcome | None]) -> None:
         """The task's result is the second way to hear of an end, and the only one where Dask itself failed."""
@@ -298,7 +290,7 @@ class Controller:
                 self._release(job)
                 self._around.event("job-requeued", key=job.queued.spec.key, run=job.run, reason="another run was first")
                 self._route(job)
-                self._place_soon()
+                self.place_soon()
         except Exception as error:  # noqa: BLE001 - Dask raises KilledWorker, unpickling's own errors, and others
             await asyncio.sleep(1.0)  # a lost worker is told otherwise, and first
             member = self.fleet.members.get(job.worker)
@@ -324,7 +316,7 @@ class Controller:
             self._outlived(job, outcome)
         else:
             self._finish(job, outcome)
-        self._place_soon()
+        self.place_soon()
 
     def _outlived(self, job: Job, outcome: Outcome) -> None:
         """Its allocation's end came first; it declares no runtime."""
@@ -375,7 +367,6 @@ class Controller:
         key = job.queued.spec.key
         self.jobs.pop(key, None)
         if outcome.status != "succeeded":
-            self.counts.failed += 1
             self._around.event("job-finished", key=key, status=outcome.status, message=message)
         self._around.send(Finished(key, dataclasses.replace(outcome, key=key), job.run, message))
         self._changed.set()
@@ -403,7 +394,7 @@ class Controller:
         self.ledger.add_worker(member.name, member.pool, member.facts, self._clock())
         if pool.cluster == "mpi" and not self.fleet.of(pool.name, "starting"):
             self._route_again(pool)  # only now is it known what its nodes hold
-        self._place_soon()
+        self.place_soon()
 
     def _route_again(self, pool: Pool) -> None:
         for job in [job for job in self.jobs.values() if job.state == "waiting" and job.pool == pool.name]:
@@ -450,7 +441,7 @@ class Controller:
             else:
                 self._lost(job, why, planned=planned)
         self.ledger.remove_worker(member.name)
-        self._place_soon()
+        self.place_soon()
 
     def pool_failed(self, pool: Pool, why: str) -> None:
         first, *rest = why.split("\n", 1)
@@ -464,7 +455,7 @@ class Controller:
         self._around.event("pool-given-up", pool=pool.name, reason=why)
         self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
         self._route_again(pool)
-        self._place_soon()
+        self.place_soon()
 
     def event(self, kind: str, **fields: Any) -> None:
         self._around.event(kind, **fields)
@@ -514,9 +505,6 @@ class Controller:
     def _say(self, level: Literal["debug", "info", "warning", "error"], text: str) -> None:
         self._around.event("said", level=level, text=text)
         self._around.send(Say(level, text))
-
-    def running(self) -> Iterable[Job]:
-        return (job for job in self.jobs.values() if job.state in ("sent", "running"))
 
 
 def _shape_fields(pool: Pool) -> dict[str, Any]:

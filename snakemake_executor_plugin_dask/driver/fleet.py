@@ -25,7 +25,7 @@ from snakemake_executor_plugin_dask.worker import task
 
 SILENT_S = 45.0  # a worker or supervisor that says nothing for so long is given up; shorter than a lease
 _SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say that its jobs are dead
-_LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
+LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
 _STARTUP_S = 30.0  # before a pool's first worker has joined
 _PAUSE_S = 10.0  # between two looks that are a second apart
 _OUTPUT_S = 2.0  # how long the end of a lost worker's output may take to read
@@ -224,7 +224,7 @@ class Fleet:
                 return None
             await asyncio.sleep(0.02)
         last = self._leases.last_renewal(name)
-        run_out = (self._clock() if last is None else last) + self._lease_s + _LEASE_MARGIN_S
+        run_out = (self._clock() if last is None else last) + self._lease_s + LEASE_MARGIN_S
         while True:
             if not member.process.group and await member.process.kill():
                 self._tasks.spawn(self._clean_up(member))

@@ -161,7 +161,21 @@ class Run:
     async def _submit(self, address: str, spec: JobSpec) -> Outcome | None:
         """The attempt as a Dask task, pinned. Returns its outcome; None where its end was told as an event already."""
         assert self._cluster is not None
-        future = self._cluster.client.submit(
+        future = self._pinned(self._cluster.client, address, spec)
+        try:
+            with self._cluster.client.as_current():
+                ended = wait(future)
+            await ended
+            if future.status == "finished" and self.controller.sent(spec.key) is None:
+                return None  # the result need not be fetched
+            outcome: Outcome = await future.result()
+            return outcome
+        finally:
+            self._release_later(future)
+
+    def _pinned(self, client: Any, address: str, spec: JobSpec) -> Any:
+        """The attempt's future: on this worker or not at all, and never a second time."""
+        return client.submit(
             task.run_job,
             self._begin.setup.run_id,
             spec,
@@ -171,16 +185,6 @@ class Run:
             pure=False,
             retries=0,
         )
-        try:
-            with self._cluster.client.as_current():
-                ended = wait(future)
-            await ended
-            if future.status == "finished" and not self.controller.expects(spec.key):
-                return None  # the result need not be fetched
-            outcome: Outcome = await future.result()
-            return outcome
-        finally:
-            self._release_later(future)
 
     def _release_later(self, future: Any) -> None:
         """Many at once: each would be a message to its worker, and the next job's would wait for it."""
