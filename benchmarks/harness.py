@@ -6,6 +6,7 @@ Starts processes. A job says when it ran by writing bash's `$EPOCHREALTIME` into
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -121,6 +122,20 @@ def trivial(number: int, command: str = STAMP, head: str = "") -> str:
 
 def median_of(rounds: int, measure: Callable[[], float]) -> float:
     return statistics.median(measure() for _ in range(rounds))
+
+
+def with_commands(directory: Path, slurm_conf: Path) -> str:
+    """A PATH on which Slurm's commands find a virtual Slurm by themselves.
+
+    The Slurm executor takes all variables of Slurm away from its jobs, its configuration's among them.
+    """
+    directory.mkdir()
+    for name in ("sbatch", "srun", "squeue", "sinfo", "scancel", "scontrol", "sacct"):
+        program = shutil.which(name)
+        if program is not None:
+            (directory / name).write_text(f'#!/bin/sh\nSLURM_CONF={slurm_conf} exec {program} "$@"\n')
+            (directory / name).chmod(0o755)
+    return f"{directory}{os.pathsep}{os.environ['PATH']}"
 
 
 @contextlib.contextmanager

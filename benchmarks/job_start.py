@@ -26,6 +26,7 @@ from harness import (
     scratch,
     snakemake,
     trivial,
+    with_commands,
 )
 
 DASK = ("--executor", "dask", "--jobs", "5000")
@@ -94,7 +95,8 @@ def ways(jobs: int, few: int, slurm: bool) -> Iterator[Way]:
         yield Way("cluster-generic", (*generic, "1"), (*generic, every), few, few)
     if slurm:
         executor = ("--executor", "slurm", "--seconds-between-status-checks", "1", "--default-resources", "mem_mb=500")
-        executor += ("--slurm-init-seconds-before-status-checks", "1", "--jobs")
+        executor += ("--slurm-init-seconds-before-status-checks", "1")
+        executor += ("--slurm-status-command", "squeue", "--jobs")  # this Slurm keeps no accounts
         yield Way("Slurm executor, virtual Slurm", (*executor, "1"), (*executor, every), few, few)
 
 
@@ -268,15 +270,14 @@ def virtual_slurm(directory: Path, wanted: bool) -> Iterator[bool]:
 
     cluster = VirtualSlurm(directory / "slurm")
     cluster.up()
-    before = os.environ.get("SLURM_CONF")
+    before = dict(os.environ)
     os.environ["SLURM_CONF"] = os.fspath(cluster.conf)
+    os.environ["PATH"] = with_commands(directory / "bin", cluster.conf)
     try:
         yield True
     finally:
-        if before is None:
-            del os.environ["SLURM_CONF"]
-        else:
-            os.environ["SLURM_CONF"] = before
+        os.environ.clear()
+        os.environ.update(before)
         cluster.down()
 
 

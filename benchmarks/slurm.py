@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import fresh, heading, median_of, row, snakemake, trivial
+from harness import fresh, heading, median_of, row, snakemake, trivial, with_commands
 
 POOL = ("--dask-cluster", "slurm", "--dask-workers", "0-3", "--dask-worker-cores", "2", "--dask-worker-memory", "2GB")
 POOL += ("--dask-walltime", "30m")
@@ -27,7 +27,7 @@ def main() -> None:
         cluster = VirtualSlurm(directory / "slurm")
         cluster.up()
         (directory / "runs").mkdir()
-        environment = {"SLURM_CONF": os.fspath(cluster.conf)}
+        environment = {"SLURM_CONF": os.fspath(cluster.conf), "PATH": with_commands(directory / "bin", cluster.conf)}
         unused: list[float] = []
 
         def ours() -> float:
@@ -43,6 +43,7 @@ def main() -> None:
         def theirs() -> float:
             executor = ("--executor", "slurm", "--jobs", "100", "--seconds-between-status-checks", "1")
             executor += ("--slurm-init-seconds-before-status-checks", "1", "--default-resources", "mem_mb=500")
+            executor += ("--slurm-status-command", "squeue")  # this Slurm keeps no accounts
             return snakemake(
                 trivial(chosen.few), *executor, directory=fresh(directory / "runs"), environment=environment
             ).rate()

@@ -1,4 +1,4 @@
-"""What all tests share: which package is tested."""
+"""What all tests share: which package is tested, and which tests stay together where several processes run them."""
 
 import os
 from pathlib import Path
@@ -14,3 +14,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if os.environ.get("SNAKEMAKE_DASK_TEST_WHEEL") == "1" and package.parent == session.config.rootpath.resolve():
         msg = f"The tests are to run against the installed wheel, but import {package}; start them with ./run tests"
         raise pytest.UsageError(msg)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one costly fixture, such as a batch system, in one process of pytest-xdist."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        shared = [
+            name
+            for name, definitions in item._fixtureinfo.name2fixturedefs.items()
+            if definitions[-1].scope == "module"
+        ]
+        if shared:
+            parameters = item.callspec.params if hasattr(item, "callspec") else {}
+            which = "-".join(f"{name}{parameters.get(name, '')}" for name in shared)
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{which}"))
