@@ -105,7 +105,7 @@ def full(number: int, request_of: RequestOf) -> tuple[Waiting, Ledger, list[str]
 
 def a_job(number: int, request_of: RequestOf) -> QueuedJob:
     key = f"rule-run-{number}-1.1"
-    return QueuedJob(JobSpec(key, "rule", str(number), 1, (), 2, "/log"), request_of(number), 0)
+    return QueuedJob.of(JobSpec(key, "rule", str(number), 1, (), 2, "/log"), request_of(number))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ class Handover:
         )
         if self._jobscript:
             spec = dataclasses.replace(spec, script=self._write_script(job, spec))
-        return QueuedJob(spec, request, int(job.priority))
+        return QueuedJob.of(spec, request, int(job.priority))
 
     def close(self) -> None:
         """Remove the job scripts."""

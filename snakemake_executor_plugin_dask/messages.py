@@ -4,6 +4,7 @@ Both run the same code on the same machine, joined by a socket pair that only th
 dataclasses, each behind its length (4 bytes, network order).
 """
 
+import contextlib
 import pickle
 import socket
 import struct
@@ -33,12 +34,22 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """A job that Snakemake handed over; ``spec`` lacks what placement decides (devices, hosts)."""
+    """A job that Snakemake handed over. Thousands may wait, so what placement does not ask for stays packed."""
 
-    spec: JobSpec
+    key: str
+    name: str  # of its rule or group
+    packed: bytes
     request: Request
-    priority: int
-    urgency: int = 0  # how many jobs wait for this one; breaks ties
+    priority: int = 0
+
+    @classmethod
+    def of(cls, spec: JobSpec, request: Request, priority: int = 0) -> "QueuedJob":
+        return cls(spec.key, spec.name, pickle.dumps(spec, protocol=pickle.HIGHEST_PROTOCOL), request, priority)
+
+    def spec(self) -> JobSpec:
+        """Unpacked anew; it lacks what placement decides (devices, hosts)."""
+        spec: JobSpec = pickle.loads(self.packed)
+        return spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +131,12 @@ class Channel:
         """Raises OSError (BrokenPipeError) where the other side is gone."""
         data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         with self._lock:
-            self._sock.sendall(_LENGTH.pack(len(data)) + data)
+            try:
+                self._sock.sendall(_LENGTH.pack(len(data)) + data)
+            except BaseException:  # Ctrl-C too: what follows half a message cannot be read as one
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_WR)
+                raise
 
     def receive(self) -> Any:
         """The next message; raises EOFError once the other side is gone."""

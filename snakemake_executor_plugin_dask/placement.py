@@ -1,9 +1,8 @@
 """Which waiting job starts now, and on which worker. Pure: clocks are passed in.
 
-Order: highest priority first, then those that more jobs wait for, then by arrival. A job that does not fit is passed by
-others, and is kept from starving by a reservation: a worker (for a job on several workers, as many) that others may use
-only where that does not delay it. Only workers with more room than at the last look, and classes with a new first job,
-are looked at again.
+Order: highest priority first, then by arrival. A job that does not fit is passed by others, and is kept from starving
+by a reservation: a worker (for a job on several workers, as many) that others may use only where that does not delay
+it. Only workers with more room than at the last look, and classes with a new first job, are looked at again.
 """
 
 import heapq
@@ -135,7 +134,7 @@ class _Round:
         if not chosen:
             return False
         self.last[cls] = chosen[0]
-        lease = self.ledger.hold_on(entry.job.spec.key, chosen, entry.job.request, cls.need, self.now)
+        lease = self.ledger.hold_on(entry.job.key, chosen, entry.job.request, cls.need, self.now)
         self.placed.append((entry.job, lease))
         for state in chosen:
             kept = self.queue.reserved.get(state.name)

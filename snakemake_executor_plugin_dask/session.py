@@ -50,6 +50,7 @@ from snakemake_executor_plugin_dask.requests import Request, slurm_names
 from snakemake_executor_plugin_dask.routing import Shape
 
 _LOOK_EVERY_S = 0.5
+_HANDED_OVER_AT_ONCE = 200  # jobs in a message: thousands would take as much memory again on both sides
 _SOON_MOST = 500  # jobs that are looked at ahead; more would change nothing
 _STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an allocation is gone
 
@@ -98,6 +99,7 @@ class Session:
         self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
         self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
         self._handover = Handover(executor, self._options, self._run_id)
+        self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
         self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
         self._check_known_jobs()
 
@@ -105,24 +107,28 @@ class Session:
 
     def run_jobs(self, jobs: Iterable[Any]) -> None:
         """Hand jobs over to the driver, which is started with the first ones."""
-        queued: list[QueuedJob] = []
-        jobs = list(jobs)
-        for job in jobs:
-            self._executor.run_job_pre(job)
-            try:
-                item = self._handover.queued(job, self._adapted(job))
-            except (RequestError, WorkflowError, OSError) as error:
-                info = SubmittedJobInfo(job)
-                self._executor.report_job_submission(info)
-                self._report_error(info, str(error), [])
-                continue
-            with self._lock:
-                self._jobs[item.spec.key] = SubmittedJobInfo(job, external_jobid=item.spec.key)
-            queued.append(item)
-        if queued:
-            self._driver().send(Enqueue(tuple(queued), self._soon(jobs)))
+        ready = sorted(jobs, key=lambda job: -job.priority)  # the first ones may start before the last ones are sent
+        soon = self._soon(set(ready))
+        for first in range(0, len(ready), _HANDED_OVER_AT_ONCE):
+            queued = [item for job in ready[first : first + _HANDED_OVER_AT_ONCE] if (item := self._queued(job))]
+            if queued:
+                self._driver().send(Enqueue(tuple(queued), soon))
 
-    def _soon(self, jobs: list[Any]) -> tuple[tuple[Request, int], ...]:
+    def _queued(self, job: Any) -> QueuedJob | None:
+        """The job as it waits in the driver; None where it cannot be run, which Snakemake has been told then."""
+        self._executor.run_job_pre(job)
+        try:
+            item = self._handover.queued(job, self._adapted(job))
+        except (RequestError, WorkflowError, OSError) as error:
+            info = SubmittedJobInfo(job)
+            self._executor.report_job_submission(info)
+            self._report_error(info, str(error), [])
+            return None
+        with self._lock:
+            self._jobs[item.key] = SubmittedJobInfo(job, external_jobid=item.key)
+        return item
+
+    def _soon(self, jobs: set[Any]) -> tuple[tuple[Request, int], ...]:
         """Requests of jobs that become ready when these end, with their number: what to bring workers up for."""
         if not any(pool.elastic for pool in self._options.pools):
             return ()
@@ -200,7 +206,8 @@ class Session:
 
     def _adapted(self, job: Any) -> Request:
         """The job's request; on the single local pool a workflow written for a cluster runs as it does locally."""
-        request = self._handover.request(job)
+        found = self._handover.request(job)
+        request = self._requests.setdefault(found, found)
         pool = self._options.pools[0]
         if len(self._options.pools) != 1 or pool.cluster != "local":
             return request
@@ -210,7 +217,7 @@ class Session:
             if kind not in self._warned:
                 self._warned.add(kind)
                 self._logger.warning(routing.local_warning(kind, job.name, request, shape))
-        return adapted
+        return self._requests.setdefault(adapted, adapted)
 
     # The driver
 

@@ -16,7 +16,7 @@ from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.requests import Request
 
-Order = tuple[int, int, int]  # -priority, -urgency, arrival
+Order = tuple[int, int]  # -priority, arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class Waiting:
 
     def add(self, job: QueuedJob, pool: Pool, now: float, *, fresh: bool = False) -> None:
         """A job waits for this pool; ``fresh``: for a new allocation. Raises ValueError where its key waits already."""
-        key = job.spec.key
+        key = job.key
         if key in self._entries:
             msg = f"{key} waits already"
             raise ValueError(msg)
@@ -186,7 +186,7 @@ class Waiting:
         cls = queue.classes.get((request, fresh))
         if cls is None:
             cls = JobClass(pool, request, fresh, need_of(request, pool, pool.cores, pool.gpus))
-        entry = Entry(job, (-job.priority, -job.urgency, next(self._arrivals)), now, cls)
+        entry = Entry(job, (-job.priority, next(self._arrivals)), now, cls)
         self._entries[key] = entry
         queue.add(entry)
 
@@ -227,12 +227,12 @@ class Waiting:
 
     def placed(self, entry: Entry) -> None:
         """For `place`: the job has left."""
-        del self._entries[entry.job.spec.key]
+        del self._entries[entry.job.key]
         self._queues[entry.cls.pool.name].remove(entry)
 
 
 def described(cls: JobClass) -> WaitingClass:
     head = cls.head()
-    names = tuple(dict.fromkeys(entry.job.spec.name for _, entry in cls.heap[:20] if entry.waits))
+    names = tuple(dict.fromkeys(entry.job.name for _, entry in cls.heap[:20] if entry.waits))
     need = None if cls.spreads else cls.need
     return WaitingClass(cls.request, cls.fresh, cls.count, 0.0 if head is None else head.since, names, need)

@@ -17,10 +17,10 @@ MIG = tuple(f"MIG-{number}e3c5d1a-aaaa-bbbb-cccc-ddddeeeeffff" for number in ran
 _numbers = itertools.count()
 
 
-def a_job(key: str = "", *, rule: str = "rule", priority: int = 0, urgency: int = 0, **request: Any) -> QueuedJob:
+def a_job(key: str = "", *, rule: str = "rule", priority: int = 0, **request: Any) -> QueuedJob:
     """A job with one core, unless ``request`` says otherwise."""
     spec = JobSpec(key or f"job-{next(_numbers)}", rule, "1", 1, (), 1, "/log")
-    return QueuedJob(spec, Request(**({"cores": 1} | request)), priority, urgency)
+    return QueuedJob.of(spec, Request(**({"cores": 1} | request)), priority)
 
 
 def a_pool(name: str = "pool", cluster: str = "slurm", **values: Any) -> Pool:

@@ -31,7 +31,7 @@ _END_BEFORE_ALLOCATION_S = 30.0
 JobState = Literal["waiting", "sent", "running", "limbo"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Job:
     """One job that Snakemake handed over, through all its runs."""
 
@@ -107,12 +107,14 @@ class Controller:
         self.soon = self._by_pool(message.soon)
         for queued in message.jobs:
             job = Job(queued)
-            self.jobs[queued.spec.key] = job
+            self.jobs[queued.key] = job
             self.counts.jobs += 1
             name = self._choose_pool(job)
             self._around.event("job-queued", **_identity(queued), request=queued.request, pool=name or "")
             if name is not None:
                 self._wait_in(job, name)
+        if self.stopping:
+            self.drop_waiting()  # Snakemake was still handing over when it said to start no more
         self.place_soon()
 
     def _by_pool(self, soon: Iterable[tuple[Request, int]]) -> dict[str, list[tuple[Request, int]]]:
@@ -157,11 +159,9 @@ class Controller:
         queued = job.queued
         try:
             self._make_pool(queued.request)
-            return routing.route(
-                queued.request, list(self.pools.values()), self.shapes, self.given_up, queued.spec.name
-            )
+            return routing.route(queued.request, list(self.pools.values()), self.shapes, self.given_up, queued.name)
         except (RequestError, ConfigurationError) as error:
-            self._finish(job, Outcome(queued.spec.key, "not-started", detail=str(error)), message=str(error))
+            self._finish(job, Outcome(queued.key, "not-started", detail=str(error)), message=str(error))
             return None
 
     def _make_pool(self, request: Request) -> None:
@@ -177,13 +177,10 @@ class Controller:
     def _wait_in(self, job: Job, name: str) -> None:
         queued = job.queued
         job.pool, job.state, job.worker, job.lease = name, "waiting", "", None
-        request = queued.request
         if job.alone:
-            shape = self.shapes[name]
-            request = dataclasses.replace(request, cores=max(request.cores, shape.cores or request.cores))
-        self.waiting.add(
-            dataclasses.replace(queued, request=request), self.pools[name], self._clock(), fresh=job.outlived
-        )
+            cores = max(queued.request.cores, self.shapes[name].cores or 0)
+            queued = dataclasses.replace(queued, request=dataclasses.replace(queued.request, cores=cores))
+        self.waiting.add(queued, self.pools[name], self._clock(), fresh=job.outlived)
 
     def place_soon(self) -> None:
         """There may be room that was not there before."""
@@ -196,7 +193,7 @@ class Controller:
             return
         try:
             for queued, lease in placement.place(self.waiting, self.ledger, self._clock()):
-                self._send(self.jobs[queued.spec.key], lease)
+                self._send(self.jobs[queued.key], lease)
         except Exception as error:  # noqa: BLE001 - called by the event loop, which would only log it
             self._around.failed(error)
 
@@ -218,7 +215,7 @@ class Controller:
 
     def _spec(self, job: Job, lease: Lease, member: Member) -> JobSpec:
         """The job as it travels: with what placement decided."""
-        spec, request, pool = job.queued.spec, job.queued.request, member.pool
+        spec, request, pool = job.queued.spec(), job.queued.request, member.pool
         environment: list[tuple[str, str | None]] = []
         if member.name in lease.devices:
             from snakemake_executor_plugin_dask.worker.devices import device_environment
@@ -267,7 +264,7 @@ class Controller:
                 )
                 if not job.reported:
                     job.reported = True
-                    self._around.send(Started(job.queued.spec.key, job.worker))
+                    self._around.send(Started(job.queued.key, job.worker))
         elif "ended" in message:
             self._ended(Outcome(**message["ended"]))
         elif message.get("leaving") in self.ledger.workers():
@@ -288,7 +285,7 @@ class Controller:
                 del self._by_run[key]
                 self.counts.attempts -= 1
                 self._release(job)
-                self._around.event("job-requeued", key=job.queued.spec.key, run=job.run, reason="another run was first")
+                self._around.event("job-requeued", key=job.queued.key, run=job.run, reason="another run was first")
                 self._route(job)
                 self.place_soon()
         except Exception as error:  # noqa: BLE001 - Dask raises KilledWorker, unpickling's own errors, and others
@@ -320,7 +317,7 @@ class Controller:
 
     def _outlived(self, job: Job, outcome: Outcome) -> None:
         """Its allocation's end came first; it declares no runtime."""
-        rule = job.queued.spec.name
+        rule = job.queued.name
         if job.outlived:
             message = (
                 f"Rule {rule} declares no runtime, and its job did not end within the life of two allocations "
@@ -342,7 +339,7 @@ class Controller:
         limit = self._options.lost_worker_retries
         if not planned:
             job.losses += 1
-        spec = job.queued.spec
+        spec = job.queued.spec()
         if job.losses > limit and (job.alone or limit == 0):
             alone = ", the last time while no other job ran there: it is the suspect" if job.alone else ""
             message = f"It lost its worker {job.losses} times ({why}){alone}. --dask-lost-worker-retries is {limit}."
@@ -360,11 +357,11 @@ class Controller:
 
     def _again(self, job: Job, why: str) -> None:
         job.run += 1
-        self._around.event("job-requeued", key=job.queued.spec.key, run=job.run, reason=why)
+        self._around.event("job-requeued", key=job.queued.key, run=job.run, reason=why)
         self._route(job)
 
     def _finish(self, job: Job, outcome: Outcome, message: str = "") -> None:
-        key = job.queued.spec.key
+        key = job.queued.key
         self.jobs.pop(key, None)
         if outcome.status != "succeeded":
             self._around.event("job-finished", key=key, status=outcome.status, message=message)
@@ -373,8 +370,8 @@ class Controller:
 
     def _release(self, job: Job) -> None:
         """Its cores, memory and devices are free: every process of it is gone."""
-        if self.ledger.lease(job.queued.spec.key) is not None:
-            self.ledger.release(job.queued.spec.key, self._clock())
+        if self.ledger.lease(job.queued.key) is not None:
+            self.ledger.release(job.queued.key, self._clock())
 
     async def _kill(self, job: Job, reason: str) -> None:
         job.killed = reason
@@ -398,7 +395,7 @@ class Controller:
 
     def _route_again(self, pool: Pool) -> None:
         for job in [job for job in self.jobs.values() if job.state == "waiting" and job.pool == pool.name]:
-            self.waiting.discard(job.queued.spec.key)
+            self.waiting.discard(job.queued.key)
             self._route(job)
 
     def worker_lost(self, member: Member, why: str) -> None:
@@ -512,6 +509,6 @@ def _shape_fields(pool: Pool) -> dict[str, Any]:
 
 
 def _identity(queued: QueuedJob) -> dict[str, Any]:
-    spec = queued.spec
+    spec = queued.spec()
     group = "--local-groupid" in spec.arguments
-    return {"key": spec.key, "rule": spec.name, "jobid": spec.jobid, "attempt": spec.attempt, "group": group}
+    return {"key": queued.key, "rule": queued.name, "jobid": spec.jobid, "attempt": spec.attempt, "group": group}

@@ -4,6 +4,7 @@ Unknown kinds and fields are passed over; a log that stops in the middle (the wr
 was then. What was held and used over time is computed from this by `use`.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -35,6 +36,7 @@ class RunModel:
         self.attempts: dict[str, Attempt] = {}
         self.waiting: dict[str, Attempt] = {}
         self.running: dict[str, Attempt] = {}  # placed ones among them
+        self._placements: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}  # equal ones are shared
         self.jobs: dict[tuple[str, str], str] = {}  # (rule, jobid) -> fate, see `counts`
         self._fates: Counter[str] = Counter()
         self._placed = 0
@@ -195,11 +197,12 @@ class RunModel:
         self._placed += 1
         names = event.get("workers") or [event["worker"]]
         if isinstance(names, dict):
-            attempt.workers = {str(name): int(cores) for name, cores in names.items()}
+            workers = {str(name): int(cores) for name, cores in names.items()}
         else:
             share = attempt.cores // len(names)
-            attempt.workers = {str(name): share for name in names}
-            attempt.workers[str(names[0])] += attempt.cores - share * len(names)
+            workers = {str(name): share for name in names}
+            workers[str(names[0])] += attempt.cores - share * len(names)
+        attempt.workers = self._placements.setdefault(tuple(workers.items()), workers)
         attempt.cores = sum(attempt.workers.values())
         if event.get("memory_mb") is not None:
             attempt.memory_mb = _number(event["memory_mb"])
@@ -230,7 +233,8 @@ class RunModel:
         attempt.state, attempt.ended, attempt.status = "ended", when, str(outcome["status"])
         for name in ("peak_memory_mb", "cpu_s", "exit_code", "signal"):
             setattr(attempt, name, _number(outcome.get(name)))
-        for name in ("host", "log_path", "log_tail"):
+        attempt.host, attempt.status = sys.intern(_text(outcome.get("host") or "")), sys.intern(attempt.status)
+        for name in ("log_path", "log_tail"):
             setattr(attempt, name, _text(outcome.get(name) or ""))
         attempt.start = attempt.start or str(outcome.get("start") or "")
         attempt.message = str(outcome.get("detail") or "")

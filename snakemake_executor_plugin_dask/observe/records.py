@@ -3,8 +3,11 @@
 Times are seconds since the epoch on the driver's clock; memory is 10^6 bytes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+_NONE: Mapping[str, int] = {}
 
 AttemptState = Literal["waiting", "placed", "running", "ended", "dropped"]
 
@@ -30,7 +33,7 @@ class Attempt:
     placed: float | None = None
     started: float | None = None
     ended: float | None = None
-    workers: dict[str, int] = field(default_factory=dict)  # cores on each
+    workers: Mapping[str, int] = field(default_factory=lambda: _NONE)  # cores on each; equal ones are one
     nodes: int = 1
     devices: tuple[str, ...] = ()
     status: str = ""  # an Outcome's, once ended

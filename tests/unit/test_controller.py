@@ -67,7 +67,7 @@ class World:
 def job(name: str, number: int = 1, priority: int = 0, **request: Any) -> QueuedJob:
     key = f"{name}-0abc12345-{number}-1.1"
     spec = JobSpec(key, name, str(number), 1, (), 1, f"/log/{name}")
-    return QueuedJob(spec, Request(**({"cores": 1} | request)), priority)
+    return QueuedJob.of(spec, Request(**({"cores": 1} | request)), priority)
 
 
 def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int = 3) -> World:
@@ -256,6 +256,20 @@ def test_dropped_jobs_are_told_and_never_started() -> None:
     world = play(script)
     assert [message.keys for message in world.messages(Dropped)] == [("a-0abc12345-2-1.1",)]
     assert len(world.submitted) == 1
+
+
+def test_jobs_that_come_after_the_drop_are_dropped_too() -> None:
+    """Snakemake hands thousands of jobs over in pieces, and may be told to stop in the middle of that."""
+
+    async def script(world: World) -> None:
+        world.worker("local-0")
+        world.controller.drop_waiting()
+        world.controller.enqueue(Enqueue((job("a", 1), job("a", 2))))
+        await settle()
+
+    world = play(script)
+    assert [message.keys for message in world.messages(Dropped)][1:] == [("a-0abc12345-1-1.1", "a-0abc12345-2-1.1")]
+    assert not world.submitted
 
 
 def test_a_pool_that_is_given_up_hands_its_jobs_on() -> None:

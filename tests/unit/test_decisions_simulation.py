@@ -63,11 +63,11 @@ class Simulation:
         )
         assert not shortages(job.request, pool, shape_of(pool))
         self.waiting.add(job, pool, self.now)
-        self.arrived[job.spec.key] = self.now
+        self.arrived[job.key] = self.now
 
     def place(self) -> None:
         for job, lease in place(self.waiting, self.ledger, self.now):
-            key = job.spec.key
+            key = job.key
             assert key not in self.running
             self.running[key] = job, lease
             self.started[key] = self.now
@@ -238,7 +238,7 @@ def test_a_stream_of_small_jobs_does_not_starve_a_large_one(seed: int, known: st
             declares = known in {"all", "small ones"} or (known == "some" and chance.random() < 0.5)
             simulation.waiting.add(a_job(cores=1, runtime_s=30.0 if declares else None), pool, simulation.now)
         for job, lease in place(simulation.waiting, simulation.ledger, simulation.now):
-            simulation.started[job.spec.key] = simulation.now
+            simulation.started[job.key] = simulation.now
             heapq.heappush(ends, (simulation.now + chance.uniform(5, 30), lease.key))
         simulation.now, key = heapq.heappop(ends)
         simulation.ledger.release(key, simulation.now)

@@ -298,11 +298,11 @@ class Elastic:
 
     def place(self, now: float) -> None:
         for job, lease in place(self.waiting, self.ledger, now):
-            self.running[job.spec.key] = job
+            self.running[job.key] = job
             # Without a runtime most end well within the half walltime that is assumed, a few take longer.
             longest = job.request.runtime_s or self.random.choice([600.0, 600.0, 1700.0])
             took = min(self.random.uniform(1.0, longest), lease.limit_s or longest)
-            self.at(now + took, "done", job.spec.key)
+            self.at(now + took, "done", job.key)
 
 
 @pytest.mark.parametrize("block", range(5))

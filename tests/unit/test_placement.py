@@ -11,12 +11,12 @@ POOL = a_pool(cores=2)
 
 
 def started(waiting: Waiting, ledger: Ledger, now: float = 0.0) -> list[str]:
-    return [job.spec.key for job, _ in place(waiting, ledger, now)]
+    return [job.key for job, _ in place(waiting, ledger, now)]
 
 
-def test_priority_comes_first_then_urgency_then_arrival() -> None:
-    """Snakemake's priority rules, what more jobs wait for breaks ties, and the rest is first come, first served."""
-    jobs = [a_job("late"), a_job("urgent", urgency=3), a_job("first", priority=1), a_job("last")]
+def test_priority_comes_first_then_arrival() -> None:
+    """Snakemake's priority rules, and the rest is first come, first served."""
+    jobs = [a_job("second"), a_job("third"), a_job("first", priority=1), a_job("last")]
     waiting, ledger = waiting_for(POOL, jobs), a_ledger(POOL, "w")
     order = []
     for now in range(4):
@@ -24,7 +24,7 @@ def test_priority_comes_first_then_urgency_then_arrival() -> None:
         for key in order:
             if ledger.lease(key):
                 ledger.release(key, now)
-    assert order == ["first", "urgent", "late", "last"]
+    assert order == ["first", "second", "third", "last"]
     assert len(waiting) == 0
 
 
@@ -173,7 +173,7 @@ def test_a_new_allocation_goes_to_the_job_that_needs_one() -> None:
     assert started(waiting, ledger) == []
     assert blockers(waiting, ledger, 0.0)[-1].short == ("cores",)
     ledger.add_worker("new", pool, facts_of(pool, "new"), PATIENCE_S + 1)
-    begun = {job.spec.key: lease for job, lease in place(waiting, ledger, PATIENCE_S + 1)}
+    begun = {job.key: lease for job, lease in place(waiting, ledger, PATIENCE_S + 1)}
     assert set(begun) == {"whole", "short-0"}
     assert begun["whole"].waived_margin
     assert begun["whole"].limit_s == 3570.0
@@ -239,7 +239,7 @@ def test_what_blocks_is_told_with_amounts() -> None:
     told = {
         names: blocker
         for job in jobs
-        for names, blocker in [(job.spec.key, blockers(waiting_for(pool, [job]), ledger, 0.0)[0])]
+        for names, blocker in [(job.key, blockers(waiting_for(pool, [job]), ledger, 0.0)[0])]
     }
     for key, blocker in told.items():
         assert blocker.short == (key,)
