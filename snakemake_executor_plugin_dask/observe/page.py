@@ -17,7 +17,7 @@ from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.tables import STATES, allocations, failures, rules, said, text
 from snakemake_executor_plugin_dask.observe.timeline import bands, boxes
 from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral
-from snakemake_executor_plugin_dask.observe.wording import clean, core_hours, count, rough, share
+from snakemake_executor_plugin_dask.observe.wording import clean, core_times, count, rough, share
 from snakemake_executor_plugin_dask.units import format_memory
 
 #: For the rules that held most; told apart with the common colour blindnesses, on light and dark ground. Red is for
@@ -94,7 +94,7 @@ def _tiles(model: RunModel, held: Held) -> str:
         (f"{counts['failed']:,}", "jobs failed", counts["failed"] > 0),
         (f"{counts['attempts']:,}", f"attempts{f', {again:,} more than jobs' if again > 0 else ''}", False),
         (f"{counts['lost_workers']:,}", f"workers lost, of {len(model.workers):,}", counts["lost_workers"] > 0),
-        (share(held.job_cores, held.cores), f"of {core_hours(held.cores)} core-hours held were used by jobs", False),
+        (share(held.job_cores, held.cores), f"of {core_times(held.cores)} held were used by jobs", False),
         (share(held.job_cpu, held.job_cores), "of the core time of jobs, their CPUs were at work", False),
     ]
     if any(model.pools[allocation.pool].batch for allocation in model.allocations):

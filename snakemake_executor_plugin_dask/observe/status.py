@@ -11,7 +11,7 @@ from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, WorkerState
 from snakemake_executor_plugin_dask.observe.reasons import meaning
 from snakemake_executor_plugin_dask.observe.use import allocation_wait_s, integral
-from snakemake_executor_plugin_dask.observe.wording import clean, clock, columns, core_hours, count, rough, share
+from snakemake_executor_plugin_dask.observe.wording import clean, clock, columns, core_times, count, rough, share
 from snakemake_executor_plugin_dask.units import format_memory
 
 SETTLE_S = 2.0  # a change of a pool that lasts so long is said
@@ -201,7 +201,7 @@ def end_line(model: RunModel) -> str:
     held = integral(model)
     if held.cores:
         parts.append(
-            f"jobs used {core_hours(held.job_cores)} of {core_hours(held.cores)} core-hours held "
+            f"jobs used {core_times(held.job_cores, held.cores)} held "
             f"({held.job_cores / held.cores:.0%}, with their CPUs at work in {share(held.job_cpu, held.job_cores)})"
         )
     waited = allocation_wait_s(model)

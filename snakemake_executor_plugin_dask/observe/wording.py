@@ -10,6 +10,8 @@ from snakemake_executor_plugin_dask.units import format_duration, format_memory
 _HARMFUL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
+_CORE_TIMES = ((3600.0, "core-hours"), (60.0, "core-minutes"), (1.0, "core-seconds"))
+
 
 def share(part: float, whole: float) -> str:
     """A part of a whole in per cent; a dash where there is no whole."""
@@ -18,15 +20,24 @@ def share(part: float, whole: float) -> str:
 
 def core_hours(core_seconds: float) -> str:
     """Core-seconds as a number of core-hours with two or three digits that matter."""
-    hours = core_seconds / 3600
-    return (
-        f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 1 else f"{hours:.2g}" if hours >= 0.001 else "0"
-    )
+    return _digits(core_seconds / 3600)
+
+
+def core_times(*core_seconds: float) -> str:
+    """«4 core-hours», «2 of 4 core-hours»: in the unit that suits the last one."""
+    size, unit = next((known for known in _CORE_TIMES if core_seconds[-1] >= known[0] / 10), _CORE_TIMES[-1])
+    return f"{' of '.join(_digits(each / size) for each in core_seconds)} {unit}"
 
 
 def count(number: int, noun: str) -> str:
     """«1 job», «2 jobs», «12,000 jobs»."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _digits(number: float) -> str:
+    if number >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.3g}" if number >= 1 else f"{number:.2g}" if number >= 0.001 else "0"
 
 
 def rough(seconds: float) -> str:

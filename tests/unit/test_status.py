@@ -11,7 +11,7 @@ from snakemake_executor_plugin_dask.blockers import Blocker
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, snapshot, waiting_states
 from snakemake_executor_plugin_dask.observe.status import Narrator, end_line, table, waiting_line
-from snakemake_executor_plugin_dask.observe.wording import clean, clean_block
+from snakemake_executor_plugin_dask.observe.wording import clean, clean_block, core_times
 
 from .test_events import at, ended, joined, placed, queued
 
@@ -263,6 +263,21 @@ def test_the_end_line():
         "Dask: 1 job (1 failed) in 1 attempt, 1 worker lost, jobs used 2 of 4 core-hours held "
         "(50%, with their CPUs at work in 50%), 1m waited for allocations."
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        ((7200.0, 14400.0), "2 of 4 core-hours"),
+        ((540.0, 756.0), "0.15 of 0.21 core-hours"),
+        ((30.0, 359.0), "0.5 of 5.98 core-minutes"),
+        ((0.14, 5.0), "0.14 of 5 core-seconds"),
+        ((0.0, 0.05), "0 of 0.05 core-seconds"),
+    ],
+)
+def test_core_time_has_a_unit_that_suits_it(seconds, words):
+    """A tiny run is not told to have used nothing of nothing."""
+    assert core_times(*seconds) == words
 
 
 def test_the_end_line_of_a_run_that_did_nothing():
