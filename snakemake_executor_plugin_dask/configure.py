@@ -158,11 +158,15 @@ def _fit_machine(pools: tuple[Pool, ...], machine: Machine, warnings: list[str])
     if not here:
         return pools
     workers = sum(pool.workers_max for pool in here)
+    share_mb = machine.memory_mb // workers
+    if share_mb < 1:
+        msg = f"{workers} workers on this machine would have less than 1 MB of memory each; ask for fewer."
+        raise ConfigurationError(msg)
     sized = {
         pool.name: replace(
             pool,
             cores=max(1, machine.cores // workers) if pool.cores is None else pool.cores,
-            memory_mb=machine.memory_mb // workers if pool.memory_mb is None else pool.memory_mb,
+            memory_mb=share_mb if pool.memory_mb is None else pool.memory_mb,
         )
         for pool in here
     }
@@ -184,8 +188,8 @@ def _fit_machine(pools: tuple[Pool, ...], machine: Machine, warnings: list[str])
     memory_mb = sum(pool.workers_max * (pool.memory_mb or 0) for pool in sized.values())
     if memory_mb > machine.memory_mb:
         msg = (
-            f"the {workers} workers on this machine are to have {memory_mb} MB of memory together, but {has_memory}; "
-            f"ask for fewer workers, or for at most {machine.memory_mb // workers} MB for each."
+            f"The {workers} workers on this machine are to have {memory_mb} MB of memory together, but {has_memory}; "
+            f"ask for fewer workers, or for at most {share_mb} MB for each."
         )
         raise ConfigurationError(msg)
     cores = sum(pool.workers_max * (pool.cores or 0) for pool in sized.values())
@@ -195,7 +199,7 @@ def _fit_machine(pools: tuple[Pool, ...], machine: Machine, warnings: list[str])
 
 
 def _whose(pool: Pool, pools: tuple[Pool, ...]) -> str:
-    return "a worker" if len(pools) == 1 else f"a worker of pool {pool.name}"
+    return "A worker" if len(pools) == 1 else f"A worker of pool {pool.name}"
 
 
 def _check_interface(place: SchedulerPlace, pools: tuple[Pool, ...], machine: Machine) -> None:
@@ -204,7 +208,7 @@ def _check_interface(place: SchedulerPlace, pools: tuple[Pool, ...], machine: Ma
     if all(pool.cluster in _ON_THIS_MACHINE for pool in pools):
         return  # the scheduler then listens on loopback only
     msg = (
-        f"the scheduler is to listen on the network interface {place.interface}, but this host has "
+        f"The scheduler is to listen on the network interface {place.interface}, but this host has "
         f"{', '.join(machine.interfaces)}{did_you_mean(place.interface, machine.interfaces)}; "
         "name the one by which the workers reach this host."
     )

@@ -180,7 +180,7 @@ def test_local_pools_of_a_file_share_the_machine() -> None:
     Path("pools.yaml").write_text("pools:\n  a: {cluster: local}\n  b: {cluster: local, workers: 3}\n")
     assert [(each.cores, each.memory_mb) for each in options(pools="pools.yaml").pools] == [(2, 4000), (2, 4000)]
     Path("pools.yaml").write_text("pools:\n  a: {cluster: local, cores: 9}\n  b: {cluster: slurm, cores: 99}\n")
-    assert "a worker of pool a is to have 9 cores" in complaint(pools="pools.yaml")
+    assert "A worker of pool a is to have 9 cores" in complaint(pools="pools.yaml")
 
 
 def test_attach() -> None:
@@ -224,6 +224,7 @@ def test_attach_contradicts(given: dict[str, str]) -> None:
         ({"cluster": ""}, ("--dask-cluster is ''", "local, cuda, mpi")),
         ({"workers": "-1"}, ("--dask-workers is '-1'",)),
         ({"workers": "0"}, ("--dask-workers is '0'", "1 or more")),
+        ({"workers": "99999999"}, ("99999999 workers", "less than 1 MB", "ask for fewer")),
         ({"workers": "1:5"}, ("--dask-workers is '1:5'", "0-10")),
         ({"worker_cores": "-2"}, ("--dask-worker-cores is '-2'", "1 or more")),
         ({"worker_cores": "2.5"}, ("--dask-worker-cores is '2.5'",)),
