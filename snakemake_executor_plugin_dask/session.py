@@ -120,9 +120,7 @@ class Session:
         try:
             item = self._handover.queued(job, self._adapted(job))
         except (RequestError, WorkflowError, OSError) as error:
-            info = SubmittedJobInfo(job)
-            self._executor.report_job_submission(info)
-            self._report_error(info, str(error), [])
+            self._refuse(SubmittedJobInfo(job), str(error))
             return None
         with self._lock:
             self._jobs[item.key] = SubmittedJobInfo(job, external_jobid=item.key)
@@ -165,7 +163,11 @@ class Session:
                 continue
             if job.is_group():
                 groups.add(job)
-            slurm.append((job.name, slurm_names(dict(job.resources.items()))))
+            try:
+                resources = dict(job.resources.items())
+            except Exception:  # noqa: BLE001 - whatever a function of the workflow raises before its input exists
+                continue  # looked at again, and told as Snakemake tells it, when the job is ready
+            slurm.append((job.name, slurm_names(resources)))
             try:
                 request = self._adapted(job)
                 named.append((job.name, request))
@@ -291,32 +293,48 @@ class Session:
         if info is None:
             return
         outcome = message.outcome
-        if self._failed and not started and outcome.status == "not-started":
-            # Its pool was given up, most likely with that of the first one. Told as failed, its old outputs would go.
+        # A lost run may have changed the outputs before anything was heard of it.
+        untouched = not started and message.runs == 1 and outcome.status == "not-started"
+        if untouched and self._failed:
+            # Its pool was given up, most likely with that of the first one, and one message is enough.
             with self._lock:
                 self._dropped.append(info.job)
-            self._woken.put("look")
-            return
-        if not started:
-            self._executor.report_job_submission(info)
+        elif untouched:
+            self._refuse(info, explain(info.job.name, outcome, message.runs, message.message))
+        else:
+            if not started:
+                self._executor.report_job_submission(info)
+            self._report_ended(info, message)
+        self._woken.put("look")
+
+    def _report_ended(self, info: SubmittedJobInfo, message: Finished) -> None:
+        outcome = message.outcome
         if outcome.status == "succeeded":
             self._forget_log(outcome)
             self._executor.report_job_success(info)
-        elif outcome.status == "cancelled" and self._ended:
+        elif outcome.status in ("cancelled", "lost") and self._ended:
             pass  # Snakemake asked for it, and is leaving
         else:
             text = explain(info.job.name, outcome, message.runs, message.message)
-            self._report_error(
-                info, text, [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else []
-            )
-        self._woken.put("look")
+            self._note_error(info, text)
+            logs = [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else []
+            self._executor.report_job_error(info, msg=text, aux_logs=logs)
 
-    def _report_error(self, info: SubmittedJobInfo, text: str, logs: list[str]) -> None:
+    def _refuse(self, info: SubmittedJobInfo, text: str) -> None:
+        """Tell of a job that failed before it was started: its old outputs stay, and are not marked as incomplete."""
+        self._note_error(info, text)
+        self._executor.print_job_error(info, text)
+        scheduler = self._workflow.scheduler
+        # What `error_callback` leads to, but for the post-processing, which removes outputs and records them as new.
+        with scheduler._lock:  # noqa: SLF001
+            scheduler._handle_error(info.job, postprocess_job=False)  # noqa: SLF001
+        scheduler._open_jobs.release()  # noqa: SLF001
+
+    def _note_error(self, info: SubmittedJobInfo, text: str) -> None:
         if info.job.is_group():
             self._logger.error(text)  # a group's own error message never prints the text
         if info.job.attempt > info.job.restart_times and not self._workflow.execution_settings.keep_going:
             self._failed = True
-        self._executor.report_job_error(info, msg=text, aux_logs=logs)
 
     def _forget_log(self, outcome: Outcome) -> None:
         if not self._options.keep_successful_logs and outcome.log_path:

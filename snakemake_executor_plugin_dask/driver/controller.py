@@ -39,6 +39,7 @@ class Job:
     state: JobState = "waiting"
     pool: str = ""
     run: int = 1
+    again_since: str = ""  # why it is not its first run
     losses: int = 0  # unplanned ones
     alone: bool = False  # it has lost so many workers that it runs without neighbours now
     outlived: bool = False  # an allocation ended under it once, since it declares no runtime
@@ -128,10 +129,14 @@ class Controller:
     def drop_waiting(self) -> None:
         """Start no more; what has a process finishes."""
         self.stopping = True
-        dropped = [key for key, job in self.jobs.items() if job.state == "waiting"]
-        for key in dropped:
+        dropped = []
+        for key, job in [(key, job) for key, job in self.jobs.items() if job.state == "waiting"]:
             self.waiting.discard(key)
-            del self.jobs[key]
+            if job.run > 1:
+                self._not_again(job, job.again_since)  # its outputs may not be as they were before
+            else:
+                del self.jobs[key]
+                dropped.append(key)
         self._around.event("job-dropped", keys=dropped)
         self._around.send(Dropped(tuple(dropped)))
 
@@ -287,6 +292,8 @@ class Controller:
                 self._release(job)
                 self._around.event("job-requeued", key=job.queued.key, run=job.run, reason="another run was first")
                 self._route(job)
+                if self.stopping:
+                    self.drop_waiting()
                 self.place_soon()
         except Exception as error:  # noqa: BLE001 - Dask raises KilledWorker, unpickling's own errors, and others
             await asyncio.sleep(1.0)  # a lost worker is told otherwise, and first
@@ -348,15 +355,20 @@ class Controller:
             )
             return
         if self.stopping:
-            self._finish(job, Outcome(job.key, "lost", worker=job.worker, detail=why))
+            self._not_again(job, why)
             return
         job.alone = job.losses >= max(1, limit)
         job.losses = min(job.losses, max(1, limit)) if not job.alone else job.losses
         self._say("warning", f"Job {spec.jobid} ({spec.name}) runs again: {why}. Its earlier processes are dead.")
         self._again(job, why)
 
+    def _not_again(self, job: Job, why: str) -> None:
+        detail = f"{why}, and it is not run again, since no more jobs are started"
+        self._finish(job, Outcome(job.key, "lost", worker=job.worker, detail=detail))
+
     def _again(self, job: Job, why: str) -> None:
         job.run += 1
+        job.again_since = why
         self._around.event("job-requeued", key=job.queued.key, run=job.run, reason=why)
         self._route(job)
 

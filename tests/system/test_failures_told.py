@@ -129,10 +129,67 @@ def test_worker_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert "the node has no such device" in run.output
         assert run.output.count("Error in rule work") == 1
         assert "mend that, and run Snakemake again" in run.output
-        # Snakemake removes the output of the one that it is told of.
         assert "2 jobs that waited were not started; their outputs are as they were before." in run.output
-        assert sum(path.exists() for path in old) == 2
+        assert [path.read_text() for path in old] == ["of an earlier run"] * 3
+        assert not list((tmp_path / "work" / ".snakemake" / "incomplete").glob("*"))
         run.expect_gone(10)
+
+
+#: What the jobs ask for is known only once a checkpoint has run. Of one pair of them each fits nowhere.
+REFUSED = """
+rule all:
+    input: expand("{name}{i}.txt", name=["large", "small"], i=range(2)), "pair.txt"
+
+checkpoint ask:
+    output: "wanted.txt"
+    shell: "echo 10000000 > {output}"
+
+def wanted(wildcards):
+    return int(open(checkpoints.ask.get().output[0]).read())
+
+rule large:
+    input: "wanted.txt"
+    output: "large{i}.txt"
+    resources: mem_mb=wanted
+    shell: "echo new > {output}"
+
+rule first:
+    input: "wanted.txt"
+    output: "first.txt"
+    group: "pair"
+    resources: mem_mb=wanted
+    shell: "echo new > {output}"
+
+rule pair:
+    input: "first.txt"
+    output: "pair.txt"
+    group: "pair"
+    shell: "echo new > {output}"
+
+rule small:
+    input: "wanted.txt"
+    output: "small{i}.txt"
+    shell: "echo new > {output}"
+"""
+
+
+def test_refused_jobs_keep_their_outputs(tmp_path: Path) -> None:
+    """Jobs that fit nowhere, as is known only in the run, fail with the reason; what they made before stays."""
+    old = [tmp_path / name for name in ("large0.txt", "large1.txt", "first.txt", "pair.txt")]
+    for path in old:
+        path.write_text("of an earlier run")
+    with snakemake(tmp_path, REFUSED, "--forceall", "--keep-going") as run:
+        assert run.wait() == 1
+        assert run.output.count("Error in rule large") == 2
+        assert run.output.count("Error in group") == 1
+        assert run.output.count("mem_mb=10000000 is more than the") == 3
+        assert [path.read_text() for path in old] == ["of an earlier run"] * 4
+        assert [(tmp_path / f"small{i}.txt").read_text() for i in range(2)] == ["new\n"] * 2
+        assert not list((tmp_path / ".snakemake" / "incomplete").glob("*"))
+        run.expect_gone(10)
+    listed = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--rerun-triggers", "mtime", "code"]
+    planned = subprocess.run(listed, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "large" in planned, "a job that was refused does not count as done"
 
 
 BROKEN_LATER = """

@@ -258,18 +258,40 @@ def test_dropped_jobs_are_told_and_never_started() -> None:
     assert len(world.submitted) == 1
 
 
-def test_jobs_that_come_after_the_drop_are_dropped_too() -> None:
-    """Snakemake hands thousands of jobs over in pieces, and may be told to stop in the middle of that."""
+def test_jobs_that_arrive_after_the_last_start_are_dropped_too() -> None:
+    """Snakemake may hand jobs over while it is told to stop: they must not wait for ever."""
 
     async def script(world: World) -> None:
-        world.worker("local-0")
         world.controller.drop_waiting()
-        world.controller.enqueue(Enqueue((job("a", 1), job("a", 2))))
+        world.controller.enqueue(Enqueue((job("a", 1),)))
+        world.worker("local-0")
         await settle()
 
     world = play(script)
-    assert [message.keys for message in world.messages(Dropped)][1:] == [("a-0abc12345-1-1.1", "a-0abc12345-2-1.1")]
+    assert [message.keys for message in world.messages(Dropped)] == [(), ("a-0abc12345-1-1.1",)]
     assert not world.submitted
+    assert not world.controller.jobs
+
+
+def test_a_lost_run_is_not_told_as_dropped() -> None:
+    """A job that waits to run again when no more is started has failed: its outputs may have been touched."""
+
+    async def script(world: World) -> None:
+        member = world.worker("local-0")
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await settle()
+        world.start(world.submitted[0][1].key)
+        world.lose(member)
+        await settle()
+        world.controller.drop_waiting()
+
+    world = play(script)
+    assert [message.keys for message in world.messages(Dropped)] == [()]
+    (finished,) = world.messages(Finished)
+    assert finished.outcome.status == "lost"
+    assert finished.outcome.detail == (
+        "worker local-0 was lost (its connection closed), and it is not run again, since no more jobs are started"
+    )
 
 
 def test_a_pool_that_is_given_up_hands_its_jobs_on() -> None:
