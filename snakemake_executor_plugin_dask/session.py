@@ -62,6 +62,14 @@ def new_run_id() -> str:
     return letters + digits
 
 
+def _known_resources(job: Any) -> dict[str, Any] | None:
+    """Before the first job; None where a function of the workflow cannot say yet, and is asked when the job is ready."""
+    try:
+        return dict(job.resources.items())
+    except Exception:  # noqa: BLE001 - of its inputs, or of a checkpoint, which are not there yet
+        return None
+
+
 class Session:
     """One run, from the executor's making to its end."""
 
@@ -163,10 +171,9 @@ class Session:
                 continue
             if job.is_group():
                 groups.add(job)
-            try:
-                resources = dict(job.resources.items())
-            except Exception:  # noqa: BLE001 - whatever a function of the workflow raises before its input exists
-                continue  # looked at again, and told as Snakemake tells it, when the job is ready
+            resources = _known_resources(job)
+            if resources is None:
+                continue
             slurm.append((job.name, slurm_names(resources)))
             try:
                 request = self._adapted(job)
