@@ -63,7 +63,7 @@ def new_run_id() -> str:
 
 
 def _known_resources(job: Any) -> dict[str, Any] | None:
-    """Before the first job; None where a function of the workflow cannot say yet, and is asked when the job is ready."""
+    """Before the first job; None where a function of the workflow cannot say yet, and is asked again later."""
     try:
         return dict(job.resources.items())
     except Exception:  # noqa: BLE001 - of its inputs, or of a checkpoint, which are not there yet
