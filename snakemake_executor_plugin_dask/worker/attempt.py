@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +15,12 @@ from snakemake_executor_plugin_dask.worker.processes import exit_status
 from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 
 HOST = os.uname().nodename
+
+#: Signals with which all processes of an allocation are ended.
+_OF_WHO_ENDS_ALL = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)
+_ENDED_BY = re.compile("SIG(?:TERM|KILL|INT|HUP)")
+_DOUBT_S = 1.0
+_LITTLE_DOUBT_S = 0.1  # a program may answer a signal with an exit code of its own
 
 
 class NotStarted(Exception):
@@ -49,6 +57,23 @@ class Attempt:
     def key(self) -> str:
         return self.spec.key
 
+    def doubt_s(self) -> float:
+        """How long it may show only now that not this job was ended, but its worker. 0: that makes no difference."""
+        status = self.leader.result()
+        if self.verdict is not None:
+            return _DOUBT_S if self.verdict[0] == "lost" else 0.0
+        if not status:
+            return 0.0
+        code, number = exit_status(status)
+        if code is not None:
+            found = _ENDED_BY.search(self._command_end(code))
+            number = signal.Signals[found[0]] if found else code - 128
+        return _DOUBT_S if number in _OF_WHO_ENDS_ALL else _LITTLE_DOUBT_S
+
+    def _command_end(self, code: int | None) -> str:
+        """What its Snakemake said of the job's own command, if that failed."""
+        return command_end(self.log) if self.log and self.spec.script is None and code == 1 else ""
+
     def outcome(self, not_started: str | None, kernel_kills: Callable[[], int]) -> Outcome:
         """How it ended. ``not_started``: why it could not be started; ``kernel_kills``: counts those of this node."""
         status = self.leader.result() if self.leader.done() else None
@@ -65,8 +90,8 @@ class Attempt:
             verdict = "lost"
         else:
             verdict = "succeeded" if status == 0 else "failed"
-            if verdict == "failed" and self.log and self.spec.script is None and code == 1:
-                notes.insert(0, command_end(self.log))
+            if verdict == "failed":
+                notes.insert(0, self._command_end(code))
         if verdict == "failed" and kernel_kills() > self.kernel_kills:
             notes.append(f"the memory of {HOST} was full while it ran, and the kernel killed processes there")
         return Outcome(

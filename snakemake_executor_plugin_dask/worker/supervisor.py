@@ -33,6 +33,8 @@ from snakemake_executor_plugin_dask.worker.warming import Warming
 _LOG_S = 30.0
 _LISTING_S = 10.0
 _MEMORY_GRACE_S = 0.2  # who exceeds its memory may go on doing so
+_TOLD_S = 30.0  # so long a signal to this process counts as the end of its allocation
+_LAST_WORDS_S = 10.0  # how long a worker that was told to end may take
 
 
 class Supervisor:
@@ -52,6 +54,9 @@ class Supervisor:
         self._writer: asyncio.StreamWriter | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._finished = asyncio.Event()
+        #: All processes of the worker are about to end, and why.
+        self._told, self._told_why = asyncio.Event(), ""
+        self._worker_left = asyncio.Event()
         self._logs = ThreadPoolExecutor(4)
         self._listings = ThreadPoolExecutor(8)
         self._lease = Lease(60.0)
@@ -66,7 +71,7 @@ class Supervisor:
         self._loop.add_signal_handler(signal.SIGCHLD, self._endings.reap)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # Meant for Snakemake or the worker; what follows from it comes through the sockets.
-            self._loop.add_signal_handler(number, lambda: None)
+            self._loop.add_signal_handler(number, self._signalled, number)
         reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
         self._task(self._watch_lease())
         if self._line is not None:
@@ -146,8 +151,20 @@ class Supervisor:
             await asyncio.sleep(min(1.0, max(0.01, self._lease.length_s / 20)))
         self._finish("lost", f"no renewal of the lease for {self._lease.length_s:.0f} s", grace_s=0.0)
 
+    def _signalled(self, number: signal.Signals) -> None:
+        self._told.set()
+        self._told_why = f"the processes of its worker were told to end ({number.name})"
+        self._loop.call_later(_TOLD_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._finishing is None:
+            self._told.clear()
+
     def _finish(self, status: Status, why: str, grace_s: float | None = None) -> None:
         """End all jobs, tell everybody, and leave."""
+        self._told.set()
+        self._told_why = self._told_why or (why if status == "lost" else "")
+        self._worker_left.set()
         for current in self._endings.attempts.values():
             self._endings.stop(current, status, why, grace_s)
         if self._finishing is None:
@@ -184,6 +201,7 @@ class Supervisor:
             await current.leader
             current.ended = time.time()
             await self._endings.clear(current)
+            await self._find_cause(current)
         except NotStarted as error:
             failure = str(error)
         except Exception as error:  # noqa: BLE001 - one job's trouble is reported as this job's, and is not the others'
@@ -201,6 +219,22 @@ class Supervisor:
         self._tell_worker("ended", outcome)
         if current.tell_driver:
             self._tell_driver([current.key], outcome.detail)
+
+    async def _find_cause(self, current: Attempt) -> None:
+        """Whether a job that ended badly was ended with its worker's other processes, and has not failed.
+
+        Who ends an allocation signals all its processes, one after the other and in any order.
+        """
+        doubt_s = current.doubt_s()
+        if doubt_s == 0:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._told.wait(), doubt_s)
+        if self._told.is_set() and self._told_why:
+            current.verdict = ("lost", self._told_why)
+            # Where the worker goes, too, its loss is told first, and once for all its jobs.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._worker_left.wait(), _LAST_WORDS_S)
 
     async def _start(self, current: Attempt) -> None:
         setup, spec = self._setup, current.spec

@@ -1,5 +1,6 @@
 """What is left, lost or run twice when a part dies: looked up in the process table and in files."""
 
+import contextlib
 import os
 import signal
 import time
@@ -57,6 +58,27 @@ def test_worker_and_supervisor_killed(tmp_path: Path) -> None:
         assert run.wait() == 0, run.output
         assert not first & set(run.jobs())
         assert len(ended(run)) == 2
+        run.expect_gone(10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_all_processes_of_a_worker_ended(tmp_path: Path, number: signal.Signals) -> None:
+    """A batch system ends all processes of an allocation, jobs first: they are lost with it, and have not failed."""
+    with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 300")) as run:
+        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        (tmp_path / "again").touch()
+        jobs = run.jobs()
+        others = [pid for pid, command in run.processes().items() if pid not in jobs and ".worker" in command]
+        for pid in [*sorted(jobs, reverse=True), *sorted(others, reverse=True)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            time.sleep(0.01)
+        assert run.wait() == 0, run.output
+        assert len(started(run)) == 4
+        assert len(ended(run)) == 2
+        said = [line for line in run.output.splitlines() if "was lost" in line or "runs again" in line]
+        assert said[0] == "Worker local-0 was lost: its connection closed; 2 jobs ran on it."
+        assert len(said) == 3
         run.expect_gone(10)
 
 
