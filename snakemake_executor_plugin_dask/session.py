@@ -317,7 +317,7 @@ class Session:
     def _report_ended(self, info: SubmittedJobInfo, message: Finished) -> None:
         outcome = message.outcome
         if outcome.status == "succeeded":
-            self._forget_log(outcome)
+            self._forget_logs(outcome, message.runs)
             self._executor.report_job_success(info)
         elif outcome.status in ("cancelled", "lost") and self._ended:
             pass  # Snakemake asked for it, and is leaving
@@ -343,10 +343,14 @@ class Session:
         if info.job.attempt > info.job.restart_times and not self._workflow.execution_settings.keep_going:
             self._failed = True
 
-    def _forget_log(self, outcome: Outcome) -> None:
-        if not self._options.keep_successful_logs and outcome.log_path:
+    def _forget_logs(self, outcome: Outcome, runs: int) -> None:
+        """Of a job that has succeeded, and of its runs that were lost before."""
+        if self._options.keep_successful_logs or not outcome.log_path:
+            return
+        first = outcome.log_path.removesuffix(f".{runs}") if runs > 1 else outcome.log_path
+        for path in (first, *(f"{first}.{run}" for run in range(2, runs + 1))):
             with contextlib.suppress(OSError):
-                os.unlink(outcome.log_path)
+                os.unlink(path)
 
     # Stopping
 

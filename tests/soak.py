@@ -2,8 +2,9 @@
 
     python -m tests.soak --minutes 10 [--jobs 2000] [--slurm] [--kill-every 15] [--seed N] [--keep DIR]
 
-Kills workers, supervisors and warm processes (on the virtual Slurm also cancels allocations) at random. Prints what it
-found; exit code 1 where anything is wrong. Starts processes, and ends only its own.
+Kills workers, supervisors and warm processes (on the virtual Slurm also cancels allocations) at random. The worker that
+came first is spared, so that what it leaks can be seen. Prints what it found; exit code 1 where anything is wrong.
+Starts processes, and ends only its own.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from clusters.slurm import VirtualSlurm
 from running import SnakemakeRun
 
 #: Chains, groups, fan-in, jobs that fail at first, outputs that go when they are needed no more. Each job says when
@@ -94,6 +96,7 @@ live() { JOB=$1; say start; for _ in 1 2 3 4 5; do sleep PAUSE; say lives; done;
 JOBS_OF_A_SAMPLE = 5.1
 SLOTS = 6
 _WARM_UP = 0.25  # of the run, in which caches fill
+_GROWTH_MB = 60
 
 
 @dataclass
@@ -121,22 +124,23 @@ class Sample:
 class Killer(threading.Thread):
     """Kills something of the run every now and then, and notes what all its processes hold."""
 
-    def __init__(
-        self, run: SnakemakeRun, every_s: float, seed: int, cancel: Callable[[random.Random], str] | None
-    ) -> None:
+    def __init__(self, run: SnakemakeRun, scratch: Path, every_s: float, seed: int, cancel: "Cancel | None") -> None:
         super().__init__(daemon=True)
         self._run_of = run
+        self._scratch = scratch
         self._every_s = every_s
         self._random = random.Random(seed)
         self._cancel = cancel
         self._over = threading.Event()
         self.killed: dict[str, int] = defaultdict(int)
         self.samples: list[Sample] = []
+        self.files: list[tuple[float, int]] = []  # in the directory for temporary files, over time
 
     def run(self) -> None:
         strike = time.monotonic() + self._every_s
         while not self._over.wait(2.0):
             self.samples += samples_of(self._run_of.processes())
+            self.files.append((time.time(), sum(1 for _ in self._scratch.rglob("*"))))
             if time.monotonic() >= strike and self._run_of.process.poll() is None:
                 strike = time.monotonic() + self._random.uniform(0.5, 1.5) * self._every_s
                 self._strike()
@@ -148,15 +152,16 @@ class Killer(threading.Thread):
     def _strike(self) -> None:
         victims: list[tuple[str, int]] = []
         living = self._run_of.processes()
-        for event in self._run_of.events("worker-joined"):
+        joined = self._run_of.events("worker-joined")
+        for event in joined[1:]:
             facts = event["facts"]
             # One that has just come up is left to do something first.
             if facts["pid"] in living and time.time() - event["t"] > 5:
                 victims += [("worker", facts["pid"]), ("supervisor", facts["supervisor_pid"])]
                 warm = [pid for pid in children(facts["supervisor_pid"]) if KINDS["warm"] in living.get(pid, "")]
                 victims += [("warm process", pid) for pid in warm if children(pid)]
-        if self._cancel is not None and self._random.random() < 0.3:
-            what = self._cancel(self._random)
+        if self._cancel is not None and joined and self._random.random() < 0.3:
+            what = self._cancel(self._random, joined[0]["facts"]["allocation_id"])
             if what:
                 self.killed[what] += 1
             return
@@ -165,6 +170,10 @@ class Killer(threading.Thread):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self.killed[kind] += 1
+
+
+#: Cancels one of the allocations, but not the one that is named; says what it did.
+Cancel = Callable[[random.Random, str], str]
 
 
 def children(pid: int) -> list[int]:
@@ -210,7 +219,7 @@ def soak(
     kill_every_s: float,
     seed: int,
     arguments: tuple[str, ...] = ("--dask-workers", "3", "--dask-worker-cores", "2"),
-    cancel: Callable[[random.Random], str] | None = None,
+    cancel: Cancel | None = None,
 ) -> Findings:
     """Run the workflow once with the local executor and once under kills, and compare."""
     samples = max(10, round(jobs / JOBS_OF_A_SAMPLE))
@@ -238,7 +247,7 @@ def soak(
             del os.environ["TMPDIR"]
         else:
             os.environ["TMPDIR"] = before
-    killer = Killer(run, kill_every_s, seed, cancel)
+    killer = Killer(run, scratch, kill_every_s, seed, cancel)
     began = time.monotonic()
     killer.start()
     try:
@@ -246,7 +255,7 @@ def soak(
         took_s = time.monotonic() - began
         killer.end()
         findings.expect(code == 0, f"exit code {code}" + ("" if code == 0 else f"\n{run.output[-4000:]}"))
-        _look_at_rest(run, scratch, findings)
+        _look_at_rest(run, scratch, 10.0 if cancel is None else 60.0, findings)
     finally:
         killer.end()
         run.end()
@@ -255,16 +264,21 @@ def soak(
     _look_at_outputs(local.directory, run.directory, findings)
     _look_at_log(run.directory / "log.txt", findings)
     _look_at_samples(killer.samples, findings)
+    _look_at_files(killer.files, findings)
     return findings
 
 
-def _look_at_rest(run: SnakemakeRun, scratch: Path, findings: Findings) -> None:
-    deadline = time.monotonic() + 60
-    while run.processes() and time.monotonic() < deadline:
+def _look_at_rest(run: SnakemakeRun, scratch: Path, within_s: float, findings: Findings) -> None:
+    ended = time.monotonic()
+    while (living := run.processes()) and time.monotonic() < ended + within_s:
         time.sleep(0.2)
-    findings.expect(not run.processes(), f"processes left: {run.processes() or 'none'}")
-    left = [os.fspath(path.relative_to(scratch)) for path in scratch.rglob("*") if not path.is_dir()]
+    took = f" {time.monotonic() - ended:.1f} s after Snakemake's end"
+    findings.expect(not living, f"processes left{took}: {living or 'none'}")
+    left = [os.fspath(path.relative_to(scratch)) for path in scratch.rglob("*")]
     findings.expect(not left, f"temporary files left: {left[:10] or 'none'}")
+    logs = [os.fspath(path) for path in (run.directory / ".snakemake" / "dask_logs").rglob("*") if path.is_file()]
+    failed = {event["key"] for event in run.events("job-finished")}
+    findings.expect(len(logs) <= len(failed), f"{len(failed)} attempts failed, {len(logs)} logs left: {logs[:5]}")
     state = run.directory / ".snakemake" / "dask"
     kept = [path.name for path in state.iterdir() if not path.name.endswith(".events.jsonl")]
     findings.expect(not kept, f"state directories left: {kept or 'none'}")
@@ -291,12 +305,16 @@ def _look_at_outputs(local: Path, other: Path, findings: Findings) -> None:
 def _look_at_log(path: Path, findings: Findings) -> None:
     """One at a time: nothing is heard of an attempt once a later one of the same job has started."""
     attempts: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    starts: dict[tuple[str, str], int] = defaultdict(int)
     ended: set[str] = set()
     for line in path.read_text().splitlines():
         what, job, key, at = line.split()
         attempts[job][key].append(float(at))
+        starts[job, key] += what == "start"
         if what == "end":
             ended.add(job)
+    twice = sorted(attempt for attempt, number in starts.items() if number != 1)
+    findings.expect(not twice, f"{len(starts)} attempts, not started exactly once: {twice[:5] or 'none'}")
     together = []
     for job, by_key in attempts.items():
         spans = sorted((min(times), max(times), key) for key, times in by_key.items())
@@ -308,7 +326,7 @@ def _look_at_log(path: Path, findings: Findings) -> None:
 
 
 def _look_at_samples(samples: list[Sample], findings: Findings) -> None:
-    """Snakemake and driver live all the time and must not grow; the others are replaced, and stay within bounds."""
+    """What lives all the time must not grow; what is killed and replaced stays within bounds."""
     if not samples:
         findings.wrong.append("no process was seen")
         return
@@ -318,40 +336,53 @@ def _look_at_samples(samples: list[Sample], findings: Findings) -> None:
         if not of_kind:
             findings.wrong.append(f"no {kind} was seen")
             continue
-        early = [sample for sample in of_kind if sample.at - begin <= (end - begin) * _WARM_UP]
-        memory_mb, descriptors = (max(getattr(s, name) for s in of_kind) for name in ("memory_mb", "descriptors"))
+        memory_mb, descriptors = _most(of_kind)
         text = f"{kind}: at most {memory_mb:.0f} MB, {descriptors} descriptors"
-        if kind in ("Snakemake", "driver") and early:
-            grown_mb = memory_mb - max(sample.memory_mb for sample in early)
-            more = descriptors - max(sample.descriptors for sample in early)
-            text += f"; {grown_mb:.0f} MB and {more} descriptors more than in the first quarter"
-            findings.expect(grown_mb < 60 and more < 25, text)
-        else:
-            findings.expect(memory_mb < 500 and descriptors < 150, text)
+        findings.expect(memory_mb < 500 and descriptors < 150, text)
+        by_pid: dict[int, list[Sample]] = defaultdict(list)
+        for sample in of_kind:
+            by_pid[sample.pid].append(sample)
+        lasting = [of_one for of_one in by_pid.values() if of_one[-1].at - of_one[0].at > 0.7 * (end - begin)]
+        for of_one in lasting:
+            since = of_one[0].at + _WARM_UP * (end - begin)
+            early = _most([sample for sample in of_one if sample.at <= since])
+            late = _most([sample for sample in of_one if sample.at > since])
+            grown_mb, more = late[0] - early[0], late[1] - early[1]
+            life_s = of_one[-1].at - of_one[0].at
+            text = f"one {kind} that lived for {life_s:.0f} s: {grown_mb:+.0f} MB and {more:+} descriptors"
+            findings.expect(grown_mb < _GROWTH_MB and more < 25, f"{text} after the first {since - of_one[0].at:.0f} s")
+        if not lasting and kind != "warm":
+            findings.wrong.append(f"no {kind} lived through the run, so nothing is known of what it leaks")
+
+
+def _most(samples: list[Sample]) -> tuple[float, int]:
+    return max(sample.memory_mb for sample in samples), max(sample.descriptors for sample in samples)
+
+
+def _look_at_files(files: list[tuple[float, int]], findings: Findings) -> None:
+    """Temporary files must not pile up while the run goes on."""
+    early = max((number for _, number in files[: max(1, round(len(files) * _WARM_UP))]), default=0)
+    most = max((number for _, number in files), default=0)
+    findings.expect(most - early < 30, f"temporary files in the run: at most {most}, in its first quarter {early}")
 
 
 @contextlib.contextmanager
-def virtual_slurm(directory: Path) -> Iterator[Callable[[random.Random], str]]:
+def virtual_slurm(directory: Path) -> Iterator[tuple[VirtualSlurm, Cancel]]:
     """A Slurm for the run, and the way to cancel one of its allocations."""
-    from clusters.slurm import VirtualSlurm
-
     cluster = VirtualSlurm(directory / "slurm")
     cluster.up()
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = os.fspath(cluster.conf)
 
-    def cancel(chance: random.Random) -> str:
-        running = [line.split()[0] for line in cluster.queue() if " RUNNING " in line]
+    def cancel(chance: random.Random, spared: str) -> str:
+        running = [number for line in cluster.queue() if " RUNNING " in line and (number := line.split()[0]) != spared]
         if not running:
             return ""
         cluster.run("scancel", chance.choice(running), check=False)
         return "allocation cancelled"
 
     try:
-        yield cancel
-        left = cluster.queue()
-        if left:
-            raise RuntimeError(f"allocations left: {left}")
+        yield cluster, cancel
     finally:
         if before is None:
             del os.environ["SLURM_CONF"]
@@ -388,8 +419,10 @@ def main() -> int:
     print(f"seed {chosen.seed}, in {directory}", flush=True)
     more = {"jobs": chosen.jobs, "minutes": chosen.minutes, "kill_every_s": chosen.kill_every, "seed": chosen.seed}
     if chosen.slurm:
-        with virtual_slurm(directory) as cancel:
+        with virtual_slurm(directory) as (cluster, cancel):
             findings = soak(directory, **more, arguments=SLURM, cancel=cancel)
+            left = cluster.queue()
+            findings.expect(not left, f"allocations left: {left or 'none'}")
     else:
         findings = soak(directory, **more)
     for text in findings.seen:

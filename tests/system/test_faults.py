@@ -79,6 +79,7 @@ def test_all_processes_of_a_worker_ended(tmp_path: Path, number: signal.Signals)
         said = [line for line in run.output.splitlines() if "was lost" in line or "runs again" in line]
         assert said[0] == "Worker local-0 was lost: its connection closed; 2 jobs ran on it."
         assert len(said) == 3
+        assert not list((tmp_path / ".snakemake").glob("dask_logs/*/*")), "logs of runs that were lost"
         run.expect_gone(10)
 
 

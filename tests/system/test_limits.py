@@ -1,11 +1,14 @@
 """Limits of jobs that share a worker, through whole runs: who exceeds one is ended alone, and told so."""
 
+import contextlib
+import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import SnakemakeRun, ended, snakemake, started
+from running import SnakemakeRun, ended, snakemake, started, wait_for
 
 from snakemake_executor_plugin_dask.worker.attempt import HOST
 
@@ -149,4 +152,71 @@ def test_what_is_enforced(tmp_path: Path, enforce: str, code: int) -> None:
         assert run.wait() == code, run.output
         assert outputs(tmp_path) == ({"greedy"} if code == 0 else set())
         assert ("exceeded the limit of 50 MB" in run.output) == (code == 1)
+        run.expect_gone(10)
+
+
+FULL = """
+rule all:
+    input: "greedy.txt", "after.txt"
+
+rule greedy:
+    output: "greedy.txt"
+    shell: "echo x >> greedy.starts; PYTHON hold.py 100000 60; touch {output}"
+
+rule neighbour:
+    output: "neighbour.txt"
+    shell: "while ! test -e go; do sleep 0.1; done; touch {output}"
+
+rule after:
+    input: "neighbour.txt"
+    output: "after.txt"
+    shell: "touch {output}"
+"""
+
+
+@contextlib.contextmanager
+def small_node(memory_mb: int) -> Iterator[None]:
+    """What is started within is on a node of so little memory: in a cgroup, whose limit the kernel enforces."""
+    for mount, limit in (("memory", "memory.limit_in_bytes"), (".", "memory.max")):
+        group = Path("/sys/fs/cgroup", mount, f"snakemake-test-{os.getpid()}")
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / limit).exists():
+            break
+        group.rmdir()
+    else:
+        pytest.skip("no cgroup that limits memory can be made here")
+    former = next(
+        line.split(":", 2)[2]
+        for line in Path("/proc/self/cgroup").read_text().splitlines()
+        if line.split(":")[1] == ("memory" if mount == "memory" else "")
+    )
+    procs = Path("/sys/fs/cgroup", mount, former.lstrip("/"), "cgroup.procs")
+    (group / limit).write_text(str(memory_mb * 1_000_000))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        procs.write_text(str(os.getpid()))
+        for pid in (group / "cgroup.procs").read_text().split():
+            procs.write_text(pid)
+        group.rmdir()
+
+
+def test_full_node(tmp_path: Path) -> None:
+    """A job without `mem_mb` fills the node: the kernel ends that job alone, its message says so, the others go on."""
+    with small_node(900), limited(tmp_path, FULL) as run:
+        wait_for(lambda: "Job of greedy" in run.output, "the kernel ended the greedy job")
+        (tmp_path / "go").touch()
+        assert run.wait() == 1
+        assert outputs(tmp_path) == {"neighbour", "after"}
+        assert re.search(
+            rf"Job of greedy: its command failed with exit code 137 \(SIGKILL\); the memory of {re.escape(HOST)} "
+            r"was full while it ran, and the kernel killed processes there\.",
+            run.output,
+        ), run.output
+        assert not run.events("worker-lost")
+        assert len((tmp_path / "greedy.starts").read_text().split()) == 1
         run.expect_gone(10)
