@@ -1,6 +1,7 @@
 """The driver process as Snakemake sees it: started, spoken to, heard by a thread, ended. Imports nothing of Dask."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -68,7 +69,7 @@ class DriverLink:
             except (EOFError, OSError):
                 if self.last is None:
                     code = self._process.wait()
-                    self._on_loss(f"exit code {code}" if code >= 0 else f"signal {-code}")
+                    self._on_loss(f"exit code {code}" if code >= 0 else signal.Signals(-code).name)
                 self._stopped.set()
                 return
             if isinstance(message, Stopped):

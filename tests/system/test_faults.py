@@ -100,8 +100,9 @@ def test_worker_keeps_dying(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("victim", ["snakemake", "driver", "both"])
 def test_killed_run_leaves_nothing(tmp_path: Path, victim: str) -> None:
-    """Snakemake, its driver or both are killed with SIGKILL: within 10 s no process is left."""
-    with snakemake(tmp_path, logged_jobs(2, STUBBORN)) as run:
+    """Snakemake, its driver or both are killed with SIGKILL: within 10 s no process is left, and the next run does it."""
+    snakefile = logged_jobs(2, f"echo half > {{output}}; test -e again || {{{{ {STUBBORN}; }}}}")
+    with snakemake(tmp_path, snakefile) as run:
         wait_for(lambda: len(started(run)) == 2, "both jobs started")
         pids = {"snakemake": [run.process.pid], "driver": [run.driver()]}
         for pid in pids.get(victim, pids["snakemake"] + pids["driver"]):
@@ -109,7 +110,15 @@ def test_killed_run_leaves_nothing(tmp_path: Path, victim: str) -> None:
         run.expect_gone(10)
         if victim == "driver":
             assert run.wait() == 1
-            assert "driver process" in run.output
+            assert "The driver process of the Dask cluster was lost (SIGKILL)" in run.output
+    (tmp_path / "again").touch()
+    if victim != "driver":
+        with snakemake(tmp_path, snakefile, "--unlock") as run:
+            assert run.wait() == 0, run.output
+    with snakemake(tmp_path, snakefile, "--rerun-incomplete") as run:
+        assert run.wait() == 0, run.output
+        assert [(tmp_path / "out" / f"{i}.txt").read_text() for i in range(2)] == ["0\n", "1\n"]
+        run.expect_gone(10)
 
 
 def test_interrupt(tmp_path: Path) -> None:
