@@ -100,7 +100,7 @@ def test_worker_keeps_dying(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("victim", ["snakemake", "driver", "both"])
 def test_killed_run_leaves_nothing(tmp_path: Path, victim: str) -> None:
-    """Snakemake, its driver or both are killed with SIGKILL: within 10 s no process is left, and the next run does it."""
+    """Snakemake, its driver or both are killed (SIGKILL): no process is left after 10 s, and the next run finishes."""
     snakefile = logged_jobs(2, f"echo half > {{output}}; test -e again || {{{{ {STUBBORN}; }}}}")
     with snakemake(tmp_path, snakefile) as run:
         wait_for(lambda: len(started(run)) == 2, "both jobs started")

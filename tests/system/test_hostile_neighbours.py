@@ -1,5 +1,6 @@
 """What another user of the same machine can reach of a run, tried from another uid, with and without certificates."""
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -8,13 +9,14 @@ import secrets
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import Client
+from distributed.core import rpc
 from distributed.security import Security
 from running import SnakemakeRun, snakemake, wait_for
 
@@ -159,24 +161,45 @@ def test_strangers_hear_nothing(run: SnakemakeRun, tmp_path: Path) -> None:
                 assert answer == b"" or (context is None and answer[0] == 21 and len(answer) < 16), (name, answer)
 
 
+def intrude(ports: list[int], protocol: str, security: Security) -> dict[int, list[str]]:
+    """For each port the ways of Dask's own that lead in: to ask a question, and to have work done."""
+    arguments = security.get_connection_args("client")
+
+    async def ask(address: str) -> None:
+        async with rpc(address, timeout=3, connection_args=arguments) as server:
+            await asyncio.wait_for(server.identity(), 3)
+
+    async def submit(address: str) -> None:
+        async with Client(address, security=security, timeout=3, asynchronous=True) as client:
+            assert await asyncio.wait_for(client.submit(abs, -1), 10) == 1
+
+    def leads_in(way: Callable[[str], Coroutine[Any, Any, None]], port: int) -> bool:
+        try:
+            asyncio.run(way(f"{protocol}://127.0.0.1:{port}"))
+        except (OSError, TimeoutError, ImportError):
+            return False
+        return True
+
+    return {port: [way.__name__ for way in (ask, submit) if leads_in(way, port)] for port in ports}
+
+
 @pytest.mark.parametrize("protocol", ["tcp", "tls"])
-def test_strangers_cannot_submit(run: SnakemakeRun, tmp_path: Path, protocol: str) -> None:
-    """Dask's own client gets nowhere, over TCP or with another run's certificate."""
+def test_strangers_cannot_submit(run: SnakemakeRun, protocol: str) -> None:
+    """Dask's own client gets nowhere, at any port, over TCP or with another run's certificate, to any user."""
+    security = Security() if protocol == "tcp" else Security.temporary()
+    ports = tls_ports(run)
+    nowhere: dict[int, list[str]] = {port: [] for port in ports}
+    assert as_nobody(intrude, ports, protocol, security) == nowhere
+    assert intrude(ports, protocol, security) == nowhere
+
+
+def test_own_client_can_submit(run: SnakemakeRun) -> None:
+    """The counter-check: with the run's own certificate the scheduler answers, and works."""
+    state = next(run.directory.glob(".snakemake/dask/*/tls-key.pem")).parent
+    names = {"tls_ca_file": "ca", "tls_client_cert": "cert", "tls_client_key": "key"}
+    files = {name: str(state / f"tls-{file}.pem") for name, file in names.items()}
     port = scheduler_port(run)
-    program = f"""
-import sys
-from distributed import Client
-from distributed.security import Security
-security = Security.temporary() if {protocol!r} == "tls" else None
-try:
-    client = Client("{protocol}://127.0.0.1:{port}", security=security, timeout=5)
-except (OSError, TimeoutError, ImportError) as error:
-    print("refused:", type(error).__name__)
-else:
-    print("let in:", client.submit(lambda: 1).result(timeout=10))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90, cwd=tmp_path)
-    assert done.stdout.startswith("refused:"), done.stdout + done.stderr
+    assert intrude([port], "tls", Security(require_encryption=True, **files)) == {port: ["ask", "submit"]}
 
 
 def scheduler_port(run: SnakemakeRun) -> int:
