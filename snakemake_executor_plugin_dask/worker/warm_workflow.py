@@ -49,7 +49,7 @@ class WarmWorkflow:
         snakemake.workflow.Workflow.cores = property(self._note_cores)
         snakemake.cli.SnakemakeApi = self._make_api
         try:
-            with seeded:
+            with seeded, _Instead(snakemake.workflow, "tempfile", _LateDirectories()):
                 snakemake.cli.args_to_api(parser.arguments, parser.parser)
         finally:
             snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores = execute, cores
@@ -58,7 +58,6 @@ class WarmWorkflow:
             msg = f"the workflow could not be read: {self._api.failure}"
             raise NotWarm(msg)
         self.workflow = self._captured["workflow"]
-        self._drop_directory()
         self._random_state = random.getstate() if seeded.seeded else None
         self._keeps_tempdir = seeded.tempdir_set
         self._check_possible()
@@ -98,13 +97,6 @@ class WarmWorkflow:
     def _note_cores(self, workflow: Any) -> int:
         self._reads_cores = True
         return int(workflow._cores)
-
-    def _drop_directory(self) -> None:
-        """Give up Snakemake's own temporary directory, unless something was put into it: this process may be killed."""
-        directory = self.workflow._snakemake_tmp_dir
-        if not os.listdir(directory.name):
-            directory.cleanup()
-            self.workflow._snakemake_tmp_dir = _LateDirectory()
 
     def _check_possible(self) -> None:
         from snakemake.settings.types import SharedFSUsage
@@ -203,8 +195,7 @@ class WarmWorkflow:
     def adopt(self, spec: JobSpec) -> None:
         """Make the workflow this child's own: what it removes at its end must not be shared."""
         workflow = self.workflow
-        if not isinstance(workflow._snakemake_tmp_dir, _LateDirectory):
-            workflow._snakemake_tmp_dir._finalizer.detach()
+        workflow._snakemake_tmp_dir.leave()
         if not self._keeps_tempdir and any(name in ("TMPDIR", "TEMP", "TMP") for name, _ in spec.environment):
             tempfile.tempdir = None
         workflow._snakemake_tmp_dir = _LateDirectory()
@@ -340,20 +331,37 @@ class WarmWorkflow:
         self._api._cleanup()
 
 
+class _LateDirectories:
+    """For Snakemake's module `tempfile`: a process that is killed must not leave a directory that nobody needed."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tempfile, name)
+
+    @staticmethod
+    def TemporaryDirectory(prefix: str) -> "_LateDirectory":  # noqa: N802 - as the module has it
+        assert prefix == "snakemake"
+        return _LateDirectory()
+
+
 class _LateDirectory:
     """Snakemake's directory for temporary files, which few jobs need, made when its name is asked for."""
 
-    _made: tempfile.TemporaryDirectory[str] | None = None
+    _made: Any = None  # a tempfile.TemporaryDirectory
 
     @property
     def name(self) -> str:
         if self._made is None:
             self._made = tempfile.TemporaryDirectory(prefix="snakemake")
-        return self._made.name
+        return str(self._made.name)
 
     def cleanup(self) -> None:
         if self._made is not None:
             self._made.cleanup()
+
+    def leave(self) -> None:
+        """It belongs to another process now."""
+        if self._made is not None:
+            self._made._finalizer.detach()
 
 
 class _NoCheckpoints:
