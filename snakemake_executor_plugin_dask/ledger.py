@@ -16,6 +16,8 @@ from snakemake_executor_plugin_dask.routing import counts_devices, nodes_needed
 END_BEFORE_S = 30.0
 #: An allocation that has carried nothing counts as new for so long after its worker joined.
 FRESH_S = 60.0
+#: It still does for so long after its first job started, so that jobs which need a new one can share it.
+SHARED_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +146,14 @@ class WorkerState:
             str, Held
         ] = {}  # of jobs that are over but left processes: their devices and nodes are not free
         self.others = Others()
-        self.used = False
+        self.used_since: float | None = None
         self.draining = False
         self.idle_since: float | None = now
+
+    @property
+    def used(self) -> bool:
+        """Whether anything has run there."""
+        return self.used_since is not None
 
     def memory_for(self, need: Need) -> int:
         """Memory held on this worker. Without mem_mb: the cores' share; without cores too: a tenth of one core's."""
@@ -183,8 +190,8 @@ class WorkerState:
         return None if self.end is None else self.end - now
 
     def fresh(self, now: float) -> bool:
-        """Whether this is a new allocation that nothing has run on."""
-        if self.used:
+        """Whether this is a new allocation, on which nothing has run but what started just now."""
+        if self.used_since is not None and now - self.used_since > min(SHARED_S, self.pool.margin):
             return False
         if self.end is None or now - self.joined <= FRESH_S:
             return True
@@ -337,7 +344,7 @@ class Ledger:
             else:
                 state.free_devices = [device for device in state.free_devices if device not in held.devices]
             state.held[key] = held
-            state.used = True
+            state.used_since = now if state.used_since is None else state.used_since
             state.idle_since = None
             parts.append((state, held))
         self._parts[key] = lease, parts

@@ -109,7 +109,9 @@ class _Round:
     def _fresh_first(self) -> None:
         """New allocations go first to the jobs that need one, once these have waited long enough."""
         fresh = [
-            state for state in self.states.values() if state.end is not None and not state.used and not state.draining
+            state
+            for state in self.states.values()
+            if state.end is not None and state.fresh(self.now) and not state.draining
         ]
         if not fresh:
             return

@@ -195,12 +195,26 @@ def test_a_job_that_needs_a_new_allocation_replaces_an_idle_worker() -> None:
         ledger = a_ledger(pool, "old")
         ledger.hold("x", ["old"], Request(1), 0.0)
         ledger.release("x", 1.0)
-        assert advice(pool, waiting_for(pool, jobs(1, **whole)), ledger, now=2.0) == expected
+        assert advice(pool, waiting_for(pool, jobs(1, **whole)), ledger, now=20.0) == expected
     assert advice(one, waiting_for(one, jobs(1, **whole)), a_ledger(one, "new")) == Recommendation(1)
     waiting = waiting_for(one, jobs(1), fresh=True)
     ledger = a_ledger(one, "old")
     ledger.hold("x", ["old"], Request(1), 0.0)
-    assert advice(one, waiting, ledger, now=2.0) == Recommendation(1), "not from under a running job"
+    assert advice(one, waiting, ledger, now=20.0) == Recommendation(1), "not from under a running job"
+
+
+def test_jobs_that_need_a_new_allocation_share_it() -> None:
+    """As many as fit in one, whether they come together or shortly after one another."""
+    pool = a_pool(cores=4, walltime_s=3600.0)
+    ledger = a_ledger(pool, "old")
+    ledger.hold("x", ["old"], Request(4), 0.0)
+    waiting = waiting_for(pool, jobs(3), fresh=True)
+    assert advice(pool, waiting, ledger, now=3000.0) == Recommendation(2)
+    ledger.add_worker("new", pool, facts_of(pool, "new"), 3001.0)
+    assert len(place(waiting, ledger, 3001.0)) == 3
+    late = waiting_for(pool, jobs(1), fresh=True)
+    assert advice(pool, late, ledger, now=3005.0) == Recommendation(2)
+    assert len(place(late, ledger, 3005.0)) == 1
 
 
 def test_an_unknown_size_asks_for_one_worker_to_look_at() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from deciding import MIG, UUIDS, a_ledger, a_pool, facts_of
 
-from snakemake_executor_plugin_dask.ledger import FRESH_S, Ledger
+from snakemake_executor_plugin_dask.ledger import FRESH_S, SHARED_S, Ledger
 from snakemake_executor_plugin_dask.requests import Request
 
 POOL = a_pool(cores=4, memory_mb=8000, resources=(("licence", 2),))
@@ -196,7 +196,8 @@ def test_the_margin_is_waived_on_a_new_allocation_alone() -> None:
     assert lease.waived_margin
     assert lease.limit_s == 3555.0
     assert lease.until == 3560.0
-    assert not ledger.fits("new", whole, 5.0), "something has run there"
+    assert ledger.fits("new", whole, 15.0), "what starts together shares it"
+    assert not ledger.fits("new", whole, 15.1), "something has run there"
 
 
 def test_a_start_that_took_long_does_not_keep_a_job_waiting_for_ever() -> None:
@@ -209,14 +210,16 @@ def test_a_start_that_took_long_does_not_keep_a_job_waiting_for_ever() -> None:
 
 
 def test_what_needs_a_new_allocation_waits_for_one() -> None:
-    """A job whose allocation ended under it once goes to one on which nothing has run."""
+    """A job whose allocation ended under it once goes to one on which nothing has run, but what started with it."""
     ledger = a_ledger(TIMED, "w")
     assert ledger.fits("w", Request(1), FRESH_S, fresh=True)
-    ledger.hold("a", ["w"], Request(1), 0.0)
-    assert ledger.fits("w", Request(1), 1.0)
-    assert not ledger.fits("w", Request(1), 1.0, fresh=True)
+    ledger.hold("a", ["w"], Request(1), 0.0, fresh=True)
+    assert ledger.fits("w", Request(1), SHARED_S, fresh=True)
+    later = SHARED_S + 0.1
+    assert ledger.fits("w", Request(1), later)
+    assert not ledger.fits("w", Request(1), later, fresh=True)
     with pytest.raises(ValueError, match="does not fit"):
-        ledger.hold("b", ["w"], Request(1), 1.0, fresh=True)
+        ledger.hold("b", ["w"], Request(1), later, fresh=True)
 
 
 def test_an_allocation_that_cannot_be_renewed_is_used_to_its_end() -> None:
