@@ -14,19 +14,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from snakemake_executor_plugin_dask import demand, placement, routing
+from snakemake_executor_plugin_dask import demand, placement, routing, units
 from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
-from snakemake_executor_plugin_dask.ledger import Lease, Ledger
+from snakemake_executor_plugin_dask.ledger import END_BEFORE_S, Lease, Ledger, needs_fresh
 from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, QueuedJob, Say, Started
 from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
 from snakemake_executor_plugin_dask.requests import Request
 from snakemake_executor_plugin_dask.routing import Shape
-
-_END_BEFORE_ALLOCATION_S = 30.0
 
 JobState = Literal["waiting", "sent", "running", "limbo"]
 
@@ -42,7 +40,7 @@ class Job:
     again_since: str = ""  # why it is not its first run
     losses: int = 0  # unplanned ones
     alone: bool = False  # it has lost so many workers that it runs without neighbours now
-    outlived: bool = False  # an allocation ended under it once, since it declares no runtime
+    outlived: bool = False  # an allocation ended under it once
     key: str = ""  # of the current run, as Dask and the worker know it
     worker: str = ""
     lease: Lease | None = None
@@ -96,6 +94,7 @@ class Controller:
         self.soon: dict[str, list[tuple[Request, int]]] = {}
         self.fleet: Fleet = None  # type: ignore[assignment]  # set by the driver before anything happens
         self.counts = Counts()
+        self._warned: set[str] = set()  # rules whose jobs need the whole of an allocation
         self._scale_not_before = float("-inf")
         self._placing: asyncio.Handle | None = None
         self._tasks = Tasks(around.failed)
@@ -182,10 +181,23 @@ class Controller:
     def _wait_in(self, job: Job, name: str) -> None:
         queued = job.queued
         job.pool, job.state, job.worker, job.lease = name, "waiting", "", None
+        self._warn_of_waived_margin(job, self.pools[name])
         if job.alone:
             cores = max(queued.request.cores, self.shapes[name].cores or 0)
             queued = dataclasses.replace(queued, request=dataclasses.replace(queued.request, cores=cores))
         self.waiting.add(queued, self.pools[name], self._clock(), fresh=job.outlived)
+
+    def _warn_of_waived_margin(self, job: Job, pool: Pool) -> None:
+        rule, runtime_s = job.queued.name, job.queued.request.runtime_s
+        if runtime_s is None or not needs_fresh(job.queued.request, pool) or rule in self._warned:
+            return
+        self._warned.add(rule)
+        self._say(
+            "warning",
+            f"Rule {rule} asks for runtime={units.format_duration(runtime_s)}, which leaves no margin in pool "
+            f"{pool.name}'s walltime of {units.format_duration(pool.walltime_s or 0)}: its jobs wait for new "
+            f"allocations, and are ended {END_BEFORE_S:.0f} s before these.",
+        )
 
     def place_soon(self) -> None:
         """There may be room that was not there before."""
@@ -230,23 +242,22 @@ class Controller:
             from snakemake_executor_plugin_dask.backends.launcher import job_environment
 
             environment += job_environment(lease, pool, request.tasks, self._around.state_dir)
-        limits = [limit for limit in (request.runtime_s, lease.limit_s) if limit is not None]
-        job.limited_by_allocation = False
-        if request.runtime_s is None and member.facts is not None and member.facts.remaining_s is not None:
-            # It declares no runtime: end it while its end can still be told apart from a lost worker.
+        runtime_s = request.runtime_s if self._setup.enforce_runtime else None
+        limits = [limit for limit in (runtime_s, lease.limit_s) if limit is not None]
+        if runtime_s is None and member.facts is not None and member.facts.remaining_s is not None:
+            # Nothing else ends it: do so while its end can still be told apart from a lost worker.
             remaining = member.facts.remaining_s - (self._clock() - member.since)
             # Less than the margin, which placement left beside the job: of a short allocation not its last 30 s.
-            limits.append(max(1.0, remaining - min(_END_BEFORE_ALLOCATION_S, pool.margin / 2)))
-            job.limited_by_allocation = True
+            limits.append(max(1.0, remaining - min(END_BEFORE_S, pool.margin / 2)))
+        limit_s = min(limits, default=None)
+        job.limited_by_allocation = limit_s is not None and limit_s != runtime_s
         log = spec.log_path if job.run == 1 else f"{spec.log_path}.{job.run}"
         return dataclasses.replace(
             spec,
             key=spec.key.rpartition(".")[0] + f".{job.run}",
             log_path=log,
             memory_limit_mb=request.memory_mb if self._setup.enforce_memory else None,
-            runtime_limit_s=min(limits)
-            if limits and (self._setup.enforce_runtime or job.limited_by_allocation)
-            else None,
+            runtime_limit_s=limit_s,
             environment=tuple(environment),
         )
 
@@ -323,20 +334,23 @@ class Controller:
         self.place_soon()
 
     def _outlived(self, job: Job, outcome: Outcome) -> None:
-        """Its allocation's end came first; it declares no runtime."""
-        rule = job.queued.name
-        if job.outlived:
+        """Its allocation's end came before any limit of its own."""
+        rule, request, pool = job.queued.name, job.queued.request, self.pools[job.pool]
+        says = "no runtime" if request.runtime_s is None else f"runtime={units.format_duration(request.runtime_s)}"
+        if job.outlived or needs_fresh(request, pool):
+            lives = "two allocations" if job.outlived else "a new allocation"
+            last = " the last time" if job.outlived else ""
+            change = "declare runtime, or give" if request.runtime_s is None else "give"
             message = (
-                f"Rule {rule} declares no runtime, and its job did not end within the life of two allocations "
-                f"({outcome.ended - outcome.started:.0f} s the last time): declare runtime, "
-                "or give the pool a longer walltime."
+                f"Rule {rule} declares {says}, and its job did not end within the life of {lives} "
+                f"({outcome.ended - outcome.started:.0f} s{last}): {change} pool {pool.name} a longer walltime."
             )
             self._finish(job, outcome, message=message)
             return
         job.outlived = True
         self._say(
             "warning",
-            f"A job of rule {rule} did not end within its allocation's life; it declares no runtime. "
+            f"A job of rule {rule} did not end within its allocation's life; it declares {says}. "
             "It is run once more, in a fresh allocation.",
         )
         self._again(job, "its allocation ended first")
@@ -414,7 +428,7 @@ class Controller:
         runs = [run for run, job in self._by_run.items() if job.lease is not None and member.name in job.lease.workers]
         self.ledger.drain(member.name)
         life = member.facts.remaining_s if member.facts is not None else None
-        planned = life is not None and self._clock() - member.since > life - _END_BEFORE_ALLOCATION_S
+        planned = life is not None and self._clock() - member.since > life - END_BEFORE_S
         self._around.event(
             "worker-lost", worker=member.name, pool=member.pool.name, reason=why, jobs=runs, planned=planned
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -333,6 +333,44 @@ def test_an_undeclared_runtime_gets_one_fresh_allocation() -> None:
     assert len(world.submitted) == 2
     (finished,) = world.messages(Finished)
     assert "declare runtime" in finished.message
+
+
+def test_a_job_of_the_whole_walltime_is_ended_before_its_allocation() -> None:
+    """One warning for a rule; its end is told as the allocation's, and it is not run again."""
+    pool = Pool("cpu", "slurm", 0, 4, 4, 4000, walltime_s=3600.0)
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("a", runtime_s=3600.0), job("a", 2, runtime_s=3600.0))))
+        world.worker("cpu-0", remaining_s=3590.0)
+        await settle()
+        assert [spec.runtime_limit_s for _, spec in world.submitted] == [3560.0, 3560.0]
+        world.end(world.submitted[0][1].key, "out-of-time")
+        await settle()
+
+    world = play(script, pool)
+    assert len([message for message in world.messages(Say) if "leaves no margin" in message.text]) == 1
+    (finished,) = world.messages(Finished)
+    assert "did not end within the life of a new allocation" in finished.message
+    assert len(world.submitted) == 2
+
+
+def test_a_runtime_that_is_not_enforced_still_ends_with_the_allocation() -> None:
+    """Else the job would be lost with each allocation, and run again without end."""
+    pool = Pool("cpu", "slurm", 0, 4, 4, 4000, walltime_s=3600.0)
+
+    async def script(world: World) -> None:
+        world.controller._setup = replace(SETUP, enforce_runtime=False)
+        world.controller.enqueue(Enqueue((job("a", runtime_s=600.0),)))
+        for number in range(2):
+            world.worker(f"cpu-{number}", remaining_s=3590.0)
+            await settle()
+            assert world.submitted[number][1].runtime_limit_s == 3560.0
+            world.end(world.submitted[number][1].key, "out-of-time")
+            await settle()
+
+    world = play(script, pool)
+    (finished,) = world.messages(Finished)
+    assert "declares runtime=10m, and its job did not end within the life of two allocations" in finished.message
 
 
 def test_dasks_own_failure_gives_the_worker_up() -> None:
