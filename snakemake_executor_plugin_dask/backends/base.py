@@ -61,6 +61,7 @@ class WorkerProcess(ProcessInterface):
         self.name = name
         self.link = link
         self.failure: str | None = None  # why it could not be started, with the command's own words
+        self.refused = False  # the batch system never takes it as it is: another one would end the same way
         self.allocation_id: str | None = None  # of the batch system, or the process id
         #: Suffixes of the Dask workers' names, where this one process (a launcher) starts several.
         self.group: tuple[str, ...] = ()

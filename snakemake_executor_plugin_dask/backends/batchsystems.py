@@ -40,6 +40,9 @@ class System:
     #: In the query's standard error: ids that the batch system does not know (any more); group 1 is the id.
     missing: str | None = None
     queues: tuple[str, ...] = ()  # prints the names of its queues, first word of each line
+    #: Options with which the submit command only says whether it would take a script.
+    rehearsal: tuple[str, ...] = ()
+    submitted: str | None = None  # in the submit command's output; group 1 is the id
     #: Cancels by name, for an allocation whose submission was cut off before its id was known.
     cancel_name: Callable[[str], list[str]] | None = None
 
@@ -230,6 +233,8 @@ SYSTEMS: Mapping[str, System] = {
             parse=_slurm_parse,
             no_requeue=("--no-requeue",),
             queues=("sinfo", "--all", "--noheader", "--format=%R"),
+            rehearsal=("--test-only",),
+            submitted=r"Submitted batch job (\d+)",
             cancel_name=lambda name: ["scancel", f"--name={name}"],
         ),
         System(
@@ -252,6 +257,7 @@ SYSTEMS: Mapping[str, System] = {
             no_requeue=("-rn",),
             missing=r"Job <(\d+)> is not found",
             queues=("bqueues", "-w"),
+            submitted=r"Job <(\d+)>",
             cancel_name=lambda name: ["bkill", "-J", name, "0"],
         ),
         System(
@@ -263,6 +269,8 @@ SYSTEMS: Mapping[str, System] = {
             parse=_sge_parse,
             no_requeue=("-r n",),
             queues=("qconf", "-sql"),
+            rehearsal=("-w", "v"),
+            submitted=r"[Yy]our job (\d+)",
             cancel_name=lambda name: ["qdel", name],
         ),
         System(

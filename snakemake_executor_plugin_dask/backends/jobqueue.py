@@ -36,7 +36,8 @@ from snakemake_executor_plugin_dask.backends.base import (
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, Seen, System, bare, look
-from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Record, user_name
+from snakemake_executor_plugin_dask.backends.refusals import no_such, what_to_change
+from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Record, run_here, user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
 
@@ -159,10 +160,12 @@ class Allocation(WorkerProcess):
             out = await job._submit_job(os.fspath(script))  # noqa: SLF001 - each class has a way of its own
             self.allocation_id = job._job_id_from_submit_output(out)  # noqa: SLF001
             self._record.submitted(self.name, str(self.allocation_id))
+        except SubmitError as error:
+            advice = what_to_change(self._backend.name, str(error))
+            self.failure, self.refused = str(error) + (f"; {advice}" if advice else ""), advice is not None
+            self._record.gone(self.name)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             self.failure = str(error)
-            if self.allocation_id is None and isinstance(error, SubmitError):
-                self._record.gone(self.name)
         self._submitted = time.monotonic()
 
     async def state(self) -> AllocationState:
@@ -175,30 +178,35 @@ class Allocation(WorkerProcess):
             return self._went(seen.reason)
         if seen.stuck:
             # It would wait for ever, and count as an allocation that may still come.
-            if await self.kill():
-                return self._went(f"it could not start: {seen.reason}")
-            return AllocationState("unknown", f"it could not start ({seen.reason}), and could not be cancelled")
+            self.refused = True
+            gone = await self._cancel(self.allocation_id, f"it would never start: {seen.reason}")
+            why = f"it would never start ({seen.reason}), and could not be cancelled"
+            return gone or AllocationState("unknown", why)
         return AllocationState(seen.kind, seen.reason)
 
     async def kill(self) -> bool:
         if self._submission is not None:
             await self._submission
-        if self.allocation_id is None or self._gone is not None:
+        if self.allocation_id is None:
             return True
-        command = self._backend.cancel_command(self.pool, self.allocation_id)
+        return await self._cancel(self.allocation_id, "it was cancelled") is not None
+
+    async def _cancel(self, number: str, why: str) -> AllocationState | None:
+        """Cancel the allocation. Returns how it ended, once the queue says that it is gone; None: not in time."""
+        command = self._backend.cancel_command(self.pool, number)
         deadline = time.monotonic() + _KILL_TIMEOUT_S
         cancelled = float("-inf")
-        while True:
+        while self._gone is None:
             if time.monotonic() - cancelled >= _CANCEL_AGAIN_S:
                 cancelled = time.monotonic()
                 await self._backend.run(command)  # whether it worked is asked of the queue
-            seen = await self._view.look(self.allocation_id, _KILL_LOOK_EVERY_S, cancelled)
+            seen = await self._view.look(number, _KILL_LOOK_EVERY_S, cancelled)
             if seen.kind == "gone":
-                self._went("it was cancelled")
-                return True
+                return self._went(why)
             if time.monotonic() >= deadline:
-                return False
+                return None
             await asyncio.sleep(_KILL_LOOK_EVERY_S)
+        return self._gone
 
     def output_tail(self) -> str:
         directory = self._backend.log_directory(self.pool, self.link)
@@ -307,13 +315,13 @@ class JobqueueBackend:
     # Looking
 
     def check(self, pool: Pool) -> None:
-        self._check_commands(pool)
+        self.check_commands(pool)
         self._check_options(pool)
         self._check_interface(pool)
         self._check_queue(pool)
-        self.describe(pool)
+        self._check_submission(pool)
 
-    def _check_commands(self, pool: Pool) -> None:
+    def check_commands(self, pool: Pool) -> None:
         missing = [command for command in self.system.commands if shutil.which(command) is None]
         if missing:
             are = f"command {missing[0]} is" if len(missing) == 1 else f"commands {', '.join(missing)} are"
@@ -370,17 +378,33 @@ class JobqueueBackend:
             return
         if directives.other_cluster(pool) is not None or not set(str(queue)).isdisjoint("@:"):
             return
-        from snakemake_executor_plugin_dask.driver.allocations import run_here
-
         done = run_here(self.system.queues)
         names = {words[0] for line in done.out.splitlines() if (words := line.split())}
         unknown = [name for name in str(queue).split(",") if name not in names]
         if done.code == 0 and names and unknown:
-            close = difflib.get_close_matches(unknown[0], names, n=1)
-            meant = f"did you mean {close[0]}? " if close else ""
+            by_rules = "slurm_partition" in dict(pool.slurm or ())
+            change = "change slurm_partition of its rules" if by_rules else "change `queue` in its options"
+            msg = f"Pool {pool.name}: {no_such('queue', unknown[0], names, change)}."
+            raise ConfigurationError(msg)
+
+    def _check_submission(self, pool: Pool) -> None:
+        """What the submit command says of the script, where it can be asked without queueing anything.
+
+        Only what it would say each time is a reason to stop.
+        """
+        script = self.describe(pool)
+        if not self.system.rehearsal:
+            return
+        with tempfile.TemporaryDirectory(prefix="snakemake-dask-") as directory:
+            path = Path(directory, "script.sh")
+            path.write_text(script)
+            command = [self.system.submit, *self.system.rehearsal, os.fspath(path)]
+            done = run_here(command, environment=outside_allocation(os.environ))
+        said = [line.strip() for line in (done.err.strip() or done.out.strip()).splitlines()]
+        advice = what_to_change(self.name, " ".join(said))
+        if done.code != 0 and advice is not None:
             msg = (
-                f"Pool {pool.name}: the batch system has no queue {unknown[0]}; {meant}"
-                f"`{' '.join(self.system.queues)}` lists {', '.join(sorted(names))}."
+                f"Pool {pool.name}: {self.system.submit} refuses its batch script ({' / '.join(said[-2:])}); {advice}."
             )
             raise ConfigurationError(msg)
 
@@ -477,6 +501,11 @@ class JobqueueBackend:
                         raise RuntimeError(msg)  # it may have been queued: found by its name at the end
                     raise SubmitError(msg)
                 return str(done.out)
+
+            def _job_id_from_submit_output(self, out: str) -> str:
+                # Sites' own wrappers print other numbers before.
+                found = re.search(backend.system.submitted, out) if backend.system.submitted else None
+                return found.group(1) if found else str(super()._job_id_from_submit_output(out))
 
         Submitting.__name__ = self.system.job_class
         return Submitting

@@ -26,11 +26,13 @@ class Brakes:
     """How many allocations of one pool may be asked for now. Times are monotonic seconds passed in.
 
     After a failure the next try waits, twice as long after each; one worker that joins sets it back. With
-    ``failures_max`` failures in a row the pool is given up. Two allocations that fail at once count as one try.
+    ``failures_max`` failures in a row the pool is given up; with ``refusals_max``, where the batch system would say the
+    same each time. Two allocations that fail at once count as one try.
     """
 
     queued_max: int = 3
     failures_max: int = 5
+    refusals_max: int = 2
     delay_first_s: float = 5.0
     delay_max_s: float = 300.0
     failures: int = 0
@@ -45,14 +47,19 @@ class Brakes:
         room = self.queued_max if self.failures == 0 else 1
         return max(0, min(wanted, room - queued))
 
-    def failed(self, why: str, now: float) -> None:
-        """An allocation could not be submitted, or was gone before its worker joined."""
+    def failed(self, why: str, now: float, *, refused: bool = False, up: int = 0) -> None:
+        """An allocation could not be submitted, or was gone before its worker joined.
+
+        ``refused``: it would be so each time. ``up``: workers of the pool that are there; while jobs can run on these,
+        the pool is not given up for want of further ones.
+        """
         self.last_error = why
         if now < self._not_before:
             return  # it was submitted together with the one that failed before
         self.failures += 1
         self._not_before = now + min(self.delay_max_s, self.delay_first_s * 2 ** (self.failures - 1))
-        self.given_up = self.given_up or self.failures >= self.failures_max
+        most = self.refusals_max if refused else self.failures_max
+        self.given_up = self.given_up or (self.failures >= most and not up)
 
     def joined(self, _now: float) -> None:
         self.failures = 0
@@ -165,12 +172,12 @@ class Ran(NamedTuple):
     err: str
 
 
-def run_here(command: Sequence[str]) -> Ran:
+def run_here(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Ran:
     """Run a short command; one that is missing or does not answer counts as failed, with the reason as its error."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=_QUERY_TIMEOUT_S, check=False,
+            timeout=_QUERY_TIMEOUT_S, check=False, env=environment,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Ran(TIMED_OUT, "", f"{command[0]} did not answer within {_QUERY_TIMEOUT_S:.0f} s")

@@ -65,6 +65,28 @@ def test_pool_is_given_up_with_its_last_error() -> None:
     assert brakes.allowed(1, 0, now + 1e6) == 0
 
 
+def test_what_is_refused_each_time_is_given_up_soon() -> None:
+    """A second try, and no more; what may pass gets all of them."""
+    brakes = Brakes()
+    brakes.failed("invalid account", 0.0, refused=True)
+    assert not brakes.given_up
+    brakes.failed("invalid account", 5.0, refused=True)
+    assert brakes.given_up
+
+
+def test_a_pool_with_workers_is_not_given_up() -> None:
+    """For want of further ones: jobs run on those that are there. Once these are gone, the next failure counts."""
+    brakes = Brakes()
+    now = 0.0
+    for _ in range(20):
+        brakes.failed("no", now, refused=True, up=1)
+        now = brakes._not_before
+        assert not brakes.given_up
+        assert brakes.allowed(3, 0, now) == 1
+    brakes.failed("no", now)
+    assert brakes.given_up
+
+
 def test_allocations_that_fail_together_are_one_try() -> None:
     """Three submitted at once and refused at once count as one failure."""
     brakes = Brakes()

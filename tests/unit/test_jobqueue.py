@@ -25,6 +25,7 @@ from snakemake_executor_plugin_dask.backends.jobqueue import (
     log_tail,
     outside_allocation,
 )
+from snakemake_executor_plugin_dask.backends.refusals import what_to_change
 from snakemake_executor_plugin_dask.driver.allocations import Ran, Record
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import BATCH_SYSTEMS, Pool
@@ -410,12 +411,48 @@ def test_failed_submission_keeps_the_commands_own_words(tmp_path: Path) -> None:
     async def check() -> None:
         process = worker(commands, tmp_path)
         await process
-        assert "exit code 1: sbatch: error: Invalid account" in process.failure
+        assert "exit code 1: sbatch: error: Invalid account; name an account of yours: `account`" in process.failure
+        assert process.refused
         assert (await process.state()).kind == "gone"
         assert await process.kill()
 
     asyncio.run(check())
     assert Record(tmp_path).entries()[0] == []
+
+
+REFUSALS = {
+    "slurm": "sbatch: error: Batch job submission failed: Invalid qos specification",
+    "pbs": "qsub: Unknown queue",
+    "moab": "ERROR: cannot submit job - invalid account",
+    "lsf": "nope: No such queue. Job not submitted.",
+    "sge": 'Unable to run job: Job was rejected because job requests unknown queue "nope".',
+    "oar": "[ERROR] There are not enough resources for your request",
+    "htcondor": "ERROR: Parse error in expression",
+}
+MAY_PASS = {
+    "slurm": "sbatch: error: Batch job submission failed: Required partition not available (inactive or drain)",
+    "pbs": "qsub: would exceed queue generic's per-user limit of jobs in 'Q' state",
+    "moab": "ERROR: cannot connect to the server",
+    "lsf": "User has reached the per-user job slot limit of the queue. Job not submitted.",
+    "sge": "error: commlib error: got select error (Connection refused)",
+    "oar": "[ERROR] Cannot connect to the database",
+    "htcondor": "ERROR: Failed to connect to local queue manager",
+}
+
+
+@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+def test_refusals_that_will_not_pass(cluster: str) -> None:
+    """They are told apart from those that may, and say what to change."""
+    assert what_to_change(cluster, REFUSALS[cluster])
+    assert what_to_change(cluster, MAY_PASS[cluster]) is None
+
+
+def test_numbers_of_a_sites_own_wrapper_are_not_taken_for_the_id(tmp_path: Path) -> None:
+    """What `sbatch` says counts, and where it says it otherwise (--parsable), the first number."""
+    for out, number in (("Checks of login2: 7 passed\nSubmitted batch job 12\n", "12"), ("13;far\n", "13")):
+        process = worker(Commands(sbatch=[Ran(0, out, "")]), tmp_path)
+        asyncio.run(process.start())
+        assert process.allocation_id == number
 
 
 def test_submission_that_does_not_answer_stays_recorded(tmp_path: Path) -> None:
@@ -469,8 +506,8 @@ def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatc
         process = worker(commands, tmp_path)
         await process
         state = await process.state()
-        assert state.kind == "gone"
-        assert "cancelled" in state.reason or "PartitionTimeLimit" in state.reason
+        assert (state.kind, state.reason) == ("gone", "allocation 12 ended (it would never start: PartitionTimeLimit)")
+        assert process.refused
 
     asyncio.run(check())
     assert ["scancel", "12"] in commands.ran
