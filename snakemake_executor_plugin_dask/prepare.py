@@ -58,8 +58,10 @@ def answer(question: Question) -> Answer:
     options = question.options
     try:
         if options.make_slurm_pools:
+            from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
             from snakemake_executor_plugin_dask.slurm_resources import make_pools
 
+            JobqueueBackend("slurm").check_commands(options.pools[0])
             pools = make_pools(options.pools[0], [request for _, request in question.named])
             options = replace(options, pools=tuple(pools), slurm_template=options.pools[0])
         notes: list[str] = []

@@ -1,6 +1,6 @@
 """Pools made for Slurm resources: jobs that agree in partition, account, constraint and the like share one.
 
-Pure, but for one call of `sinfo` for each pool, which is passed in. A worker's size is what the settings or Dask's
+Pure, but for calls of `sinfo` for each pool, which are passed in. A worker's size is what the settings or Dask's
 configuration say, else a share of the partition's nodes: as much as the known jobs need, spread over the workers.
 """
 
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS
 from snakemake_executor_plugin_dask.backends.directives import parse_walltime
+from snakemake_executor_plugin_dask.backends.refusals import no_such
 from snakemake_executor_plugin_dask.driver.allocations import Ran, run_here
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
@@ -127,11 +129,11 @@ def _make(
     nodes = int(wanted["nodes"]) if "nodes" in wanted else None
     partition = wanted.get("slurm_partition") or setting("queue")
     sized = template.cores is not None and template.memory_mb is not None
-    kinds, problem = node_kinds(partition, wanted.get("constraint"), wanted.get("clusters"), run)
+    kinds, problem = _node_kinds(name, wanted, partition, run)
     if problem and not sized:
         msg = (
-            f"Pool {name}: the size of its nodes cannot be found out ({problem}); "
-            "set --dask-worker-cores and --dask-worker-memory."
+            f"Pool {name}: sinfo does not tell what its nodes have ({problem}); try again once it does, or give "
+            "--dask-worker-cores and --dask-worker-memory."
         )
         raise ConfigurationError(msg)
     gpus = template.gpus
@@ -174,23 +176,44 @@ def _options(wanted: Mapping[str, str], pool: Pool, setting: Callable[[str], Any
 # Nodes
 
 
-def node_kinds(
-    partition: str | None, constraint: str | None, cluster: str | None, run: Callable[[Sequence[str]], Ran]
+def _node_kinds(
+    name: str, wanted: Mapping[str, str], partition: str | None, run: Callable[[Sequence[str]], Ran]
 ) -> tuple[list[NodeKind], str]:
-    """The kinds of node in a partition (without one: in the default), and why they are not known, or an empty text."""
-    command = ["sinfo", "--noheader", "--exact", f"--format={_SINFO_FORMAT}"]
-    command += [f"--partition={partition}"] if partition else []
-    command += [f"--clusters={cluster}"] if cluster else []
-    done = run(command)
+    """The kinds of node in a partition (without one: in the default), and why sinfo does not tell, or an empty text.
+
+    ConfigurationError where there is no such partition, or no such node in it.
+    """
+    clusters = [f"--clusters={wanted['clusters']}"] if "clusters" in wanted else []
+    named = [f"--partition={partition}"] if partition else []
+    done = run(["sinfo", "--noheader", "--exact", f"--format={_SINFO_FORMAT}", *named, *clusters])
     if done.code != 0:
-        return [], (done.err.strip() or f"sinfo ended with {done.code}").splitlines()[0]
+        return [], (done.err.strip() or f"it ended with {done.code}").splitlines()[0]
     kinds = parse_sinfo(done.out)
     if partition is None:
         kinds = [kind for kind in kinds if kind.default] or kinds
     if not kinds:
-        return [], f"sinfo knows no node of partition {partition}" if partition else "sinfo names no default partition"
+        raise ConfigurationError(_no_partition(name, wanted, partition, run([*SYSTEMS["slurm"].queues, *clusters])))
+    constraint = wanted.get("constraint")
     fitting = [kind for kind in kinds if _has(kind, constraint)]
-    return (fitting, "") if fitting else ([], f"no node of partition {kinds[0].partition} has {constraint}")
+    if not fitting:
+        known = sorted(set().union(*(kind.features for kind in kinds)) - {"null"})
+        has = f"no node of partition {kinds[0].partition} has {constraint}, only {', '.join(known) or 'none'}"
+        msg = f"Pool {name}: {has}; change constraint of its rules."
+        raise ConfigurationError(msg)
+    return fitting, ""
+
+
+def _no_partition(name: str, wanted: Mapping[str, str], partition: str | None, listed: Ran) -> str:
+    known = set(listed.out.split())
+    if partition is None:
+        return (
+            f"Pool {name}: Slurm has no default partition; give its rules slurm_partition ({', '.join(sorted(known))})."
+        )
+    change = f"change {'slurm_partition of its rules' if 'slurm_partition' in wanted else '`queue` in the options'}"
+    unknown = next((part for part in partition.split(",") if part not in known), None)
+    if unknown is None or not known:
+        return f"Pool {name}: partition {partition} has no nodes; {change}."
+    return f"Pool {name}: {no_such('partition', unknown, known, change)}."
 
 
 def parse_sinfo(out: str) -> list[NodeKind]:

@@ -1,6 +1,7 @@
 """Pools made for Slurm resources: how jobs share them, their size, their walltime, and what is submitted."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ TEMPLATE = Pool("slurm", "slurm", 0, 10)
 
 
 def sinfo(command: Sequence[str]) -> Ran:
+    if "--format=%R" in command:
+        return Ran(0, "\n".join(name for name in SINFO if name), "")
     partition = next((word.partition("=")[2] for word in command if word.startswith("--partition=")), None)
     return Ran(0, SINFO.get(partition, ""), "")
 
@@ -123,7 +126,9 @@ def test_constraint_chooses_the_nodes() -> None:
     (pool,) = make(*[{"slurm_partition": "mixed", "constraint": "new&ib"}] * 5000)
     assert pool.cores == 64
     assert "--constraint=new&ib" in pool.options["job_extra_directives"]
-    with pytest.raises(ConfigurationError, match="no node of partition mixed has fast"):
+    with pytest.raises(
+        ConfigurationError, match="no node of partition mixed has fast, only ib, new, old; change constraint"
+    ):
         make({"slurm_partition": "mixed", "constraint": "fast"})
 
 
@@ -171,9 +176,28 @@ def test_nodes_that_are_too_small() -> None:
 
 
 def test_partition_that_slurm_does_not_know() -> None:
-    """The error says so, and how to go on without."""
-    with pytest.raises(ConfigurationError, match="sinfo knows no node of partition cpuu"):
-        make({"slurm_partition": "cpuu"})
+    """The error names those that there are, and what to change; also where the sizes are given."""
+    sized = replace(TEMPLATE, cores=4, memory_mb=8000)
+    for template in (TEMPLATE, sized):
+        with pytest.raises(
+            ConfigurationError, match=r"no partition cpuu \(did you mean cpu\?\) among boost, cpu.*rules"
+        ):
+            make({"slurm_partition": "cpuu"}, template=template)
+    with pytest.raises(ConfigurationError, match=r"no partition cpuu.*`queue` in the options"):
+        make({}, queue="cpuu")
+
+
+def test_slurm_that_does_not_answer() -> None:
+    """Sizes can be given instead; then it is not needed."""
+
+    def silent(_: Sequence[str]) -> Ran:
+        return Ran(1, "", "slurm_load_partitions: Unable to contact slurm controller")
+
+    with pytest.raises(ConfigurationError, match=r"Unable to contact.*try again once it does, or give"):
+        make_pools(TEMPLATE, [], setting=lambda _: None, run=silent)
+    sized = replace(TEMPLATE, cores=4, memory_mb=8000)
+    (pool,) = make_pools(sized, [], setting=lambda _: None, run=silent)
+    assert pool.cores == 4
 
 
 def test_slurm_that_counts_no_memory() -> None:
