@@ -34,8 +34,8 @@ _STEPS = 32
 class Recommendation:
     """What should be. The caller starts workers up to the number, and gives the named ones back.
 
-    ``workers`` counts those that start, and neither draining ones nor those to be given back. Workers that start are
-    counted out only once nothing waits and nothing runs: a place in a queue is not given up between two jobs.
+    ``workers`` counts those that start and are needed, and neither draining ones nor those to be given back. The caller
+    is patient with those that start and are not needed: a place in a queue is not given up between two jobs.
     """
 
     workers: int
@@ -163,8 +163,7 @@ def recommend(
     new += _pack(later, [*bins, *coming, *new], pool, shape, room - len(new))
     give_back = replaced + _idle(pool, bins, replaced, now)
     kept = len(alive) - len(give_back)
-    busy = any(state.idle_since is None for state in alive)
-    expected = starting if wanted or later or busy else 0
+    expected = sum(found.taken for found in coming)
     needed = kept + expected + len(new) + len(replaced)
     gang = max((item.need.workers for item in wanted), default=0)
     draining = len(states) - len(alive)

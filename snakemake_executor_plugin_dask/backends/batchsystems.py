@@ -44,7 +44,7 @@ class System:
     rehearsal: tuple[str, ...] = ()
     submitted: str | None = None  # in the submit command's output; group 1 is the id
     #: Cancels by name, for an allocation whose submission was cut off before its id was known.
-    cancel_name: Callable[[str], list[str]] | None = None
+    cancel_name: Callable[[str, str | None], list[str]] | None = None
 
     @property
     def commands(self) -> tuple[str, ...]:
@@ -94,9 +94,12 @@ _SLURM = _states(
 )
 
 
+def _slurm_clusters(where: str | None) -> list[str]:
+    return [f"--clusters={where}"] if where else []
+
+
 def _slurm_query(_ids: Collection[str], user: str, where: str | None) -> list[str]:
-    clusters = [f"--clusters={where}"] if where else []
-    return ["squeue", *clusters, f"--user={user}", "--noheader", "--states=all", "--format=%i|%T|%r"]
+    return ["squeue", *_slurm_clusters(where), f"--user={user}", "--noheader", "--states=all", "--format=%i|%T|%r"]
 
 
 def _slurm_parse(out: str) -> dict[str, Seen]:
@@ -228,14 +231,14 @@ SYSTEMS: Mapping[str, System] = {
             name="slurm",
             job_class="SLURMJob",
             submit="sbatch",
-            cancel=lambda job, where: ["scancel", *([f"--clusters={where}"] if where else []), job],
+            cancel=lambda job, where: ["scancel", *_slurm_clusters(where), job],
             query=_slurm_query,
             parse=_slurm_parse,
             no_requeue=("--no-requeue",),
             queues=("sinfo", "--all", "--noheader", "--format=%R"),
             rehearsal=("--test-only",),
             submitted=r"Submitted batch job (\d+)",
-            cancel_name=lambda name: ["scancel", f"--name={name}"],
+            cancel_name=lambda name, where: ["scancel", *_slurm_clusters(where), f"--name={name}"],
         ),
         System(
             name="pbs",
@@ -258,7 +261,7 @@ SYSTEMS: Mapping[str, System] = {
             missing=r"Job <(\d+)> is not found",
             queues=("bqueues", "-w"),
             submitted=r"Job <(\d+)>",
-            cancel_name=lambda name: ["bkill", "-J", name, "0"],
+            cancel_name=lambda name, _where: ["bkill", "-J", name, "0"],
         ),
         System(
             name="sge",
@@ -271,7 +274,7 @@ SYSTEMS: Mapping[str, System] = {
             queues=("qconf", "-sql"),
             rehearsal=("-w", "v"),
             submitted=r"[Yy]our job (\d+)",
-            cancel_name=lambda name: ["qdel", name],
+            cancel_name=lambda name, _where: ["qdel", name],
         ),
         System(
             name="oar",
@@ -305,7 +308,7 @@ SYSTEMS: Mapping[str, System] = {
                 "HoldReason",
             ],
             parse=_htcondor_parse,
-            cancel_name=lambda name: ["condor_rm", "-constraint", f'JobBatchName == "{name}"'],
+            cancel_name=lambda name, _where: ["condor_rm", "-constraint", f'JobBatchName == "{name}"'],
         ),
     )
 }

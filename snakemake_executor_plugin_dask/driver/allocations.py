@@ -228,6 +228,15 @@ def cancel_run(
     ]
 
 
+def cancel_unanswered(state_dir: str | Path, run: Callable[[Sequence[str]], Ran] = run_here) -> None:
+    """At a run's end: cancel, by the name, what may have been queued though the submit command did not answer."""
+    record = Record(state_dir)
+    for entry in record.entries()[0]:
+        if entry.id is None:
+            _cancel(SYSTEMS[entry.system], entry, run)
+            record.gone(entry.worker)
+
+
 def cancel_recorded(state_root: str | Path, *, timeout_s: float = 60.0) -> list[str]:
     """Cancel what earlier runs of this directory left; ``state_root`` is `.snakemake/dask`.
 
@@ -246,7 +255,7 @@ def _cancel_command(system: System, entry: Entry) -> list[str] | None:
     if entry.id is not None:
         return system.cancel(entry.id, entry.where)
     # All of the pool's allocations bear this name, and all of them are to go.
-    return system.cancel_name(entry.name) if system.cancel_name else None
+    return system.cancel_name(entry.name, entry.where) if system.cancel_name else None
 
 
 def _cancel(system: System, entry: Entry, run: Callable[[Sequence[str]], Ran]) -> None:

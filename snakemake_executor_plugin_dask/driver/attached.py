@@ -24,7 +24,8 @@ from snakemake_executor_plugin_dask.backends.attached import (
 )
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
 from snakemake_executor_plugin_dask.driver.controller import NotNow
-from snakemake_executor_plugin_dask.driver.fleet import LEASE_MARGIN_S, SILENT_S, Listener, Member, State
+from snakemake_executor_plugin_dask.driver.fleet import LEASE_MARGIN_S, SILENT_S
+from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
 from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.driver.shared import OUTLIVES_S, PLUGIN_NAME, PROTOCOL, TOPIC, SharedLeasesPlugin
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
@@ -42,26 +43,20 @@ _CALL_S = 20.0
 _CONNECT_S = 30.0
 
 
-class AttachedFleet:
+class AttachedFleet(Members):
     """The workers of the cluster, as the controller knows them. Brings none up and gives none back."""
 
+    _HOW_LOST = "it left the cluster"
+
     def __init__(self, client: Client, setup: RunSetup, listener: Listener, clock: Callable[[], float]) -> None:
+        super().__init__(listener, clock)
         self._client: Any = client
         self._setup = setup
-        self._listener = listener
-        self._clock = clock
         self._renewed: dict[str, float] = {}
         # A renewal that fails is no error of this run: the worker's silence is counted.
         self._tasks = Tasks(lambda error: listener.event("renewal-failed", error=repr(error)))
         self._last_round = clock()
         self.names: tuple[str, ...] = ()  # of the resources that workers declare
-        self.members: dict[str, Member] = {}
-
-    def of(self, pool: str, *states: State) -> list[Member]:
-        return [m for m in self.members.values() if m.pool.name == pool and (not states or m.state in states)]
-
-    def by_address(self, address: str) -> Member | None:
-        return next((member for member in self.members.values() if member.address == address), None)
 
     def add(self, pool: Pool, count: int) -> None:
         """Others decide how many workers there are."""
@@ -104,17 +99,6 @@ class AttachedFleet:
         self._listener.event("worker-joined", worker=unique, pool=pool.name, waited_s=0.0, facts=facts)
         self._listener.worker_joined(member)
         return member
-
-    def removed(self, address: str) -> None:
-        member = self.by_address(address)
-        if member is not None and member.state == "up":
-            self.lose(member, "it left the cluster")
-
-    def lose(self, member: Member, why: str) -> None:
-        if member.state == "lost":
-            return
-        member.state, member.since = "lost", self._clock()
-        self._listener.worker_lost(member, why)
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Its supervisor ends the jobs once the worker is gone, or no renewal comes. On this machine one can look."""

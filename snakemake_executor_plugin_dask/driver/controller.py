@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from snakemake_executor_plugin_dask import demand, placement, routing, units
-from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
+from snakemake_executor_plugin_dask.driver.fleet import Fleet
+from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
@@ -96,6 +97,7 @@ class Controller:
         self.counts = Counts()
         self._warned: set[str] = set()  # rules whose jobs need the whole of an allocation
         self._scale_not_before = float("-inf")
+        self._surplus_since: dict[str, float] = {}  # by pool: since when more workers start than are needed
         self._placing: asyncio.Handle | None = None
         self._tasks = Tasks(around.failed)
         self.stopping = False
@@ -520,8 +522,13 @@ class Controller:
                 self.fleet.give_back(name, "idle")
                 self.ledger.remove_worker(name)
                 up -= 1
-            if advice.workers > up + starting and not self.stopping:
-                self.fleet.add(pool, advice.workers - up - starting)
+            more = advice.workers - up - starting
+            if more >= 0:
+                self._surplus_since.pop(pool.name, None)
+            elif self.stopping or now - self._surplus_since.setdefault(pool.name, now) >= pool.idle_timeout_s:
+                self.fleet.call_back(pool, -more)
+            if more > 0 and not self.stopping:
+                self.fleet.add(pool, more)
 
     # Small things
 

@@ -1,22 +1,18 @@
 """The life of workers: brought up, joined, watched, lost, given back.
 
 Effects on workers and allocations; decides nothing about jobs.
-
-A worker is *starting* until it joins the scheduler, then *up*; *leaving* once it is given back, *lost* when it went
-by itself.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
 
 from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
 from snakemake_executor_plugin_dask.driver.allocations import Brakes
 from snakemake_executor_plugin_dask.driver.cluster import RunCluster
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
+from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.observe.reasons import ending
@@ -31,45 +27,11 @@ _PAUSE_S = 10.0  # between two looks that are a second apart
 _OUTPUT_S = 2.0  # how long the end of a lost worker's output may take to read
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
 
-State = Literal["starting", "up", "leaving", "lost"]
 
-
-@dataclass
-class Member:
-    """One worker."""
-
-    name: str
-    pool: Pool
-    process: WorkerProcess
-    state: State
-    since: float  # monotonic; of the state
-    address: str = ""
-    facts: WorkerFacts | None = None
-    queue_reason: str = ""  # as the batch system last gave it
-    submitted: bool = False  # the process was started, or the batch system has the request
-    running: bool = False  # its allocation has started
-    looked: float = 0.0
-    ended: str = ""  # in the batch system's words, why its allocation ended by itself
-
-
-class Listener(Protocol):
-    """Who is told: the controller."""
-
-    def worker_joined(self, member: Member) -> None: ...
-
-    def worker_lost(self, member: Member, why: str) -> None: ...
-
-    def pool_failed(self, pool: Pool, why: str) -> None: ...
-
-    def pool_given_up(self, pool: Pool, why: str) -> None: ...
-
-    def event(self, kind: str, **fields: Any) -> None: ...
-
-    def failed(self, error: BaseException) -> None: ...
-
-
-class Fleet:
+class Fleet(Members):
     """All workers of the run's own cluster."""
+
+    _HOW_LOST = "its connection closed"
 
     def __init__(
         self,
@@ -81,29 +43,20 @@ class Fleet:
         listener: Listener,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(listener, clock)
         self._cluster = cluster
         self._leases = leases
         self._backends = backends
         self._link = link
         self._lease_s = lease_s
-        self._listener = listener
-        self._clock = clock
         self._numbers: dict[str, int] = {}
         self._brakes: dict[str, Brakes] = {}
         self._startup_s: dict[str, float] = {}
         self._tasks = Tasks(listener.failed)
         self._checked, self._checked_wall = clock(), time.time()
         self._listening_since = float("-inf")
-        self.members: dict[str, Member] = {}
 
     # What there is
-
-    def of(self, pool: str, *states: State) -> list[Member]:
-        """The workers of a pool that are in one of the states (without states: of any)."""
-        return [m for m in self.members.values() if m.pool.name == pool and (not states or m.state in states)]
-
-    def by_address(self, address: str) -> Member | None:
-        return next((member for member in self.members.values() if member.address == address), None)
 
     def brakes(self, pool: str) -> Brakes:
         return self._brakes.setdefault(pool, Brakes())
@@ -173,7 +126,11 @@ class Fleet:
     async def joined(self, address: str, name: str, run_id: str) -> None:
         """The scheduler has seen a new worker."""
         member = self.members.get(name) or self._started_again(name)
-        if member is None or member.state != "starting":
+        if member is None:
+            # Its submission was not answered, and counted as failed: nobody would give it back.
+            await self._cluster.client.retire_workers([address], close_workers=True, remove=True)
+            return
+        if member.state != "starting":
             return
         asked = self._cluster.client.run(task.facts, run_id, workers=[address], on_error="return")
         try:
@@ -194,18 +151,6 @@ class Fleet:
         self._listener.worker_joined(member)
 
     # Losing
-
-    def removed(self, address: str) -> None:
-        """The scheduler lost a worker's connection."""
-        member = self.by_address(address)
-        if member is not None and member.state == "up":
-            self.lose(member, "its connection closed")
-
-    def lose(self, member: Member, why: str) -> None:
-        if member.state in ("lost", "leaving"):
-            return
-        member.state, member.since = "lost", self._clock()
-        self._listener.worker_lost(member, why)
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Wait until every process of these attempts is known to be dead. Returns None, or why that cannot be known."""
@@ -272,6 +217,12 @@ class Fleet:
         member.state, member.since = "leaving", self._clock()
         self._listener.event("worker-leaving", worker=name, pool=member.pool.name, reason=why)
         self._tasks.spawn(self._clean_up(member))
+
+    def call_back(self, pool: Pool, count: int) -> None:
+        """Give up the last places in the queue; what has started joins, and is given back when idle."""
+        queued = [m for m in self.of(pool.name, "starting") if m.submitted and not m.running and not m.process.group]
+        for member in queued[::-1][:count]:
+            self.give_back(member.name, "not needed any more")
 
     # Watching
 

@@ -17,10 +17,12 @@ from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.driver import state
+from snakemake_executor_plugin_dask.driver.allocations import cancel_unanswered
 from snakemake_executor_plugin_dask.driver.cluster import Hear, RunCluster, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
-from snakemake_executor_plugin_dask.driver.fleet import Fleet, Member
+from snakemake_executor_plugin_dask.driver.fleet import Fleet
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
+from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.messages import Begin, Say
@@ -143,6 +145,7 @@ class Run:
             members = {member.process.name for member in self._fleet.members.values()}
             try:
                 left = await asyncio.wait_for(self._fleet.close(), _CLOSE_S)
+                await asyncio.to_thread(cancel_unanswered, self._state_dir)
             except TimeoutError:  # a batch system that does not answer must not keep this process for ever
                 left = tuple(sorted(members))
         elif self._cluster is not None:

@@ -17,6 +17,7 @@ from snakemake_executor_plugin_dask.driver.allocations import (
     Record,
     cancel_recorded,
     cancel_run,
+    cancel_unanswered,
 )
 
 
@@ -211,6 +212,16 @@ def test_submission_that_was_cut_off_is_cancelled_by_name(tmp_path: Path) -> Non
     queue, clock = Queue(), Clock()
     assert cancel_run(tmp_path, run=queue, sleep=clock.sleep, clock=clock) == []
     assert ["scancel", "--name=snakemake-run-cpu"] in queue.ran
+
+
+def test_submission_without_an_answer_is_cancelled_at_the_end(tmp_path: Path) -> None:
+    """It may have been queued all the same; what has an id is left to its worker."""
+    record = recorded(tmp_path, "7")
+    record.submitting("cpu-1", "snakemake-run-cpu", "slurm", "far")
+    queue = Queue("7")
+    cancel_unanswered(tmp_path, queue)
+    assert queue.ran == [["scancel", "--clusters=far", "--name=snakemake-run-cpu"]]
+    assert [entry.id for entry in record.entries()[0]] == ["7"]
 
 
 def test_next_run_leaves_living_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

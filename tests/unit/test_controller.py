@@ -31,6 +31,7 @@ class World:
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     confirmed: str | None = None  # why the death of a lost worker's jobs cannot be known
     now: float = 1000.0
+    called_back: list[tuple[str, int]] = field(default_factory=list)
 
     def messages(self, kind: type) -> list[Any]:
         return [message for message in self.sent if isinstance(message, kind)]
@@ -109,6 +110,7 @@ def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int 
         world.controller.fleet = SimpleNamespace(  # type: ignore[assignment]
             members=members, confirm_dead=confirm, of=of, lose=lambda member, _: lost.append(member.name),
             startup_s=lambda _: 1.0, add=lambda *_: None,
+            call_back=lambda pool, count: world.called_back.append((pool.name, count)),
         )  # fmt: skip
         world.lost = lost  # type: ignore[attr-defined]
         await script(world)
@@ -333,6 +335,38 @@ def test_an_undeclared_runtime_gets_one_fresh_allocation() -> None:
     assert len(world.submitted) == 2
     (finished,) = world.messages(Finished)
     assert "declare runtime" in finished.message
+
+
+def test_queued_allocations_that_nothing_needs_are_called_back() -> None:
+    """After the idle timeout, and at once when no more jobs are to start."""
+    pool = Pool("cpu", "slurm", 0, 4, 4, 4000, idle_timeout_s=60.0)
+
+    async def script(world: World) -> None:
+        world.worker("cpu-0")
+        world.controller.enqueue(Enqueue((job("a", cores=4),)))
+        await settle()
+        for number in (1, 2):
+            name = f"cpu-{number}"
+            world.controller.fleet.members[name] = SimpleNamespace(name=name, pool=pool, state="starting")  # type: ignore[assignment]
+        for world.now in (1000.0, 1059.0):
+            world.controller._scale()
+            assert not world.called_back
+        world.controller.enqueue(Enqueue((job("b", cores=4), job("b", 2, cores=4))))
+        world.controller._scale()
+        world.controller.waiting.discard("b-0abc12345-1-1.1")
+        world.controller.waiting.discard("b-0abc12345-2-1.1")
+        for world.now in (1060.0, 1119.0):
+            world.controller._scale()
+            assert not world.called_back, "they were needed meanwhile"
+        world.now = 1120.0
+        world.controller._scale()
+        assert world.called_back == [("cpu", 2)]
+        world.now = 1121.0
+        world.controller.stopping = True
+        world.controller._scale()
+        assert len(world.called_back) == 2
+
+    play(script, pool)
 
 
 def test_a_job_of_the_whole_walltime_is_ended_before_its_allocation() -> None:

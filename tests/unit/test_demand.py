@@ -166,13 +166,13 @@ def test_jobs_that_become_ready_soon_keep_and_bring_workers() -> None:
     assert advice(POOL, Waiting(), ledger, soon=[(Request(1), 6)], now=100.0) == Recommendation(3)
 
 
-def test_starting_workers_are_not_called_back_between_two_jobs() -> None:
-    """A place in a queue is given up only when nothing waits and nothing runs."""
+def test_starting_workers_count_where_they_are_needed() -> None:
+    """By what waits, or becomes ready when what runs has ended; the others may be called back."""
     ledger = a_ledger(POOL, "a")
     ledger.hold("x", ["a"], Request(2), 0.0)
-    assert advice(POOL, Waiting(), ledger, starting=2).workers == 3
-    ledger.release("x", 1.0)
-    assert advice(POOL, Waiting(), ledger, starting=2, now=2.0).workers == 1
+    assert advice(POOL, Waiting(), ledger, starting=2).workers == 1
+    assert advice(POOL, waiting_for(POOL, jobs(3)), ledger, starting=2).workers == 3
+    assert advice(POOL, Waiting(), ledger, starting=2, soon=[(Request(1), 4)]).workers == 2
 
 
 def test_an_idle_worker_at_its_end_makes_room_while_work_remains() -> None:

@@ -1,0 +1,76 @@
+"""The workers of a run as the controller knows them, whoever brought them up. Data, and who is told of changes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from snakemake_executor_plugin_dask.backends.base import WorkerProcess
+from snakemake_executor_plugin_dask.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.pools import Pool
+
+#: *Starting* until it joins the scheduler, then *up*; *leaving* once it is given back, *lost* when it went by itself.
+State = Literal["starting", "up", "leaving", "lost"]
+
+
+@dataclass
+class Member:
+    """One worker."""
+
+    name: str
+    pool: Pool
+    process: WorkerProcess
+    state: State
+    since: float  # monotonic; of the state
+    address: str = ""
+    facts: WorkerFacts | None = None
+    queue_reason: str = ""  # as the batch system last gave it
+    submitted: bool = False  # the process was started, or the batch system has the request
+    running: bool = False  # its allocation has started
+    looked: float = 0.0
+    ended: str = ""  # in the batch system's words, why its allocation ended by itself
+
+
+class Listener(Protocol):
+    """Who is told: the controller."""
+
+    def worker_joined(self, member: Member) -> None: ...
+
+    def worker_lost(self, member: Member, why: str) -> None: ...
+
+    def pool_failed(self, pool: Pool, why: str) -> None: ...
+
+    def pool_given_up(self, pool: Pool, why: str) -> None: ...
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+
+    def failed(self, error: BaseException) -> None: ...
+
+
+class Members:
+    """What both kinds of fleet share: the list, and losing one of it."""
+
+    _HOW_LOST: ClassVar[str]  # what it means that the scheduler lost a worker
+
+    def __init__(self, listener: Listener, clock: Callable[[], float]) -> None:
+        self._listener = listener
+        self._clock = clock
+        self.members: dict[str, Member] = {}
+
+    def of(self, pool: str, *states: State) -> list[Member]:
+        """The workers of a pool that are in one of the states (without states: of any)."""
+        return [m for m in self.members.values() if m.pool.name == pool and (not states or m.state in states)]
+
+    def by_address(self, address: str) -> Member | None:
+        return next((member for member in self.members.values() if member.address == address), None)
+
+    def removed(self, address: str) -> None:
+        """The scheduler lost a worker's connection."""
+        member = self.by_address(address)
+        if member is not None and member.state == "up":
+            self.lose(member, self._HOW_LOST)
+
+    def lose(self, member: Member, why: str) -> None:
+        if member.state in ("lost", "leaving"):
+            return
+        member.state, member.since = "lost", self._clock()
+        self._listener.worker_lost(member, why)
