@@ -1,5 +1,6 @@
 """Daemons of a test cluster, in a directory of its own: started, found again and ended by their process ids."""
 
+import argparse
 import contextlib
 import os
 import secrets
@@ -13,16 +14,75 @@ from pathlib import Path
 
 
 class Daemons:
-    """What both real batch systems share. ``mark`` is a variable that each daemon, and what it starts, has."""
+    """What both real batch systems share. Everything lies in ``dir``; `down` leaves it to be read or removed."""
 
-    def __init__(self, directory: str | Path, variable: str, value: str = "") -> None:
+    needs: tuple[str, ...]  # programs
+    install: str  # how they are had
+
+    def __init__(self, directory: str | Path, mark: tuple[str, str]) -> None:
+        """``mark``: a variable with its value that each daemon, and what it starts, has."""
         self.dir = Path(directory).resolve()
-        self.mark = (variable, value or os.fspath(self.dir))
+        self.mark = mark
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """By which commands find the cluster."""
+        return dict([self.mark])
 
     @property
     def environment(self) -> dict[str, str]:
         """What the batch system's commands need."""
+        return os.environ | self.variables
+
+    def queue(self) -> list[str]:
+        """A line for each job that waits or runs."""
         raise NotImplementedError
+
+    def status(self) -> str:
+        """Nodes and jobs, for people."""
+        raise NotImplementedError
+
+    def bring_up(self, timeout_s: float) -> None:
+        """Write the configuration, start the daemons, and wait until they take jobs."""
+        raise NotImplementedError
+
+    def down(self) -> None:
+        """End the jobs, then the daemons, by process id."""
+        raise NotImplementedError
+
+    def up(self, timeout_s: float = 90) -> None:
+        """Start everything, and wait until it takes jobs; RuntimeError with the daemons' logs. Nothing is left then."""
+        missing = [program for program in self.needs if which(program) is None]
+        if missing:
+            msg = f"{', '.join(missing)} is not installed; {self.install}"
+            raise RuntimeError(msg)
+        try:
+            self.bring_up(timeout_s)
+        except BaseException:
+            self.down()
+            raise
+
+    def drain(self) -> None:
+        """Wait for the end of jobs that were cancelled."""
+        with contextlib.suppress(RuntimeError):
+            self.wait(lambda: not self.queue(), 20, "the queue is not empty")
+
+    @classmethod
+    def main(cls, documentation: str) -> None:
+        """The command line: `up`, `status` or `down`, and the directory."""
+        parser = argparse.ArgumentParser(description=documentation.split("\n", maxsplit=1)[0])
+        parser.add_argument("action", choices=("up", "down", "status"))
+        parser.add_argument("directory")
+        arguments = parser.parse_args()
+        cluster = cls(arguments.directory)
+        if arguments.action == "up":
+            cluster.up()
+            for name, value in cluster.variables.items():
+                print(f"export {name}={value}")
+        elif arguments.action == "status":
+            print(cluster.status())
+        else:
+            cluster.down()
 
     def run(self, *command: str, check: bool = True, timeout_s: float = 60, text: str | None = None) -> str:
         """The standard output of a command run against this cluster."""

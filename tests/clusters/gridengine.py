@@ -8,13 +8,10 @@ Needs the programs of Debian's `gridengine-master`, `gridengine-exec` and `gride
 in DIR: nothing of an installed cell is read or written. Queue `all.q` has four slots and the environment `smp`.
 """
 
-import argparse
 import os
 import platform
-import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parent.parent))
@@ -96,15 +93,17 @@ h_vmem INFINITY
 class GridEngine(Daemons):
     """The cluster that lies in ``directory``."""
 
+    needs = ("sge_qmaster", "sge_execd", "qsub")
+    install = "Debian: apt install gridengine-master gridengine-exec gridengine-client"
+
     def __init__(self, directory: str | Path) -> None:
         self.root = Path(directory).resolve() / "root"
-        super().__init__(directory, "SGE_ROOT", os.fspath(self.root))
+        super().__init__(directory, ("SGE_ROOT", os.fspath(self.root)))
 
     @property
     def variables(self) -> dict[str, str]:
         port = int((self.dir / "port").read_text())
-        return {
-            "SGE_ROOT": os.fspath(self.root),
+        return super().variables | {
             "SGE_CELL": "default",
             "SGE_QMASTER_PORT": str(port),
             "SGE_EXECD_PORT": str(port + 1),
@@ -112,19 +111,15 @@ class GridEngine(Daemons):
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | self.variables | {"SGE_ND": "1"}  # daemons stay in the foreground
+        return super().environment | {"SGE_ND": "1"}  # daemons stay in the foreground
 
     def queue(self) -> list[str]:
-        """Lines of the jobs that wait or run."""
         return self.run("qstat").splitlines()[2:]
 
-    def up(self, timeout_s: float = 60) -> None:
-        """Start everything, and wait until the queue takes jobs; raises RuntimeError with the daemons' output."""
-        if not (_PROGRAMS / "sge_qmaster").exists() or not (_PROGRAMS / "sge_execd").exists():
-            msg = (
-                "Grid Engine is not installed; Debian: apt install gridengine-master gridengine-exec gridengine-client"
-            )
-            raise RuntimeError(msg)
+    def status(self) -> str:
+        return self.run("qstat", "-f", check=False)
+
+    def bring_up(self, timeout_s: float) -> None:
         self._lay_out()
         for command in (
             ("spoolinit", "classic", "libspoolc", f"{self.root}/default/common;{self.dir}/spooldb", "init"),
@@ -150,18 +145,16 @@ class GridEngine(Daemons):
         self.wait(self._ready, timeout_s, "the execution host did not come up")
 
     def down(self) -> None:
-        """End the jobs, then the daemons, by process id."""
         if self.pid("qmaster") is not None:
             self.run("qdel", "-u", "*", check=False)
-            deadline = time.monotonic() + 20
-            while time.monotonic() < deadline and self.run("qstat", check=False):
-                time.sleep(0.3)
+            self.drain()
         for name in ("execd", "qmaster"):
             self.end(name, signal.SIGTERM)
 
     def _ready(self) -> bool:
-        line = self.run("qstat", "-f", check=False)
-        states = [words for row in line.splitlines() if (words := row.split()) and words[0].startswith("all.q@")]
+        states = [
+            words for row in self.status().splitlines() if (words := row.split()) and words[0].startswith("all.q@")
+        ]
         return bool(states) and len(states[0]) < 6 and states[0][3] not in ("-NA-", "NA")
 
     def _lay_out(self) -> None:
@@ -202,27 +195,5 @@ def _copy_changed(source: Path, target: Path, changed: dict[str, str]) -> None:
     target.write_text("\n".join(lines) + "\n")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("action", choices=("up", "down", "status"))
-    parser.add_argument("directory")
-    arguments = parser.parse_args()
-    cluster = GridEngine(arguments.directory)
-    if arguments.action == "up":
-        try:
-            cluster.up()
-        except BaseException:
-            cluster.down()
-            raise
-        for name, value in cluster.variables.items():
-            print(f"export {name}={value}")
-    elif arguments.action == "status":
-        print(cluster.run("qstat", "-f", check=False))
-    else:
-        cluster.down()
-        shutil.rmtree(cluster.dir / "spooldb", ignore_errors=True)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    GridEngine.main(__doc__ or "")

@@ -12,19 +12,17 @@ Partitions: `cpu` (default: c1-c3 with 2 CPUs and 4000 MB, at most an hour), `bi
 `bigmem`, at most two hours), `gpu` (g1 with 4 CPUs, 8000 MB and four `a100`, which are other devices in truth).
 """
 
-import argparse
 import getpass
 import os
 import secrets
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parent.parent))
 
-from clusters.daemons import Daemons, cmdline, comm, environ, free_ports, processes, send, which
+from clusters.daemons import Daemons, cmdline, comm, environ, free_ports, processes, send
 
 NODES = {
     **{f"c{i}": "CPUs=2 RealMemory=4000" for i in (1, 2, 3)},
@@ -80,28 +78,29 @@ PartitionName=gpu Nodes=g1 MaxTime=02:00:00 DefaultTime=00:10:00 DefMemPerCPU=10
 class VirtualSlurm(Daemons):
     """The cluster that lies in ``directory``. Commands of Slurm find it through `SLURM_CONF`."""
 
+    needs = ("munged", "slurmctld", "slurmd", "sbatch")
+    install = "Debian and Ubuntu: apt install slurm-wlm munge"
+
     def __init__(self, directory: str | Path) -> None:
         self.conf = Path(directory).resolve() / "slurm.conf"
-        super().__init__(directory, "SLURM_CONF", os.fspath(self.conf))
+        super().__init__(directory, ("SLURM_CONF", os.fspath(self.conf)))
 
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment, with the cluster's configuration, and without another Slurm's variables."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
-        return kept | {"SLURM_CONF": str(self.conf)}
+        return kept | self.variables
 
     def queue(self) -> list[str]:
         """The jobs that wait or run, as `id name state nodes` (those that are ending count)."""
         return self.run("squeue", "--noheader", "--format=%A %j %T %N").splitlines()
 
+    def status(self) -> str:
+        return self.run("sinfo", "--Node", "--long", check=False) + "\n" + self.run("squeue", check=False)
+
     # Up and down
 
-    def up(self, timeout_s: float = 90) -> None:
-        """Start everything, and wait until all nodes are idle; raises RuntimeError with the daemons' logs."""
-        for program in ("munged", "slurmctld", "slurmd", "sbatch"):
-            if which(program) is None:
-                msg = f"{program} is not installed; Debian and Ubuntu: apt install slurm-wlm munge"
-                raise RuntimeError(msg)
+    def bring_up(self, timeout_s: float) -> None:
         for name in ("munge", "state", "spool", "log", "pids", "dev", *(f"spool/{node}" for node in NODES)):
             (self.dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write_configuration()
@@ -115,21 +114,15 @@ class VirtualSlurm(Daemons):
         self.wait(self.all_idle, timeout_s, "the nodes did not become idle")
 
     def down(self) -> None:
-        """End the jobs, then the daemons, by process id; leaves DIR to be read or removed."""
         if self.pid("slurmctld") is not None:
             self.run("scancel", f"--user={getpass.getuser()}", "--full", check=False)
-            deadline = time.monotonic() + 20
-            while time.monotonic() < deadline and self.run("squeue", "--noheader", check=False):
-                time.sleep(0.3)
+            self.drain()
         daemons = [*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged"]
         for name in daemons:
             self.end(name, signal.SIGTERM)
         for pid in processes():
             if comm(pid) == "slurmstepd" and self.belongs(pid):
                 send(pid, signal.SIGKILL)
-
-    def status(self) -> str:
-        return self.run("sinfo", "--Node", "--long", check=False) + "\n" + self.run("squeue", check=False)
 
     def start_node(self, node: str) -> None:
         self.start(f"slurmd.{node}", "slurmd", "-D", "-N", node, "-f", str(self.conf))
@@ -143,8 +136,8 @@ class VirtualSlurm(Daemons):
                 if wanted in environ(pid) or (comm(pid) == "slurmstepd" and f"[{job}.".encode() in cmdline(pid)):
                     send(pid, signal.SIGKILL)
 
-    def pid_of_node(self, node: str) -> int | None:
-        return self.pid(f"slurmd.{node}")
+    def node_lives(self, node: str) -> bool:
+        return self.pid(f"slurmd.{node}") is not None
 
     # Interior
 
@@ -175,25 +168,5 @@ class VirtualSlurm(Daemons):
         return idle == set(NODES)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("action", choices=("up", "down", "status"))
-    parser.add_argument("directory")
-    arguments = parser.parse_args()
-    cluster = VirtualSlurm(arguments.directory)
-    if arguments.action == "up":
-        try:
-            cluster.up()
-        except BaseException:
-            cluster.down()
-            raise
-        print(f"export SLURM_CONF={cluster.conf}")
-    elif arguments.action == "status":
-        print(cluster.status())
-    else:
-        cluster.down()
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    VirtualSlurm.main(__doc__ or "")

@@ -5,38 +5,47 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from clusters.daemons import Daemons
+from clusters.gridengine import GridEngine
 from clusters.slurm import NODES, VirtualSlurm
 from running import wait_for
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[VirtualSlurm]:
-    """A Slurm of its own, which the commands of this process and its children find."""
-    directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    slurm = VirtualSlurm(directory)
-    before = os.environ.get("SLURM_CONF")
+def virtual(kind: type[Daemons]) -> Iterator[Any]:
+    """A batch system of its own for all tests, in a short path, since its sockets lie there."""
+    directory = Path(tempfile.mkdtemp(prefix="cluster-", dir="/tmp"))
+    cluster = kind(directory)  # type: ignore[call-arg]
     try:
-        slurm.up()
-        os.environ["SLURM_CONF"] = str(slurm.conf)
-        yield slurm
+        cluster.up()
+        yield cluster
     finally:
-        slurm.down()
-        if before is None:
-            os.environ.pop("SLURM_CONF", None)
-        else:
-            os.environ["SLURM_CONF"] = before
+        cluster.down()
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[VirtualSlurm]:
+    """A real Slurm; nothing finds it before `slurm` sets the environment."""
+    yield from virtual(VirtualSlurm)
+
+
+@pytest.fixture(scope="session")
+def grid_engine() -> Iterator[GridEngine]:
+    """A real Grid Engine, to be found by its variables."""
+    yield from virtual(GridEngine)
+
+
 @pytest.fixture
-def slurm(cluster: VirtualSlurm) -> Iterator[VirtualSlurm]:
-    """The cluster with all nodes idle and nothing queued; the test leaves the queue empty."""
-    ready(cluster)
-    yield cluster
-    left = cluster.queue()
-    cluster.run("scancel", "--user", str(os.getuid()), check=False)
+def slurm(slurm_cluster: VirtualSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualSlurm]:
+    """The Slurm that this process and its children find, all nodes idle and nothing queued; so the test leaves it."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm_cluster.conf))
+    ready(slurm_cluster)
+    yield slurm_cluster
+    left = slurm_cluster.queue()
+    slurm_cluster.run("scancel", "--user", str(os.getuid()), check=False)
     assert not left, "allocations were left behind"
 
 
@@ -44,6 +53,6 @@ def ready(cluster: VirtualSlurm) -> None:
     for partition in ("cpu", "big", "gpu"):
         cluster.run("scontrol", "update", f"PartitionName={partition}", "State=UP")
     for node in NODES:
-        if cluster.pid_of_node(node) is None:
+        if not cluster.node_lives(node):
             cluster.start_node(node)
     wait_for(cluster.all_idle, "all nodes idle", 120)

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +10,6 @@ from typing import Any
 
 import pytest
 from clusters import standins
-from clusters.gridengine import GridEngine
-from clusters.slurm import VirtualSlurm
 from running import logged_jobs, snakemake, wait_for
 
 from snakemake_executor_plugin_dask.backends.base import Link
@@ -24,6 +20,7 @@ from snakemake_executor_plugin_dask.pools import BATCH_SYSTEMS, Pool
 pytestmark = pytest.mark.timeout(600)
 
 OPTIONS: dict[str, dict[str, Any]] = {"htcondor": {"disk": "100 MB"}, "slurm": {"queue": "cpu"}}
+REAL = {"slurm": "slurm_cluster", "sge": "grid_engine"}  # fixtures
 RUN_S = 300.0
 
 
@@ -38,32 +35,19 @@ def _mark(name: str) -> Any:
 
 
 @pytest.fixture(scope="module", params=[_mark(name) for name in BATCH_SYSTEMS])
-def batch(request: pytest.FixtureRequest) -> Iterator[BatchSystem]:
+def batch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchSystem]:
     """One batch system after the other, with its commands on PATH."""
     name: str = request.param
-    directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))
-    before = dict(os.environ)
-    cluster: Any = None
-    try:
-        if name == "slurm":
-            cluster = VirtualSlurm(directory)
-            cluster.up()
-            os.environ["SLURM_CONF"] = str(cluster.conf)
-            yield BatchSystem(name, cluster.queue)
-        elif name == "sge":
-            cluster = GridEngine(directory)
-            cluster.up()
-            os.environ.update(cluster.variables)
+    with pytest.MonkeyPatch.context() as patch:
+        if name in REAL:
+            cluster = request.getfixturevalue(REAL[name])
+            for variable, value in cluster.variables.items():
+                patch.setenv(variable, value)
             yield BatchSystem(name, cluster.queue)
         else:
-            os.environ["PATH"] = f"{standins.install(directory, name)}:{os.environ['PATH']}"
+            directory = tmp_path_factory.mktemp(name)
+            patch.setenv("PATH", f"{standins.install(directory, name)}:{os.environ['PATH']}")
             yield BatchSystem(name, lambda: standins.left(directory))
-    finally:
-        if cluster is not None:
-            cluster.down()
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def pool(name: str, **options: Any) -> Pool:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -128,15 +127,6 @@ def test_snakemake_as_ranks_ends_at_once(tmp_path: Path, launcher: str) -> None:
     assert not (tmp_path / "log.txt").exists()
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualSlurm]:
-    """A Slurm of small virtual nodes."""
-    cluster = VirtualSlurm(tmp_path_factory.mktemp("slurm"))
-    cluster.up()
-    yield cluster
-    cluster.down()
-
-
 BATCH = """#!/bin/bash
 #SBATCH --nodes=3 --ntasks-per-node=2 --partition=cpu --output={directory}/batch.out --time=10
 cd {directory}
@@ -171,4 +161,3 @@ def test_three_nodes_of_slurm(tmp_path: Path, slurm: VirtualSlurm, launcher: str
         hosts = (tmp_path / f"wide/{number}").read_text().strip().split(",")
         assert len(set(hosts)) == 2, output
     assert shutil.which(launcher)
-    assert slurm.queue() == []
