@@ -42,6 +42,8 @@ class System:
     queues: tuple[str, ...] = ()  # prints the names of its queues, first word of each line
     #: Options with which the submit command only says whether it would take a script.
     rehearsal: tuple[str, ...] = ()
+    #: How a script's directives begin, where variables of the environment (SBATCH_ACCOUNT) would win over them.
+    overruled: str | None = None
     submitted: str | None = None  # in the submit command's output; group 1 is the id
     #: Cancels by name, for an allocation whose submission was cut off before its id was known.
     cancel_name: Callable[[str, str | None], list[str]] | None = None
@@ -237,6 +239,7 @@ SYSTEMS: Mapping[str, System] = {
             no_requeue=("--no-requeue",),
             queues=("sinfo", "--all", "--noheader", "--format=%R"),
             rehearsal=("--test-only",),
+            overruled="#SBATCH",
             submitted=r"Submitted batch job (\d+)",
             cancel_name=lambda name, where: ["scancel", *_slurm_clusters(where), f"--name={name}"],
         ),

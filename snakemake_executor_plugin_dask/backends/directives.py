@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,15 @@ def other_cluster(pool: Pool) -> str | None:
         if found := re.match(r"(?:--clusters?[= ]|-M ?)\s*(\S+)", text.strip()):
             return found.group(1)
     return None
+
+
+def as_arguments(script: str, mark: str) -> list[str]:
+    """The words of a script's directives, as the submit command would read them; none where it could not."""
+    lines = [line.removeprefix(mark) for line in script.splitlines() if line.startswith(f"{mark} ")]
+    try:
+        return [word for line in lines for word in shlex.split(line)]
+    except ValueError:
+        return []
 
 
 def parse_walltime(system: str, text: str) -> float:

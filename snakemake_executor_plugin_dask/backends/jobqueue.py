@@ -398,7 +398,7 @@ class JobqueueBackend:
         with tempfile.TemporaryDirectory(prefix="snakemake-dask-") as directory:
             path = Path(directory, "script.sh")
             path.write_text(script)
-            command = [self.system.submit, *self.system.rehearsal, os.fspath(path)]
+            command = self.winning([self.system.submit, *self.system.rehearsal, os.fspath(path)])
             done = run_here(command, environment=outside_allocation(os.environ))
         said = [line.strip() for line in (done.err.strip() or done.out.strip()).splitlines()]
         advice = what_to_change(self.name, " ".join(said))
@@ -440,6 +440,13 @@ class JobqueueBackend:
         script = config.with_suffix(".sh")
         script.write_text(job.job_script())
         return job, script
+
+    def winning(self, command: list[str]) -> list[str]:
+        """A submit command whose script's directives win over variables of the environment."""
+        if self.system.overruled is None:
+            return command
+        *head, script = command
+        return [*head, *directives.as_arguments(Path(script).read_text(), self.system.overruled), script]
 
     def log_directory(self, pool: Pool, link: Link) -> Path:
         return Path(self.setting(pool, "log_directory") or Path(link.state_dir, "logs"))
@@ -492,7 +499,7 @@ class JobqueueBackend:
                 if shell:  # LSF's class: "bsub< FILE 2> /dev/null", which hides why it failed
                     stdin = command[0].partition("< ")[2].removesuffix(" 2> /dev/null")
                     command = shlex.split(self.submit_command)
-                done = await backend.run(command, cwd=self.submit_directory, stdin=stdin)
+                done = await backend.run(backend.winning(command), cwd=self.submit_directory, stdin=stdin)
                 if done.code != 0:
                     said = (done.err.strip() or done.out.strip() or "it printed nothing").splitlines()
                     shown = [word if len(word) < 200 else "<script>" for word in command]

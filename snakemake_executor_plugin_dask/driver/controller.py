@@ -97,6 +97,7 @@ class Controller:
         self.counts = Counts()
         self._warned: set[str] = set()  # rules whose jobs need the whole of an allocation
         self._scale_not_before = float("-inf")
+        self._failures: dict[str, str] = {}  # by pool: why its last worker did not come up
         self._surplus_since: dict[str, float] = {}  # by pool: since when more workers start than are needed
         self._placing: asyncio.Handle | None = None
         self._tasks = Tasks(around.failed)
@@ -412,6 +413,7 @@ class Controller:
     def worker_joined(self, member: Member) -> None:
         assert member.facts is not None
         pool = self.pools[member.pool.name]
+        self._failures.pop(pool.name, None)
         up = self.fleet.of(pool.name, "up")
         self.shapes[pool.name] = routing.largest(
             [routing.shape_of(m.pool, routing.shape_of_worker(m.pool, m.facts)) for m in up if m.facts is not None]
@@ -469,10 +471,9 @@ class Controller:
         self.place_soon()
 
     def pool_failed(self, pool: Pool, why: str) -> None:
-        first, *rest = why.split("\n", 1)
-        self._say(
-            "warning", f"A worker of pool {pool.name} did not come up: {first}" + ("\n" + rest[0] if rest else "")
-        )
+        again = self._failures.get(pool.name) == why
+        self._failures[pool.name] = why
+        self._say("debug" if again else "warning", f"A worker of pool {pool.name} did not come up: {why}")
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
         """Its jobs go to other pools where they fit, or fail with the reason."""

@@ -74,7 +74,9 @@ class Fleet(Members):
         if pool.cluster in ("local", "cuda"):
             # No queue and no other user suffers from another try; who waits for this machine wants to hear soon.
             self._brakes.setdefault(pool.name, Brakes(delay_first_s=1.0))
-        queued = len({member.process.name for member in self.of(pool.name, "starting")})
+        # Until one has joined, those that run count too: more of them might not reach the scheduler either.
+        works = pool.name in self._startup_s
+        queued = len({m.process.name for m in self.of(pool.name, "starting") if not (works and m.running)})
         for _ in range(self.brakes(pool.name).allowed(count, queued, self._clock())):
             number = self._numbers[pool.name] = self._numbers.get(pool.name, -1) + 1
             process = self._backends[pool.cluster].worker(pool, f"{pool.name}-{number}", self._link)

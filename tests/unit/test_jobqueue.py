@@ -420,6 +420,19 @@ def test_failed_submission_keeps_the_commands_own_words(tmp_path: Path) -> None:
     assert Record(tmp_path).entries()[0] == []
 
 
+def test_the_environment_does_not_overrule_a_pool(tmp_path: Path) -> None:
+    """SBATCH_ACCOUNT and its like win over a script's directives, and lose against the command line."""
+    commands = Commands(sbatch=[SUBMITTED])
+    options = {"account": "mine", "job_extra_directives": ["--comment='a b' --nice=3"]}
+    asyncio.run(worker(commands, tmp_path, options=options).start())
+    (command,) = commands.ran
+    assert command[-1].endswith("main-0.sh")
+    words = command[:-1]
+    assert words[words.index("-A") + 1] == "mine"
+    assert words[-3:] == ["--comment=a b", "--nice=3", "--no-requeue"]
+    assert directives.as_arguments("#!/bin/sh\n#SBATCH --comment='a\n", "#SBATCH") == []
+
+
 REFUSALS = {
     "slurm": "sbatch: error: Batch job submission failed: Invalid qos specification",
     "pbs": "qsub: Unknown queue",
