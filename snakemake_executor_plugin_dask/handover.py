@@ -53,6 +53,11 @@ class Handover:
         common_settings = executor.common_settings
         self._general = (*general_arguments(factory, common_settings), "--mode", "remote")
         self._precommand = factory.precommand(executor_common_settings=common_settings)
+        together = {
+            *(SharedFSUsage.SOURCES, SharedFSUsage.INPUT_OUTPUT, SharedFSUsage.PERSISTENCE),
+            SharedFSUsage.STORAGE_LOCAL_COPIES,
+        }
+        self._scratch = "" if together.isdisjoint(usage) else None
         self._jobscript = self._read_jobscript()
         self._warm_possible = not self._jobscript and not self._precommand and os.path.isabs(self._python)
         self._scripts: Path | None = None
@@ -78,6 +83,7 @@ class Handover:
             snakemake_version=snakemake_version(),
             plugin_version=plugin_version(),
             precommand=self._precommand,
+            scratch=self._scratch,
             job_start=options.job_start if self._warm_possible else "cold",
             warm_depth=int(environment.get("SNAKEMAKE_DASK_WARM_DEPTH", "3")),
             enforce_runtime=options.enforce_runtime,

@@ -36,6 +36,9 @@ class RunSetup:
     snakemake_version: str
     plugin_version: str
     precommand: str = ""  # shell text that must run before a cold job's Snakemake
+    #: Where each job gets a directory of its own to work in, since sources and files come from a storage; empty: where
+    #: temporary files are. None: jobs work in ``workdir``.
+    scratch: str | None = None
     job_start: JobStart = "warm"
     warm_depth: int = 3  # 1: imports; 2: imports and workflow; 3: the job's own function. For benchmarks and tests
     enforce_runtime: bool = True

@@ -132,7 +132,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
-        complaint = started_as_rank(os.environ)
+        # An attached cluster may have been brought up by the very launcher, and one of its ranks be Snakemake's.
+        complaint = started_as_rank(os.environ) if self.scheduler is None else None
         if complaint is not None:
             raise WorkflowError(complaint)
 

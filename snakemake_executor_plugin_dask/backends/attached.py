@@ -1,7 +1,7 @@
 """A cluster that already runs: what is looked at before the first job. Nothing of it is started, scaled or closed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +75,12 @@ def shortcomings(seen: Sequence[Seen], setup: RunSetup) -> tuple[str, ...]:
         f"install {setup.plugin_version or 'it'} in their environment.",
     )
     for what, here, versions in (
-        ("snakemake-executor-plugin-dask", setup.plugin_version, {w.host: w.plugin for w in with_plugin}),
-        ("snakemake", setup.snakemake_version, {w.host: w.snakemake for w in seen}),
+        ("snakemake-executor-plugin-dask", setup.plugin_version, {(w.host, w.plugin) for w in with_plugin}),
+        ("snakemake", setup.snakemake_version, {(w.host, w.snakemake) for w in seen}),
     ):
-        wrong = {f"{host} ({version or 'not installed'})" for host, version in versions.items() if version != here}
+        wrong = {f"{host} ({version or 'not installed'})" for host, version in versions if version != here}
         complain(f"{what} is {here} here, and another", wrong, "install the same version there.")
-    if not setup.precommand:  # with one, sources and inputs come from a storage
+    if setup.scratch is None:
         complain(
             f"the working directory {setup.workdir} does not exist",
             {worker.host for worker in seen if not worker.workdir},
@@ -101,11 +101,20 @@ def pool_of_worker(resources: Mapping[str, Any], names: Sequence[str], devices: 
     """The pool as it is for one worker, which declares its resources to Dask itself.
 
     ``names``: of all integer resources that the cluster's workers declare, so that each worker counts the same ones.
-    ``devices``: how many GPUs the worker really has.
+    ``devices``: how many GPUs jobs may hold there.
+    """
+    return Pool(
+        ATTACHED, ATTACHED, gpus=devices, resources=tuple((name, int(resources.get(name, 0))) for name in names)
+    )
+
+
+def devices_of_worker(resources: Mapping[str, Any], found: Sequence[str], taken: Collection[str]) -> tuple[str, ...]:
+    """The GPUs that jobs may hold on a worker: of those it sees, as many as it declares, and none of its neighbours'.
+
+    ``taken``: what other workers on the same host have.
     """
     declared = next((int(resources[name]) for name in _GPU_NAMES if name in resources), None)
-    gpus = devices if declared is None else min(declared, devices)
-    return Pool(ATTACHED, ATTACHED, gpus=gpus, resources=tuple((name, int(resources.get(name, 0))) for name in names))
+    return tuple(device for device in found if device not in taken)[:declared]
 
 
 def resource_names(workers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -8,21 +8,20 @@ import asyncio
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from distributed import Client
 
 from snakemake_executor_plugin_dask.backends.attached import (
     Seen,
-    address_of,
     check,
+    devices_of_worker,
     look_expression,
     pool_of_worker,
     resource_names,
     shortcomings,
 )
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
+from snakemake_executor_plugin_dask.driver.connecting import connect
 from snakemake_executor_plugin_dask.driver.controller import NotNow
 from snakemake_executor_plugin_dask.driver.fleet import LEASE_MARGIN_S, SILENT_S
 from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
@@ -36,11 +35,12 @@ from snakemake_executor_plugin_dask.messages import Begin, Say
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
 from snakemake_executor_plugin_dask.requests import Request
 from snakemake_executor_plugin_dask.worker import attach, task
-from snakemake_executor_plugin_dask.worker.processes import job_key
 
 RENEW_EVERY_S = 5.0
 _CALL_S = 20.0
-_CONNECT_S = 30.0
+_JOIN_S = 60.0  # modules may come from a slow file system
+#: Workers' leases are renewed only while what their jobs hold is reserved for certain: it must outlast them.
+_RESERVED_S = 20.0
 
 
 class AttachedFleet(Members):
@@ -48,14 +48,15 @@ class AttachedFleet(Members):
 
     _HOW_LOST = "it left the cluster"
 
-    def __init__(self, client: Client, setup: RunSetup, listener: Listener, clock: Callable[[], float]) -> None:
+    def __init__(self, client: Any, setup: RunSetup, listener: Listener, clock: Callable[[], float]) -> None:
         super().__init__(listener, clock)
-        self._client: Any = client
+        self._client = client
         self._setup = setup
         self._renewed: dict[str, float] = {}
-        # A renewal that fails is no error of this run: the worker's silence is counted.
-        self._tasks = Tasks(lambda error: listener.event("renewal-failed", error=repr(error)))
+        self._tasks = Tasks(listener.failed)
         self._last_round = clock()
+        self._joining: dict[str, str] = {}  # by address: the name that the worker gets
+        self.reserved_at = clock()  # when the reservations were last renewed
         self.names: tuple[str, ...] = ()  # of the resources that workers declare
 
     def add(self, pool: Pool, count: int) -> None:
@@ -66,31 +67,41 @@ class AttachedFleet(Members):
 
     async def look(self, addresses: Sequence[str]) -> dict[str, Seen]:
         """What the workers' environments have; those that do not answer are left out."""
-        found = await self._client.run(
-            eval, look_expression(self._setup.workdir), workers=list(addresses), on_error="return"
-        )
-        return {address: Seen(**seen) for address, seen in found.items() if isinstance(seen, dict)}
+        expression = look_expression(self._setup.workdir)
+        found = await asyncio.gather(*(self._call(address, _CALL_S, eval, expression) for address in addresses))
+        return {address: Seen(**seen) for address, seen in zip(addresses, found, strict=True) if isinstance(seen, dict)}
 
-    async def join(self, address: str, name: str, resources: Mapping[str, Any]) -> Member | None:
-        """Put this package's part on a worker that was looked at. None: it went meanwhile."""
-        if self.by_address(address) is not None:
-            return None
+    async def _call(self, address: str, within_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function gives on one worker, or the error; a worker that hangs holds up no other one."""
+        try:
+            async with asyncio.timeout(within_s):
+                done = await self._client.run(function, *arguments, workers=[address], on_error="return")
+        except (OSError, TimeoutError) as error:
+            return error
+        return done.get(address, OSError("the worker is not there"))
+
+    async def join(self, address: str, name: str, resources: Mapping[str, Any]) -> None:
+        """Put this package's part on a worker that was looked at. Raises PoolError where that is not possible."""
+        if self.by_address(address) is not None or address in self._joining:
+            return
         short = name.rpartition("://")[2]
-        unique = short if short not in self.members else f"{short}-{address.rpartition(':')[2]}"
-        found = await self._client.run(
-            attach.attach, self._setup, unique, workers=[address], on_error="return", wait=True
-        )
-        facts = found.get(address)
+        known = {*self.members, *self._joining.values()}
+        unique = short if short not in known else f"{short}-{address.rpartition(':')[2]}"
+        self._joining[address] = unique
+        try:
+            facts = await self._call(address, _JOIN_S, attach.attach, self._setup, unique)
+        finally:
+            del self._joining[address]
         if not isinstance(facts, WorkerFacts):
-            self._listener.event("worker-not-attached", worker=unique, reason=repr(facts))
-            return None
+            msg = f"the plugin's part did not start ({facts!r})"
+            raise PoolError(msg)
         taken = {
             device
             for m in self.members.values()
             if m.facts and m.facts.host == facts.host
             for device in m.facts.devices
         }
-        facts = dataclasses.replace(facts, devices=tuple(device for device in facts.devices if device not in taken))
+        facts = dataclasses.replace(facts, devices=devices_of_worker(resources, facts.devices, taken))
         pool = pool_of_worker(resources, self.names, len(facts.devices))
         now = self._clock()
         member = Member(unique, pool, WorkerProcess(pool, unique, None), "up", now, address, facts)  # type: ignore[arg-type]
@@ -98,7 +109,6 @@ class AttachedFleet(Members):
         self._renewed[unique] = now
         self._listener.event("worker-joined", worker=unique, pool=pool.name, waited_s=0.0, facts=facts)
         self._listener.worker_joined(member)
-        return member
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Its supervisor ends the jobs once the worker is gone, or no renewal comes. On this machine one can look."""
@@ -106,7 +116,7 @@ class AttachedFleet(Members):
             run_out = self._renewed.get(member.name, self._clock()) + self._setup.lease_s + LEASE_MARGIN_S
             here = member.facts is not None and member.facts.host == platform.node()
             while self._clock() < run_out:
-                if here and not await asyncio.to_thread(_alive, self._setup.run_id, set(keys)):
+                if here and not await asyncio.to_thread(attach.marked, set(keys)):
                     break
                 await asyncio.sleep(0.5)
         self.members.pop(member.name, None)
@@ -124,30 +134,25 @@ class AttachedFleet(Members):
                 continue
             if now - self._renewed[member.name] > SILENT_S and not asleep:
                 self.lose(member, f"it said nothing for {now - self._renewed[member.name]:.0f} s")
-            else:
+            elif now - self.reserved_at < _RESERVED_S:
                 self._tasks.spawn(self._renew(member))
 
     async def _renew(self, member: Member) -> None:
         began = self._clock()
-        async with asyncio.timeout(_CALL_S):
-            done = await self._client.run(task.renew, self._setup.run_id, workers=[member.address], on_error="return")
-        if done.get(member.address, "") is None:
+        error = await self._call(member.address, _CALL_S, task.renew, self._setup.run_id)
+        if error is None:
             self._renewed[member.name] = began
+        else:
+            self._listener.event("renewal-failed", error=repr(error))
 
     async def close(self) -> tuple[str, ...]:
         """End this run's jobs and supervisors everywhere. Returns the workers on which that was not seen."""
         self._tasks.cancel()
-        addresses = {member.address: member.name for member in self.members.values() if member.state == "up"}
-        if not addresses:
-            return ()
-        try:
-            async with asyncio.timeout(_CALL_S + 10):
-                done = await self._client.run(
-                    attach.detach, self._setup.run_id, workers=list(addresses), on_error="return"
-                )
-        except (TimeoutError, OSError):
-            done = {}
-        return tuple(name for address, name in addresses.items() if done.get(address) is not True)
+        members = [member for member in self.members.values() if member.state == "up"]
+        done = await asyncio.gather(
+            *(self._call(member.address, _CALL_S + 10, attach.detach, self._setup.run_id) for member in members)
+        )
+        return tuple(member.name for member, gone in zip(members, done, strict=True) if gone is not True)
 
 
 class AttachedRun(Run):
@@ -159,38 +164,38 @@ class AttachedRun(Run):
         self._client: Any = None
         self._asking = asyncio.Lock()  # releases and reservations arrive in the order in which they are made
         self._renewing: asyncio.Task[None] | None = None
+        self._following: dict[str, asyncio.Task[Any] | None] = {}  # by the attempt's key: who waits for its result
+        self._refused: set[str] = set()  # addresses of workers that cannot be used, which was said
+        self._looked_at: set[str] = set()  # addresses of newcomers at this moment
+        self._renewal_due = False
+        self._ready = False  # the workers that were there at the start have been looked at
         self._clock = time.monotonic
 
     async def start(self) -> None:
         """Connect, look at every worker, and put this package's part on each."""
         scheduler = self._begin.options.scheduler
         assert scheduler is not None
-        address = address_of(scheduler)
-        try:
-            self._client = await Client(
-                address, asynchronous=True, set_as_default=False, timeout=_CONNECT_S, name="snakemake"
-            )
-        except (OSError, TimeoutError, ValueError) as error:
-            msg = (
-                f"No Dask scheduler answers at {address} ({error}); check the address, and for tls:// Dask's own "
-                "configuration (distributed.comm.tls)."
-            )
-            raise ConfigurationError(msg) from error
-        await self._share(address)
+        self._client, address = await connect(scheduler)
         fleet = self._attached = AttachedFleet(self._client, self._setup, self.controller, self._clock)
         self._fleet = self.controller.fleet = fleet  # type: ignore[assignment]
+        await self._share(address)
         if not self._setup.replace_environment:
             self._send(Say("warning", f"{address} is not encrypted: jobs get only the variables of `envvars:`."))
         self._observer.event("run-started", run_id=self._setup.run_id, options=self._begin.options, versions={})
+        self._client.subscribe_topic("all", self._cluster_event)
+        self._client.subscribe_topic(TOPIC, lambda _: self._renew_soon())
+        own = task.event_topic(self._setup.run_id)
+        self._client.subscribe_topic(own, lambda event: self.controller.received(event[1]))
         workers = await self._workers()
         fleet.names = resource_names([worker.get("resources", {}) for worker in workers.values()])
         self.controller.pools[ATTACHED] = Pool(ATTACHED, ATTACHED, resources=tuple((name, 0) for name in fleet.names))
-        check(list((await fleet.look(list(workers))).values()) if workers else [], self._setup, address)
-        self._client.subscribe_topic("all", self._cluster_event)
-        self._client.subscribe_topic(TOPIC, lambda _: self._spawn(self._renew_once()))
-        self._client.subscribe_topic(task.event_topic(self._setup.run_id), lambda event: self._worker_event(event[1]))
-        for where in workers:
-            await self._join(where)
+        seen = await fleet.look(list(workers))
+        check(list(seen.values()), self._setup, address)
+        self._ready = True
+        await asyncio.gather(*(self._join(where, workers[where]) for where in seen))
+        for where in workers.keys() - seen.keys():
+            self._send(Say("warning", f"Worker {workers[where]['name']} at {where} does not answer; not used so far."))
+        await self._renew_once()
         self._renewing = asyncio.create_task(self._renew())
         if not workers:
             self._send(Say("warning", f"{address} has no workers yet; jobs wait until some come."))
@@ -223,32 +228,51 @@ class AttachedRun(Run):
 
     def _cluster_event(self, event: tuple[float, Any]) -> None:
         message = event[1]
-        if isinstance(message, dict) and message.get("worker"):
+        if isinstance(message, dict) and message.get("worker") and self._ready:
             if message.get("action") == "add-worker":
                 self._spawn(self._newcomer(str(message["worker"])))
             elif message.get("action") == "remove-worker":
                 self._removed(str(message["worker"]))
 
-    async def _newcomer(self, address: str) -> None:
-        seen = (await self._attached.look([address])).get(address)
-        if seen is None:
-            return
-        found = shortcomings([seen], self._setup)
-        if found:
-            self._send(Say("warning", f"Worker {address} joined the cluster and is not used: {' '.join(found)}"))
-        else:
-            await self._join(address)
+    def _removed(self, address: str) -> None:
+        self._refused.discard(address)
+        super()._removed(address)
 
-    async def _join(self, address: str) -> None:
-        worker = (await self._workers()).get(address)
-        if worker is None:
+    async def _newcomer(self, address: str) -> None:
+        if address in self._looked_at:
             return
-        if await self._attached.join(address, str(worker["name"]), worker.get("resources", {})) is None:
-            self._send(
-                Say("warning", f"Worker {worker['name']} at {address} is not used: the plugin's part did not start.")
-            )
+        self._looked_at.add(address)
+        try:
+            seen = (await self._attached.look([address])).get(address)
+            worker = (await self._workers()).get(address)
+        finally:
+            self._looked_at.discard(address)
+        if worker is None or seen is None:
+            return  # one that does not answer is looked at again in the next round
+        if found := shortcomings([seen], self._setup):
+            self._refuse(address, worker, " ".join(found))
         else:
+            await self._join(address, worker)
             await self._renew_once()
+
+    async def _join(self, address: str, worker: Mapping[str, Any]) -> None:
+        try:
+            await self._attached.join(address, str(worker["name"]), worker.get("resources", {}))
+        except PoolError as error:
+            self._refuse(address, worker, f"{error}.")
+
+    def _refuse(self, address: str, worker: Mapping[str, Any], why: str) -> None:
+        self._refused.add(address)
+        self._send(Say("warning", f"Worker {worker['name']} at {address} is not used: {why}"))
+
+    async def _compare(self) -> None:
+        """Notice what no event told: workers that came before events were subscribed to, or while nothing was heard."""
+        there = set(await self._client.scheduler.ncores())
+        known = {member.address for member in self._attached.members.values() if member.state == "up"}
+        for address in there - known - self._refused:
+            self._spawn(self._newcomer(address))
+        for address in known - there:
+            self._removed(address)
 
     # Jobs
 
@@ -258,20 +282,30 @@ class AttachedRun(Run):
         if member is None or job is None or job.lease is None:
             raise NotNow
         amounts = _amounts(job.lease, job.queued.request, member)
-        async with self._asking:
-            held = await self._ask("reserve", key=spec.key, worker=address, amounts=amounts, capacity=_capacity(member))
+        try:
+            async with self._asking:
+                held = await self._ask("reserve", key=spec.key, amounts=amounts, capacity=_capacity(member))
+        except (OSError, TimeoutError):
+            held = False  # if it was held nevertheless, the next renewal gives it back
         if not held:
             await self._renew_once()
+        if not held or self.controller.sent(spec.key) is not job:  # its worker may have been lost meanwhile
             raise NotNow
+        self._following[spec.key] = asyncio.current_task()
+        future = self._pinned(self._client, address, spec)
         try:
-            future = self._pinned(self._client, address, spec)
-            try:
-                outcome: Outcome = await future.result()
-                return outcome
-            finally:
-                future.release()
+            outcome: Outcome = await future.result()
+            return outcome
         finally:
-            self._spawn(self._give_up(spec.key))
+            future.release()
+
+    def _released(self, key: str) -> None:
+        """Only now, and not when Dask's task ends, is what was reserved free for other runs."""
+        following = self._following.pop(key, None)
+        if following is not None and following is not asyncio.current_task():
+            # Its worker is gone, and a task that is pinned to an address would wait for another worker to have it.
+            following.cancel()
+        self._spawn(self._give_up(key))
 
     def _failed(self, error: BaseException) -> None:
         """A call that the cluster of others did not answer ends no run: what is reserved there runs out by itself."""
@@ -282,12 +316,7 @@ class AttachedRun(Run):
 
     async def _give_up(self, key: str) -> None:
         async with self._asking:
-            await self._ask("release", key=key)
-
-    def _worker_event(self, message: Mapping[str, Any]) -> None:
-        if "ended" in message:
-            self._spawn(self._give_up(message["ended"]["key"]))
-        self.controller.received(message)
+            await self._ask("release", key=key)  # the next renewal makes up for one that fails
 
     async def _kill(self, member: Member, key: str, reason: str) -> None:
         await self._client.run(
@@ -301,15 +330,25 @@ class AttachedRun(Run):
             await asyncio.sleep(RENEW_EVERY_S)
             try:
                 await self._renew_once()
+                await self._compare()
             except (OSError, TimeoutError) as error:
                 self._observer.event("renewal-failed", error=repr(error))
 
+    def _renew_soon(self) -> None:
+        if not self._renewal_due:
+            self._renewal_due = True
+            self._spawn(self._renew_once())
+
     async def _renew_once(self) -> None:
         """Hold what is held for longer, and take note of what others hold."""
-        others = await self._ask("renew", length_s=self._setup.lease_s + OUTLIVES_S)
-        for member in self.controller.fleet.members.values() if self.controller.fleet is not None else ():
+        async with self._asking:
+            self._renewal_due = False
+            asked, keys = self._clock(), self.controller.attempts()
+            others = await self._ask("renew", length_s=self._setup.lease_s + OUTLIVES_S, keys=keys)
+        self._attached.reserved_at = asked
+        for member in self._attached.members.values():
             if member.state == "up" and member.name in self.controller.ledger.workers(ATTACHED):
-                self.controller.ledger.set_others(member.name, _others(others.get(member.address, {}), member))
+                self.controller.ledger.set_others(member.name, _others(others, member))
         self.controller.place_soon()
 
     async def watch(self) -> None:
@@ -321,45 +360,56 @@ class AttachedRun(Run):
     async def close(self, *, failed: bool = False) -> tuple[tuple[str, ...], dict[str, Any]]:
         if self._renewing is not None:
             self._renewing.cancel()
-        result = await super().close(failed=failed)
+        left, summary = await super().close(failed=failed)
         if self._client is not None:
-            try:
-                await self._ask("end")
-            except (OSError, TimeoutError) as error:
-                self._observer.event("renewal-failed", error=repr(error))  # what is held there runs out
+            if not left:  # else jobs may still live there; what they hold runs out after them
+                try:
+                    await self._ask("end")
+                except (OSError, TimeoutError) as error:
+                    self._observer.event("renewal-failed", error=repr(error))
             await self._client.close()
-        return result
+        return left, summary
 
 
-def _amounts(lease: Lease, request: Request, member: Member) -> dict[str, float]:
+# What is reserved. The GPUs of a host are one place: workers there may see the same ones, and two runs may have met
+# these workers in another order.
+
+
+def _gpus_of(member: Member) -> str:
+    assert member.facts is not None
+    return f"gpus of {member.facts.host}"
+
+
+def _amounts(lease: Lease, request: Request, member: Member) -> dict[str, dict[str, float]]:
     counted = dict(member.pool.resources)
     return {
-        "cores": float(lease.cores_by_worker.get(member.name, 0)),
-        "memory_mb": float(lease.memory_mb),
-        **{f"gpu {device}": 1.0 for device in lease.devices.get(member.name, ())},
-        **{f"resource {name}": float(amount) for name, amount in request.extra if name in counted},
+        member.address: {
+            "cores": float(lease.cores_by_worker.get(member.name, 0)),
+            "memory_mb": float(lease.memory_mb),
+            **{f"resource {name}": float(amount) for name, amount in request.extra if name in counted},
+        },
+        _gpus_of(member): dict.fromkeys(lease.devices.get(member.name, ()), 1.0),
     }
 
 
-def _capacity(member: Member) -> dict[str, float]:
+def _capacity(member: Member) -> dict[str, dict[str, float]]:
     assert member.facts is not None
     return {
-        "cores": float(member.facts.cores),
-        "memory_mb": float(member.facts.memory_mb),
-        **{f"gpu {device}": 1.0 for device in member.facts.devices},
-        **{f"resource {name}": float(amount) for name, amount in member.pool.resources},
+        member.address: {
+            "cores": float(member.facts.cores),
+            "memory_mb": float(member.facts.memory_mb),
+            **{f"resource {name}": float(amount) for name, amount in member.pool.resources},
+        },
+        _gpus_of(member): dict.fromkeys(member.facts.devices, 1.0),
     }
 
 
-def _others(used: Mapping[str, float], member: Member) -> Others:
+def _others(held: Mapping[str, Mapping[str, float]], member: Member) -> Others:
     assert member.facts is not None
+    used, gpus = held.get(member.address, {}), held.get(_gpus_of(member), {})
     return Others(
         cores=round(used.get("cores", 0)),
         memory_mb=round(used.get("memory_mb", 0)),
-        devices=tuple(device for device in member.facts.devices if used.get(f"gpu {device}")),
+        devices=tuple(device for device in member.facts.devices if gpus.get(device)),
         extra={name: round(used.get(f"resource {name}", 0)) for name, _ in member.pool.resources},
     )
-
-
-def _alive(run_id: str, keys: Collection[str | None]) -> bool:
-    return any(job_key(pid) in keys for pid in attach.marked(run_id))

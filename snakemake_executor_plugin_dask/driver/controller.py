@@ -74,6 +74,7 @@ class Surroundings:
     state_dir: str
     failed: Callable[[BaseException], None]  # an error of the driver's own: the run ends with it
     make_pools: Callable[[Request], Sequence[Pool]] = lambda _: ()  # for Slurm resources that come up during the run
+    released: Callable[[str], None] = lambda _: None  # an attempt's key: every process of it is gone
     clock: Callable[[], float] = time.monotonic
 
 
@@ -289,6 +290,10 @@ class Controller:
         elif message.get("leaving") in self.ledger.workers():
             self.ledger.drain(message["leaving"])
 
+    def attempts(self) -> list[str]:
+        """The keys of all attempts that were sent and are not known to be over."""
+        return list(self._by_run)
+
     def sent(self, key: str) -> Job | None:
         """The job of an attempt that was sent and whose end was not told yet."""
         return self._by_run.get(key)
@@ -401,6 +406,7 @@ class Controller:
         """Its cores, memory and devices are free: every process of it is gone."""
         if self.ledger.lease(job.queued.key) is not None:
             self.ledger.release(job.queued.key, self._clock())
+        self._around.released(job.key)
 
     async def _kill(self, job: Job, reason: str) -> None:
         job.killed = reason

@@ -57,6 +57,7 @@ class Run:
                 state_dir=begin.state_dir,
                 failed=self._failed,
                 make_pools=self._make_pools,
+                released=self._released,
             ),
         )
         self._lock = state.hold(self._state_dir)
@@ -221,6 +222,9 @@ class Run:
             backend.check(pool)
             made.append(dataclasses.replace(backend.complete(pool), name=name))
         return made
+
+    def _released(self, key: str) -> None:
+        """Every process of an attempt is gone."""
 
     def _removed(self, address: str) -> None:
         if self._fleet is not None:

@@ -8,8 +8,9 @@ import asyncio
 import dataclasses
 import os
 import platform
-import tempfile
+import signal
 import time
+from collections.abc import Collection
 from typing import Any
 
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
@@ -22,25 +23,24 @@ _watching: set[asyncio.Task[None]] = set()
 
 
 class Link(task.Link):
-    """One run's jobs on a worker that has other descendants too."""
+    """One run's jobs on a worker that has other descendants too, and may share its host with other workers."""
 
     def _kill_jobs(self) -> None:
-        kill_marked(self.run_id)
+        kill_marked(self.keys())
 
 
-def marked(run_id: str) -> list[int]:
-    """The processes on this machine that carry a key of the run."""
-    mark = f"-{run_id}-"
-    return [pid for pid in all_pids() if mark in (job_key(pid) or "")]
+def marked(keys: Collection[str]) -> list[int]:
+    """The processes on this machine that carry one of these attempts' keys."""
+    return [pid for pid in all_pids() if job_key(pid) in keys]
 
 
-def kill_marked(run_id: str, timeout_s: float = 10.0) -> bool:
-    """SIGKILL every process that carries a key of the run; False where one is left."""
+def kill_marked(keys: Collection[str], timeout_s: float = 10.0) -> bool:
+    """SIGKILL every process that carries one of these keys; False where one is left."""
     deadline = time.monotonic() + timeout_s
-    while pids := marked(run_id):
+    while pids := marked(keys):
         if time.monotonic() > deadline:
             return False
-        send(pids, 9)
+        send(pids, signal.SIGKILL)
         time.sleep(0.02)
     return True
 
@@ -50,8 +50,8 @@ async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     run_id = setup.run_id
     if run_id in task.links and not task.links[run_id].lost.is_set():
         return task.described[run_id]
-    if setup.precommand:
-        setup = await asyncio.to_thread(_with_directory, setup)
+    if setup.scratch is not None:
+        setup = dataclasses.replace(setup, scratch=dask_worker.local_directory)
     topic = task.event_topic(run_id)
     supervisor = task.Supervisor(setup, None, subreaper=False)
     link = Link(run_id, name, supervisor, lambda message: dask_worker.log_event(topic, message))
@@ -62,13 +62,6 @@ async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     _watching.add(watch)
     watch.add_done_callback(_watching.discard)
     return facts
-
-
-def _with_directory(setup: RunSetup) -> RunSetup:
-    """Where no file system is shared, sources and inputs come from a storage, into a directory of the worker's own."""
-    if os.path.isdir(setup.workdir):
-        return setup
-    return dataclasses.replace(setup, workdir=tempfile.mkdtemp(prefix=f"snakemake-{setup.run_id}-"))
 
 
 async def detach(run_id: str) -> bool:

@@ -40,6 +40,7 @@ class Attempt:
     start: JobStart = "cold"
     warm: WarmProcess | None = None
     log: str = ""
+    directory: str | None = None  # of its own, removed after it
     started: float = 0.0
     began: float = 0.0
     ended: float = 0.0

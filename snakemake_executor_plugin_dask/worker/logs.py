@@ -26,13 +26,14 @@ _COMMAND_END = re.compile(
 )
 
 
-def usable_log(path: str, places: Sequence[str]) -> tuple[str, str]:
+def usable_log(path: str, places: Sequence[str], make: bool = True) -> tuple[str, str]:
     """The first file that really takes a write: ``path``, one in ``places``, or /dev/null; and why not ``path``.
 
-    The second value is empty where ``path`` serves. Directories are made. May block where a file server does.
+    The second value is empty where ``path`` serves. With ``make`` its directory is made. May block where a file server
+    does.
     """
     try:
-        _probe(path)
+        _probe(path, make)
     except OSError as error:
         reason = error.strerror or str(error)
     else:
@@ -43,7 +44,7 @@ def usable_log(path: str, places: Sequence[str]) -> tuple[str, str]:
         other = os.path.join(directory, name)
         try:
             _own_directory(directory)
-            _probe(other)
+            _probe(other, make=False)
         except OSError:
             continue
         return other, f"the log {path} could not be written ({reason}), so it is in {other}"
@@ -59,12 +60,14 @@ def _own_directory(path: str) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
 
 
-def _probe(path: str) -> None:
+def _probe(path: str, make: bool) -> None:
     """Make the file, and write to it: a full file system lets one make a file that takes nothing."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o666)
     except FileNotFoundError:
+        if not make:
+            raise
         os.makedirs(os.path.dirname(path), exist_ok=True)
         descriptor = os.open(path, flags, 0o666)
     try:

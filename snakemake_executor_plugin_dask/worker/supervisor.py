@@ -12,9 +12,11 @@ import contextlib
 import gc
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +47,8 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._setup: RunSetup | None = None
         self._environment: dict[str, str] = {}
+        self._scratch: str | None = None  # where each job gets a directory of its own
+        self._at_home = True  # the paths of Snakemake's host are those of this one
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitor = Monitor(ProcFiles(), os.getpid())
         self._endings = Endings(self._monitor)
@@ -137,6 +141,9 @@ class Supervisor:
             # Software is not shared with the main process: its name means the Python that this worker runs with.
             path = self._environment.get("PATH", os.defpath)
             self._environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), path))
+        if setup.scratch is not None:
+            self._scratch = tempfile.mkdtemp(prefix=f"snakemake-{setup.run_id}-", dir=setup.scratch or None)
+            self._at_home = os.path.isdir(setup.workdir)
         self._soft_limits.update(setup.soft_limits)
         self._lease.length_s = setup.lease_s
         self._lease.renew()
@@ -177,6 +184,8 @@ class Supervisor:
             await current.gone.wait()
         while not await asyncio.to_thread(processes.kill_descendants, os.getpid()):
             note("processes of jobs do not end")
+        if self._scratch is not None:
+            await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
         if self._line is not None:
             self._tell_driver(keys, why, last=True)
             await self._line.flush()
@@ -207,6 +216,8 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - one job's trouble is reported as this job's, and is not the others'
             failure = f"the supervisor on {attempt.HOST} failed: {error!r}"
             await self._abandon(current)
+        if current.directory is not None:
+            await asyncio.to_thread(shutil.rmtree, current.directory, ignore_errors=True)
         current.peak = self._monitor.remove(current.key)
         self._endings.leaders.pop(current.pid, None)
         if failure is not None and current.verdict is not None:
@@ -258,7 +269,7 @@ class Supervisor:
     async def _choose_log(self, current: Attempt) -> None:
         path = current.spec.log_path
         places = attempt.fallback_places([self._environment.get("TMPDIR"), os.environ.get("TMPDIR")])
-        looking = self._loop.run_in_executor(self._logs, logs.usable_log, path, places)
+        looking = self._loop.run_in_executor(self._logs, logs.usable_log, path, places, self._at_home)
         try:
             current.log, note = await asyncio.wait_for(looking, _LOG_S)
         except TimeoutError:
@@ -274,10 +285,12 @@ class Supervisor:
                 os.write(overrides, spec.overrides)
                 os.lseek(overrides, 0, os.SEEK_SET)
             command = attempt.cold_command(setup, spec, overrides)
+            if self._scratch is not None:
+                current.directory = tempfile.mkdtemp(prefix=f"{spec.jobid}-", dir=self._scratch)
             launch = processes.Launch(
                 command,
                 job_environment(self._environment, spec.key, spec.environment),
-                setup.workdir,
+                current.directory or setup.workdir,
                 current.log,
                 setup.umask,
                 tuple(self._soft_limits.items()),

@@ -96,6 +96,10 @@ class Link:
             self._report({"ended": dataclasses.asdict(ended)})
         return ended
 
+    def keys(self) -> set[str]:
+        """The attempts that run, or wait for their start."""
+        return set(self._waiting)
+
     def kill(self, key: str, reason: str) -> None:
         self._send(("kill", key, reason))
 

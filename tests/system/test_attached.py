@@ -1,13 +1,16 @@
 """Clusters that run already: followed, shared between runs, never changed."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import logged_jobs, processes_of, snakemake, started, wait_for
@@ -18,28 +21,37 @@ BIN = Path(sys.executable).parent
 class Cluster:
     """`dask scheduler` and `dask worker`, each a process of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str, **environment: str) -> None:
+        """``options`` and ``environment`` are for the scheduler and the workers."""
         self.directory = directory
         self.file = directory / "scheduler.json"
+        self.options = options
+        self.environment = environment
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         with (self.directory / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory,
-                env=os.environ | environment, start_new_session=True,
+                env=os.environ | self.environment | environment, start_new_session=True,
             )  # fmt: skip
         self.processes.append(process)
         return process
 
     def scheduler(self) -> None:
         options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(self.file)]
-        self.start("scheduler", str(BIN / "dask"), "scheduler", *options)
+        self.start("scheduler", str(BIN / "dask"), "scheduler", *options, *self.options)
         wait_for(self.file.exists, "the scheduler's file")
 
-    def worker(self, name: str, threads: int, *more: str, **environment: str) -> subprocess.Popen[bytes]:
+    def worker(
+        self, name: str, threads: int, *more: str, without: Path | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """``without``: a directory that this worker cannot see, as on another machine."""
         options = ["--nthreads", str(threads), "--memory-limit", "4GB", "--no-dashboard", "--name", name, "--no-nanny"]
-        command = [str(BIN / "dask"), "worker", "--scheduler-file", str(self.file), *options, *more]
+        command = [str(BIN / "dask"), "worker", "--scheduler-file", str(self.file), *options, *self.options, *more]
+        if without is not None:
+            hide = f'mount -t tmpfs none {without} && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", hide, "sh", *command]
         process = self.start(name, *command, **environment)
         log = self.directory / f"{name}.log"
         wait_for(lambda: "Registered to" in log.read_text(), f"worker {name}")
@@ -97,14 +109,14 @@ def test_two_runs_share_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
 def test_workers_come_and_go(tmp_path: Path, cluster: Cluster) -> None:
     """A worker that joins is used; the jobs of one that goes run again on the others."""
     first = cluster.worker("one", 1)
-    with snakemake(
-        tmp_path / "a", logged_jobs(2, "test -e again || sleep 60"), "--dask-scheduler", str(cluster.file)
-    ) as run:
+    body = "while ! test -e go; do sleep 0.1; done"
+    with snakemake(tmp_path / "a", logged_jobs(2, body), "--dask-scheduler", str(cluster.file)) as run:
         wait_for(lambda: len(started(run)) == 1, "the first job started")
         cluster.worker("two", 1)
         wait_for(lambda: len(started(run)) == 2, "the second job started on the newcomer")
-        (run.directory / "again").touch()
         os.killpg(first.pid, signal.SIGKILL)
+        wait_for(lambda: run.events("worker-lost"), "the loss of the first worker")
+        (run.directory / "go").touch()
         assert run.wait(180) == 0, run.output
         assert len(started(run)) == 3
 
@@ -123,17 +135,190 @@ def test_no_secrets_without_encryption(tmp_path: Path, cluster: Cluster, monkeyp
         assert "jobs get only the variables of `envvars:`" in run.output
 
 
-def test_a_worker_without_the_directory_is_named(tmp_path: Path, cluster: Cluster) -> None:
-    """What a worker lacks is told with its host before the first job."""
-    plugin = tmp_path / "empty"
-    plugin.mkdir()
+def test_what_workers_lack_is_told_before_the_first_job(tmp_path: Path, cluster: Cluster) -> None:
+    """The package, the same Snakemake and the working directory: each is missed by name, and on which host."""
+    broken, old = tmp_path / "broken", tmp_path / "old"
+    broken.mkdir()
     # A package of the plugin's name that is none: this worker cannot import what it needs.
-    (plugin / "snakemake_executor_plugin_dask.py").write_text("raise ImportError\n")
-    cluster.worker("one", 1, PYTHONPATH=str(plugin))
-    with snakemake(tmp_path / "a", logged_jobs(1, ":"), "--dask-scheduler", str(cluster.file)) as run:
+    (broken / "snakemake_executor_plugin_dask.py").write_text("raise ImportError\n")
+    (old / "snakemake-8.0.0.dist-info").mkdir(parents=True)
+    (old / "snakemake-8.0.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: snakemake\nVersion: 8.0.0\n"
+    )
+    workdir = tmp_path / "home" / "a"
+    cluster.worker("good", 1)
+    cluster.worker("one", 1, PYTHONPATH=str(broken), SLURMD_NODENAME="n1")
+    cluster.worker("two", 1, PYTHONPATH=str(old), SLURMD_NODENAME="n2")
+    workdir.mkdir(parents=True)
+    cluster.worker("three", 1, without=tmp_path / "home", SLURMD_NODENAME="n3")
+    with snakemake(workdir, logged_jobs(1, ":"), "--dask-scheduler", str(cluster.file)) as run:
         assert run.wait() != 0
         assert not started(run)
-        assert os.uname().nodename in run.output
+        output = " ".join(run.output.split())
+        assert "snakemake-executor-plugin-dask cannot be imported by workers on n1; install" in output, output
+        assert "here, and another on n2 (8.0.0); install the same version" in output
+        assert f"the working directory {workdir} does not exist on n3; share the file system" in output
+        run.expect_gone(15)
+
+
+def test_newcomers_are_looked_at_too(tmp_path: Path, cluster: Cluster) -> None:
+    """One that joins during the run and cannot run its jobs is told, and not used."""
+    workdir = tmp_path / "home" / "a"
+    workdir.mkdir(parents=True)
+    cluster.worker("one", 1)
+    body = "while ! test -e go; do sleep 0.1; done"
+    with snakemake(workdir, logged_jobs(2, body), "--dask-scheduler", str(cluster.file)) as run:
+        wait_for(lambda: len(started(run)) == 1, "the first job started")
+        cluster.worker("two", 1, without=tmp_path / "home", SLURMD_NODENAME="n3")
+        wait_for(lambda: "Worker two at tcp://" in run.output, "the second worker is refused")
+        assert "does not exist on n3" in run.output
+        (workdir / "go").touch()
+        assert run.wait(180) == 0, run.output
+        assert {event["worker"] for event in run.events("worker-joined")} == {"one"}
+
+
+def test_a_lost_supervisor_takes_no_neighbour_along(tmp_path: Path, cluster: Cluster) -> None:
+    """Two workers on one host: the jobs of the one go on when the other one's supervisor dies."""
+    for name in ("one", "two"):
+        cluster.worker(name, 1)
+    body = "test -e again || sleep 6"
+    with snakemake(tmp_path / "a", logged_jobs(2, body), "--dask-scheduler", str(cluster.file)) as run:
+        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        (run.directory / "again").touch()
+        lost = run.facts(0)
+        os.kill(lost["supervisor_pid"], signal.SIGKILL)
+        assert run.wait(180) == 0, run.output
+        assert [
+            event["outcome"]["worker"] for event in run.events("job-ended") if event["outcome"]["status"] == "lost"
+        ] == [lost["name"]]
+        assert len(started(run)) == 3
+
+
+def test_encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `tls://` with Dask's own configuration, from its file: jobs have Snakemake's environment, secrets included."""
+    directory = tmp_path / "cluster"
+    directory.mkdir()
+    files = certificates(directory)
+    (directory / "tls.yaml").write_text(
+        json.dumps({"distributed": {"comm": {"require-encryption": True, "tls": files}}})
+    )
+    monkeypatch.setenv("DASK_CONFIG", str(directory))
+    monkeypatch.setenv("SECRET", "kept")
+    cluster = Cluster(directory, "--protocol", "tls")
+    try:
+        cluster.scheduler()
+        address = json.loads(cluster.file.read_text())["address"]
+        assert address.startswith("tls://")
+        cluster.worker("one", 2)
+        with snakemake(
+            tmp_path / "a", logged_jobs(3, "echo $SECRET >> secret.txt"), "--dask-scheduler", address
+        ) as run:
+            assert run.wait() == 0, run.output
+            assert (run.directory / "secret.txt").read_text() == "kept\n" * 3
+            assert "not encrypted" not in run.output
+            run.expect_gone(15)
+        # Another authority's certificate opens nothing.
+        monkeypatch.setenv("DASK_CONFIG", str(tmp_path / "other"))
+        with snakemake(tmp_path / "b", logged_jobs(1, ":"), "--dask-scheduler", address) as run:
+            assert run.wait() != 0
+            assert "needs Dask's TLS configuration" in run.output
+            assert not started(run)
+    finally:
+        cluster.end()
+
+
+def certificates(directory: Path) -> dict[str, Any]:
+    """Keys in files, as Dask's configuration names them."""
+    from distributed.security import Security
+
+    security = Security.temporary()
+    texts = {"ca": security.tls_ca_file, "cert": security.tls_client_cert, "key": security.tls_client_key}
+    for name, text in texts.items():
+        (directory / f"{name}.pem").write_text(text)
+    pair = {"cert": str(directory / "cert.pem"), "key": str(directory / "key.pem")}
+    return {"ca-file": str(directory / "ca.pem"), "scheduler": pair, "worker": pair, "client": pair}
+
+
+RESERVING = """
+import asyncio, sys
+from distributed import Client
+from snakemake_executor_plugin_dask.driver.shared import PLUGIN_NAME, SharedLeasesPlugin
+
+async def main():
+    async with Client(sys.argv[1], asynchronous=True) as client:
+        await client.register_plugin(SharedLeasesPlugin(), name=PLUGIN_NAME)
+        ask = client.scheduler.snakemake_leases
+        worker = next(iter((await client.scheduler.identity())["workers"]))
+        await ask(what="renew", run="dead", length_s=6.0, keys=[])
+        held = {worker: {"cores": 1.0}}
+        print(await ask(what="reserve", run="dead", key="job", amounts=held, capacity=held), flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_what_a_killed_run_held_comes_back(tmp_path: Path, cluster: Cluster) -> None:
+    """Nobody gives it back, and it is kept until the time is over within which that run's jobs die."""
+    cluster.worker("one", 1)
+    address = json.loads(cluster.file.read_text())["address"]
+    other = cluster.start("other", sys.executable, "-P", "-c", RESERVING, address)
+    log = cluster.directory / "other.log"
+    wait_for(lambda: "True" in log.read_text(), "the other run has its reservation")
+    reserved = time.time()
+    other.kill()
+    with snakemake(tmp_path / "a", logged_jobs(1, ":"), "--dask-scheduler", str(cluster.file)) as run:
+        assert run.wait() == 0, run.output
+        began = float(started(run)[0].split()[3])
+        assert began > reserved + 5
+
+
+STORAGE = """
+rule all:
+    input: "all.txt"
+
+rule common:
+    output: "common.txt"
+    shell: "echo common > {output}"
+
+rule part:
+    input: "common.txt"
+    output: "parts/{i}.txt"
+    shell: "sleep {wildcards.i}; cat {input} > {output}; pwd >> {output}"
+
+rule together:
+    input: expand("parts/{i}.txt", i=range(3))
+    output: "all.txt"
+    script: "scripts/together.py"
+"""
+
+
+def test_no_shared_file_system(tmp_path: Path, cluster: Cluster) -> None:
+    """Workers that see nothing of Snakemake's directory: sources, inputs and outputs go through the storage.
+
+    Each job has a directory of its own, of which nothing is left.
+    """
+    workdir, store = tmp_path / "home" / "a", tmp_path / "store"
+    (workdir / "scripts").mkdir(parents=True)
+    store.mkdir()
+    script = workdir / "scripts" / "together.py"
+    script.write_text('open(snakemake.output[0], "w").write("".join(open(name).read() for name in snakemake.input))\n')
+    (workdir / "Snakefile").write_text(STORAGE)
+    subprocess.run(["git", "init", "--quiet"], cwd=workdir, check=True)  # Snakemake deploys what git knows
+    subprocess.run(["git", "add", "."], cwd=workdir, check=True)
+    scratch = tmp_path / "scratch"
+    cluster.worker("one", 3, "--local-directory", str(scratch), without=tmp_path / "home")
+    options = ["--shared-fs-usage", "none", "--default-storage-provider", "fs", "--default-storage-prefix", str(store)]
+    with snakemake(workdir, STORAGE, *options, "--dask-scheduler", str(cluster.file)) as run:
+        assert run.wait(180) == 0, run.output
+        lines = (store / "all.txt").read_text().splitlines()
+        assert lines[::2] == ["common"] * 3
+        assert len(set(lines[1::2])) == 3
+        assert all(line.startswith(str(scratch)) for line in lines[1::2])
+        assert not (workdir / "all.txt").exists()
+        assert {event["start"] for event in run.events("job-started")} == {"cold"}
+        run.expect_gone(20)
+    assert not list(scratch.rglob("snakemake-*"))
 
 
 @pytest.mark.mpi

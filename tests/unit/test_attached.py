@@ -1,0 +1,78 @@
+"""What is known of a cluster that others brought up, before its first job."""
+
+import dataclasses
+
+import pytest
+
+from snakemake_executor_plugin_dask.backends.attached import (
+    Seen,
+    check,
+    devices_of_worker,
+    pool_of_worker,
+    resource_names,
+    shortcomings,
+)
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.jobs import RunSetup
+
+SETUP = RunSetup("abcdefg1", "/work", 0o22, (), {}, True, "python", "Snakefile", (), "9.27.1", "0.1.0")
+GOOD = Seen("n1", importable=True, plugin="0.1.0", snakemake="9.27.1", workdir=True)
+
+
+def test_what_fits_is_not_complained_about() -> None:
+    """The same versions and the working directory are all that is needed."""
+    assert shortcomings([GOOD], SETUP) == ()
+    check([], SETUP, "tcp://s:1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"importable": False}, "cannot be imported by workers on n2, n3; install 0.1.0"),
+        ({"plugin": "0.0.9"}, "snakemake-executor-plugin-dask is 0.1.0 here, and another on n2 (0.0.9), n3 (0.0.9)"),
+        ({"snakemake": "9.1.0"}, "snakemake is 9.27.1 here, and another on n2 (9.1.0), n3 (9.1.0)"),
+        ({"snakemake": ""}, "another on n2 (not installed), n3 (not installed)"),
+        ({"workdir": False}, "the working directory /work does not exist on n2, n3; share the file system"),
+    ],
+)
+def test_each_shortcoming_names_its_hosts(changes: dict[str, object], words: str) -> None:
+    """What is missing, where, and what to do about it; hosts that are fine are not named."""
+    bad = [dataclasses.replace(GOOD, host=host, **changes) for host in ("n3", "n2")]  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError) as caught:
+        check([GOOD, *bad], SETUP, "tcp://s:1")
+    assert words in str(caught.value)
+    assert "n1" not in str(caught.value)
+
+
+def test_two_workers_of_a_host_may_be_wrong_in_their_own_ways() -> None:
+    """Workers on one host may run in different environments, so each one counts."""
+    others = [dataclasses.replace(GOOD, snakemake=version) for version in ("9.1.0", "9.27.1")]
+    assert "n1 (9.1.0)" in shortcomings(others, SETUP)[0]
+    assert "n1 (9.1.0)" in shortcomings(others[::-1], SETUP)[0]
+
+
+def test_the_directory_is_not_asked_for_where_nothing_is_shared() -> None:
+    """Jobs then have directories of their own. A user's own precommand changes nothing."""
+    elsewhere = dataclasses.replace(GOOD, workdir=False)
+    assert shortcomings([elsewhere], dataclasses.replace(SETUP, scratch="")) == ()
+    assert shortcomings([elsewhere], dataclasses.replace(SETUP, precommand="module load x")) != ()
+
+
+def test_declared_resources_are_counted() -> None:
+    """Each worker counts what any of them declares, GPUs apart."""
+    workers = [{"GPU": 2, "licence": 1}, {"disk": 10}, {}]
+    names = resource_names(workers)
+    assert names == ("disk", "licence")
+    assert pool_of_worker(workers[0], names, 2).resources == (("disk", 0), ("licence", 1))
+    assert pool_of_worker(workers[2], names, 0).gpus == 0
+
+
+def test_workers_of_a_host_share_its_devices() -> None:
+    """A worker has as many GPUs as it declares, else all it sees; never those of a neighbour."""
+    four = ("0", "1", "2", "3")
+    first = devices_of_worker({"GPU": 2}, four, ())
+    assert first == ("0", "1")
+    assert devices_of_worker({"gpu": 2}, four, first) == ("2", "3")
+    assert devices_of_worker({"GPU": 4}, four, first) == ("2", "3")
+    assert devices_of_worker({}, four, ()) == four
+    assert devices_of_worker({"GPU": 0}, four, ()) == ()
