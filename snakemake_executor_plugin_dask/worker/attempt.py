@@ -94,7 +94,7 @@ class Attempt:
             if verdict == "failed":
                 notes.insert(0, self._command_end(code))
         if verdict == "failed" and kernel_kills() > self.kernel_kills:
-            notes.append(f"the memory of {HOST} was full while it ran, and the kernel killed processes there")
+            notes.append(f"meanwhile the kernel killed processes on {HOST}, since memory was full")
         return Outcome(
             key=self.key,
             status=verdict,

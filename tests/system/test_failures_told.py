@@ -11,6 +11,8 @@ from running import snakemake, wait_for
 
 from snakemake_executor_plugin_dask.worker.attempt import HOST
 
+pytestmark = pytest.mark.xdist_group("failures-told")
+
 FAILING = """
 rule all:
     input: "failing.txt", "missing.txt", "signal.txt", "killed.txt", "second.txt", "error.txt", "fine.txt"

@@ -205,6 +205,7 @@ def small_node(memory_mb: int) -> Iterator[None]:
         group.rmdir()
 
 
+@pytest.mark.xdist_group("failures-told")  # other jobs that fail meanwhile are told of the kernel, too
 def test_full_node(tmp_path: Path) -> None:
     """A job without `mem_mb` fills the node: the kernel ends that job alone, its message says so, the others go on."""
     with small_node(900), limited(tmp_path, FULL) as run:
@@ -213,8 +214,8 @@ def test_full_node(tmp_path: Path) -> None:
         assert run.wait() == 1
         assert outputs(tmp_path) == {"neighbour", "after"}
         assert re.search(
-            rf"Job of greedy: its command failed with exit code 137 \(SIGKILL\); the memory of {re.escape(HOST)} "
-            r"was full while it ran, and the kernel killed processes there\.",
+            rf"Job of greedy: its command failed with exit code 137 \(SIGKILL\); meanwhile the kernel killed processes on "
+            rf"{re.escape(HOST)}, since memory was full\.",
             run.output,
         ), run.output
         assert not run.events("worker-lost")
