@@ -214,8 +214,8 @@ def test_full_node(tmp_path: Path) -> None:
         assert run.wait() == 1
         assert outputs(tmp_path) == {"neighbour", "after"}
         assert re.search(
-            rf"Job of greedy: its command failed with exit code 137 \(SIGKILL\); meanwhile the kernel killed processes on "
-            rf"{re.escape(HOST)}, since memory was full\.",
+            rf"Job of greedy: its command failed with exit code 137 \(SIGKILL\); meanwhile the kernel killed processes "
+            rf"on {re.escape(HOST)}, since memory was full\.",
             run.output,
         ), run.output
         assert not run.events("worker-lost")
