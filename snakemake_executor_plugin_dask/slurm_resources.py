@@ -197,8 +197,11 @@ def _node_kinds(
     fitting = [kind for kind in kinds if _has(kind, constraint)]
     if not fitting:
         known = sorted(set().union(*(kind.features for kind in kinds)) - {"null"})
-        has = f"no node of partition {kinds[0].partition} has {constraint}, only {', '.join(known) or 'none'}"
-        msg = f"Pool {name}: {has}; change constraint of its rules."
+        have = ", ".join(known) or "no features"
+        msg = (
+            f"Pool {name}: no node of partition {kinds[0].partition} has {constraint} (they have {have}); "
+            "change constraint of its rules."
+        )
         raise ConfigurationError(msg)
     return fitting, ""
 

@@ -87,7 +87,8 @@ def _states(queued: str, running: str, gone: str) -> dict[str, Kind]:
 
 #: Reasons for which a job waits until somebody changes something (squeue(1), JOB REASON CODES).
 _SLURM_STUCK = re.compile(
-    "Bad|Held|Hold|Invalid|launch failed|NeverSatisfied|PartitionNodeLimit|PartitionTimeLimit|PerJob|PerNode"
+    "Bad|Held|Hold|Invalid|launch failed|NeverSatisfied|NotAllowed|account not|Partition(Config|NodeLimit|TimeLimit)"
+    "|PerJob|PerNode"
 )
 _SLURM = _states(
     "PENDING CONFIGURING REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT RESV_DEL_HOLD",

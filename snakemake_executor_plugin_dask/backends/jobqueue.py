@@ -36,7 +36,7 @@ from snakemake_executor_plugin_dask.backends.base import (
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, Seen, System, bare, look
-from snakemake_executor_plugin_dask.backends.refusals import no_such, what_to_change
+from snakemake_executor_plugin_dask.backends.refusals import no_such, rehearsed, what_to_change
 from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Record, run_here, user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
@@ -47,6 +47,8 @@ _LOOK_EVERY_S = 10.0
 _KILL_LOOK_EVERY_S = 1.0
 _KILL_TIMEOUT_S = 60.0
 _CANCEL_AGAIN_S = 10.0
+#: Slurm gives reasons that mean «never» for a moment, before it has looked closely.
+_STUCK_S = 12.0
 _TAIL_LINES, _TAIL_BYTES = 20, 4096
 
 
@@ -143,6 +145,7 @@ class Allocation(WorkerProcess):
         self._record = Record(link.state_dir)
         self._submitted = float("-inf")
         self._gone: AllocationState | None = None
+        self._stuck_since: float | None = None
         self._submission: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -177,12 +180,20 @@ class Allocation(WorkerProcess):
         if seen.kind == "gone":
             return self._went(seen.reason)
         if seen.stuck:
-            # It would wait for ever, and count as an allocation that may still come.
-            self.refused = True
-            gone = await self._cancel(self.allocation_id, f"it would never start: {seen.reason}")
-            why = f"it would never start ({seen.reason}), and could not be cancelled"
-            return gone or AllocationState("unknown", why)
+            return await self._stuck(self.allocation_id, seen.reason)
+        self._stuck_since = None
         return AllocationState(seen.kind, seen.reason)
+
+    async def _stuck(self, number: str, reason: str) -> AllocationState:
+        """It would wait for ever, and count as an allocation that may still come: cancelled, if it stays so."""
+        now = time.monotonic()
+        self._stuck_since = now if self._stuck_since is None else self._stuck_since
+        if now - self._stuck_since < _STUCK_S:
+            return AllocationState("queued", reason)
+        advice = what_to_change(self._backend.name, reason)
+        self.refused = True
+        why = f"it would never start: {reason}" + (f"; {advice}" if advice else "")
+        return await self._cancel(number, why) or AllocationState("unknown", f"{why}, and could not be cancelled")
 
     async def kill(self) -> bool:
         if self._submission is not None:
@@ -401,7 +412,7 @@ class JobqueueBackend:
             command = self.winning([self.system.submit, *self.system.rehearsal, os.fspath(path)])
             done = run_here(command, environment=outside_allocation(os.environ))
         said = [line.strip() for line in (done.err.strip() or done.out.strip()).splitlines()]
-        advice = what_to_change(self.name, " ".join(said))
+        advice = rehearsed(self.name, " ".join(said))
         if done.code != 0 and advice is not None:
             msg = (
                 f"Pool {pool.name}: {self.system.submit} refuses its batch script ({' / '.join(said[-2:])}); {advice}."

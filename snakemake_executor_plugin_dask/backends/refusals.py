@@ -1,8 +1,8 @@
 """What a batch system's refusal of an allocation means: whether it would say the same again, and what to change. Pure.
 
 The texts are those of the submit commands of Slurm 22-25, PBS Pro and Torque, LSF 10, Grid Engine 8, OAR 2.5, Moab 9
-and HTCondor 10-24. A refusal that is not known here may pass: a limit on queued jobs, a queue that is closed for a
-while, a server that does not answer.
+and HTCondor 10-24, and of `squeue` where an allocation would never start. A refusal that is not known here may pass: a
+limit on queued jobs, a queue that is closed for a while, a server that does not answer.
 """
 
 import difflib
@@ -23,12 +23,16 @@ _OPTION = "correct the options of the pool, of which the batch script is made (-
 _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
     "slurm": (
         (r"invalid partition|not permitted to use this partition|access denied to partition", _QUEUE),
-        (r"invalid account", _ACCOUNT),
-        (r"invalid qos", _QOS),
-        (r"requested time limit is invalid|invalid time limit", _TIME),
+        (r"invalid ?account|AccountNotAllowed|account not (known|permitted|allowed)", _ACCOUNT),
+        (r"invalid ?qos|QOSNotAllowed|qos not (known|permitted|allowed)", _QOS),
+        (r"requested time limit is invalid|invalid time limit|PartitionTimeLimit", _TIME),
         (r"node configuration is not available|invalid feature|more processors requested", _NODE),
         (r"(memory specification|cpu count per node) can ?not be satisfied", _NODE),
-        (r"unrecognized option|invalid (option|directive|reservation|wckey|license|generic resource)", _OPTION),
+        (r"PartitionConfig|PartitionNodeLimit|BadConstraints|Per(Job|Node)", _NODE),
+        (
+            r"unrecognized option|invalid (option|directive|wckey|license|generic resource)|reservation is invalid",
+            _OPTION,
+        ),
         (r"invalid (--)?(gres|number|cpu|task|node)", _OPTION),
     ),
     "pbs": (
@@ -65,6 +69,15 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"parse error|syntax error|invalid|unknown (command|universe)|illegal", _OPTION),
     ),
 }
+
+
+#: Slurm's rehearsal says this of nodes that are only down, too.
+_DOUBTFUL = "node configuration is not available"
+
+
+def rehearsed(system: str, said: str) -> str | None:
+    """`what_to_change`, where nothing was submitted and only asked."""
+    return None if _DOUBTFUL in said else what_to_change(system, said)
 
 
 def what_to_change(system: str, said: str) -> str | None:

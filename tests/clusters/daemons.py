@@ -137,6 +137,14 @@ class Daemons:
                 time.sleep(0.05)
         (self.dir / f"pids/{name}").unlink(missing_ok=True)
 
+    def end_all(self, *names: str) -> None:
+        """All at once, since each takes its time."""
+        for name in names:
+            if (pid := self.pid(name)) is not None:
+                send(pid, signal.SIGTERM)
+        for name in names:
+            self.end(name, signal.SIGTERM)
+
     def wait(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():

@@ -10,7 +10,6 @@ in DIR: nothing of an installed cell is read or written. Queue `all.q` has four 
 
 import os
 import platform
-import signal
 import sys
 from pathlib import Path
 
@@ -148,8 +147,7 @@ class GridEngine(Daemons):
         if self.pid("qmaster") is not None:
             self.run("qdel", "-u", "*", check=False)
             self.drain()
-        for name in ("execd", "qmaster"):
-            self.end(name, signal.SIGTERM)
+        self.end_all("execd", "qmaster")
 
     def _ready(self) -> bool:
         states = [

@@ -117,9 +117,7 @@ class VirtualSlurm(Daemons):
         if self.pid("slurmctld") is not None:
             self.run("scancel", f"--user={getpass.getuser()}", "--full", check=False)
             self.drain()
-        daemons = [*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged"]
-        for name in daemons:
-            self.end(name, signal.SIGTERM)
+        self.end_all(*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged")
         for pid in processes():
             if comm(pid) == "slurmstepd" and self.belongs(pid):
                 send(pid, signal.SIGKILL)

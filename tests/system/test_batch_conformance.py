@@ -4,17 +4,19 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clusters import standins
+from clusters.slurm import VirtualSlurm
 from running import logged_jobs, snakemake, wait_for
 
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.driver.allocations import Record, cancel_run
+from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import BATCH_SYSTEMS, Pool
 
 pytestmark = pytest.mark.timeout(600)
@@ -119,6 +121,27 @@ def test_end_by_itself_shows_the_last_output(batch: BatchSystem, tmp_path: Path)
     asyncio.run(check())
 
 
+@pytest.mark.slurm
+def test_allocation_that_would_never_start(
+    slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm queues what no node of a partition has: that is cancelled, and told with what to change."""
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._STUCK_S", 1.0)
+
+    async def check() -> None:
+        large = replace(pool("slurm"), cores=64)
+        process = JobqueueBackend("slurm").worker(large, "main-0", link(tmp_path, "true"))
+        await process
+        deadline = time.monotonic() + 90
+        while (state := await process.state()).kind != "gone":
+            assert time.monotonic() < deadline, state
+            await asyncio.sleep(0.5)
+        assert "it would never start: PartitionConfig; ask for what a node of that queue has" in state.reason
+        assert process.refused
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize("name", standins.COMMANDS)
 def test_queue_that_is_full_or_silent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits is told from what does not answer, and neither is taken for gone; what waits can be cancelled.
@@ -178,6 +201,17 @@ def test_refused_submission_keeps_the_words(batch: BatchSystem, tmp_path: Path) 
 
     asyncio.run(check())
     assert Record(tmp_path).entries()[0] == []
+
+
+def test_what_would_be_refused_is_told_before(batch: BatchSystem) -> None:
+    """A pool that is well passes; where the submit command can be asked without submitting, it is."""
+    backend = JobqueueBackend(batch.name)
+    backend.check(pool(batch.name))
+    wrong = {"slurm": "--constraint=fast", "sge": "-P nope"}
+    if batch.name in wrong:
+        with pytest.raises(ConfigurationError, match="refuses its batch script"):
+            backend.check(pool(batch.name, job_extra_directives=[wrong[batch.name]]))
+    assert not batch.left()
 
 
 def test_leftovers_are_cancelled_from_the_record(batch: BatchSystem, tmp_path: Path) -> None:

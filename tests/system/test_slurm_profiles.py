@@ -91,3 +91,21 @@ def test_plan_of_an_impossible_request(slurm: VirtualSlurm, tmp_path: Path) -> N
     done = snakemake(changed("campus", tmp_path), slurm, "--dask-plan", "--set-threads", "assemble=64", "--cores", "64")
     assert done.returncode == 1
     assert "64 cores" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("resource", "said"),
+    [
+        (
+            "slurm_partition=cpuu",
+            "there is no partition cpuu (did you mean cpu?) among big, cpu, gpu; change slurm_part",
+        ),
+        ("constraint=fast", "no node of partition cpu has fast (they have no features); change constraint"),
+    ],
+)
+def test_what_slurm_does_not_have(resource: str, said: str, slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """It is told with what there is, and nothing is submitted."""
+    done = snakemake(changed("campus", tmp_path), slurm, "--set-resources", f"assemble:{resource}")
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr, done.stderr
+    assert not slurm.queue()

@@ -127,7 +127,7 @@ def test_constraint_chooses_the_nodes() -> None:
     assert pool.cores == 64
     assert "--constraint=new&ib" in pool.options["job_extra_directives"]
     with pytest.raises(
-        ConfigurationError, match="no node of partition mixed has fast, only ib, new, old; change constraint"
+        ConfigurationError, match=r"no node of partition mixed has fast \(they have ib, new, old\); change constraint"
     ):
         make({"slurm_partition": "mixed", "constraint": "fast"})
 
