@@ -53,9 +53,17 @@ class QueuedJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """A job that becomes ready when jobs end which were handed over."""
+
+    request: Request
+    after: tuple[str, ...]  # their keys
+
+
+@dataclass(frozen=True, slots=True)
 class Enqueue:
     jobs: tuple[QueuedJob, ...]
-    soon: tuple[tuple[Request, int], ...] = ()  # requests of jobs that become ready soon, with their number
+    soon: tuple[Later, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

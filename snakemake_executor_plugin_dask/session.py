@@ -14,7 +14,6 @@ import signal
 import string
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from snakemake_executor_plugin_dask.messages import (
     Enqueue,
     Fatal,
     Finished,
+    Later,
     QueuedJob,
     Say,
     ShowStatus,
@@ -70,6 +70,10 @@ def _known_resources(job: Any) -> dict[str, Any] | None:
         return None
 
 
+def _members(job: Any) -> Iterable[Any]:
+    return job if job.is_group() else (job,)
+
+
 class Session:
     """One run, from the executor's making to its end."""
 
@@ -94,6 +98,7 @@ class Session:
         self._run_id = new_run_id()
         self._lock = threading.Lock()
         self._jobs: dict[str, SubmittedJobInfo] = {}  # handed over, not finished
+        self._keys: dict[Any, str] = {}  # of jobs that were handed over
         self._started: set[str] = set()
         self._dropped: list[Any] = []
         self._dropping = False
@@ -116,11 +121,11 @@ class Session:
     def run_jobs(self, jobs: Iterable[Any]) -> None:
         """Hand jobs over to the driver, which is started with the first ones."""
         ready = sorted(jobs, key=lambda job: -job.priority)  # the first ones may start before the last ones are sent
-        soon = self._soon(set(ready))
         for first in range(0, len(ready), _HANDED_OVER_AT_ONCE):
-            queued = [item for job in ready[first : first + _HANDED_OVER_AT_ONCE] if (item := self._queued(job))]
+            some = ready[first : first + _HANDED_OVER_AT_ONCE]
+            queued = [item for job in some if (item := self._queued(job))]
             if queued:
-                self._driver().send(Enqueue(tuple(queued), soon))
+                self._driver().send(Enqueue(tuple(queued), self._soon(some)))
 
     def _queued(self, job: Any) -> QueuedJob | None:
         """The job as it waits in the driver; None where it cannot be run, which Snakemake has been told then."""
@@ -132,26 +137,38 @@ class Session:
             return None
         with self._lock:
             self._jobs[item.key] = SubmittedJobInfo(job, external_jobid=item.key)
+            self._keys[job] = item.key
         return item
 
-    def _soon(self, jobs: set[Any]) -> tuple[tuple[Request, int], ...]:
-        """Requests of jobs that become ready when these end, with their number: what to bring workers up for."""
+    def _soon(self, jobs: list[Any]) -> tuple[Later, ...]:
+        """The jobs that become ready when these, and others that were handed over before, end."""
         if not any(pool.elastic for pool in self._options.pools):
             return ()
-        dag, counts = self._workflow.dag, Counter[Request]()
+        dag, found = self._workflow.dag, []
         seen: set[Any] = set()
-        for job in itertools.chain.from_iterable(job if job.is_group() else (job,) for job in jobs):
-            for later in itertools.islice(dag.depending[job], _SOON_MOST):
+        for job in itertools.chain.from_iterable(map(_members, jobs)):
+            for single in itertools.islice(dag.depending[job], _SOON_MOST):
+                later = dag.get_job_group(single) or single
                 if later in seen or len(seen) >= _SOON_MOST:
                     continue
                 seen.add(later)
-                request = self._known.get(later)
-                others = (other for other in dag.dependencies[later] if other is not job)
-                if request is not None and all(
-                    dag.finished(other) or not dag.needrun(other) or other in jobs for other in others
-                ):
-                    counts[request] += 1
-        return tuple(counts.items())
+                request, after = self._known.get(single), self._awaited(later)
+                if request is not None and after:
+                    found.append(Later(request, tuple(after)))
+        return tuple(found)
+
+    def _awaited(self, later: Any) -> set[str]:
+        """Keys of all that a job waits for; none where some of it was not handed over yet."""
+        dag, members = self._workflow.dag, set(_members(later))
+        keys = set()
+        for other in itertools.chain.from_iterable(dag.dependencies[member] for member in members):
+            if other in members or dag.finished(other) or not dag.needrun(other):
+                continue
+            key = self._keys.get(dag.get_job_group(other) or other)
+            if key is None:
+                return set()
+            keys.add(key)
+        return keys
 
     def job_failed(self, job: Any) -> None:
         """Snakemake counts the job as failed; after the last attempt, and without --keep-going, it starts no more."""
@@ -164,23 +181,26 @@ class Session:
         """Stop the run where a request can never be held; say once what is not declared."""
         named: list[tuple[str, Request]] = []
         slurm: list[tuple[str, tuple[str, ...]]] = []
-        groups = set()
+        groups: dict[Any, Request] = {}
         for single in self._workflow.dag.needrun_jobs():
             job = self._workflow.dag.get_job_group(single) or single
-            if job.is_local or job in groups:
+            if job.is_local:
                 continue
-            if job.is_group():
-                groups.add(job)
+            if job in groups:
+                self._known[single] = groups[job]
+                continue
             resources = _known_resources(job)
             if resources is None:
                 continue
             slurm.append((job.name, slurm_names(resources)))
             try:
                 request = self._adapted(job)
-                named.append((job.name, request))
-                self._known[single] = request
             except RequestError as error:
                 raise WorkflowError(str(error)) from None
+            named.append((job.name, request))
+            self._known[single] = request
+            if job.is_group():
+                groups[job] = request
         if self._options.local_by_default and (complaint := routing.slurm_on_local(slurm)):
             raise WorkflowError(complaint)
         self._prepare(named)
@@ -295,6 +315,8 @@ class Session:
     def _report_finished(self, message: Finished) -> None:
         with self._lock:
             info = self._jobs.pop(message.key, None)
+            if info is not None:
+                self._keys.pop(info.job, None)
             started = message.key in self._started
             self._started.discard(message.key)
         if info is None:

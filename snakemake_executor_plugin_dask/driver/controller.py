@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.ledger import END_BEFORE_S, Lease, Ledger, needs_fresh
-from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, QueuedJob, Say, Started
+from snakemake_executor_plugin_dask.lookahead import LookAhead
+from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
 from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
 from snakemake_executor_plugin_dask.requests import Request
@@ -93,7 +94,7 @@ class Controller:
         self.waiting = placement.Waiting()
         self.jobs: dict[str, Job] = {}  # by the key that Snakemake's side knows
         self._by_run: dict[str, Job] = {}  # by the key of the current run
-        self.soon: dict[str, list[tuple[Request, int]]] = {}
+        self.ahead = LookAhead()
         self.fleet: Fleet = None  # type: ignore[assignment]  # set by the driver before anything happens
         self.counts = Counts()
         self._warned: set[str] = set()  # rules whose jobs need the whole of an allocation
@@ -108,7 +109,6 @@ class Controller:
     # From Snakemake
 
     def enqueue(self, message: Enqueue) -> None:
-        self.soon = self._by_pool(message.soon)
         for queued in message.jobs:
             job = Job(queued)
             self.jobs[queued.key] = job
@@ -117,17 +117,18 @@ class Controller:
             self._around.event("job-queued", **_identity(queued), request=queued.request, pool=name or "")
             if name is not None:
                 self._wait_in(job, name)
+        for later in message.soon:
+            self._look_ahead(later)
         if self.stopping:
             self.drop_waiting()  # Snakemake was still handing over when it said to start no more
         self.place_soon()
 
-    def _by_pool(self, soon: Iterable[tuple[Request, int]]) -> dict[str, list[tuple[Request, int]]]:
-        found: dict[str, list[tuple[Request, int]]] = {}
-        for request, number in soon:
+    def _look_ahead(self, later: Later) -> None:
+        after = tuple(key for key in later.after if key in self.jobs)  # others ended meanwhile
+        if after:
             with contextlib.suppress(RequestError):  # it is told when the job itself is ready
-                name = routing.route(request, list(self.pools.values()), self.shapes, self.given_up)
-                found.setdefault(name, []).append((request, number))
-        return found
+                pool = routing.route(later.request, list(self.pools.values()), self.shapes, self.given_up)
+                self.ahead.add(pool, Later(later.request, after))
 
     def drop_waiting(self) -> None:
         """Start no more; what has a process finishes."""
@@ -135,6 +136,7 @@ class Controller:
         dropped = []
         for key, job in [(key, job) for key, job in self.jobs.items() if job.state == "waiting"]:
             self.waiting.discard(key)
+            self.ahead.ended(key, succeeded=False)
             if job.run > 1:
                 self._not_again(job, job.again_since)  # its outputs may not be as they were before
             else:
@@ -397,6 +399,7 @@ class Controller:
     def _finish(self, job: Job, outcome: Outcome, message: str = "") -> None:
         key = job.queued.key
         self.jobs.pop(key, None)
+        self.ahead.ended(key, succeeded=outcome.status == "succeeded")
         if outcome.status != "succeeded":
             self._around.event("job-finished", key=key, status=outcome.status, message=message)
         self._around.send(Finished(key, dataclasses.replace(outcome, key=key), job.run, message))
@@ -519,7 +522,7 @@ class Controller:
                 classes,
                 self.ledger,
                 starting,
-                self.soon.get(pool.name, ()),
+                self.ahead.of(pool.name),
                 now,
                 self.shapes[pool.name],
                 self.fleet.startup_s(pool.name),

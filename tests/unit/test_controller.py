@@ -8,7 +8,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
-from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, QueuedJob, Say, Started
+from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
 from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.requests import Request
@@ -335,6 +335,25 @@ def test_an_undeclared_runtime_gets_one_fresh_allocation() -> None:
     assert len(world.submitted) == 2
     (finished,) = world.messages(Finished)
     assert "declare runtime" in finished.message
+
+
+def test_jobs_that_become_ready_are_known_while_they_may() -> None:
+    """A later batch adds to what is known; a failed job takes what waited for it along."""
+
+    async def script(world: World) -> None:
+        world.worker("local-0")
+        first, second = job("a", 1), job("a", 2)
+        keys = (first.key, second.key)
+        world.controller.enqueue(Enqueue((first,), (Later(Request(2), keys[:1]),)))
+        world.controller.enqueue(Enqueue((second,), (Later(Request(3), keys), Later(Request(4), ("ended before",)))))
+        assert world.controller.ahead.of("local") == ((Request(2), 1), (Request(3), 1))
+        await settle()
+        world.end(keys[0])
+        assert world.controller.ahead.of("local") == ((Request(3), 1),)
+        world.end(keys[1], "failed")
+        assert world.controller.ahead.of("local") == ()
+
+    play(script)
 
 
 def test_queued_allocations_that_nothing_needs_are_called_back() -> None:
