@@ -82,11 +82,9 @@ class WorkerProcess(ProcessInterface):
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Give it back; Dask calls this after the worker was asked to close."""
-        if self.status is Status.closed:
-            return
-        await self.kill()
-        await super().close()  # type: ignore[no-untyped-call]
+        """Dask calls this after the worker was asked to close, and starts no other one meanwhile; `kill` follows."""
+        if self.status is not Status.closed:
+            await super().close()  # type: ignore[no-untyped-call]
 
 
 class Backend(Protocol):

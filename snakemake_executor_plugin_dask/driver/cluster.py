@@ -15,7 +15,6 @@ from typing import Any
 
 import dask
 from distributed import Client, SchedulerPlugin
-from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
 
@@ -149,8 +148,9 @@ class RunCluster:
         if self._cluster.worker_spec.pop(name, None) is not None:
             await self._cluster._correct_state()  # noqa: SLF001
         process = self.workers.pop(name, None)
-        if process is not None and process.status is not Status.closed:
+        if process is not None:
             await process.close()
+            await process.kill()
 
     def last_seen(self) -> dict[str, float]:
         """For each worker's name, the time (since the epoch) of its last heartbeat."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from snakemake_executor_plugin_dask import routing
 from snakemake_executor_plugin_dask.driver.allocations import Ran
 from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.prepare import Question, answer
 from snakemake_executor_plugin_dask.requests import Request, request_from_resources
 from snakemake_executor_plugin_dask.slurm_resources import granting, make_pools, parse_sinfo
 
@@ -185,6 +188,13 @@ def test_partition_that_slurm_does_not_know() -> None:
             make({"slurm_partition": "cpuu"}, template=template)
     with pytest.raises(ConfigurationError, match=r"no partition cpuu.*`queue` in the options"):
         make({}, queue="cpuu")
+
+
+def test_slurm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The commands are named, before nodes are asked for."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    question = Question(Options(pools=(TEMPLATE,), make_slurm_pools=True), ())
+    assert "its commands sbatch, scancel, squeue are not on PATH" in (answer(question).complaint or "")
 
 
 def test_slurm_that_does_not_answer() -> None:
