@@ -49,6 +49,7 @@ _KILL_TIMEOUT_S = 60.0
 _CANCEL_AGAIN_S = 10.0
 #: Slurm gives reasons that mean «never» for a moment, before it has looked closely.
 _STUCK_S = 12.0
+_REHEARSAL_S = 10.0  # a batch system that is slow to answer keeps no run from starting
 _TAIL_LINES, _TAIL_BYTES = 20, 4096
 
 
@@ -410,7 +411,7 @@ class JobqueueBackend:
             path = Path(directory, "script.sh")
             path.write_text(script)
             command = self.winning([self.system.submit, *self.system.rehearsal, os.fspath(path)])
-            done = run_here(command, environment=outside_allocation(os.environ))
+            done = run_here(command, environment=outside_allocation(os.environ), timeout_s=_REHEARSAL_S)
         said = [line.strip() for line in (done.err.strip() or done.out.strip()).splitlines()]
         advice = rehearsed(self.name, " ".join(said))
         if done.code != 0 and advice is not None:

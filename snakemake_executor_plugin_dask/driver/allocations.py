@@ -172,15 +172,17 @@ class Ran(NamedTuple):
     err: str
 
 
-def run_here(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Ran:
+def run_here(
+    command: Sequence[str], *, environment: Mapping[str, str] | None = None, timeout_s: float = _QUERY_TIMEOUT_S
+) -> Ran:
     """Run a short command; one that is missing or does not answer counts as failed, with the reason as its error."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=_QUERY_TIMEOUT_S, check=False, env=environment,
+            timeout=timeout_s, check=False, env=environment,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return Ran(TIMED_OUT, "", f"{command[0]} did not answer within {_QUERY_TIMEOUT_S:.0f} s")
+        return Ran(TIMED_OUT, "", f"{command[0]} did not answer within {timeout_s:.0f} s")
     except OSError as error:
         return Ran(127, "", f"{command[0]}: {error.strerror}")
     return Ran(done.returncode, done.stdout, done.stderr)

@@ -94,7 +94,11 @@ async def _serve(
     try:
         await worker
     except (TimeoutError, OSError) as error:
-        sys.stderr.write(f"worker {name} reached no scheduler at {config['scheduler']}: {error}\n")
+        sys.stderr.write(
+            f"worker {name} reached no scheduler at {config['scheduler']}: {error}; if this host cannot reach that "
+            "address, name the network that both share: `interface` in the pool's options, or `scheduler` in the pools "
+            "file\n"
+        )
         return 1
     lost = asyncio.create_task(link.lost.wait())
     finished = asyncio.create_task(worker.finished())

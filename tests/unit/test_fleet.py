@@ -1,0 +1,162 @@
+"""Workers asked for, called back and given up, with a cluster and processes that only record."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from snakemake_executor_plugin_dask.backends.base import Link, WorkerProcess
+from snakemake_executor_plugin_dask.driver.fleet import Fleet
+from snakemake_executor_plugin_dask.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.pools import Pool
+
+POOL = Pool("cpu", "slurm", 0, 10, 4, 4000)
+LINK = Link("ab12cd34", "tls://x:1", None, None, "/state", None)
+
+
+class Process(WorkerProcess):
+    """One that is submitted at once, or refused."""
+
+    async def start(self) -> None:
+        if not self.refused:
+            self.allocation_id = "7"
+
+    async def kill(self) -> bool:
+        return True
+
+
+@dataclass
+class World:
+    """A fleet, and what became of its calls."""
+
+    refuse: bool = False
+    now: float = 1000.0
+    asked: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    retired: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    workers: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        listener: Any = SimpleNamespace(
+            worker_joined=lambda _: None,
+            pool_failed=lambda _, why: self.failed.append(why),
+            pool_given_up=lambda _, why: self.given_up.append(why),
+            event=lambda *_, **__: None,
+            failed=self._raise,
+        )
+        cluster: Any = SimpleNamespace(add=self._add, remove=self._remove, workers=self.workers, client=self)
+        backends: Any = {"slurm": SimpleNamespace(worker=self._worker)}
+        self.fleet = Fleet(cluster, SimpleNamespace(), backends, LINK, 60.0, listener, lambda: self.now)  # type: ignore[arg-type]
+
+    def _raise(self, error: BaseException) -> None:
+        raise error
+
+    def _worker(self, pool: Pool, name: str, link: Link) -> Process:
+        process = Process(pool, name, link)
+        process.refused = self.refuse
+        process.failure = "sbatch: error: invalid account" if self.refuse else None
+        self.asked.append(name)
+        return process
+
+    async def _add(self, process: Process) -> None:
+        self.workers[process.name] = process
+        await process.start()
+
+    async def _remove(self, name: str) -> None:
+        self.workers.pop(name, None)
+        self.removed.append(name)
+
+    async def run(self, *_: Any, workers: list[str], **__: Any) -> dict[str, Any]:
+        """Dask's client: what a worker tells of itself."""
+        return {address: WorkerFacts(address, "host", 1, 2, 4, 4000) for address in workers}
+
+    async def retire_workers(self, addresses: list[str], **_: Any) -> None:
+        self.retired += addresses
+
+    async def join(self, name: str) -> None:
+        await self.fleet.joined(f"tls://{name}", name, "ab12cd34")
+
+    async def ask(self, count: int) -> None:
+        self.fleet.add(POOL, count)
+        await settle()
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def play(script: Callable[[World], Awaitable[None]], **settings: Any) -> World:
+    async def run() -> World:
+        world = World(**settings)
+        await script(world)
+        return world
+
+    return asyncio.run(run())
+
+
+def test_a_few_queue_at_once() -> None:
+    """Those that run count as long as none has joined; afterwards only those that queue."""
+
+    async def script(world: World) -> None:
+        await world.ask(10)
+        assert world.asked == ["cpu-0", "cpu-1", "cpu-2"]
+        for member in world.fleet.of("cpu", "starting"):
+            member.running = True
+        await world.ask(7)
+        assert len(world.asked) == 3
+        await world.join("cpu-0")
+        await world.ask(7)
+        assert world.asked[3:] == ["cpu-3", "cpu-4", "cpu-5"]
+        await world.ask(4)
+        assert len(world.asked) == 6
+
+    play(script)
+
+
+def test_the_last_in_the_queue_are_called_back() -> None:
+    """What has started is left to join."""
+
+    async def script(world: World) -> None:
+        await world.ask(3)
+        world.fleet.members["cpu-2"].running = True
+        world.fleet.call_back(POOL, 1)
+        await settle()
+        assert world.removed == ["cpu-1"]
+        world.fleet.call_back(POOL, 5)
+        await settle()
+        assert world.removed == ["cpu-1", "cpu-0"]
+        await world.join("cpu-1")
+        assert list(world.fleet.members) == ["cpu-2"]
+        assert world.retired == ["tls://cpu-1"], "one that came all the same is turned away"
+
+    play(script)
+
+
+def test_refusals_give_the_pool_up_soon_unless_workers_are_there() -> None:
+    """The second refusal does, and none does while jobs can run on a worker."""
+
+    async def script(world: World) -> None:
+        for _ in range(3):
+            await world.ask(1)
+            world.now += 400.0
+        assert len(world.failed) == 1
+        assert len(world.given_up) == 1
+        assert len(world.asked) == 2
+
+    play(script, refuse=True)
+
+    async def with_a_worker(world: World) -> None:
+        await world.ask(1)
+        await world.join("cpu-0")
+        world.refuse = True
+        for _ in range(9):
+            await world.ask(1)
+            world.now += 400.0
+        assert not world.given_up
+        assert len(world.failed) == 9
+
+    play(with_a_worker)
