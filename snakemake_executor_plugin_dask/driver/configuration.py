@@ -18,6 +18,7 @@ DRIVER_CONFIGURATION: dict[str, Any] = {
     "distributed.worker.profile.enabled": False,
     "distributed.nanny.pre-spawn-environ": {},
     "distributed.admin.tick.limit": "20s",
+    "distributed.admin.low-level-log-length": 100,  # of messages, kept whole for Dask's developers
     "distributed.comm.retry.count": 0,
     "distributed.comm.timeouts.connect": "30s",
     "distributed.comm.timeouts.tcp": "60s",  # as long as a lease: a shorter cut of the network ends no job
@@ -32,6 +33,7 @@ WORKER_CONFIGURATION: dict[str, Any] = {
     "distributed.worker.preload": [],
     "distributed.worker.use-file-locking": False,  # nothing is written there, and the locks would be left behind
     "distributed.admin.tick.limit": "20s",
+    "distributed.admin.low-level-log-length": 100,  # of messages, kept whole for Dask's developers
     "distributed.comm.timeouts.connect": "30s",
     "distributed.comm.timeouts.tcp": "60s",  # as long as a lease: a shorter cut of the network ends no job
     "distributed.comm.require-encryption": True,
