@@ -17,7 +17,8 @@ def main() -> None:
         for number in (chosen.few, chosen.many):
             timed, spent = stubbed(directory / str(number), number, chosen.workers)
             held[number] = (spent["handover_mb"], spent["driver_mb"])
-            stamps = timed.stamps()[: max(100, chosen.few)]
+            # Jobs start while others are still handed over, for which Snakemake needs a core.
+            stamps = [stamp for stamp in timed.stamps() if stamp > spent["handed_over"]][: chosen.few]
             rates[number] = (len(stamps) - 1) / (stamps[-1] - stamps[0])
     heading(f"{chosen.many} queued jobs against {chosen.few}")
     own, driver = (many - few for few, many in zip(held[chosen.few], held[chosen.many], strict=True))
@@ -25,7 +26,14 @@ def main() -> None:
     row("in the driver, at most", driver, "MB more")
     row("together", own + driver, "MB more", aim="at most 50")
     few, many = rates[chosen.few], rates[chosen.many]
-    row(f"first {max(100, chosen.few)} jobs", many, "jobs/s", many / few, "not below 1", f"{chosen.few} queued")
+    row(
+        f"{chosen.few} jobs, once all were handed over",
+        many,
+        "jobs/s",
+        many / few,
+        "not below 1",
+        f"{chosen.few} queued",
+    )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def main() -> None:
         run_jobs(session, known)
         spent["in_executor_s"] += time.thread_time() - before
         spent["jobs"] += len(known)
+        spent["handed_over"] = time.time()
         spent["handover_mb"] += max(0.0, resident_mb(os.getpid()) - held_mb)
 
     Session.run_jobs = timed  # type: ignore[method-assign]

@@ -196,7 +196,8 @@ class Session:
             try:
                 request = self._adapted(job)
             except RequestError as error:
-                raise WorkflowError(str(error)) from None
+                msg = f"Job of {job.name}: {error}"
+                raise WorkflowError(msg) from None
             named.append((job.name, request))
             self._known[single] = request
             if job.is_group():
@@ -216,7 +217,7 @@ class Session:
     def _prepare(self, named: list[tuple[str, Request]]) -> None:
         """Complete and check pools that are not simply this machine; show the plan, where it is asked for."""
         plan = self._options.plan
-        if plan or any(pool.cluster not in ("local", ATTACHED) for pool in self._options.pools):
+        if plan or any(pool.gpus or pool.cluster not in ("local", ATTACHED) for pool in self._options.pools):
             try:
                 answer = ask(Question(self._options, tuple(named), plan))
             except ConfigurationError as error:

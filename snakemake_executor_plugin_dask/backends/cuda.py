@@ -13,7 +13,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.backends.local import LocalBackend
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.worker.devices import OVERRIDE, VISIBLE, Inventory, complaint, take_inventory
+from snakemake_executor_plugin_dask.worker.devices import OVERRIDE, VISIBLE, Inventory, take_inventory
 
 
 def load_utils() -> Any:
@@ -42,7 +42,6 @@ class CudaBackend(LocalBackend):
             return pool
 
     def check(self, pool: Pool) -> None:
-        super().check(pool)
         if pool.workers_max > 1:
             msg = (
                 f"pool {pool.name}: {pool.workers_max} workers were asked for, but one worker holds all GPUs of this "
@@ -59,10 +58,7 @@ class CudaBackend(LocalBackend):
         if not found.devices:
             msg = f"pool {pool.name}: this machine has no GPU to use ({found.source}); use another backend."
             raise ConfigurationError(msg)
-        wrong = complaint(pool.gpus, found, "this machine")
-        if wrong is not None:
-            msg = f"pool {pool.name}: {wrong}"
-            raise ConfigurationError(msg)
+        super().check(pool)
 
     def inventory(self, pool: Pool) -> Inventory:
         """The devices, as dask-cuda knows them. Raises ConfigurationError: no extra, no driver, or a wrong list."""

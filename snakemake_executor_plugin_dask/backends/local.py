@@ -20,7 +20,7 @@ from snakemake_executor_plugin_dask.backends.base import (
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.worker.devices import inventory
+from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, take_inventory
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
 _CLOSE_S = 5.0  # a worker that was asked to close gets so long
@@ -119,6 +119,13 @@ class LocalBackend:
         if pool.nodes is not None:
             msg = f"pool {pool.name}: workers on this machine have one node; remove «nodes»."
             raise ConfigurationError(msg)
+        if pool.gpus and (wrong := complaint(pool.gpus, self.inventory(pool), "this machine", pool.workers_max)):
+            msg = f"pool {pool.name}: {wrong}"
+            raise ConfigurationError(msg)
+
+    def inventory(self, pool: Pool) -> Inventory:
+        """The devices that this machine has for the pool."""
+        return take_inventory(pool.gpu_vendor)
 
     def describe(self, pool: Pool) -> str:
         link = Link("RUN", "tls://127.0.0.1:PORT", None, None, ".snakemake/dask/RUN", None)
@@ -133,7 +140,7 @@ class LocalBackend:
         # Workers beside each other must not see one another's GPUs.
         alive = [worker for worker in self._workers if worker.status is not Status.closed]
         held = {device for worker in alive for device in worker.devices or ()}
-        free = [device for device in inventory(pool.gpu_vendor) if device not in held]
+        free = [device for device in self.inventory(pool).devices if device not in held]
         made = LocalWorker(pool, name, link, tuple(free[: pool.gpus]))
         self._workers = [*alive, made]
         return made

@@ -33,7 +33,8 @@ class Inventory:
     """The devices of a node, named as ``CUDA_VISIBLE_DEVICES`` (or its counterpart) wants them, and who named them."""
 
     devices: tuple[str, ...]
-    source: str  # for messages: "CUDA_VISIBLE_DEVICES=0,1", "NVML", "nothing: no NVIDIA driver was found"
+    source: str  # for messages: "CUDA_VISIBLE_DEVICES=0,1", "the driver", "no NVIDIA driver was found"
+    known: bool = True  # False: nobody could be asked
 
 
 def inventory(
@@ -62,7 +63,7 @@ def take_inventory(
         known = probe()
         if known is None:
             maker = "AMD" if vendor == "amd" else "NVIDIA"
-            return Inventory((), f"nothing: no {maker} driver was found")
+            return Inventory((), f"no {maker} driver was found", known=False)
         return Inventory(known, "the driver")
     devices = parse_visible(granted)
     if any(device.isdecimal() for device in devices):
@@ -108,16 +109,18 @@ def device_environment(devices: Sequence[str], vendor: str = "nvidia") -> tuple[
     return tuple(variables)
 
 
-def complaint(wanted: int | None, found: Inventory, where: str) -> str | None:
-    """Why a worker with ``wanted`` GPUs cannot be had ``where`` (a host); None: it can, or no number was asked for."""
+def complaint(wanted: int | None, found: Inventory, where: str, workers: int = 1) -> str | None:
+    """Why workers with ``wanted`` GPUs cannot be had ``where`` (a host); None: they can, or no number was asked for."""
     have = len(found.devices)
-    if wanted is None or wanted <= have:
+    if wanted is None or wanted * workers <= have:
         return None
-    grants = "grants" if "=" in found.source else "knows"
+    variable, equals, _ = found.source.partition("=")
+    named = ", ".join(found.devices) or "none"
+    said = f"{found.source} {'grants' if equals else 'knows'} {named}" if found.known else found.source
     return (
-        f"{wanted} GPUs for each worker were asked for, but {where} has {have} ({found.source} {grants} "
-        f"{', '.join(found.devices) or 'none'}); ask for {have}, or for another node"
-        f"{', or unset ' + found.source.partition('=')[0] if '=' in found.source else ''}."
+        f"{wanted} GPUs for each {'worker' if workers == 1 else f'of {workers} workers'} were asked for, but {where} "
+        f"has {have} ({said}); ask for {have // workers}, or for another node"
+        f"{f', or unset {variable}' if equals else ''}."
     )
 
 

@@ -68,8 +68,8 @@ def test_the_override_wins_over_all() -> None:
 
 def test_no_driver_is_said() -> None:
     """An empty inventory says why it is empty."""
-    assert take_inventory("nvidia", {}, nothing).source == "nothing: no NVIDIA driver was found"
-    assert take_inventory("amd", {}, nothing).source == "nothing: no AMD driver was found"
+    assert take_inventory("nvidia", {}, nothing).source == "no NVIDIA driver was found"
+    assert take_inventory("amd", {}, nothing).source == "no AMD driver was found"
 
 
 def test_mig_instances_replace_indices() -> None:

@@ -1,6 +1,7 @@
 """Workers on this machine: who holds which GPU, and what a pool there cannot have."""
 
 import asyncio
+import contextlib
 
 import pytest
 from distributed.core import Status
@@ -36,3 +37,21 @@ def test_options_and_nodes_are_refused() -> None:
         LocalBackend().check(Pool("here", "local", options={"queue": "x"}))
     with pytest.raises(ConfigurationError, match="remove «nodes»"):
         LocalBackend().check(Pool("here", "local", nodes=2))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "words"),
+    [
+        (3, 1, "3 GPUs for each worker were asked for, but this machine has 2 .*; ask for 2"),
+        (2, 2, "2 GPUs for each of 2 workers were asked for, but this machine has 2 .*; ask for 1"),
+        (1, 2, None),
+    ],
+)
+def test_more_gpus_than_there_are_are_refused(
+    gpus: int, workers: int, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their jobs would wait for ever."""
+    monkeypatch.setenv(OVERRIDE, "0,1")
+    pool = Pool("local", "local", workers, workers, cores=1, memory_mb=1000, gpus=gpus)
+    with contextlib.nullcontext() if words is None else pytest.raises(ConfigurationError, match=words):
+        LocalBackend().check(pool)
