@@ -24,7 +24,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_executor_plugin_dask import routing
 from snakemake_executor_plugin_dask.configure import configure_here
 from snakemake_executor_plugin_dask.driver import state
-from snakemake_executor_plugin_dask.driver.allocations import cancel_recorded, cancel_run
+from snakemake_executor_plugin_dask.driver.allocations import cancel_hints, cancel_recorded, cancel_run
 from snakemake_executor_plugin_dask.driver_link import DriverLink
 from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.failures import explain
@@ -422,8 +422,11 @@ class Session:
         if self._link is not None:
             if not self._link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S):
                 self._logger.error(f"The driver process did not end within {_STOP_TIMEOUT_S:.0f} s.")
-            elif self._link.last is not None and self._link.last.left:
-                self._logger.error(f"Not seen to be gone: {', '.join(self._link.last.left)} (see {self._state_dir}).")
+            elif self._link.last is not None:
+                hints = cancel_hints(self._state_dir)
+                for worker in self._link.last.left:
+                    hint = f", in {hints[worker]}" if worker in hints else ""
+                    self._logger.error(f"Worker {worker} was not seen to be gone{hint} (see {self._state_dir}).")
         self._handover.close()
         self._remove_empty_log_directories()
 

@@ -225,7 +225,7 @@ def cancel_run(
             _cancel(SYSTEMS[entry.system], entry, run)
     return [
         f"allocation {entry.id or entry.name} may be left: {why[entry.worker]}; "
-        f"cancel it with `{' '.join(_cancel_command(SYSTEMS[entry.system], entry) or [])}`"
+        f"cancel it with `{_shown_command(entry)}`"
         for entry in left
     ]
 
@@ -237,6 +237,14 @@ def cancel_unanswered(state_dir: str | Path, run: Callable[[Sequence[str]], Ran]
         if entry.id is None:
             _cancel(SYSTEMS[entry.system], entry, run)
             record.gone(entry.worker)
+
+
+def cancel_hints(state_dir: str | Path) -> dict[str, str]:
+    """For each worker whose allocation a run did not see go: that allocation, and the command to cancel it."""
+    return {
+        entry.worker: f"allocation {entry.id or entry.name}; cancel it with `{_shown_command(entry)}`"
+        for entry in Record(state_dir).entries()[0]
+    }
 
 
 def cancel_recorded(state_root: str | Path, *, timeout_s: float = 60.0) -> list[str]:
@@ -258,6 +266,10 @@ def _cancel_command(system: System, entry: Entry) -> list[str] | None:
         return system.cancel(entry.id, entry.where)
     # All of the pool's allocations bear this name, and all of them are to go.
     return system.cancel_name(entry.name, entry.where) if system.cancel_name else None
+
+
+def _shown_command(entry: Entry) -> str:
+    return " ".join(_cancel_command(SYSTEMS[entry.system], entry) or [])
 
 
 def _cancel(system: System, entry: Entry, run: Callable[[Sequence[str]], Ran]) -> None:

@@ -145,8 +145,7 @@ class Run:
         if self._fleet is not None:
             members = {member.process.name for member in self._fleet.members.values()}
             try:
-                left = await asyncio.wait_for(self._fleet.close(), _CLOSE_S)
-                await asyncio.to_thread(cancel_unanswered, self._state_dir)
+                left = await asyncio.wait_for(self._give_back(self._fleet), _CLOSE_S)
             except TimeoutError:  # a batch system that does not answer must not keep this process for ever
                 left = tuple(sorted(members))
         elif self._cluster is not None:
@@ -161,6 +160,11 @@ class Run:
         state.clear(self._state_dir, keep_logs=failed or bool(left))
         os.close(self._lock)
         return left, summary
+
+    async def _give_back(self, fleet: Fleet) -> tuple[str, ...]:
+        left = await fleet.close()
+        await asyncio.to_thread(cancel_unanswered, self._state_dir)
+        return left
 
     async def _submit(self, address: str, spec: JobSpec) -> Outcome | None:
         """The attempt as a Dask task, pinned. Returns its outcome; None where its end was told as an event already."""

@@ -15,6 +15,7 @@ from snakemake_executor_plugin_dask.driver.allocations import (
     Brakes,
     Ran,
     Record,
+    cancel_hints,
     cancel_recorded,
     cancel_run,
     cancel_unanswered,
@@ -204,6 +205,7 @@ def test_what_cannot_be_cancelled_is_said(tmp_path: Path) -> None:
     assert "Unable to contact" in sentence
     assert clock.now >= 60
     assert len(record.entries()[0]) == 1
+    assert cancel_hints(tmp_path) == {"cpu-0": "allocation 7; cancel it with `scancel 7`"}
 
 
 def test_submission_that_was_cut_off_is_cancelled_by_name(tmp_path: Path) -> None:
