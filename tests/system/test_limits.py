@@ -93,6 +93,73 @@ def test_memory(tmp_path: Path) -> None:
         run.expect_gone(10)
 
 
+KINDS = """
+rule all:
+    input: expand("{kind}_{size}.txt", kind=["run", "script", "shell", "daemon", "second"], size=["small", "large"])
+
+SIZES = {"small": 90, "large": 400}
+
+rule run:
+    output: "run_{size}.txt"
+    resources: mem_mb=150
+    run:
+        import time
+        held = [b"x" * 10_000_000 for _ in range(SIZES[wildcards.size] // 10)]
+        time.sleep(2)
+        open(output[0], "w").close()
+
+rule script:
+    output: "script_{size}.txt"
+    params: size=lambda wildcards: SIZES[wildcards.size]
+    resources: mem_mb=150
+    script: "hold_script.py"
+
+rule shell:
+    output: "shell_{size}.txt"
+    params: size=lambda wildcards: SIZES[wildcards.size]
+    resources: mem_mb=150
+    shell: "(PYTHON hold.py {params.size} 2 | cat) && touch {output}"
+
+rule daemon:
+    output: "daemon_{size}.txt"
+    params: size=lambda wildcards: SIZES[wildcards.size]
+    resources: mem_mb=150
+    shell: "setsid -f PYTHON hold.py {params.size} 60; sleep 4; touch {output}"
+
+rule first:
+    output: touch("first_{size}.txt")
+    group: "pair"
+    resources: mem_mb=150
+    shell: "true"
+
+rule second:
+    input: "first_{size}.txt"
+    output: "second_{size}.txt"
+    group: "pair"
+    params: size=lambda wildcards: SIZES[wildcards.size]
+    resources: mem_mb=150
+    shell: "PYTHON hold.py {params.size} 2; touch {output}"
+"""
+
+
+@pytest.mark.parametrize("start", ["warm", "cold"])
+def test_memory_of_every_kind_of_job(tmp_path: Path, start: str) -> None:
+    """In `run:`, scripts, shells, daemons and groups: who holds more than `mem_mb` is ended, who holds less is not."""
+    (tmp_path / "hold_script.py").write_text(
+        "import time\nheld = [b'x' * 10_000_000 for _ in range(snakemake.params.size // 10)]\n"
+        "time.sleep(2)\nopen(snakemake.output[0], 'w').close()\n"
+    )
+    with limited(tmp_path, KINDS, "--dask-job-start", start) as run:
+        assert run.wait(180) == 1
+        assert outputs(tmp_path) - {"first_small"} == {
+            f"{kind}_small" for kind in ("run", "script", "shell", "daemon", "second")
+        }
+        found = re.findall(r"Job of (\w+): memory of \d+ MB exceeded the limit of 150 MB \(mem_mb\)", run.output)
+        assert sorted(found) == ["daemon", "pair_first_second", "run", "script", "shell"]
+        assert not run.events("worker-lost")
+        run.expect_gone(10)
+
+
 RUNTIME = """
 rule all:
     input: "slow.txt", "stubborn.txt", "quick.txt"
