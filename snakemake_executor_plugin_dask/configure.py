@@ -74,7 +74,7 @@ def configure(
         local_by_default = settings.cluster is None
     pools = _fit_machine(pools, machine, warnings)
     _check_interface(place, pools, machine)
-    runtime, memory = _read(settings, "enforce", _parse_enforce)
+    runtime, memory, cgroup = _read(settings, "enforce", _parse_enforce)
     options = Options(
         pools=pools,
         make_slurm_pools=settings.pools is None and pools[0].cluster == "slurm",
@@ -85,6 +85,7 @@ def configure(
         job_start="cold" if _read(settings, "job_start", _parse_job_start) == "cold" else "warm",
         enforce_runtime=runtime,
         enforce_memory=memory,
+        enforce_cgroup=cgroup,
         lost_worker_retries=_read(settings, "lost_worker_retries", units.parse_count),
         logdir=_log_directory(settings),
         keep_successful_logs=settings.keep_successful_logs,
@@ -241,18 +242,22 @@ def _parse_scheduler(text: str) -> str:
     return str(path)
 
 
-def _parse_enforce(text: str) -> tuple[bool, bool]:
-    """Whether runtime and memory are enforced."""
+def _parse_enforce(text: str) -> tuple[bool, bool, bool]:
+    """Whether runtime and memory are enforced, and memory by cgroups, too."""
+    known = ("runtime", "memory", "cgroup", "none")
     words = [word.strip() for word in text.split(",")]
     for word in words:
-        if word not in {"runtime", "memory", "none"}:
-            similar = did_you_mean(word, ("runtime", "memory", "none"))
-            msg = f"is not a list of limits{similar}; allowed are runtime,memory, or one of them, or none"
+        if word not in known:
+            similar = did_you_mean(word, known)
+            msg = (
+                f"is not a list of limits{similar}; allowed are runtime,memory, or one of them, or none "
+                "(and runtime,cgroup for memory limits that the kernel enforces, too)"
+            )
             raise ValueError(msg)
     if "none" in words and len(words) > 1:
         msg = "contradicts itself; write none alone, or the limits without it"
         raise ValueError(msg)
-    return "runtime" in words, "memory" in words
+    return "runtime" in words, "memory" in words or "cgroup" in words, "cgroup" in words
 
 
 def _parse_job_start(text: str) -> str:

@@ -88,6 +88,7 @@ class Handover:
             warm_depth=int(environment.get("SNAKEMAKE_DASK_WARM_DEPTH", "3")),
             enforce_runtime=options.enforce_runtime,
             enforce_memory=options.enforce_memory,
+            enforce_cgroup=options.enforce_cgroup,
         )
 
     def request(self, job: Any) -> Request:

@@ -43,6 +43,7 @@ class RunSetup:
     warm_depth: int = 3  # 1: imports; 2: imports and workflow; 3: the job's own function. For benchmarks and tests
     enforce_runtime: bool = True
     enforce_memory: bool = True
+    enforce_cgroup: bool = False  # memory by the kernel, too, where that is possible
     lease_s: float = 60.0  # a supervisor that hears nothing for so long ends its jobs
     stop_grace_s: float = 5.0  # between SIGTERM and SIGKILL
 

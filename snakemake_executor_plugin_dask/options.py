@@ -23,6 +23,7 @@ class Options:
     job_start: JobStart = "warm"
     enforce_runtime: bool = True
     enforce_memory: bool = True
+    enforce_cgroup: bool = False
     lost_worker_retries: int = 3
     logdir: str = ".snakemake/dask_logs"
     keep_successful_logs: bool = False

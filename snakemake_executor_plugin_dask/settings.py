@@ -96,7 +96,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     enforce: str = _setting(
         "runtime,memory",
         "LIMITS",
-        "Which declared limits end a job that exceeds them: runtime,memory, or one of the two, or none.",
+        "Which declared limits end a job that exceeds them: runtime,memory, or one of the two, or none. With cgroup "
+        "instead of memory the kernel enforces it, too, where the user may make cgroups of version 2.",
     )
     lost_worker_retries: str = _setting(
         "3",

@@ -25,6 +25,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup, Status
 from snakemake_executor_plugin_dask.worker import attempt, logs, processes
 from snakemake_executor_plugin_dask.worker.attempt import Attempt, NotStarted, note
+from snakemake_executor_plugin_dask.worker.cgroups import JobGroups
 from snakemake_executor_plugin_dask.worker.ending import Endings
 from snakemake_executor_plugin_dask.worker.environment import base_environment, job_environment
 from snakemake_executor_plugin_dask.worker.frames import frame, receive
@@ -53,6 +54,8 @@ class Supervisor:
         self._monitor = Monitor(ProcFiles(), os.getpid())
         self._endings = Endings(self._monitor)
         self._warming = Warming(self._endings, self._forked)
+        self._groups: JobGroups | None = None
+        self._no_groups = ""  # why there are none, though the run wants them
         self._next_look: asyncio.TimerHandle | None = None
         self._kernel_kills = 0
         self._writer: asyncio.StreamWriter | None = None
@@ -149,6 +152,12 @@ class Supervisor:
         self._lease.renew()
         self._endings.stop_grace_s = setup.stop_grace_s
         self._setup = setup
+        if setup.enforce_cgroup:
+            try:
+                self._groups = JobGroups()
+            except OSError as error:
+                self._no_groups = f"no cgroup enforces mem_mb on {attempt.HOST} ({error.strerror or error})"
+                note(self._no_groups)
         if self._finishing is None:
             self._warming.begin(setup, self._environment)
         self._tell_worker("ready")
@@ -210,6 +219,7 @@ class Supervisor:
             await current.leader
             current.ended = time.time()
             await self._endings.clear(current)
+            self._leave_group(current)
             await self._find_cause(current)
         except NotStarted as error:
             failure = str(error)
@@ -327,11 +337,28 @@ class Supervisor:
         current.start_ticks = stat.start if stat is not None else 0
         self._endings.leaders[pid] = current
         limit = current.spec.memory_limit_mb
-        enforce = self._setup is not None and self._setup.enforce_memory
-        self._monitor.add(
-            current.key, pid, limit * 10**6 if limit is not None and enforce else None, direct=direct, began=began
-        )
+        enforced = limit is not None and self._setup is not None and self._setup.enforce_memory
+        limit_bytes = limit * 10**6 if limit is not None and enforced else None
+        self._monitor.add(current.key, pid, limit_bytes, direct=direct, began=began)
         self._plan_look()
+        if limit_bytes is not None:
+            self._enter_group(current, limit_bytes)
+
+    def _enter_group(self, current: Attempt, limit: int) -> None:
+        if self._groups is None:
+            current.notes.append(self._no_groups)
+            return
+        try:
+            self._groups.add(current.key, current.pid, limit)
+        except OSError as error:
+            current.notes.append(f"no cgroup enforces its mem_mb ({error.strerror or error})")
+
+    def _leave_group(self, current: Attempt) -> None:
+        if self._groups is not None and self._groups.remove(current.key) and current.verdict is None:
+            after = attempt.seconds(self._loop.time() - current.began)
+            limit = current.spec.memory_limit_mb
+            text = f"memory exceeded the limit of {limit} MB (mem_mb) {after} after the start, as the kernel found"
+            current.verdict = ("out-of-memory", text)
 
     def _forked(self, current: Attempt, pid: int, began: bool, is_command: bool) -> None:
         self._started(current, pid, direct=not is_command, began=began)

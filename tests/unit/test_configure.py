@@ -255,13 +255,19 @@ def test_values_refused(given: dict[str, object], parts: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "runtime", "memory"),
-    [("runtime,memory", True, True), ("memory", False, True), (" runtime ", True, False), ("none", False, False)],
+    ("text", "enforced"),
+    [
+        ("runtime,memory", (True, True, False)),
+        ("memory", (False, True, False)),
+        (" runtime ", (True, False, False)),
+        ("runtime,cgroup", (True, True, True)),
+        ("none", (False, False, False)),
+    ],
 )
-def test_enforce(text: str, runtime: bool, memory: bool) -> None:
+def test_enforce(text: str, enforced: tuple[bool, bool, bool]) -> None:
     """Limits are named one by one, or none of them."""
     result = options(enforce=text)
-    assert (result.enforce_runtime, result.enforce_memory) == (runtime, memory)
+    assert (result.enforce_runtime, result.enforce_memory, result.enforce_cgroup) == enforced
 
 
 @pytest.mark.parametrize(
