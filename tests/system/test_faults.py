@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def test_worker_killed(tmp_path: Path) -> None:
         assert not first & set(run.jobs())
         assert len(started(run)) == 4
         assert len(ended(run)) == 2
-        assert "runs again" in run.output
+        assert said(run) == lost("its connection closed")
         run.expect_gone(10)
 
 
@@ -41,6 +42,11 @@ def test_supervisor_killed(tmp_path: Path) -> None:
         assert len(run.events("job-requeued")) == 2, "once for each job, and not again on the worker that goes"
         assert not first & set(run.jobs())
         assert len(ended(run)) == 2
+        reason = "the worker's supervisor process ended (SIGKILL). Its earlier processes are dead."
+        assert said(run) == [
+            *(f"Job {jobid} (work) runs again: {reason}" for jobid in (1, 2)),
+            "Worker local-0 was lost: its connection closed.",
+        ]
         run.expect_gone(10)
 
 
@@ -58,6 +64,7 @@ def test_worker_and_supervisor_killed(tmp_path: Path) -> None:
         assert run.wait() == 0, run.output
         assert not first & set(run.jobs())
         assert len(ended(run)) == 2
+        assert said(run) == lost("its connection closed")
         run.expect_gone(10)
 
 
@@ -76,9 +83,8 @@ def test_all_processes_of_a_worker_ended(tmp_path: Path, number: signal.Signals)
         assert run.wait() == 0, run.output
         assert len(started(run)) == 4
         assert len(ended(run)) == 2
-        said = [line for line in run.output.splitlines() if "was lost" in line or "runs again" in line]
-        assert said[0] == "Worker local-0 was lost: its connection closed; 2 jobs ran on it."
-        assert len(said) == 3
+        assert run.output.index("was lost") < run.output.index("runs again"), "the reason stands before what follows"
+        assert said(run) == lost("its connection closed")
         assert not list((tmp_path / ".snakemake").glob("dask_logs/*/*")), "logs of runs that were lost"
         run.expect_gone(10)
 
@@ -187,6 +193,7 @@ def test_frozen_worker(tmp_path: Path) -> None:
         assert run.wait(180) == 0, run.output
         assert not first & set(run.jobs())
         assert len(ended(run)) == 2
+        assert said(run) == lost("it said nothing for N s")
         run.expect_gone(10)
 
 
@@ -201,7 +208,21 @@ def test_frozen_worker_and_supervisor(tmp_path: Path) -> None:
         assert run.wait(180) == 0, run.output
         assert not first & set(run.jobs())
         assert len(ended(run)) == 2
+        assert said(run) == lost("it said nothing for N s")
         run.expect_gone(10)
+
+
+def said(run: SnakemakeRun) -> list[str]:
+    """What a user reads of lost workers and their jobs, in alphabetical order, with N for numbers of seconds."""
+    lines = [line for line in run.output.splitlines() if " was lost: " in line or " runs again: " in line]
+    return sorted(re.sub(r"\d+ s\b", "N s", line) for line in lines)
+
+
+def lost(why: str) -> list[str]:
+    """The same, as it is to be where one worker with two jobs was lost."""
+    again = f"worker local-0 was lost ({why}). Its earlier processes are dead."
+    jobs = [f"Job {jobid} (work) runs again: {again}" for jobid in (1, 2)]
+    return [*jobs, f"Worker local-0 was lost: {why}; 2 jobs ran on it."]
 
 
 def _lasting(run: SnakemakeRun) -> set[int]:

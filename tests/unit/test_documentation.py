@@ -24,6 +24,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors, f"{page.name} points at {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_tests_exist(page: Path) -> None:
+    """A test that a page names (`test_faults.py::test_worker_killed`, or one of the two) is there."""
+    files = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*/test_*.py")}
+    for file, name in re.findall(r"`(?:(test_\w+\.py)(?:::)?)?(test_\w+)?`", page.read_text(encoding="utf-8")):
+        assert not file or file in files, f"{page.name} names {file}"
+        texts = [files[file]] if file else list(files.values())
+        assert not name or any(f"def {name}(" in text for text in texts), f"{page.name} names {file}::{name}"
+
+
 def test_there_are_pages() -> None:
     """The search for pages finds them: the catalogue's two among them."""
     assert {"README.md", "intro.md", "further.md"} <= {page.name for page in PAGES}
