@@ -35,7 +35,7 @@ SNAKEFILE = '''
 SAMPLES = [f"s{n:04}" for n in range(int(config["samples"]))]
 TENS = [SAMPLES[n:n + 10] for n in range(0, len(SAMPLES), 10)]
 
-shell.prefix("source ./say.sh; ")
+shell.prefix("set -euo pipefail; source ./say.sh; ")
 
 wildcard_constraints:
     s="s[0-9]+"

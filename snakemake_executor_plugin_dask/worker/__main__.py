@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import signal
 import sys
 import tempfile
@@ -42,15 +43,30 @@ def main() -> int:
     lease = {"host": host, "port": port, "worker": name, **config["tls"]}
     lease_path = known.config.with_name(f"lease-{name}.json")
     write_private(lease_path, json.dumps(lease).encode())
-    supervisor = task.Supervisor(setup, os.fspath(lease_path))
+    scratch = _scratch(config["local_directory"])
+    supervisor = task.Supervisor(setup, os.fspath(lease_path), scratch=scratch)
     try:
-        return asyncio.run(_serve(config, name, setup, supervisor, started))
+        return asyncio.run(_serve(config, name, setup, supervisor, started, scratch))
     finally:
         lease_path.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(wanted: str | None) -> str:
+    """A directory for what Dask writes on its own. It goes with this process or its supervisor."""
+    parent = os.path.expanduser(os.path.expandvars(wanted)) if wanted else None  # `$TMPDIR`, say
+    if parent is not None:
+        os.makedirs(parent, exist_ok=True)
+    return tempfile.mkdtemp(prefix="snakemake-dask-", dir=parent)
 
 
 async def _serve(
-    config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
+    config: dict[str, Any],
+    name: str,
+    setup: RunSetup,
+    supervisor: task.Supervisor,
+    started: float,
+    scratch: str,
 ) -> int:
     import dask
     from distributed.security import Security
@@ -80,7 +96,7 @@ async def _serve(
         protocol="tls://",
         host=config.get("host"),
         interface=config.get("interface"),
-        local_directory=config["local_directory"] or tempfile.gettempdir(),
+        local_directory=scratch,
         death_timeout=config["death_timeout_s"],
         resources={},
     )

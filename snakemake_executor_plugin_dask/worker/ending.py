@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Collection
 
 from snakemake_executor_plugin_dask.jobs import Status
 from snakemake_executor_plugin_dask.worker import processes
@@ -90,16 +91,28 @@ class Endings:
             if pid not in self.leaders and pid not in self.warms and self._owner(pid) == current.key
         ]
 
-    def strays(self) -> list[int]:
-        """Orphans that no attempt is known to have made."""
+    def left_by_warm(self, unanswered: Collection[str]) -> list[int]:
+        """Orphans of a warm process that could not tell of them: of those attempts, or of none that is known."""
         return [
             pid
             for pid in processes.own_children()
-            if pid not in self.leaders and pid not in self.warms and self._owner(pid) is None
+            if pid not in self.leaders
+            and pid not in self.warms
+            and ((key := self._known_owner(pid)) is None or key in unanswered)
         ]
 
     def _owner(self, pid: int) -> str | None:
-        """The attempt of an orphan. Its number is its own until this process has waited for it."""
+        """The attempt of an orphan."""
+        key = self._known_owner(pid)
+        stat = processes.read_stat(pid) if key is None else None
+        if stat is not None:
+            # It has left its session and cleared its environment. Whoever else could have made it?
+            possible = [other.key for other in self.attempts.values() if 0 < other.start_ticks <= stat.start]
+            return possible[0] if len(possible) == 1 else None
+        return key
+
+    def _known_owner(self, pid: int) -> str | None:
+        """The attempt of an orphan, if that can be seen. Its number is its own until this process has waited for it."""
         if pid in self._adopted:
             return self._adopted[pid]
         stat = processes.read_stat(pid)
@@ -107,11 +120,8 @@ class Endings:
             return None
         leader = self.leaders.get(stat.session)
         key = leader.key if leader is not None else self._monitor.key_of(pid) or processes.job_key(pid)
-        if key is None:
-            # It has left its session and cleared its environment. Whoever else could have made it?
-            possible = [other.key for other in self.attempts.values() if 0 < other.start_ticks <= stat.start]
-            return possible[0] if len(possible) == 1 else None
-        self._adopted[pid] = key
+        if key is not None:
+            self._adopted[pid] = key
         return key
 
     async def something_ended(self) -> None:

@@ -438,6 +438,7 @@ def main(exit_process: Callable[[int], None] = os._exit) -> None:
     parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.worker.supervisor")
     parser.add_argument("--fd", type=int, required=True, help="socket to the worker")
     parser.add_argument("--lease-config", help="JSON: host, port, ca, cert, key, worker")
+    parser.add_argument("--scratch", help="directory of the worker, removed at the end")
     options = parser.parse_args()
     worker = socket.socket(fileno=options.fd)
     worker.set_inheritable(False)
@@ -450,6 +451,8 @@ def main(exit_process: Callable[[int], None] = os._exit) -> None:
         await Supervisor(worker, lease).serve()
 
     asyncio.run(run())
+    if options.scratch:
+        shutil.rmtree(options.scratch, ignore_errors=True)
     # A thread that hangs in a file server must not keep the process.
     sys.stderr.flush()
     exit_process(0)

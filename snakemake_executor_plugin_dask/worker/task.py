@@ -40,8 +40,12 @@ class Supervisor:
         environment: dict[str, str] | None = None,
         *,
         subreaper: bool = True,
+        scratch: str | None = None,
     ) -> None:
-        """Start it. ``lease`` is the path of the configuration of its connection to the driver."""
+        """Start it. ``lease`` is the path of the configuration of its connection to the driver.
+
+        ``scratch`` is a directory that it removes at its end.
+        """
         if subreaper:
             become_subreaper()
         ours, theirs = socket.socketpair()
@@ -49,6 +53,8 @@ class Supervisor:
         command += ["--fd", str(theirs.fileno())]
         if lease is not None:
             command += ["--lease-config", lease]
+        if scratch is not None:
+            command += ["--scratch", scratch]
         with theirs:
             self.process = subprocess.Popen(
                 command,

@@ -131,8 +131,9 @@ class Warming:
             if current.warm is warm and current.pid:
                 self._endings.stop(current, "lost", WARM_ENDED, grace_s=0.0)
         if warm.unanswered:
-            while strays := self._endings.strays():
-                processes.send(strays, signal.SIGKILL)
+            # Their processes may run already, with their keys; a second start must not meet them.
+            while left := self._endings.left_by_warm(warm.unanswered):
+                processes.send(left, signal.SIGKILL)
                 await self._endings.something_ended()
         for key in warm.unanswered:
             current_or_none = self._endings.attempts.get(key)

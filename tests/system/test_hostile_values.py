@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-WARM_JOBS = 300  # each with four values
+WARM_JOBS = 1000  # each with four values
 COLD_JOBS = 12
 
 #: What shells, format strings, YAML, globs and Snakemake's own argument syntax give a meaning.
