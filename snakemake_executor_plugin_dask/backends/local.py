@@ -24,6 +24,7 @@ from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, 
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
 _CLOSE_S = 5.0  # a worker that was asked to close gets so long
+_KILL_S = 10.0  # and one that was killed
 LOG_TAIL_BYTES = 2000
 
 
@@ -85,7 +86,10 @@ class LocalWorker(WorkerProcess):
             return True
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            try:
+                await asyncio.wait_for(process.wait(), _KILL_S)
+            except TimeoutError:  # the kernel holds it: a frozen cgroup, a file server that hangs
+                return False
         return await asyncio.to_thread(kill_run, self.link.run_id, self.name)
 
     async def close(self) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 from distributed.core import Status
 
+from snakemake_executor_plugin_dask.backends import local
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.local import LocalBackend, LocalWorker
 from snakemake_executor_plugin_dask.errors import ConfigurationError
@@ -29,6 +31,21 @@ def test_workers_beside_each_other_hold_different_gpus(monkeypatch: pytest.Monke
     first, second, replacement = asyncio.run(bring_up())
     assert (first.devices, second.devices) == (("0", "1"), ("2", "3"))
     assert replacement.devices == ("0", "1")
+
+
+def test_a_worker_that_does_not_die_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the kernel holds, as in a frozen cgroup, is told as not gone after a bounded time."""
+    monkeypatch.setattr(local, "_KILL_S", 0.05)
+    killed: list[bool] = []
+
+    async def kill() -> bool:
+        worker = LocalWorker(Pool("local", "local", cores=1), "local-0", LINK)
+        held = SimpleNamespace(returncode=None, kill=lambda: killed.append(True), wait=asyncio.Event().wait)
+        worker._process = held  # type: ignore[assignment]
+        return await asyncio.wait_for(worker.kill(), 30)
+
+    assert asyncio.run(kill()) is False
+    assert killed
 
 
 def test_options_and_nodes_are_refused() -> None:
