@@ -4,6 +4,7 @@ A worker dies with the driver (`PR_SET_PDEATHSIG`), its supervisor with the work
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -86,11 +87,11 @@ class LocalWorker(WorkerProcess):
             return True
         if process.returncode is None:
             process.kill()
-            try:
+            with contextlib.suppress(TimeoutError):  # the kernel may hold it: a frozen cgroup, a file server that hangs
                 await asyncio.wait_for(process.wait(), _KILL_S)
-            except TimeoutError:  # the kernel holds it: a frozen cgroup, a file server that hangs
-                return False
-        return await asyncio.to_thread(kill_run, self.link.run_id, self.name)
+        # The others are signalled in any case, so that what is held does nothing any more once it is released.
+        gone = await asyncio.to_thread(kill_run, self.link.run_id, self.name)
+        return gone and process.returncode is not None
 
     async def close(self) -> None:
         if self._process is not None and self._process.returncode is None:

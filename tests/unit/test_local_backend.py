@@ -40,12 +40,13 @@ def test_a_worker_that_does_not_die_is_not_waited_for(monkeypatch: pytest.Monkey
 
     async def kill() -> bool:
         worker = LocalWorker(Pool("local", "local", cores=1), "local-0", LINK)
+        monkeypatch.setattr(local, "kill_run", lambda *_: bool(killed.append(True)))
         held = SimpleNamespace(returncode=None, kill=lambda: killed.append(True), wait=asyncio.Event().wait)
         worker._process = held  # type: ignore[assignment]
         return await asyncio.wait_for(worker.kill(), 30)
 
     assert asyncio.run(kill()) is False
-    assert killed
+    assert killed == [True, True], "its supervisor and jobs are signalled all the same"
 
 
 def test_options_and_nodes_are_refused() -> None:
