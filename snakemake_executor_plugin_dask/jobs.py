@@ -1,6 +1,6 @@
 """A job as it travels from Snakemake to a worker and back: frozen data, no behaviour, standard library only."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 JobStart = Literal["warm", "cold"]
@@ -111,4 +111,4 @@ class WorkerFacts:
     allocation_id: str | None = None  # of the batch system
     plugin_version: str = ""
     snakemake_version: str = ""
-    environment: dict[str, str] = field(default_factory=dict)  # of interest to messages only (e.g. launcher)
+    in_slurm: bool = False  # a worker of others, in an allocation of Slurm

@@ -311,14 +311,21 @@ def _given(pool: Pool) -> list[str]:
 
 
 def job_environment(
-    lease: Any, pool: Pool, tasks: int | None, state_dir: str, environ: Mapping[str, str] = os.environ
+    lease: Any,
+    pool: Pool,
+    tasks: int | None,
+    state_dir: str,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    in_slurm: bool = False,
 ) -> tuple[tuple[str, str | None], ...]:
     """What a job of several nodes, or one with `mpi`, gets: its hosts, for people and for launchers.
 
-    ``lease`` is the ledger's. Writes the host file into the state directory; raises OSError.
+    ``lease`` is the ledger's. ``in_slurm``: its worker, which others started, runs in an allocation of Slurm. Writes the
+    host file into the state directory; raises OSError.
     """
     here = pool.cluster in {"local", "cuda"} or (pool.cluster == "mpi" and allocation_nodes(environ) == 1)
-    slurm = pool.cluster == "slurm" or (pool.cluster == "mpi" and "SLURM_JOB_ID" in environ)
+    slurm = in_slurm or pool.cluster == "slurm" or (pool.cluster == "mpi" and "SLURM_JOB_ID" in environ)
     names = ["localhost"] * len(lease.hosts) if here else list(lease.hosts)
     cores = list(lease.cores_by_worker.values())
     if len(cores) != len(names):  # a wide worker's nodes share its cores evenly

@@ -244,10 +244,14 @@ class Controller:
             from snakemake_executor_plugin_dask.worker.devices import device_environment
 
             environment += device_environment(lease.devices[member.name], pool.gpu_vendor)
-        if len(lease.hosts) > 1 or request.mpi or request.nodes > 1:
+        # Without a shared file system a host file would not be found, and launchers use the node they are called on.
+        if (len(lease.hosts) > 1 or request.mpi or request.nodes > 1) and self._setup.scratch is None:
             from snakemake_executor_plugin_dask.backends.launcher import job_environment
 
-            environment += job_environment(lease, pool, request.tasks, self._around.state_dir)
+            attached_in_slurm = pool.cluster == ATTACHED and member.facts is not None and member.facts.in_slurm
+            environment += job_environment(
+                lease, pool, request.tasks, self._around.state_dir, in_slurm=attached_in_slurm
+            )
         runtime_s = request.runtime_s if self._setup.enforce_runtime else None
         limits = [limit for limit in (runtime_s, lease.limit_s) if limit is not None]
         if runtime_s is None and member.facts is not None and member.facts.remaining_s is not None:

@@ -98,7 +98,7 @@ def _facts(name: str, supervisor: task.Supervisor, dask_worker: Any) -> WorkerFa
         devices=_devices(dask_worker),
         plugin_version=task.plugin_version(),
         snakemake_version=task.snakemake_version(),
-        environment={"resources": repr(dict(dask_worker.state.total_resources))},
+        in_slurm="SLURM_JOB_ID" in os.environ,
     )
 
 

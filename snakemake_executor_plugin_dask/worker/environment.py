@@ -10,6 +10,8 @@ import binascii
 import os
 from collections.abc import Mapping
 
+from snakemake_executor_plugin_dask.worker.rank import RESTARTS
+
 #: The environment as it stood before the pool's prologue: base64 of what `env -0` prints.
 BEFORE_PROLOGUE = "SNAKEMAKE_DASK_BEFORE_PROLOGUE"
 #: Marks each process of a job with the attempt's key.
@@ -85,9 +87,7 @@ def base_environment(environment: Mapping[str, str], replace: bool, own: Mapping
         base = _without_allocation(environment)
         base.update({name: value for name, value in _of_allocation(own).items() if not _is_step(name)})
         _undo_step_size(base, own)
-    if "SLURM_JOB_ID" in base:
-        # The allocation is fully held by the step that the worker runs in; without it an inner `srun` waits for ever.
-        base["SLURM_OVERLAP"] = "1"
+    _let_steps_in(base, own)
     _apply_prologue(base, own)
     return base
 
@@ -161,6 +161,19 @@ def _undo_step_size(base: dict[str, str], own: Mapping[str, str]) -> None:
         base["SLURM_TASKS_PER_NODE"] = own["SLURM_JOB_CPUS_PER_NODE"]
 
 
+def _let_steps_in(base: dict[str, str], own: Mapping[str, str]) -> None:
+    """The step that the worker runs in holds all of the allocation: an inner `srun` would wait for ever, or fail."""
+    if "SLURM_JOB_ID" not in base:
+        return
+    base["SLURM_OVERLAP"] = "1"
+    if own.get("SLURM_STEP_ID", own.get("SLURM_STEPID")) is not None and RESTARTS not in own:
+        # Overlapping does not hold for the memory of a step of others, which was itself started without. None for a
+        # step means all of the allocation's, together with other steps.
+        for name in ("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU"):
+            base.pop(name, None)
+        base["SLURM_MEM_PER_NODE"] = "0"
+
+
 def _cleaned(own: Mapping[str, str]) -> dict[str, str]:
     """A worker's own environment without what Dask, its nanny and launchers added."""
     nanny = own.get("PYTHONHASHSEED") == _NANNY["PYTHONHASHSEED"]
@@ -175,7 +188,7 @@ def _cleaned(own: Mapping[str, str]) -> dict[str, str]:
     }
     if "SLURM_JOB_ID" in own:
         _undo_step_size(result, own)
-        result["SLURM_OVERLAP"] = "1"
+    _let_steps_in(result, own)
     return result
 
 

@@ -1,6 +1,7 @@
 """Clusters that run already: followed, shared between runs, never changed."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters.slurm import VirtualSlurm
 from running import logged_jobs, processes_of, snakemake, started, wait_for
 
 BIN = Path(sys.executable).parent
@@ -65,7 +67,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def running(tmp_path: Path) -> Iterator[Cluster]:
     """A scheduler without workers."""
     directory = tmp_path / "cluster"
     directory.mkdir()
@@ -89,10 +91,10 @@ def most_at_once(*logs: Path) -> int:
     return most
 
 
-def test_two_runs_share_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
+def test_two_runs_share_a_cluster(tmp_path: Path, running: Cluster) -> None:
     """Together they never run more than the workers' threads; the cluster is left as it was."""
-    workers = [cluster.worker("one", 2), cluster.worker("two", 1)]
-    arguments = ["--dask-scheduler", str(cluster.file)]
+    workers = [running.worker("one", 2), running.worker("two", 1)]
+    arguments = ["--dask-scheduler", str(running.file)]
     with (
         snakemake(tmp_path / "a", logged_jobs(6, "sleep 1"), *arguments) as a,
         snakemake(tmp_path / "b", logged_jobs(6, "sleep 1"), *arguments) as b,
@@ -106,13 +108,13 @@ def test_two_runs_share_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
     assert not any(processes_of(run.events("run-started")[0]["run_id"]) for run in (a, b))
 
 
-def test_workers_come_and_go(tmp_path: Path, cluster: Cluster) -> None:
+def test_workers_come_and_go(tmp_path: Path, running: Cluster) -> None:
     """A worker that joins is used; the jobs of one that goes run again on the others."""
-    first = cluster.worker("one", 1)
+    first = running.worker("one", 1)
     body = "while ! test -e go; do sleep 0.1; done"
-    with snakemake(tmp_path / "a", logged_jobs(2, body), "--dask-scheduler", str(cluster.file)) as run:
+    with snakemake(tmp_path / "a", logged_jobs(2, body), "--dask-scheduler", str(running.file)) as run:
         wait_for(lambda: len(started(run)) == 1, "the first job started")
-        cluster.worker("two", 1)
+        running.worker("two", 1)
         wait_for(lambda: len(started(run)) == 2, "the second job started on the newcomer")
         os.killpg(first.pid, signal.SIGKILL)
         wait_for(lambda: run.events("worker-lost"), "the loss of the first worker")
@@ -121,13 +123,13 @@ def test_workers_come_and_go(tmp_path: Path, cluster: Cluster) -> None:
         assert len(started(run)) == 3
 
 
-def test_no_secrets_without_encryption(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secrets_without_encryption(tmp_path: Path, running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over tcp:// only what `envvars:` names travels, and that is said."""
-    cluster.worker("one", 1)
+    running.worker("one", 1)
     monkeypatch.setenv("DECLARED", "yes")
     monkeypatch.setenv("SECRET", "no")
     text = 'envvars: "DECLARED"\nrule all:\n    output: "env.txt"\n    shell: "env > {output}"\n'
-    with snakemake(tmp_path / "a", text, "--dask-scheduler", str(cluster.file)) as run:
+    with snakemake(tmp_path / "a", text, "--dask-scheduler", str(running.file)) as run:
         assert run.wait() == 0, run.output
         names = {line.partition("=")[0] for line in (run.directory / "env.txt").read_text().splitlines()}
         assert "DECLARED" in names
@@ -135,7 +137,7 @@ def test_no_secrets_without_encryption(tmp_path: Path, cluster: Cluster, monkeyp
         assert "jobs get only the variables of `envvars:`" in run.output
 
 
-def test_what_workers_lack_is_told_before_the_first_job(tmp_path: Path, cluster: Cluster) -> None:
+def test_what_workers_lack_is_told_before_the_first_job(tmp_path: Path, running: Cluster) -> None:
     """The package, the same Snakemake and the working directory: each is missed by name, and on which host."""
     broken, old = tmp_path / "broken", tmp_path / "old"
     broken.mkdir()
@@ -146,12 +148,12 @@ def test_what_workers_lack_is_told_before_the_first_job(tmp_path: Path, cluster:
         "Metadata-Version: 2.1\nName: snakemake\nVersion: 8.0.0\n"
     )
     workdir = tmp_path / "home" / "a"
-    cluster.worker("good", 1)
-    cluster.worker("one", 1, PYTHONPATH=str(broken), SLURMD_NODENAME="n1")
-    cluster.worker("two", 1, PYTHONPATH=str(old), SLURMD_NODENAME="n2")
+    running.worker("good", 1)
+    running.worker("one", 1, PYTHONPATH=str(broken), SLURMD_NODENAME="n1")
+    running.worker("two", 1, PYTHONPATH=str(old), SLURMD_NODENAME="n2")
     workdir.mkdir(parents=True)
-    cluster.worker("three", 1, without=tmp_path / "home", SLURMD_NODENAME="n3")
-    with snakemake(workdir, logged_jobs(1, ":"), "--dask-scheduler", str(cluster.file)) as run:
+    running.worker("three", 1, without=tmp_path / "home", SLURMD_NODENAME="n3")
+    with snakemake(workdir, logged_jobs(1, ":"), "--dask-scheduler", str(running.file)) as run:
         assert run.wait() != 0
         assert not started(run)
         output = " ".join(run.output.split())
@@ -161,15 +163,15 @@ def test_what_workers_lack_is_told_before_the_first_job(tmp_path: Path, cluster:
         run.expect_gone(15)
 
 
-def test_newcomers_are_looked_at_too(tmp_path: Path, cluster: Cluster) -> None:
+def test_newcomers_are_looked_at_too(tmp_path: Path, running: Cluster) -> None:
     """One that joins during the run and cannot run its jobs is told, and not used."""
     workdir = tmp_path / "home" / "a"
     workdir.mkdir(parents=True)
-    cluster.worker("one", 1)
+    running.worker("one", 1)
     body = "while ! test -e go; do sleep 0.1; done"
-    with snakemake(workdir, logged_jobs(2, body), "--dask-scheduler", str(cluster.file)) as run:
+    with snakemake(workdir, logged_jobs(2, body), "--dask-scheduler", str(running.file)) as run:
         wait_for(lambda: len(started(run)) == 1, "the first job started")
-        cluster.worker("two", 1, without=tmp_path / "home", SLURMD_NODENAME="n3")
+        running.worker("two", 1, without=tmp_path / "home", SLURMD_NODENAME="n3")
         wait_for(lambda: "Worker two at tcp://" in run.output, "the second worker is refused")
         assert "does not exist on n3" in run.output
         (workdir / "go").touch()
@@ -177,12 +179,12 @@ def test_newcomers_are_looked_at_too(tmp_path: Path, cluster: Cluster) -> None:
         assert {event["worker"] for event in run.events("worker-joined")} == {"one"}
 
 
-def test_a_lost_supervisor_takes_no_neighbour_along(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_lost_supervisor_takes_no_neighbour_along(tmp_path: Path, running: Cluster) -> None:
     """Two workers on one host: the jobs of the one go on when the other one's supervisor dies."""
     for name in ("one", "two"):
-        cluster.worker(name, 1)
+        running.worker(name, 1)
     body = "test -e again || sleep 6"
-    with snakemake(tmp_path / "a", logged_jobs(2, body), "--dask-scheduler", str(cluster.file)) as run:
+    with snakemake(tmp_path / "a", logged_jobs(2, body), "--dask-scheduler", str(running.file)) as run:
         wait_for(lambda: len(started(run)) == 2, "both jobs started")
         (run.directory / "again").touch()
         lost = run.facts(0)
@@ -258,16 +260,16 @@ asyncio.run(main())
 """
 
 
-def test_what_a_killed_run_held_comes_back(tmp_path: Path, cluster: Cluster) -> None:
+def test_what_a_killed_run_held_comes_back(tmp_path: Path, running: Cluster) -> None:
     """Nobody gives it back, and it is kept until the time is over within which that run's jobs die."""
-    cluster.worker("one", 1)
-    address = json.loads(cluster.file.read_text())["address"]
-    other = cluster.start("other", sys.executable, "-P", "-c", RESERVING, address)
-    log = cluster.directory / "other.log"
+    running.worker("one", 1)
+    address = json.loads(running.file.read_text())["address"]
+    other = running.start("other", sys.executable, "-P", "-c", RESERVING, address)
+    log = running.directory / "other.log"
     wait_for(lambda: "True" in log.read_text(), "the other run has its reservation")
     reserved = time.time()
     other.kill()
-    with snakemake(tmp_path / "a", logged_jobs(1, ":"), "--dask-scheduler", str(cluster.file)) as run:
+    with snakemake(tmp_path / "a", logged_jobs(1, ":"), "--dask-scheduler", str(running.file)) as run:
         assert run.wait() == 0, run.output
         began = float(started(run)[0].split()[3])
         assert began > reserved + 5
@@ -293,7 +295,7 @@ rule together:
 """
 
 
-def test_no_shared_file_system(tmp_path: Path, cluster: Cluster) -> None:
+def test_no_shared_file_system(tmp_path: Path, running: Cluster) -> None:
     """Workers that see nothing of Snakemake's directory: sources, inputs and outputs go through the storage.
 
     Each job has a directory of its own, of which nothing is left.
@@ -307,9 +309,9 @@ def test_no_shared_file_system(tmp_path: Path, cluster: Cluster) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=workdir, check=True)  # Snakemake deploys what git knows
     subprocess.run(["git", "add", "."], cwd=workdir, check=True)
     scratch = tmp_path / "scratch"
-    cluster.worker("one", 3, "--local-directory", str(scratch), without=tmp_path / "home")
+    running.worker("one", 3, "--local-directory", str(scratch), without=tmp_path / "home")
     options = ["--shared-fs-usage", "none", "--default-storage-provider", "fs", "--default-storage-prefix", str(store)]
-    with snakemake(workdir, STORAGE, *options, "--dask-scheduler", str(cluster.file)) as run:
+    with snakemake(workdir, STORAGE, *options, "--dask-scheduler", str(running.file)) as run:
         assert run.wait(180) == 0, run.output
         lines = (store / "all.txt").read_text().splitlines()
         assert lines[::2] == ["common"] * 3
@@ -339,5 +341,139 @@ def test_dask_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         body = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun.openmpi -n 1 true"
         with snakemake(tmp_path / "a", logged_jobs(4, body), "--dask-scheduler", str(cluster.file)) as run:
             assert run.wait(180) == 0, run.output
+    finally:
+        cluster.end()
+
+
+RUNNER = """
+import subprocess, sys
+from dask_jobqueue.slurm import SLURMRunner
+from distributed import Client
+
+options = dict(nthreads=1, memory_limit="1GB", local_directory="/tmp")
+with SLURMRunner(scheduler_file={file!r}, worker_options=options) as runner:
+    with Client(runner) as client:
+        client.wait_for_workers(2)
+        sys.exit(subprocess.call({command}))
+"""
+
+IN_SLURM = """
+rule all:
+    input: expand("out/{i}.txt", i=range(4))
+
+rule work:
+    output: "out/{i}.txt"
+    resources: mpi="srun", tasks=1
+    shell:
+        "echo $SLURMD_NODENAME > {output}; "
+        "timeout 60 {resources.mpi} -n 1 printenv SLURMD_NODENAME >> {output}; sleep 1"
+"""
+
+
+@pytest.mark.slurm
+def test_slurm_runner(tmp_path: Path, slurm: VirtualSlurm) -> None:
+    """dask-jobqueue's runner, by `srun` on several nodes: its client's rank starts Snakemake, which attaches.
+
+    Jobs run on the nodes of the workers, and an `srun` of their own works there.
+    """
+    (tmp_path / "Snakefile").write_text(IN_SLURM)
+    file = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "snakemake", "--executor", "dask", "--jobs", "500", "--dask-scheduler", str(file)]
+    (tmp_path / "runner.py").write_text(RUNNER.format(file=str(file), command=command))
+    batch = tmp_path / "batch.sh"
+    batch.write_text(
+        f"#!/bin/bash\n#SBATCH --nodes=3 --ntasks=4 --output={tmp_path}/batch.out --time=5\n"
+        f"cd {tmp_path}; srun --kill-on-bad-exit=0 {sys.executable} runner.py\n"
+    )
+    slurm.run("sbatch", "--wait", str(batch), check=False, timeout_s=200)
+    output = (tmp_path / "batch.out").read_text()
+    assert "4 of 5 steps (80%) done" in output or "5 of 5 steps (100%) done" in output, output
+    found = [(tmp_path / f"out/{number}.txt").read_text().split() for number in range(4)]
+    assert all(outer == inner for outer, inner in found), output
+    events = [
+        json.loads(line)
+        for path in tmp_path.glob(".snakemake/dask/*.events.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    hosts = {event["facts"]["host"] for event in events if event["kind"] == "worker-joined"}
+    assert {line[0] for line in found} == hosts
+    assert len(hosts) == 2, output
+
+
+CUDA = """
+from dask_cuda import LocalCUDACluster
+from distributed import Client
+
+if __name__ == "__main__":
+    with LocalCUDACluster(
+        dashboard_address=None,
+        resources={{"GPU": 1}},
+        device_memory_limit=None,
+        memory_limit="1GB",
+    ) as cluster:
+        with Client(cluster) as client:
+            client.write_scheduler_file({file!r})
+            input()
+"""
+
+GPU_JOBS = """
+rule all:
+    input: expand("gpu/{i}.txt", i=range(8)), "cpu.txt"
+
+rule gpu:
+    output: "gpu/{i}.txt"
+    resources: gpu=1
+    shell:
+        "b=$(date +%s.%N); sleep 1; echo $CUDA_VISIBLE_DEVICES $b $(date +%s.%N) > {output}; nproc >> {output}"
+
+rule cpu:
+    output: "cpu.txt"
+    shell: "echo sees:$CUDA_VISIBLE_DEVICES > {output}"
+"""
+
+DASK_CUDA = BIN.parent / "dask-cuda"
+
+
+@pytest.mark.skipif(not DASK_CUDA.is_dir(), reason="dask-cuda is an extra of the test machine")
+def test_local_cuda_cluster(tmp_path: Path) -> None:
+    """dask-cuda's own cluster, on stand-ins for four devices: a job sees the one that its worker stands for alone.
+
+    No device is held twice, a job without `gpu` sees none, and one on two is told not to fit.
+    """
+    standins = Path(__file__).parents[1] / "clusters" / "nvml"
+    directory = tmp_path / "cluster"
+    directory.mkdir()
+    cluster = Cluster(directory)
+    (directory / "bring_up.py").write_text(CUDA.format(file=str(cluster.file)))
+    with (directory / "cuda.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "bring_up.py"],
+            cwd=directory,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": f"{DASK_CUDA}:{standins}"},
+            start_new_session=True,
+        )
+    cluster.processes.append(process)
+    try:
+        wait_for(cluster.file.exists, "the scheduler's file")
+        arguments = ["--dask-scheduler", str(cluster.file)]
+        with snakemake(tmp_path / "a", GPU_JOBS, *arguments) as run:
+            assert run.wait(180) == 0, run.output
+            devices = {fact["facts"]["devices"][0] for fact in run.events("worker-joined")}
+            assert devices == {"0", "1", "2", "3"}
+            spans = sorted(
+                (device, float(began), float(ended))
+                for device, began, ended, _ in (path.read_text().split() for path in run.directory.glob("gpu/*"))
+            )
+            assert {device for device, _, _ in spans} <= devices
+            for (device, _, ended), (following, began, _) in itertools.pairwise(spans):
+                assert device != following or ended <= began
+            assert (run.directory / "cpu.txt").read_text() == "sees:\n"
+        with snakemake(tmp_path / "b", GPU_JOBS.replace("gpu=1", "gpu=2"), *arguments) as run:
+            assert run.wait() != 0
+            assert "gpu" in run.output
+            assert not list(run.directory.glob("gpu/*"))
     finally:
         cluster.end()

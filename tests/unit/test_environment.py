@@ -84,6 +84,7 @@ def test_step_of_the_same_allocation_keeps_the_allocations_own_values():
     """Snakemake in a batch script, workers of `srun` in the same allocation: only the node's variables differ."""
     snakemake = {**LOGIN, **BATCH, "SLURM_PROCID": "0", "CUDA_VISIBLE_DEVICES": "0"}
     own = {**snakemake, **STEP, "SLURM_NTASKS": "4", "CUDA_VISIBLE_DEVICES": "2,3", "TMPDIR": "/scratch/node2"}
+    own["SNAKEMAKE_DASK_RESTARTS"] = "0"  # as the keeper of a worker sets it that the plugin's own launcher started
     result = base_environment(snakemake, True, own)
     assert result == {**LOGIN, **BATCH, "CUDA_VISIBLE_DEVICES": "2,3", "TMPDIR": "/scratch/node2", "SLURM_OVERLAP": "1"}
 
@@ -135,6 +136,15 @@ def test_attached_cluster_gives_the_workers_environment_without_dasks_additions(
     result = base_environment({"SECRET": "s"}, False, {"HOME": "/w", "DASK_Z": "1", **nanny, **RANK})
     assert result == {"HOME": "/w", "MKL_NUM_THREADS": "4", "SECRET": "s"}
     assert base_environment({}, False, {"OMP_NUM_THREADS": "1"}) == {"OMP_NUM_THREADS": "1"}
+
+
+def test_steps_of_others_let_inner_steps_have_memory():
+    """A step that was started without --overlap holds the allocation's memory, and an inner one would get none."""
+    own = {"HOME": "/w", "SLURM_JOB_ID": "77", "SLURM_MEM_PER_CPU": "1000", **STEP}
+    result = base_environment({}, False, own)
+    assert result == {"HOME": "/w", "SLURM_JOB_ID": "77", "SLURM_OVERLAP": "1", "SLURM_MEM_PER_NODE": "0"}
+    batch = {"SLURM_JOB_ID": "77", "SLURM_MEM_PER_CPU": "1000"}
+    assert base_environment({}, False, batch)["SLURM_MEM_PER_CPU"] == "1000"
 
 
 def test_job_environment_sets_and_removes():
