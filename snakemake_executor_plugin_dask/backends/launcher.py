@@ -321,8 +321,8 @@ def job_environment(
 ) -> tuple[tuple[str, str | None], ...]:
     """What a job of several nodes, or one with `mpi`, gets: its hosts, for people and for launchers.
 
-    ``lease`` is the ledger's. ``in_slurm``: its worker, which others started, runs in an allocation of Slurm. Writes the
-    host file into the state directory; raises OSError.
+    ``lease`` is the ledger's. ``in_slurm``: its worker, which others started, runs in an allocation of Slurm. Writes
+    the host file into the state directory; raises OSError.
     """
     here = pool.cluster in {"local", "cuda"} or (pool.cluster == "mpi" and allocation_nodes(environ) == 1)
     slurm = in_slurm or pool.cluster == "slurm" or (pool.cluster == "mpi" and "SLURM_JOB_ID" in environ)
