@@ -143,6 +143,11 @@ class RunCluster:
         }
         await self._cluster._correct_state()  # noqa: SLF001 - SpecCluster's way to apply a changed specification
 
+    def adopt(self, process: WorkerProcess, suffix: str) -> None:
+        """A launcher has one worker more: it is asked to close with the others."""
+        process.group = (*process.group, suffix)
+        self._cluster.worker_spec[process.name]["group"].append(suffix)
+
     async def remove(self, name: str) -> None:
         """Give a worker back; its allocation or process is seen to be gone when this returns."""
         if self._cluster.worker_spec.pop(name, None) is not None:

@@ -55,6 +55,7 @@ class Fleet(Members):
         self._tasks = Tasks(listener.failed)
         self._checked, self._checked_wall = clock(), time.time()
         self._listening_since = float("-inf")
+        self._closing = False
 
     # What there is
 
@@ -71,8 +72,8 @@ class Fleet(Members):
         """Ask for more workers, as many of them as the brakes allow now."""
         if any(member.process.group for member in self.of(pool.name)):
             return  # one launcher holds all the workers of a pool; the next comes once nothing of it is left
-        if pool.cluster in ("local", "cuda"):
-            # No queue and no other user suffers from another try; who waits for this machine wants to hear soon.
+        if pool.cluster in ("local", "cuda", "mpi"):
+            # No queue and no other user suffers from another try; who waits for what he holds wants to hear soon.
             self._brakes.setdefault(pool.name, Brakes(delay_first_s=1.0))
         # Until one has joined, those that run count too: more of them might not reach the scheduler either.
         works = pool.name in self._startup_s
@@ -118,9 +119,10 @@ class Fleet(Members):
 
     def _started_again(self, name: str) -> Member | None:
         """A worker that its launcher's keeper started in the place of one that died; it has a name of its own."""
-        first = name.rpartition("-again")[0]
         for process in self._cluster.workers.values():
-            if first.removeprefix(process.name) in process.group:
+            suffix = name.removeprefix(process.name)
+            if suffix.rpartition("-again")[0] in process.group:
+                self._cluster.adopt(process, suffix)
                 self.members[name] = Member(name, process.pool, process, "starting", self._clock())
                 return self.members[name]
         return None
@@ -128,6 +130,8 @@ class Fleet(Members):
     async def joined(self, address: str, name: str, run_id: str) -> None:
         """The scheduler has seen a new worker."""
         member = self.members.get(name) or self._started_again(name)
+        if self._closing:
+            return
         if member is None:
             # Its submission was not answered, and counted as failed: nobody would give it back.
             await self._cluster.client.retire_workers([address], close_workers=True, remove=True)
@@ -147,8 +151,9 @@ class Fleet(Members):
         member.since = self._clock()
         self._startup_s[member.pool.name] = waited
         self.brakes(member.pool.name).joined(self._clock())
+        launcher = {"launcher": member.process.name} if member.process.group else {}
         self._listener.event(
-            "worker-joined", worker=name, pool=member.pool.name, waited_s=round(waited, 3), facts=facts
+            "worker-joined", worker=name, pool=member.pool.name, waited_s=round(waited, 3), facts=facts, **launcher
         )
         self._listener.worker_joined(member)
 
@@ -276,6 +281,7 @@ class Fleet(Members):
 
     async def close(self) -> tuple[str, ...]:
         """Give everything back. Returns the names of what could not be seen to be gone."""
+        self._closing = True
         for member in self.members.values():
             member.state = "leaving"
         processes = {member.process.name: member.process for member in self.members.values()}

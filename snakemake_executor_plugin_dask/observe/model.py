@@ -137,9 +137,9 @@ class RunModel:
         self.workers.append(worker)
         self.current[worker.name] = worker
         self.last_progress = when
-        if allocation := self._allocation.get(worker.name):
+        if allocation := self._allocation.get(_text(event.get("launcher") or worker.name)):
             allocation.joined = True
-            self.pending.pop(worker.name, None)
+            self.pending.pop(allocation.worker, None)
             allocation.id = allocation.id or str(facts.get("allocation_id") or "")
             if allocation.running is None:  # the batch system was not asked in between
                 allocation.running = when

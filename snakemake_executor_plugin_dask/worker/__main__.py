@@ -142,7 +142,7 @@ def _facts(config: dict[str, Any], name: str, supervisor: task.Supervisor, start
         memory_mb=usable_memory_mb(config["memory_mb"] or memory_mb),
         devices=_devices(config),
         remaining_s=remaining,
-        hosts=_hosts(),
+        hosts=_hosts() if config["nodes"] else (),
         allocation_id=_allocation_id(),
         plugin_version=task.plugin_version(),
         snakemake_version=task.snakemake_version(),

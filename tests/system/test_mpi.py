@@ -1,5 +1,6 @@
 """Workers that an MPI launcher starts: with Open MPI and MPICH here, with `srun` on virtual nodes of Slurm."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clusters.slurm import VirtualSlurm
@@ -88,11 +90,12 @@ def test_more_than_two_nodes_hold_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_killed_worker_takes_nobody_along(tmp_path: Path, launcher: str) -> None:
     """The other workers' jobs go on, and the same launcher has a worker again where one died."""
-    body = "test -e again || sleep 20"
+    body = "while ! test -e go; do sleep 0.1; done"
     with snakemake(tmp_path, logged_jobs(3, body), *mpi_arguments(launcher)) as run:
         wait_for(lambda: len(started(run)) == 3, "three jobs started")
-        (tmp_path / "again").touch()
         os.kill(run.facts(1)["pid"], signal.SIGKILL)
+        wait_for(lambda: run.events("worker-lost"), "the loss of the worker")
+        (tmp_path / "go").touch()
         assert run.wait(180) == 0, run.output
         lost = {event["worker"] for event in run.events("worker-lost")}
         assert lost == {run.facts(1)["name"]}
@@ -161,3 +164,44 @@ def test_three_nodes_of_slurm(tmp_path: Path, slurm: VirtualSlurm, launcher: str
         hosts = (tmp_path / f"wide/{number}").read_text().strip().split(",")
         assert len(set(hosts)) == 2, output
     assert shutil.which(launcher)
+
+
+RANKS_FIRST = """#!/bin/bash
+#SBATCH --nodes=3 --ntasks-per-node=2 --partition=cpu --output={directory}/batch.out --time=10
+cd {directory}
+srun --ntasks=3 {python} -m snakemake --executor dask --jobs 2 >ranks.out 2>&1
+ls .snakemake/locks >locks.out 2>&1
+{python} -m snakemake --executor dask --dask-cluster mpi --jobs 500
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.slurm
+def test_mistakes_and_deaths_on_three_nodes(tmp_path: Path, slurm: VirtualSlurm) -> None:
+    """Snakemake as ranks of `srun` ends at once, without a lock; a killed worker takes no other node's along."""
+    (tmp_path / "Snakefile").write_text(logged_jobs(6, "while ! test -e go; do sleep 0.1; done"))
+    script = tmp_path / "batch.sh"
+    script.write_text(RANKS_FIRST.format(directory=tmp_path, python=sys.executable))
+    slurm.run("sbatch", str(script))
+
+    def events(kind: str) -> list[dict[str, Any]]:
+        found = []
+        for path in tmp_path.glob(".snakemake/dask/*.events.jsonl"):
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        return [event for event in found if event["kind"] == kind]
+
+    wait_for(lambda: len(events("job-started")) == 6, "six jobs on three nodes")
+    victim = events("worker-joined")[1]["facts"]
+    os.kill(victim["pid"], signal.SIGKILL)
+    wait_for(lambda: events("worker-lost"), "the loss of the worker")
+    (tmp_path / "go").touch()
+    wait_for(lambda: not slurm.queue(), "the end of the batch script", 180)
+    output = (tmp_path / "batch.out").read_text()
+    assert "6 of 7 steps" in output or "7 of 7 steps (100%) done" in output, output
+    assert {event["worker"] for event in events("worker-lost")} == {victim["name"]}
+    assert len(events("job-started")) == 8, output  # only the two jobs that ran there ran again
+    ranks_output = (tmp_path / "ranks.out").read_text()
+    assert ranks_output.count("Snakemake was started as one of 3 ranks by srun") == 3, ranks_output
+    assert "No such file" in (tmp_path / "locks.out").read_text() or not (tmp_path / "locks.out").read_text().strip()

@@ -51,7 +51,7 @@ def test_a_line_an_event_for_the_owner_alone(tmp_path):
     path = tmp_path / "new" / "run.events.jsonl"
     log = EventLog(path, clock=lambda: 12.3456)
     log.write("said", level="info", text="two\nlines \x1b[31m é \udcff")
-    log.write("worker-joined", facts=WorkerFacts("w", "h", 1, 2, 4, 8, environment={"SECRET": "x"}))
+    log.write("worker-joined", facts=WorkerFacts("w", "h", 1, 2, 4, 8), environment={"SECRET": "x"})
     log.close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_bytes().count(b"\n") == 2
