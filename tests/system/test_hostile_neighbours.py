@@ -1,6 +1,7 @@
 """What another user of the same machine can reach of a run, tried from another uid, with and without certificates."""
 
 import asyncio
+import glob
 import json
 import multiprocessing
 import os
@@ -78,7 +79,7 @@ def listening(run: SnakemakeRun) -> dict[int, str]:
     """TCP ports on which the run's processes listen, and where: the kernel's table."""
     inodes = set()
     for pid in run.processes():
-        for descriptor in Path("/proc", str(pid), "fd").iterdir():
+        for descriptor in glob.glob(f"/proc/{pid}/fd/*"):  # none where the process has ended meanwhile
             try:
                 found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(descriptor))
             except OSError:
@@ -271,7 +272,7 @@ def test_nothing_of_the_run_lies_in_common_directories(run: SnakemakeRun) -> Non
     """No file that a process of the run holds open is where another user could read it."""
     held = set()
     for pid in run.processes():
-        for descriptor in Path("/proc", str(pid), "fd").iterdir():
+        for descriptor in glob.glob(f"/proc/{pid}/fd/*"):
             try:
                 held.add(os.readlink(descriptor))
             except OSError:
