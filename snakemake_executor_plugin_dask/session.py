@@ -74,6 +74,18 @@ def _members(job: Any) -> Iterable[Any]:
     return job if job.is_group() else (job,)
 
 
+def report_submission(executor: Any, info: SubmittedJobInfo) -> None:
+    """Tell Snakemake that a job has a process; marks its outputs as incomplete."""
+    try:
+        info.job.register(external_jobid=info.external_jobid)
+        marked = True
+    except OSError:
+        # A short job is over by now, and its own Snakemake took the mark away while it was made: once more. Where none
+        # can be made at all, Snakemake says so.
+        marked = False
+    executor.report_job_submission(info, register_job=not marked)
+
+
 class Session:
     """One run, from the executor's making to its end."""
 
@@ -311,7 +323,7 @@ class Session:
             info = self._jobs.get(key)
             self._started.add(key)
         if info is not None:
-            self._executor.report_job_submission(info)
+            report_submission(self._executor, info)
 
     def _report_finished(self, message: Finished) -> None:
         with self._lock:
