@@ -127,7 +127,11 @@ class Handover:
         )
         if self._jobscript:
             spec = dataclasses.replace(spec, script=self._write_script(job, spec))
-        return QueuedJob.of(spec, request, int(job.priority))
+        return QueuedJob.of(spec, request, int(job.priority), last=self.is_last(job))
+
+    def is_last(self, job: Any) -> bool:
+        """Whether Snakemake starts no more jobs once this attempt of the job has failed."""
+        return job.attempt > job.restart_times and not self._workflow.execution_settings.keep_going
 
     def close(self) -> None:
         """Remove the job scripts."""

@@ -41,10 +41,11 @@ class QueuedJob:
     packed: bytes
     request: Request
     priority: int = 0
+    last: bool = False  # once it has failed, Snakemake starts no more jobs
 
     @classmethod
-    def of(cls, spec: JobSpec, request: Request, priority: int = 0) -> "QueuedJob":
-        return cls(spec.key, spec.name, pickle.dumps(spec, protocol=pickle.HIGHEST_PROTOCOL), request, priority)
+    def of(cls, spec: JobSpec, request: Request, priority: int = 0, *, last: bool = False) -> "QueuedJob":
+        return cls(spec.key, spec.name, pickle.dumps(spec, protocol=pickle.HIGHEST_PROTOCOL), request, priority, last)
 
     def spec(self) -> JobSpec:
         """Unpacked anew; it lacks what placement decides (devices, hosts)."""

@@ -184,7 +184,7 @@ class Session:
 
     def job_failed(self, job: Any) -> None:
         """Snakemake counts the job as failed; after the last attempt, and without --keep-going, it starts no more."""
-        if job.restart_times <= job.attempt - 1 and not self._workflow.execution_settings.keep_going:
+        if self._handover.is_last(job):
             self._drop_waiting()
 
     # Before the first job
@@ -375,7 +375,7 @@ class Session:
     def _note_error(self, info: SubmittedJobInfo, text: str) -> None:
         if info.job.is_group():
             self._logger.error(text)  # a group's own error message never prints the text
-        if info.job.attempt > info.job.restart_times and not self._workflow.execution_settings.keep_going:
+        if self._handover.is_last(info.job):
             self._failed = True
 
     def _forget_logs(self, outcome: Outcome, runs: int) -> None:

@@ -406,6 +406,8 @@ class Controller:
         self.ahead.ended(key, succeeded=outcome.status == "succeeded")
         if outcome.status != "succeeded":
             self._around.event("job-finished", key=key, status=outcome.status, message=message)
+            if job.queued.last and not self.stopping:
+                self.drop_waiting()  # before another one takes its place: Snakemake could only say so after that
         self._around.send(Finished(key, dataclasses.replace(outcome, key=key), job.run, message))
         self._changed.set()
 

@@ -158,12 +158,16 @@ def test_terminate(tmp_path: Path) -> None:
 
 def test_error_without_keep_going(tmp_path: Path) -> None:
     """After an error the jobs with a process finish, and waiting ones are not started."""
-    body = "if test {wildcards.i} = 0; then exit 3; fi; sleep 2"
-    with snakemake(tmp_path, logged_jobs(12, body), "--prioritize", "out/0.txt") as run:
+    others = "while test $(grep -c start log.txt) -lt 2; do sleep 0.1; done"
+    body = f"{others}; if test {{wildcards.i}} = 0; then exit 3; fi; while ! test -e go; do sleep 0.1; done"
+    more = ("--prioritize", "out/0.txt", "--dask-worker-cores", "2")
+    with snakemake(tmp_path, logged_jobs(12, body), *more) as run:
+        wait_for(lambda: "Job of work" in run.output, "the failure is told")
+        (tmp_path / "go").touch()
         assert run.wait() == 1
         assert "exit code" in run.output
-        assert 1 <= len(ended(run)) == len(started(run)) - 1 < 11
-        assert "not started" in run.output
+        assert (len(started(run)), len(ended(run))) == (2, 1)
+        assert "10 jobs that waited were not started" in run.output
         run.expect_gone(10)
 
 

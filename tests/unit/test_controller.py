@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
@@ -65,10 +67,10 @@ class World:
         self.controller.received({"ended": outcome})
 
 
-def job(name: str, number: int = 1, priority: int = 0, **request: Any) -> QueuedJob:
+def job(name: str, number: int = 1, priority: int = 0, *, last: bool = False, **request: Any) -> QueuedJob:
     key = f"{name}-0abc12345-{number}-1.1"
     spec = JobSpec(key, name, str(number), 1, (), 1, f"/log/{name}")
-    return QueuedJob.of(spec, Request(**({"cores": 1} | request)), priority)
+    return QueuedJob.of(spec, Request(**({"cores": 1} | request)), priority, last=last)
 
 
 def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int = 3) -> World:
@@ -258,6 +260,22 @@ def test_dropped_jobs_are_told_and_never_started() -> None:
     world = play(script)
     assert [message.keys for message in world.messages(Dropped)] == [("a-0abc12345-2-1.1",)]
     assert len(world.submitted) == 1
+
+
+@pytest.mark.parametrize(("last", "sent"), [(True, 1), (False, 2)])
+def test_nothing_takes_the_place_of_the_job_whose_failure_ends_the_run(last: bool, sent: int) -> None:
+    """Snakemake starts no more jobs after that, and can say so only once the free place would be taken."""
+
+    async def script(world: World) -> None:
+        world.worker("local-0", cores=1)
+        world.controller.enqueue(Enqueue((job("a", 1, priority=5, last=last), job("a", 2))))
+        await settle()
+        world.end(world.submitted[0][1].key, status="failed")
+        await settle()
+
+    world = play(script)
+    assert len(world.submitted) == sent
+    assert [message.keys for message in world.messages(Dropped)] == [("a-0abc12345-2-1.1",)] * last
 
 
 def test_jobs_that_arrive_after_the_last_start_are_dropped_too() -> None:
