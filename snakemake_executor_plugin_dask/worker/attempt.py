@@ -93,7 +93,8 @@ class Attempt:
             verdict = "succeeded" if status == 0 else "failed"
             if verdict == "failed":
                 notes.insert(0, self._command_end(code))
-        if verdict == "failed" and kernel_kills() > self.kernel_kills:
+        killed = signal.SIGKILL.name in " ".join(notes) or number == signal.SIGKILL
+        if verdict == "failed" and killed and kernel_kills() > self.kernel_kills:
             notes.append(f"meanwhile the kernel killed processes on {HOST}, since memory was full")
         return Outcome(
             key=self.key,

@@ -13,9 +13,27 @@ from collections.abc import Sequence
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 4096
+_READ_BYTES = 4 * _TAIL_BYTES  # with what is left out of it
 _PROBE = b"\0" * 4096
 #: Terminal sequences (colours, cursor movements), and control characters other than tab and newline.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+#: What Snakemake itself writes around a job's output: the block that announces the job, that of its error, which the
+#: main process shows too, and lines of its own start and end. Errors of Python code (`run:`, scripts) are not among it.
+_FRAME = re.compile(
+    r"""^(?:\[\w{3}\ \w{3}\ [\ \d]\d\ [\d:]{8}\ \d{4}\]\n)?
+        (?:(?:local)?(?:rule|checkpoint)\ [^\n]*:|(?:Error\ in\ [^\n]*:)\n\ {4}message:\ None)\n(?:\ {4}[^\n]*\n)*
+    |^RuleException:\nCalledProcessError\ in\ file\ "[^\n]*",\ line\ \d+:\n
+        Command\ '(?s:.*?)'\ (?:returned\ non-zero\ exit\ status\ \d+\.|died\ with\ [^\n]*)\n
+    |^SNAKEMAKE\n=+\n(?:\ \ [^\n]*\n)*
+    |^(?:host:\ [^\n]*|Building\ DAG\ of\ jobs\.\.\.|Using\ shell:\ [^\n]*|Provided\ (?:remote\ nodes|cores):\ [^\n]*
+        |Rules\ claiming\ more\ threads\ will\ be\ scaled\ down\.
+        |Select\ jobs\ to\ execute\.\.\.|Execute\ \d+\ jobs\.\.\.|Shutting\ down,\ this\ might\ take\ some\ time\.
+        |Storing\ output\ in\ storage\.
+        |Exiting\ because\ a\ job\ execution\ failed\.\ Look\ above\ for\ error\ messages|Elapsed\ time:\ [^\n]*
+        |WorkflowError:\nAt\ least\ one\ job\ did\ not\ complete\ successfully\.)\n""",
+    re.MULTILINE | re.VERBOSE,
+)
 
 _SEARCHED_BYTES = 1 << 20
 #: What Snakemake prints of a command that failed (the message of CalledProcessError).
@@ -85,13 +103,13 @@ def _probe(path: str, make: bool) -> None:
 
 
 def tail(path: str) -> str:
-    """The last lines, at most 20 and 4 kB, without control characters; empty where the file cannot be read."""
+    """The last lines, at most 20 and 4 kB, as `clean_tail` makes them; empty where the file cannot be read."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            start = max(0, size - _TAIL_BYTES)
+            start = max(0, size - _READ_BYTES)
             file.seek(start)
-            data = file.read(_TAIL_BYTES)
+            data = file.read(_READ_BYTES)
     except OSError:
         return ""
     return clean_tail(data, cut=start > 0)
@@ -123,15 +141,22 @@ def command_end(path: str) -> str:
 
 
 def clean_tail(data: bytes, cut: bool) -> str:
-    """The last lines of ``data``; with ``cut`` its first line is not whole, and is dropped if others follow."""
-    lines = data.decode(errors="replace").split("\n")
+    """The last lines of ``data``, without control characters, and of Snakemake's own only where there are no others.
+
+    With ``cut`` the first line is not whole, and is dropped if others follow.
+    """
+    whole = data.decode(errors="replace")
+    lines = (_FRAME.sub("", whole).strip("\n") or whole).split("\n")
     # What a progress bar wrote over is gone on a terminal, too.
     lines = [_CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip() for line in lines]
     if cut and len(lines) > 1:
         lines = lines[1:]
     while lines and not lines[-1]:
         lines.pop()
-    text = "\n".join(lines[-_TAIL_LINES:])
+    lines = lines[-_TAIL_LINES:]
+    while len(lines) > 1 and sum(len(line.encode()) + 1 for line in lines) > _TAIL_BYTES:
+        del lines[0]
+    text = "\n".join(lines)
     while len(text.encode()) > _TAIL_BYTES:  # replaced bytes are longer than what they replace
         text = text[len(text) // 8 + 1 :]
     return text

@@ -58,6 +58,7 @@ class Supervisor:
         self._no_groups = ""  # why there are none, though the run wants them
         self._next_look: asyncio.TimerHandle | None = None
         self._kernel_kills = 0
+        self._count_kernel_kills()  # those before this run are nobody's
         self._writer: asyncio.StreamWriter | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._finished = asyncio.Event()

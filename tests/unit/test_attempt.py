@@ -1,5 +1,7 @@
 """The command of a cold start, and what an attempt's end is called."""
 
+import asyncio
+import signal
 import subprocess
 import sys
 
@@ -7,7 +9,7 @@ import pytest
 from supervising import run_setup
 
 from snakemake_executor_plugin_dask.jobs import JobSpec
-from snakemake_executor_plugin_dask.worker.attempt import cold_command, seconds
+from snakemake_executor_plugin_dask.worker.attempt import Attempt, cold_command, seconds
 
 HOSTILE = ("--target-jobs", "a:x=it's $(touch HACKED),b\\c", "--", "\n", "", "é;")
 
@@ -62,3 +64,27 @@ def test_durations_for_people():
         "90 min",
         "2 h",
     ]
+
+
+@pytest.mark.parametrize(
+    ("wait_status", "log", "told"),
+    [
+        (int(signal.SIGKILL), "", True),
+        (1 << 8, "Command 'x' died with <Signals.SIGKILL: 9>.", True),
+        (1 << 8, "Command 'x' returned non-zero exit status 137.", True),
+        (1 << 8, "Command 'x' returned non-zero exit status 9.", False),
+        (0, "", False),
+    ],
+)
+def test_the_kernel_is_named_only_where_something_of_the_job_was_killed(tmp_path, wait_status, log, told):
+    """Its count is that of the whole machine: most jobs that fail meanwhile failed by themselves."""
+    path = tmp_path / "log"
+    path.write_text(f'CalledProcessError in file "/w/Snakefile", line 6:\n{log}\n')
+
+    async def ended():
+        loop = asyncio.get_running_loop()
+        attempt = Attempt(spec(), loop.create_future(), loop.create_future(), log=str(path))
+        attempt.leader.set_result(wait_status)
+        return attempt.outcome(None, lambda: 1)
+
+    assert ("the kernel killed processes" in asyncio.run(ended()).detail) is told

@@ -55,6 +55,39 @@ def test_tail_has_a_size_limit(tmp_path):
     assert tail(str(path)) == "last"
 
 
+FRAMED = b"""[Fri Nov 27 06:49:01 2026]
+localrule align:
+    output: a.bam
+    jobid: 3
+    resources: tmpdir=/tmp, mem_mb=1000
+%bRuleException:
+CalledProcessError in file "/w/Snakefile", line 15:
+Command 'set -euo pipefail;  bwa
+mem' returned non-zero exit status 9.
+[Fri Nov 27 06:49:02 2026]
+Error in rule align:
+    message: None
+    jobid: 3
+    shell:
+        bwa
+        (command exited with non-zero exit code)
+Shutting down, this might take some time.
+Exiting because a job execution failed. Look above for error messages
+WorkflowError:
+At least one job did not complete successfully.
+"""
+
+
+def test_tail_is_what_the_job_wrote():
+    """Snakemake's blocks around it do not push it out; they are shown where a job wrote nothing."""
+    assert clean_tail(FRAMED % b"bwa: index not found\n    see: bwa index\n", cut=False) == (
+        "bwa: index not found\n    see: bwa index"
+    )
+    assert clean_tail(FRAMED % b"", cut=False).endswith("At least one job did not complete successfully.")
+    error = b'RuleException:\nValueError in file "/w/Snakefile", line 3:\nnot this way\n'
+    assert clean_tail(FRAMED % error, cut=False) == error.decode().strip()
+
+
 def test_tail_of_nothing(tmp_path):
     """No file, no lines."""
     assert tail(str(tmp_path / "none")) == ""
