@@ -100,7 +100,8 @@ class Server:
             while not (self._closing and len(self._children) == len(self._idle) + len(self._runners)):
                 # Fork ahead only when there is nothing else to do.
                 lacking = len(self._idle) < self._wanted_idle
-                events = self._epoll.poll(0 if lacking else None)
+                # One at a time: what it leads to may close descriptors, whose numbers are then given to others.
+                events = self._epoll.poll(0 if lacking else None, 1)
                 if not events and lacking:
                     self._idle.append(self._fork())
                 for descriptor, event in events:
@@ -239,6 +240,8 @@ class Server:
         _, status, usage = os.wait4(child.pid, 0)
         del self._children[child.pidfd]
         os.close(child.pidfd)
+        while child.sock.fileno() in self._talking and _readable(child.sock):
+            self._hear(child)  # its last words, and then the end of file
         if child.sock.fileno() in self._talking:
             self._hang_up(child)
         child.close_socket()
@@ -249,6 +252,12 @@ class Server:
             self._channel.send(("forked", child.key, child.pid))
         if child.key is not None:
             self._channel.send(("exited", child.key, status, usage.ru_utime + usage.ru_stime))
+
+
+def _readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _cold_because(spec: JobSpec) -> str:

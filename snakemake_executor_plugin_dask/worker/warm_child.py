@@ -139,7 +139,7 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
     # The job's end is what its Snakemake would say, whose log tells how the shell ended.
     channel.send(("done", code << 8, _cpu_s() - before, code == 0))
     if code:
-        os._exit(0)
+        os._exit(code)
 
 
 def _cpu_s() -> float:
