@@ -88,8 +88,13 @@ class Endings:
         return [
             pid
             for pid in processes.own_children()
-            if pid not in self.leaders and pid not in self.warms and self._owner(pid) == current.key
+            if self._may_be_orphan(pid, current) and pid not in self.warms and self._owner(pid) == current.key
         ]
+
+    def _may_be_orphan(self, pid: int, current: Attempt) -> bool:
+        """The shell of a runner that died is one: its warm process told of the end, and the shell lives on."""
+        leader = self.leaders.get(pid)
+        return leader is None or (leader is current and current.leader.done())
 
     def left_by_warm(self, unanswered: Collection[str]) -> list[int]:
         """Orphans of a warm process that could not tell of them: of those attempts, or of none that is known."""

@@ -1,5 +1,6 @@
 """Jobs that are a real Snakemake: cold, through the entry module, and from the warm process."""
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from snakemake_interface_executor_plugins.utils import TargetSpec
-from supervising import alive, fake_worker, pids_in, run_setup
+from supervising import RUN_ID, alive, fake_worker, pids_in, run_setup
+from system.warm_harness import plan
 
 from snakemake_executor_plugin_dask.arguments import job_arguments
-from snakemake_executor_plugin_dask.worker import processes
+from snakemake_executor_plugin_dask.worker import processes, task
 
 SNAKEFILE = """
 rule named:
@@ -150,6 +152,19 @@ def test_dead_warm_process_is_replaced(workdir):
         arguments = ("--target-jobs", "named:name=b", "--allowed-rules", "named")
         outcome = worker.outcome(worker.submit(arguments=arguments))
         assert (outcome.status, outcome.start) == ("succeeded", "warm"), (log(outcome), outcome.detail)
+
+
+def test_runner_that_dies_takes_its_shell_along(workdir):
+    """The kernel's out-of-memory killer may take a job's own Snakemake alone; no second attempt meets its shell."""
+    setup, (spec,) = plan(workdir, "--", "slept")
+    setup = dataclasses.replace(setup, run_id=RUN_ID, plugin_version=task.plugin_version())
+    with fake_worker(workdir, setup) as worker:
+        worker.send("start", spec)
+        (shell,) = pids_in(workdir / "pids", 1)
+        assert worker.wait_started(spec.key) == shell
+        os.kill(processes.read_stat(shell).ppid, signal.SIGKILL)
+        outcome = worker.outcome(spec.key)
+        assert (outcome.status, outcome.start, outcome.signal, alive(shell)) == ("failed", "warm", 9, False)
 
 
 def test_snakefile_that_cannot_be_read_fails_the_job_with_its_reason(workdir):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from snakemake_executor_plugin_dask.jobs import JobSpec
 from snakemake_executor_plugin_dask.worker.attempt import Attempt
 from snakemake_executor_plugin_dask.worker.ending import Endings
 from snakemake_executor_plugin_dask.worker.environment import JOB
-from snakemake_executor_plugin_dask.worker.processes import job_key
+from snakemake_executor_plugin_dask.worker.processes import job_key, read_stat
 from snakemake_executor_plugin_dask.worker.usage import Monitor, ProcFiles
 
 Start = Callable[[str | None], int]
@@ -52,3 +53,26 @@ def test_what_a_dead_warm_process_left_is_found(start: Start) -> None:
         assert others not in found
 
     asyncio.run(look())
+
+
+def test_a_shell_that_outlives_its_runner_is_ended(start: Start) -> None:
+    """The warm process tells of a dead runner as of the job's end; the shell is then ended before the attempt is over."""
+
+    async def end() -> None:
+        endings = Endings(Monitor(ProcFiles(), os.getpid()))
+        loop = asyncio.get_running_loop()
+        current = Attempt(JobSpec("job", "rule", "1", 1, (), 1, "/log"), loop.create_future(), loop.create_future())
+        current.pid = start("job")
+        current.start_ticks = read_stat(current.pid).start
+        endings.attempts["job"] = endings.leaders[current.pid] = current
+        current.leader.set_result(signal.SIGKILL)
+        clearing = asyncio.create_task(endings.clear(current))
+        async with asyncio.timeout(30):
+            while (stat := read_stat(current.pid)) is not None:
+                assert not clearing.done(), "the shell still lives"
+                if stat.dead:
+                    endings.reap()
+                await asyncio.sleep(0.01)
+            await clearing
+
+    asyncio.run(end())
