@@ -28,6 +28,8 @@ from snakemake_executor_plugin_dask.messages import Channel
 #: Children that wait for a job, so that it need not wait for a fork.
 RUNNERS_MAX = 64  # that wait for another shell command
 IDLE_CHILDREN = 2
+#: A runner that has said nothing for so long is held by the kernel: its own alarm comes earlier (`warm_child`).
+_SILENT_S = 10.0
 #: The part of the time that may go into looking whether a workflow file changed.
 _LOOKING_SHARE = 0.05
 
@@ -68,6 +70,8 @@ class _Child:
         self.channel = Channel(sock)
         self.key: str | None = None  # of its job; None: it waits for one
         self.answered = False  # the supervisor knows the leader of its job
+        self.silent_at = 0.0  # from then on the child itself counts as that leader, whatever it says later
+        self.again = True  # it can run another command after this one
         self.sock = sock
 
     def close_socket(self) -> None:
@@ -87,6 +91,7 @@ class Server:
         self._idle: list[_Child] = []  # forked ahead, and never used
         self._runners: list[_Child] = []  # have run shell commands, and can run another
         self._talking: dict[int, _Child] = {}  # runners, by the descriptor of their sockets
+        self._asked: list[_Child] = []  # runners whose answer is waited for, the longest first
         self._children: dict[int, _Child] = {}  # by pidfd
         self._closing = False
         # `selectors` does not tell an end of file from a peer that is gone.
@@ -101,7 +106,8 @@ class Server:
                 # Fork ahead only when there is nothing else to do.
                 lacking = len(self._idle) < self._wanted_idle
                 # One at a time: what it leads to may close descriptors, whose numbers are then given to others.
-                events = self._epoll.poll(0 if lacking else None, 1)
+                events = self._epoll.poll(0 if lacking else self._patience_s(), 1)
+                self._answer_for_silent()
                 if not events and lacking:
                     self._idle.append(self._fork())
                 for descriptor, event in events:
@@ -146,9 +152,30 @@ class Server:
         if not command:
             child.close_socket()
             self._channel.send(("forked", spec.key, child.pid))
-        elif child.sock.fileno() not in self._talking:
+            return
+        child.silent_at = time.monotonic() + _SILENT_S
+        self._asked.append(child)
+        if child.sock.fileno() not in self._talking:
             self._talking[child.sock.fileno()] = child
             self._epoll.register(child.sock, select.EPOLLIN)
+
+    def _patience_s(self) -> float | None:
+        """Until a runner's answer is due; None: none is waited for."""
+        return max(0.0, self._asked[0].silent_at - time.monotonic()) if self._asked else None
+
+    def _answer_for_silent(self) -> None:
+        """A runner may wait for a file server before it can say anything; it is waited for as any job is."""
+        while self._asked and self._asked[0].silent_at <= time.monotonic():
+            runner = self._asked[0]
+            runner.again = False
+            self._answer(runner, "forked", runner.pid)
+
+    def _answer(self, runner: _Child, how: str, pid: int) -> None:
+        """Tell the supervisor the leader of the job, if it does not know of one."""
+        if not runner.answered:
+            runner.answered = True
+            self._asked.remove(runner)
+            self._channel.send((how, runner.key, pid))
 
     def _hear(self, runner: _Child) -> None:
         """What a runner says of its job. Its shell command is the job's process; the runner may live on."""
@@ -159,17 +186,21 @@ class Server:
             return
         match message:
             case ("spawned", pid):
-                runner.answered = True
-                self._channel.send(("spawned", runner.key, pid))
+                self._answer(runner, "spawned", pid)
             case ("forked",):
                 # The job's process is the runner itself, whose end is the job's.
-                runner.answered = True
-                self._channel.send(("forked", runner.key, runner.pid))
+                self._answer(runner, "forked", runner.pid)
                 self._hang_up(runner)
             case ("done", status, cpu_s, again):
                 self._channel.send(("exited", runner.key, status, cpu_s))
                 runner.key = None
-                if again and not self._closing and not self._cold_reason and len(self._runners) < RUNNERS_MAX:
+                if (
+                    again
+                    and runner.again
+                    and not self._closing
+                    and not self._cold_reason
+                    and len(self._runners) < RUNNERS_MAX
+                ):
                     self._runners.append(runner)
                 else:
                     self._hang_up(runner)
@@ -248,9 +279,8 @@ class Server:
         for waiting in (self._idle, self._runners):
             if child in waiting:
                 waiting.remove(child)
-        if child.key is not None and not child.answered:
-            self._channel.send(("forked", child.key, child.pid))
         if child.key is not None:
+            self._answer(child, "forked", child.pid)
             self._channel.send(("exited", child.key, status, usage.ru_utime + usage.ru_stime))
 
 

@@ -13,7 +13,7 @@ from snakemake_executor_plugin_dask.worker.ending import WARM_ENDED, Endings
 from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 
 _READY_S = 60.0  # a job waits so long for the workflow to have been read
-_ANSWER_S = 30.0  # a warm process that answers later hangs
+_ANSWER_S = 30.0  # a warm process that answers later hangs, unless the kernel holds it
 _RESTARTS = 3
 
 
@@ -52,11 +52,12 @@ class Warming:
             return False
         current.warm = warm
         warm.start(dataclasses.replace(current.spec, log_path=current.log))
-        try:
-            refusal = await asyncio.wait_for(asyncio.shield(current.answer), _ANSWER_S)
-        except TimeoutError:
-            warm.kill()
-            refusal = await current.answer
+        while not (await asyncio.wait({current.answer}, timeout=_ANSWER_S))[0]:
+            # While a file server keeps it from answering, its jobs have done nothing that they should be ended for.
+            if not _held_by_kernel(warm.pid):
+                warm.kill()
+                break
+        refusal = await current.answer
         if refusal is None:
             return True
         current.warm = None
@@ -139,6 +140,11 @@ class Warming:
             current_or_none = self._endings.attempts.get(key)
             if current_or_none is not None and current_or_none.warm is warm:
                 _answer(current_or_none, "the warm process ended")
+
+
+def _held_by_kernel(pid: int) -> bool:
+    stat = processes.read_stat(pid)
+    return stat is not None and stat.state == "D"
 
 
 def _answer(current: Attempt, refusal: str | None) -> None:

@@ -56,7 +56,7 @@ def test_what_a_dead_warm_process_left_is_found(start: Start) -> None:
 
 
 def test_a_shell_that_outlives_its_runner_is_ended(start: Start) -> None:
-    """The warm process tells of a dead runner as of the job's end; the shell is then ended before the attempt is over."""
+    """The end of a runner is told as the job's end; the shell is then ended before the attempt is over."""
 
     async def end() -> None:
         endings = Endings(Monitor(ProcFiles(), os.getpid()))

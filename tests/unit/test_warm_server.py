@@ -1,5 +1,6 @@
 """What the warm process tells of its children, whatever order their words and their ends come in."""
 
+import asyncio
 import os
 import socket
 import types
@@ -11,7 +12,11 @@ import pytest
 
 from snakemake_executor_plugin_dask.jobs import JobSpec
 from snakemake_executor_plugin_dask.messages import Channel
-from snakemake_executor_plugin_dask.worker import warm, warm_child
+from snakemake_executor_plugin_dask.worker import processes, warm, warm_child, warming
+from snakemake_executor_plugin_dask.worker.attempt import Attempt
+from snakemake_executor_plugin_dask.worker.ending import Endings
+from snakemake_executor_plugin_dask.worker.processes import Stat
+from snakemake_executor_plugin_dask.worker.usage import Monitor, ProcFiles
 
 WARMTH = warm.Warmth(None, 3, None, types.SimpleNamespace(files=(), is_command=lambda _: True))  # type: ignore[arg-type]
 
@@ -80,3 +85,67 @@ def test_a_runner_that_dies_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None
         supervisor.send(("start", spec("job")))
         assert supervisor.receive() == ("spawned", "job", 12345)
         assert supervisor.receive()[:3] == ("exited", "job", 9)
+
+
+def test_a_runner_that_is_held_before_it_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while it counts as the job's process; what it says later still tells the end, and others go on."""
+    monkeypatch.setattr(warm, "_SILENT_S", 0.2)
+    released, release = os.pipe()
+
+    def run_command(_warmth: object, spec: JobSpec, channel: Channel) -> None:
+        if spec.key == "held":
+            os.close(release)
+            os.read(released, 1)
+        channel.send(("spawned", 12345))
+        channel.send(("done", 0, 0.5, True))
+
+    with served(warm.Server, run_command, monkeypatch) as supervisor:
+        supervisor.send(("start", spec("held")))
+        how, key, pid = supervisor.receive()
+        assert (how, key) == ("forked", "held")
+        assert pid != 12345
+        supervisor.send(("start", spec("other")))
+        assert supervisor.receive() == ("spawned", "other", 12345)
+        assert supervisor.receive() == ("exited", "other", 0, 0.5)
+        os.write(release, b"x")
+        assert supervisor.receive() == ("exited", "held", 0, 0.5)
+        supervisor.send(("start", spec("third")))
+        assert supervisor.receive() == ("spawned", "third", 12345)
+    os.close(released)
+    os.close(release)
+
+
+@pytest.mark.parametrize(("state", "killed"), [("D", False), ("S", True)])
+def test_a_warm_process_that_does_not_answer(state: str, killed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the kernel holds is waited for, since all its jobs would end with it; another one hangs."""
+
+    async def start() -> None:
+        loop = asyncio.get_running_loop()
+        current = Attempt(spec("job"), loop.create_future(), loop.create_future())
+        asked: list[int] = []
+
+        def read_stat(pid: int) -> Stat:
+            asked.append(pid)
+            if len(asked) == 2:
+                current.answer.set_result(None)
+            return Stat(pid, 1, state, 1, 1, 1)
+
+        class Process:
+            pid, ready, gone, settled, killed = 1234, True, False, asyncio.Event(), False
+
+            def start(self, spec: JobSpec) -> None: ...
+
+            def kill(self) -> None:
+                self.killed = True
+                current.answer.set_result("the warm process ended")
+
+        process = Process()
+        process.settled.set()
+        monkeypatch.setattr(warming, "_ANSWER_S", 0.01)
+        monkeypatch.setattr(processes, "read_stat", read_stat)
+        keeper = warming.Warming(Endings(Monitor(ProcFiles(), os.getpid())), lambda *_: None)
+        keeper._current = process  # type: ignore[assignment]
+        assert await keeper.start(current) is not killed
+        assert process.killed is killed
+
+    asyncio.run(start())
