@@ -1,4 +1,4 @@
-"""One attempt of one job on this worker: its state, the command of a cold start, its outcome. Reads the log's tail."""
+"""One attempt of one job on this worker: its state, the command of a cold start, its outcome. Reads its log."""
 
 import asyncio
 import os
@@ -46,6 +46,9 @@ class Attempt:
     ended: float = 0.0
     cpu_s: float = 0.0
     peak: int | None = None  # bytes
+    command_end: str = ""  # what its Snakemake said of the job's own command, if that failed
+    log_tail: str = ""
+    time_limit: asyncio.TimerHandle | None = None
     kernel_kills: int = 0  # of the kernel's out-of-memory killer, on this node before the start
     #: Set once the attempt is to end: the status and the reason that it will have.
     verdict: tuple[Status, str] | None = None
@@ -67,13 +70,15 @@ class Attempt:
             return 0.0
         code, number = exit_status(status)
         if code is not None:
-            found = _ENDED_BY.search(self._command_end(code))
+            found = _ENDED_BY.search(self.command_end)
             number = signal.Signals[found[0]] if found else code - 128
         return _DOUBT_S if number in _OF_WHO_ENDS_ALL else _LITTLE_DOUBT_S
 
-    def _command_end(self, code: int | None) -> str:
-        """What its Snakemake said of the job's own command, if that failed."""
-        return command_end(self.log) if self.log and self.spec.script is None and code == 1 else ""
+    def read_log(self) -> tuple[str, str]:
+        """What its Snakemake said of the job's own command, if that failed; the last lines. May block as files do."""
+        status = self.leader.result() if self.leader.done() else None
+        failed = status is not None and exit_status(status)[0] == 1 and self.spec.script is None
+        return command_end(self.log) if failed else "", tail(self.log)
 
     def outcome(self, not_started: str | None, kernel_kills: Callable[[], int]) -> Outcome:
         """How it ended. ``not_started``: why it could not be started; ``kernel_kills``: counts those of this node."""
@@ -92,7 +97,7 @@ class Attempt:
         else:
             verdict = "succeeded" if status == 0 else "failed"
             if verdict == "failed":
-                notes.insert(0, self._command_end(code))
+                notes.insert(0, self.command_end)
         killed = signal.SIGKILL.name in " ".join(notes) or number == signal.SIGKILL
         if verdict == "failed" and killed and kernel_kills() > self.kernel_kills:
             notes.append(f"meanwhile the kernel killed processes on {HOST}, since memory was full")
@@ -109,7 +114,7 @@ class Attempt:
             peak_memory_mb=None if self.peak is None else round(self.peak / 1e6, 1),
             cpu_s=round(self.cpu_s, 3) if self.started else None,
             log_path=self.log or self.spec.log_path,
-            log_tail=tail(self.log) if verdict != "succeeded" and self.log else "",
+            log_tail=self.log_tail,
             detail="; ".join(note for note in notes if note),
         )
 

@@ -34,6 +34,7 @@ from snakemake_executor_plugin_dask.worker.usage import Excess, Monitor, ProcFil
 from snakemake_executor_plugin_dask.worker.warming import Warming
 
 _LOG_S = 30.0
+_READ_S = 10.0
 _LISTING_S = 10.0
 _MEMORY_GRACE_S = 0.2  # who exceeds its memory may go on doing so
 _TOLD_S = 30.0  # so long a signal to this process counts as the end of its allocation
@@ -133,8 +134,17 @@ class Supervisor:
     def _task(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
         return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        """After an error in one of them this process would be there, and renew its lease, but do nothing."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            note(f"{error!r}")
+            self._finish("lost", f"the supervisor on {attempt.HOST} failed: {error!r}", grace_s=0.0)
+            if task is self._finishing:
+                self._finished.set()
 
     # The run
 
@@ -221,12 +231,17 @@ class Supervisor:
             current.ended = time.time()
             await self._endings.clear(current)
             self._leave_group(current)
+            if current.leader.result() != 0 or current.verdict is not None:
+                await self._read_log(current)
             await self._find_cause(current)
         except NotStarted as error:
             failure = str(error)
+            await self._read_log(current)
         except Exception as error:  # noqa: BLE001 - one job's trouble is reported as this job's, and is not the others'
             failure = f"the supervisor on {attempt.HOST} failed: {error!r}"
             await self._abandon(current)
+        if current.time_limit is not None:
+            current.time_limit.cancel()  # it would keep the attempt in memory until then
         if current.directory is not None:
             await asyncio.to_thread(shutil.rmtree, current.directory, ignore_errors=True)
         current.peak = self._monitor.remove(current.key)
@@ -241,6 +256,14 @@ class Supervisor:
         self._tell_worker("ended", outcome)
         if current.tell_driver:
             self._tell_driver([current.key], outcome.detail)
+
+    async def _read_log(self, current: Attempt) -> None:
+        """What an attempt that did not succeed wrote last. A file server that hangs holds up nothing else."""
+        reading = self._loop.run_in_executor(self._logs, current.read_log)
+        try:
+            current.command_end, current.log_tail = await asyncio.wait_for(reading, _READ_S)
+        except TimeoutError:
+            current.notes.append(f"the log {current.log} could not be read within {_READ_S:.0f} s")
 
     async def _find_cause(self, current: Attempt) -> None:
         """Whether a job that ended badly was ended with its worker's other processes, and has not failed.
@@ -269,8 +292,8 @@ class Supervisor:
         if not await self._warming.start(current):
             self._check_verdict(current)
             await self._start_cold_job(current, setup)
-        if spec.runtime_limit_s is not None and setup.enforce_runtime:
-            self._loop.call_at(current.began + spec.runtime_limit_s, self._out_of_time, current)
+        if spec.runtime_limit_s is not None:
+            current.time_limit = self._loop.call_at(current.began + spec.runtime_limit_s, self._out_of_time, current)
         self._tell_worker("started", current.key, current.pid, current.start, current.started)
 
     def _check_verdict(self, current: Attempt) -> None:

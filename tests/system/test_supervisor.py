@@ -139,13 +139,28 @@ def test_memory_that_processes_share_counts_once(worker):
 
 
 def test_limits_can_be_switched_off(tmp_path):
-    """`--dask-enforce none` measures only."""
+    """`--dask-enforce none` measures memory only; a time limit that is sent all the same is that of the allocation."""
     setup = run_setup(tmp_path, enforce_memory=False, enforce_runtime=False)
     with fake_worker(tmp_path, setup) as worker:
         hold = python("import time; x = bytearray(80_000_000); time.sleep(2)")
-        outcome = worker.outcome(worker.start(hold, memory_limit_mb=20, runtime_limit_s=0.5))
-    assert outcome.status == "succeeded"
-    assert outcome.peak_memory_mb > 80
+        outcome = worker.outcome(worker.start(hold, memory_limit_mb=20))
+        assert outcome.status == "succeeded"
+        assert outcome.peak_memory_mb > 80
+        assert worker.outcome(worker.start("sleep 1000", runtime_limit_s=0.5)).status == "out-of-time"
+
+
+def test_jobs_with_a_time_limit_are_forgotten(worker):
+    """A job that ended before its limit is not kept until then."""
+
+    def resident_mb():
+        pages = int(Path(f"/proc/{worker.process.pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 1e6
+
+    worker.outcome(worker.start("true", call=os.urandom(1_000_000), runtime_limit_s=86400.0))
+    before = resident_mb()
+    for _ in range(60):
+        worker.outcome(worker.start("true", call=os.urandom(1_000_000), runtime_limit_s=86400.0))
+    assert resident_mb() - before < 30
 
 
 def test_measured_use_is_right(worker):
@@ -236,6 +251,27 @@ def test_unwritable_log_directory_does_not_lose_the_job(worker, tmp_path):
     assert outcome.log_path != str(tmp_path / "file" / "sub" / "job.log")
     assert "could not be written (Not a directory)" in outcome.detail
     os.unlink(outcome.log_path)
+
+
+def test_log_that_cannot_be_read_holds_up_nobody_else(worker, tmp_path):
+    """While the last lines of one job's log do not come, as on a file server that hangs, other jobs start and end."""
+    log = tmp_path / "job.log"
+    held = worker.start(f"rm {log}; mkfifo {log}; touch {tmp_path}/on; exit 3", log_path=str(log))
+    leader = worker.wait_started(held)
+    wait_for(lambda: (tmp_path / "on").exists() and not alive(leader), "the job did not end")
+    assert worker.outcome(worker.start("sleep 0.5")).status == "succeeded"
+    with log.open("wb"):  # the supervisor reads, and finds nothing
+        pass
+    outcome = worker.outcome(held)
+    assert (outcome.status, outcome.exit_code, outcome.log_tail) == ("failed", 3, "")
+
+
+def test_supervisor_that_cannot_prepare_leaves(tmp_path):
+    """Without a directory for its jobs it would be of no use, and must not look alive by its lease."""
+    with fake_worker(tmp_path, run_setup(tmp_path, scratch=str(tmp_path / "missing"))) as worker:
+        worker.start("true")
+        assert worker.wait() == 0
+        assert "No such file or directory" in worker.stderr.read_text()
 
 
 def test_full_disk_under_the_logs_does_not_lose_the_job(worker, tmp_path):

@@ -85,6 +85,7 @@ def test_the_kernel_is_named_only_where_something_of_the_job_was_killed(tmp_path
         loop = asyncio.get_running_loop()
         attempt = Attempt(spec(), loop.create_future(), loop.create_future(), log=str(path))
         attempt.leader.set_result(wait_status)
+        attempt.command_end, attempt.log_tail = attempt.read_log()
         return attempt.outcome(None, lambda: 1)
 
     assert ("the kernel killed processes" in asyncio.run(ended()).detail) is told
