@@ -52,6 +52,7 @@ class Attempt:
     kernel_kills: int = 0  # of the kernel's out-of-memory killer, on this node before the start
     #: Set once the attempt is to end: the status and the reason that it will have.
     verdict: tuple[Status, str] | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # somebody wants it to end
     kill_at: float = 0.0  # from then on SIGKILL; before, SIGTERM was sent and processes may still finish
     killing: "asyncio.Task[None] | None" = None
     tell_driver: bool = False  # the driver asked over its own connection, and waits for the answer

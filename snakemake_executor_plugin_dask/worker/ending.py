@@ -44,6 +44,7 @@ class Endings:
         if current.leader.done():
             return
         current.verdict, current.kill_at = (status, why), kill_at
+        current.stopping.set()
         current.killing = asyncio.create_task(self._kill(current))
 
     async def _kill(self, current: Attempt) -> None:

@@ -236,7 +236,8 @@ class Supervisor:
             await self._find_cause(current)
         except NotStarted as error:
             failure = str(error)
-            await self._read_log(current)
+            if current.verdict is None:
+                await self._read_log(current)
         except Exception as error:  # noqa: BLE001 - one job's trouble is reported as this job's, and is not the others'
             failure = f"the supervisor on {attempt.HOST} failed: {error!r}"
             await self._abandon(current)

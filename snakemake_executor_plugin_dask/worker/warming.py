@@ -82,7 +82,9 @@ class Warming:
         try:
             async with asyncio.timeout(_READY_S):
                 while (warm := self._current) is not None and not warm.settled.is_set():
-                    await warm.settled.wait()
+                    if current.stopping.is_set():
+                        return None
+                    await _first(warm.settled, current.stopping)
         except TimeoutError:
             current.notes.append(f"not started warm: the workflow was not read within {_READY_S:.0f} s")
             return None
@@ -140,6 +142,15 @@ class Warming:
             current_or_none = self._endings.attempts.get(key)
             if current_or_none is not None and current_or_none.warm is warm:
                 _answer(current_or_none, "the warm process ended")
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiting:
+            waiter.cancel()
 
 
 def _held_by_kernel(pid: int) -> bool:

@@ -115,6 +115,27 @@ def test_a_runner_that_is_held_before_it_can_answer(monkeypatch: pytest.MonkeyPa
     os.close(release)
 
 
+def test_a_job_that_is_stopped_does_not_wait_for_the_warm_process() -> None:
+    """While the workflow is being read, a job that is not wanted any more ends at once."""
+
+    async def stop() -> None:
+        loop = asyncio.get_running_loop()
+        current = Attempt(spec("job"), loop.create_future(), loop.create_future())
+        endings = Endings(Monitor(ProcFiles(), os.getpid()))
+        keeper = warming.Warming(endings, lambda *_: None)
+        keeper._current = types.SimpleNamespace(settled=asyncio.Event())  # type: ignore[assignment]
+        start = asyncio.create_task(keeper.start(current))
+        await asyncio.sleep(0)
+        endings.stop(current, "cancelled", "enough")
+        async with asyncio.timeout(30):
+            assert await start is False
+        current.gone.set()
+        assert current.killing is not None
+        await current.killing
+
+    asyncio.run(stop())
+
+
 @pytest.mark.parametrize(("state", "killed"), [("D", False), ("S", True)])
 def test_a_warm_process_that_does_not_answer(state: str, killed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that the kernel holds is waited for, since all its jobs would end with it; another one hangs."""
