@@ -25,8 +25,8 @@ _watching: set[asyncio.Task[None]] = set()
 class Link(task.Link):
     """One run's jobs on a worker that has other descendants too, and may share its host with other workers."""
 
-    def _kill_jobs(self) -> None:
-        kill_marked(self.keys())
+    async def _kill_jobs(self) -> bool:
+        return await asyncio.to_thread(kill_marked, self.keys())
 
 
 def marked(keys: Collection[str]) -> list[int]:

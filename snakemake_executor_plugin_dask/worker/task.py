@@ -132,7 +132,7 @@ class Link:
             while True:
                 self._received(await receive(reader))
         except EOFError:
-            self._supervisor_gone()
+            await self._supervisor_gone()
 
     def _received(self, message: tuple[Any, ...]) -> None:
         match message:
@@ -148,10 +148,12 @@ class Link:
             case _:
                 pass
 
-    def _supervisor_gone(self) -> None:
-        self._kill_jobs()
-        self.lost.set()
+    async def _supervisor_gone(self) -> None:
         self._report({"leaving": self.worker})  # before the jobs, which must not come back to it
+        # A process that the kernel holds may outlive the signal. Until it is gone its job must not run again.
+        while not await self._kill_jobs():
+            pass
+        self.lost.set()
         for key, future in self._waiting.items():
             outcome = self._lost(key)
             self._report({"ended": dataclasses.asdict(outcome)})
@@ -159,9 +161,10 @@ class Link:
                 future.set_result(outcome)
         self._waiting.clear()
 
-    def _kill_jobs(self) -> None:
+    async def _kill_jobs(self) -> bool:
+        """False where some of their processes are alive after a while."""
         # Its jobs' leaders died with it; whatever they had started is now this process's child.
-        kill_descendants(os.getpid())
+        return await asyncio.to_thread(kill_descendants, os.getpid())
 
     def _lost(self, key: str) -> Outcome:
         code = self.supervisor.process.poll()

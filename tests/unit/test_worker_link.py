@@ -1,0 +1,53 @@
+"""What a worker tells of its jobs once their supervisor is gone."""
+
+import asyncio
+import socket
+import threading
+import types
+from typing import Any
+
+import pytest
+
+from snakemake_executor_plugin_dask.jobs import JobSpec
+from snakemake_executor_plugin_dask.worker import attach, task
+
+
+@pytest.mark.parametrize(
+    ("link", "kill"), [(task.Link, (task, "kill_descendants")), (attach.Link, (attach, "kill_marked"))]
+)
+def test_jobs_are_lost_once_their_processes_are_gone(
+    link: type[task.Link], kill: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that the kernel holds is waited for, without holding up the worker; no new job comes meanwhile."""
+    told: list[dict[str, Any]] = []
+    tries: list[int] = []
+    held, go_on = threading.Event(), threading.Event()
+
+    def kill_jobs(_: object) -> bool:
+        tries.append(len(tries))
+        if len(tries) == 2:
+            held.set()
+            assert go_on.wait(30)
+        return len(tries) == 3
+
+    monkeypatch.setattr(*kill, kill_jobs)
+
+    async def lose() -> None:
+        ours, theirs = socket.socketpair()
+        supervisor: Any = types.SimpleNamespace(
+            open=lambda: asyncio.open_connection(sock=ours), process=types.SimpleNamespace(poll=lambda: -9)
+        )
+        worker = link("run", "local-0", supervisor, told.append)
+        await worker.open()
+        job = asyncio.create_task(worker.run(JobSpec("job", "rule", "1", 1, (), 1, "/log")))
+        await asyncio.sleep(0)
+        theirs.close()
+        assert await asyncio.to_thread(held.wait, 30)
+        assert not worker.lost.is_set()
+        assert told == [{"leaving": "local-0"}]
+        go_on.set()
+        outcome = await job
+        assert (outcome.status, len(tries)) == ("lost", 3)
+        assert "SIGKILL" in outcome.detail
+
+    asyncio.run(lose())
