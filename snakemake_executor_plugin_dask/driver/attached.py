@@ -289,7 +289,8 @@ class AttachedRun(Run):
             held = False  # if it was held nevertheless, the next renewal gives it back
         if not held:
             await self._renew_once()
-        if not held or self.controller.sent(spec.key) is not job:  # its worker may have been lost meanwhile
+        # Its worker may have been lost meanwhile.
+        if not held or self.controller.sent(spec.key) is not job or job.limbo is not None:
             raise NotNow
         self._following[spec.key] = asyncio.current_task()
         future = self._pinned(self._client, address, spec)

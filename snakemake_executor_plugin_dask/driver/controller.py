@@ -32,6 +32,17 @@ JobState = Literal["waiting", "sent", "running", "limbo"]
 
 
 @dataclass(slots=True)
+class Limbo:
+    """A run that lost a worker, until nothing of it lives any more."""
+
+    worker: str  # the first that it lost
+    why: str
+    planned: bool
+    on: set[str]  # workers where it is not known to be dead
+    unknown: str = ""  # why that cannot be known of one of them
+
+
+@dataclass(slots=True)
 class Job:
     """One job that Snakemake handed over, through all its runs."""
 
@@ -46,6 +57,7 @@ class Job:
     key: str = ""  # of the current run, as Dask and the worker know it
     worker: str = ""
     lease: Lease | None = None
+    limbo: Limbo | None = None
     limited_by_allocation: bool = False
     killed: str = ""  # why the driver ends it
     reported: bool = False  # Snakemake was told that it started
@@ -186,7 +198,7 @@ class Controller:
 
     def _wait_in(self, job: Job, name: str) -> None:
         queued = job.queued
-        job.pool, job.state, job.worker, job.lease = name, "waiting", "", None
+        job.pool, job.state, job.worker, job.lease, job.limbo = name, "waiting", "", None, None
         self._warn_of_waived_margin(job, self.pools[name])
         if job.alone:
             cores = max(queued.request.cores, self.shapes[name].cores or 0)
@@ -283,7 +295,9 @@ class Controller:
     def _received(self, message: Mapping[str, Any]) -> None:
         if "started" in message:
             job = self._by_run.get(message["started"])
-            if job is not None and job.state == "sent":
+            if job is not None and job.limbo is not None:
+                self._end_remains(job, job.limbo)  # asked before, it may have had no process to end
+            elif job is not None and job.state == "sent":
                 job.state = "running"
                 self._around.event(
                     "job-started", key=job.key, worker=job.worker, pid=message["pid"], start=message["start"]
@@ -311,7 +325,8 @@ class Controller:
         except asyncio.CancelledError:
             raise
         except NotNow:
-            if self._by_run.get(key) is job:
+            # In limbo what becomes of it is decided once its worker is known to be dead.
+            if self._by_run.get(key) is job and job.limbo is None:
                 del self._by_run[key]
                 self.counts.attempts -= 1
                 self._release(job)
@@ -323,7 +338,7 @@ class Controller:
         except Exception as error:  # noqa: BLE001 - Dask raises KilledWorker, unpickling's own errors, and others
             await asyncio.sleep(1.0)  # a lost worker is told otherwise, and first
             member = self.fleet.members.get(job.worker)
-            if self._by_run.get(key) is job and job.state in ("sent", "running") and member is not None:
+            if self._by_run.get(key) is job and member is not None:
                 # Whether the job has a process is not known, so the worker is given up with all that runs on it.
                 self.fleet.lose(member, f"Dask could not run a job on it: {error}")
         else:
@@ -331,12 +346,16 @@ class Controller:
                 self._ended(outcome)
 
     def _ended(self, outcome: Outcome) -> None:
-        job = self._by_run.pop(outcome.key, None)
+        job = self._by_run.get(outcome.key)
         if job is None:
             return  # told twice, or a late word of an attempt that was given up: not taken
-        if job.state == "limbo":
-            self._by_run[outcome.key] = job
-            return
+        if job.limbo is not None:
+            if self._up(job.worker) is None:
+                return  # a lost worker's late word
+            if outcome.status != "succeeded":
+                self._dead_on(job, job.worker)
+                return
+        del self._by_run[outcome.key]
         self._around.event("job-ended", outcome=outcome)
         self._release(job)
         if outcome.status == "lost" and not job.killed:
@@ -455,34 +474,56 @@ class Controller:
             self.counts.lost_workers += 1
             jobs = f"; {len(runs)} job{'s' * (len(runs) != 1)} ran on it" if runs else ""
             self._say("warning", f"Worker {member.name} was lost: {why}{jobs}.")
-        for run in runs:
-            self._by_run[run].state = "limbo"
-        self._tasks.spawn(self._confirm(member, runs, f"worker {member.name} was lost ({why})", planned))
+        why = f"worker {member.name} was lost ({why})"
+        for job in [self._by_run[run] for run in runs]:
+            if job.limbo is None:
+                job.state, job.limbo = "limbo", Limbo(member.name, why, planned, on=set())
+            job.limbo.on.add(member.name)
+            self._end_remains(job, job.limbo)
+        self._tasks.spawn(self._confirm(member, runs, planned))
 
-    async def _confirm(self, member: Member, runs: Sequence[str], why: str, planned: bool) -> None:
-        for run in runs:
-            job = self._by_run.get(run)
-            if job is not None and job.worker != member.name and job.worker in self.fleet.members:
-                # A job on several workers: it runs on the first, which is alive and ends it.
-                await self._around.kill(self.fleet.members[job.worker], run, why)
+    def _up(self, name: str) -> Member | None:
+        member = self.fleet.members.get(name)
+        return member if member is not None and member.state == "up" else None
+
+    def _end_remains(self, job: Job, limbo: Limbo) -> None:
+        """A job on several workers has its process on the first: where that one lives, it ends the job and says so."""
+        member = self._up(job.worker)
+        if member is not None:
+            limbo.on.add(job.worker)
+            self._tasks.spawn(self._around.kill(member, job.key, limbo.why))
+
+    async def _confirm(self, member: Member, runs: Sequence[str], planned: bool) -> None:
         unknown = await self.fleet.confirm_dead(member, runs)
         if member.ended and not planned:
             where = f"Worker {member.name} was in allocation {member.process.allocation_id}"
             self._say("warning", f"{where}, whose output ends with: {member.ended}")
         for run in runs:
-            job = self._by_run.pop(run, None)
-            if job is None:
-                continue
-            self._release(job)
-            self._around.event("job-ended", outcome=Outcome(run, "lost", worker=member.name, detail=why))
-            if unknown is not None:
-                message = f"{why}, and {unknown}: it is not run again, since two attempts could then run at once."
-                self._finish(job, Outcome(run, "lost", worker=member.name, detail=why), message=message)
-            elif job.killed:
-                self._finish(job, Outcome(run, "cancelled", worker=member.name, detail=job.killed))
-            else:
-                self._lost(job, why, planned=planned)
+            job = self._by_run.get(run)
+            if job is not None and job.limbo is not None:
+                job.limbo.unknown = job.limbo.unknown or unknown or ""
+                self._dead_on(job, member.name)
         self.ledger.remove_worker(member.name)
+        self.place_soon()
+
+    def _dead_on(self, job: Job, worker: str) -> None:
+        """A run in limbo has no process on this worker; once that is so of all its workers, the run is over."""
+        limbo = job.limbo
+        assert limbo is not None
+        limbo.on.discard(worker)
+        if limbo.on:
+            return
+        run = job.key
+        del self._by_run[run]
+        self._release(job)
+        self._around.event("job-ended", outcome=Outcome(run, "lost", worker=limbo.worker, detail=limbo.why))
+        if limbo.unknown:
+            message = f"{limbo.why}, and {limbo.unknown}: it is not run again, since two attempts could then run at once."
+            self._finish(job, Outcome(run, "lost", worker=limbo.worker, detail=limbo.why), message=message)
+        elif job.killed:
+            self._finish(job, Outcome(run, "cancelled", worker=limbo.worker, detail=job.killed))
+        else:
+            self._lost(job, limbo.why, planned=limbo.planned)
         self.place_soon()
 
     def pool_failed(self, pool: Pool, why: str) -> None:

@@ -1,6 +1,7 @@
 """The life of jobs in the controller, with workers and Dask that only record what they were asked."""
 
 import asyncio
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
+from snakemake_executor_plugin_dask.driver.controller import Controller, NotNow, Surroundings
+from snakemake_executor_plugin_dask.driver.members import Members
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
 from snakemake_executor_plugin_dask.options import Options
@@ -32,6 +34,7 @@ class World:
     killed: list[str] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     confirmed: str | None = None  # why the death of a lost worker's jobs cannot be known
+    alive: dict[str, asyncio.Event] = field(default_factory=dict)  # by lost worker: its jobs are dead once this is set
     now: float = 1000.0
     called_back: list[tuple[str, int]] = field(default_factory=list)
 
@@ -56,8 +59,7 @@ class World:
         return member
 
     def lose(self, member: Any, why: str = "its connection closed") -> None:
-        member.state = "lost"
-        self.controller.worker_lost(member, why)
+        self.controller.fleet.lose(member, why)
 
     def start(self, key: str) -> None:
         self.controller.received({"started": key, "pid": 1, "start": "warm"})
@@ -78,7 +80,7 @@ def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int 
     pools = pools or (Pool("local", "local", cores=4, memory_mb=4000),)
     options = Options(pools=pools, lost_worker_retries=retries)
 
-    async def run() -> World:
+    async def run(state_dir: str) -> World:
         world = World(None)  # type: ignore[arg-type]
 
         async def submit(address: str, spec: JobSpec) -> Outcome | None:
@@ -90,6 +92,9 @@ def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int 
             world.killed.append(key)
 
         async def confirm(member: Any, keys: Any) -> str | None:
+            if member.name in world.alive:
+                await world.alive[member.name].wait()
+            world.controller.fleet.members.pop(member.name)
             return world.confirmed
 
         failures: list[BaseException] = []
@@ -98,28 +103,23 @@ def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int 
             event=lambda kind, **fields: world.events.append((kind, fields)),
             submit=submit,
             kill=kill,
-            state_dir="/state",
+            state_dir=state_dir,
             failed=failures.append,
             clock=lambda: world.now,
         )
         world.controller = Controller(SETUP, options, around)
-        lost: list[Any] = []
-        members: dict[str, Any] = {}
-
-        def of(pool: str, *states: str) -> list[Any]:
-            return [m for m in members.values() if m.pool.name == pool and (not states or m.state in states)]
-
-        world.controller.fleet = SimpleNamespace(  # type: ignore[assignment]
-            members=members, confirm_dead=confirm, of=of, lose=lambda member, _: lost.append(member.name),
-            startup_s=lambda _: 1.0, add=lambda *_: None,
-            call_back=lambda pool, count: world.called_back.append((pool.name, count)),
-        )  # fmt: skip
-        world.lost = lost  # type: ignore[attr-defined]
+        fleet: Any = Members(world.controller, lambda: world.now)
+        fleet.confirm_dead = confirm
+        fleet.startup_s = lambda _: 1.0
+        fleet.add = lambda *_: None
+        fleet.call_back = lambda pool, count: world.called_back.append((pool.name, count))
+        world.controller.fleet = fleet
         await script(world)
         assert not failures
         return world
 
-    return asyncio.run(run())
+    with tempfile.TemporaryDirectory() as state_dir:
+        return asyncio.run(run(state_dir))
 
 
 async def settle() -> None:
@@ -455,8 +455,131 @@ def test_dasks_own_failure_gives_the_worker_up() -> None:
 
         world.controller._around.submit = fail
         world.controller.enqueue(Enqueue((job("a"),)))
+        member = world.controller.fleet.members["local-0"]
+        world.alive["local-0"] = asyncio.Event()
         await asyncio.sleep(1.2)
-        assert world.lost == ["local-0"]  # type: ignore[attr-defined]
+        assert member.state == "lost"
         assert not world.messages(Finished)
+
+    play(script)
+
+
+MPI = Pool("mpi", "mpi", workers_min=4, workers_max=4, cores=4, memory_mb=4000)
+
+
+async def on_two_workers(world: World) -> str:
+    """Start a job on two of four workers; returns its key."""
+    for number in range(4):
+        world.worker(f"mpi-{number}")
+    world.controller.enqueue(Enqueue((job("a", cores=8, nodes=2),)))
+    await settle()
+    key = world.submitted[0][1].key
+    world.start(key)
+    return key
+
+
+def test_a_job_that_lost_its_second_worker_ends_on_the_first_before_it_runs_again() -> None:
+    """Asked to end is not dead: the first worker's word is waited for, and the second's too."""
+
+    async def script(world: World) -> None:
+        key = await on_two_workers(world)
+        world.alive["mpi-1"] = asyncio.Event()
+        world.lose(world.controller.fleet.members["mpi-1"])
+        await settle()
+        assert world.killed == [key]
+        world.end(key, "cancelled")
+        await settle()
+        assert len(world.submitted) == 1, "what it had on the second worker may live"
+        world.alive["mpi-1"].set()
+        await settle()
+        assert [spec.key for _, spec in world.submitted] == [key, "a-0abc12345-1-1.2"]
+
+    play(script, MPI)
+
+
+def test_the_first_workers_word_is_waited_for() -> None:
+    """Also where the second worker's part is dead at once; a success counts, since its ranks have all ended."""
+
+    async def script(world: World) -> None:
+        key = await on_two_workers(world)
+        world.lose(world.controller.fleet.members["mpi-1"])
+        await settle()
+        assert len(world.submitted) == 1
+        world.end(key, status)
+        await settle()
+
+    status = "cancelled"
+    assert len(play(script, MPI).submitted) == 2
+    status = "succeeded"
+    world = play(script, MPI)
+    assert len(world.submitted) == 1
+    assert [message.outcome.status for message in world.messages(Finished)] == ["succeeded"]
+
+
+def test_a_job_that_lost_all_its_workers_runs_again_once_the_first_is_known_dead() -> None:
+    """Whichever of them is known to be dead first; late words of a lost worker count for nothing."""
+
+    async def script(world: World) -> None:
+        key = await on_two_workers(world)
+        world.alive["mpi-0"] = asyncio.Event()
+        for name in order:
+            world.lose(world.controller.fleet.members[name])
+        await settle()
+        world.end(key, "cancelled")
+        await settle()
+        assert len(world.submitted) == 1
+        world.alive["mpi-0"].set()
+        await settle()
+        assert len(world.submitted) == 2
+
+    order = ("mpi-0", "mpi-1")
+    play(script, MPI)
+    order = ("mpi-1", "mpi-0")
+    play(script, MPI)
+
+
+def test_a_kill_that_came_before_the_process_is_repeated() -> None:
+    """Else a job whose second worker was lost at its very start would run on."""
+
+    async def script(world: World) -> None:
+        for number in range(2):
+            world.worker(f"mpi-{number}")
+        world.controller.enqueue(Enqueue((job("a", cores=8, nodes=2),)))
+        await settle()
+        key = world.submitted[0][1].key
+        world.lose(world.controller.fleet.members["mpi-1"])
+        await settle()
+        world.start(key)
+        await settle()
+        assert world.killed == [key, key]
+
+    assert not play(script, MPI).messages(Started)
+
+
+def test_a_reservation_refused_while_the_worker_is_lost_starts_nothing() -> None:
+    """The worker's end decides what becomes of the job, once."""
+
+    async def script(world: World) -> None:
+        refused = asyncio.Event()
+        submit = world.controller._around.submit
+
+        async def refuse(address: str, spec: JobSpec) -> Outcome | None:
+            world.controller._around.submit = submit
+            await refused.wait()
+            raise NotNow
+
+        world.controller._around.submit = refuse
+        world.alive["local-0"] = asyncio.Event()
+        member = world.worker("local-0")
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await settle()
+        world.lose(member)
+        world.worker("local-1")
+        refused.set()
+        await settle()
+        assert not world.submitted
+        world.alive["local-0"].set()
+        await settle()
+        assert [spec.key for _, spec in world.submitted] == ["a-0abc12345-1-1.2"]
 
     play(script)
