@@ -20,7 +20,7 @@ class Member:
     pool: Pool
     process: WorkerProcess
     state: State
-    since: float  # monotonic; of the state
+    since: float  # monotonic; of the state, of a lost one of the time before
     address: str = ""
     facts: WorkerFacts | None = None
     queue_reason: str = ""  # as the batch system last gave it
@@ -72,5 +72,5 @@ class Members:
     def lose(self, member: Member, why: str) -> None:
         if member.state in ("lost", "leaving"):
             return
-        member.state, member.since = "lost", self._clock()
+        member.state = "lost"  # it joined when it did: whether its allocation had ended by itself follows from that
         self._listener.worker_lost(member, why)

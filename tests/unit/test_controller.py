@@ -583,3 +583,24 @@ def test_a_reservation_refused_while_the_worker_is_lost_starts_nothing() -> None
         assert [spec.key for _, spec in world.submitted] == ["a-0abc12345-1-1.2"]
 
     play(script)
+
+
+def test_an_allocation_that_reached_its_end_is_no_loss() -> None:
+    """It is not counted, not warned of, and not held against the job."""
+    pool = Pool("cpu", "slurm", 0, 4, 4, 4000, walltime_s=3600.0)
+
+    async def script(world: World) -> None:
+        member = world.worker("cpu-0", remaining_s=3590.0)
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await settle()
+        world.now += lived
+        world.lose(member)
+        await settle()
+
+    lived = 3585.0
+    world = play(script, pool)
+    assert [fields["planned"] for kind, fields in world.events if kind == "worker-lost"] == [True]
+    assert not world.controller.counts.lost_workers
+    assert not world.controller.jobs["a-0abc12345-1-1.1"].losses
+    lived = 3000.0
+    assert play(script, pool).controller.counts.lost_workers == 1
