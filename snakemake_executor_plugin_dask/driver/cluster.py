@@ -148,14 +148,15 @@ class RunCluster:
         process.group = (*process.group, suffix)
         self._cluster.worker_spec[process.name]["group"].append(suffix)
 
-    async def remove(self, name: str) -> None:
-        """Give a worker back; its allocation or process is seen to be gone when this returns."""
+    async def remove(self, name: str) -> bool:
+        """Give a worker back. Returns whether its allocation or process was seen to be gone."""
         if self._cluster.worker_spec.pop(name, None) is not None:
             await self._cluster._correct_state()  # noqa: SLF001
         process = self.workers.pop(name, None)
-        if process is not None:
-            await process.close()
-            await process.kill()
+        if process is None:
+            return True
+        await process.close()
+        return await process.kill()
 
     def last_seen(self) -> dict[str, float]:
         """For each worker's name, the time (since the epoch) of its last heartbeat."""

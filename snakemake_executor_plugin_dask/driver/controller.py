@@ -518,7 +518,8 @@ class Controller:
         self._release(job)
         self._around.event("job-ended", outcome=Outcome(run, "lost", worker=limbo.worker, detail=limbo.why))
         if limbo.unknown:
-            message = f"{limbo.why}, and {limbo.unknown}: it is not run again, since two attempts could then run at once."
+            again = "it is not run again, since two attempts could then run at once"
+            message = f"{limbo.why}, and {limbo.unknown}: {again}."
             self._finish(job, Outcome(run, "lost", worker=limbo.worker, detail=limbo.why), message=message)
         elif job.killed:
             self._finish(job, Outcome(run, "cancelled", worker=limbo.worker, detail=job.killed))

@@ -56,6 +56,7 @@ class Fleet(Members):
         self._checked, self._checked_wall = clock(), time.time()
         self._listening_since = float("-inf")
         self._closing = False
+        self._left: list[WorkerProcess] = []  # given back, and not seen to be gone
 
     # What there is
 
@@ -105,7 +106,7 @@ class Fleet(Members):
         members = [m for m in self.members.values() if m.process is process and m.state == "starting"]
         for member in members:
             del self.members[member.name]
-        await self._cluster.remove(process.name)
+        await self._remove(process)
         if not members:
             return
         pool = members[0].pool
@@ -116,6 +117,23 @@ class Fleet(Members):
             self._listener.pool_given_up(pool, why)
         else:
             self._listener.pool_failed(pool, why)
+
+    async def _useless(self, member: Member, address: str, why: str) -> None:
+        """A worker that joined and does not answer. It goes alone where its launcher has others."""
+        if not self._others(member):
+            await self._never_came(member.process, why)
+            return
+        del self.members[member.name]
+        self._listener.pool_failed(member.pool, why)
+        await self._cluster.client.retire_workers([address], close_workers=True, remove=True)
+
+    def _others(self, member: Member) -> list[Member]:
+        """The other workers of the same launcher that work or may come to."""
+        return [
+            other
+            for other in self.members.values()
+            if other.process is member.process and other is not member and other.state in ("starting", "up")
+        ]
 
     def _started_again(self, name: str) -> Member | None:
         """A worker that its launcher's keeper started in the place of one that died; it has a name of its own."""
@@ -142,10 +160,12 @@ class Fleet(Members):
         try:
             facts = (await asyncio.wait_for(asked, SILENT_S)).get(address)
         except TimeoutError:
-            await self._never_came(member.process, f"it joined, and then said nothing for {SILENT_S:.0f} s")
-            return
+            facts = TimeoutError(f"it said nothing for {SILENT_S:.0f} s")
+        if self.members.get(name) is not member or member.state != "starting":
+            return  # given back meanwhile
         if not isinstance(facts, WorkerFacts):
-            return  # it went again; the scheduler says so next
+            await self._useless(member, address, f"it joined, and could not be asked what it has: {facts or 'it went'}")
+            return
         member.address, member.facts = address, facts
         member.state, waited = "up", self._clock() - member.since
         member.since = self._clock()
@@ -161,25 +181,25 @@ class Fleet(Members):
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Wait until every process of these attempts is known to be dead. Returns None, or why that cannot be known."""
-        if not keys:
-            await self._hear_last_words(member)
-            self._tasks.spawn(self._clean_up(member))
-            return None
-        name = member.name
-        self._leases.stop(name)
+        if keys:
+            self._leases.stop(member.name)
         await self._hear_last_words(member)
+        unknown = await self._see_dead(member, keys) if keys else None
+        self._tasks.spawn(self._clean_up(member))
+        return unknown
+
+    async def _see_dead(self, member: Member, keys: Sequence[str]) -> str | None:
+        name = member.name
         deadline = self._clock() + _SUPERVISOR_WORD_S
         while self._clock() < deadline:
             connection = self._leases.connections.get(name)
             if connection is not None and (connection.ended or connection.dead.issuperset(keys)):
-                self._tasks.spawn(self._clean_up(member))
                 return None
             await asyncio.sleep(0.02)
         last = self._leases.last_renewal(name)
         run_out = (self._clock() if last is None else last) + self._lease_s + LEASE_MARGIN_S
         while True:
             if not member.process.group and await member.process.kill():
-                self._tasks.spawn(self._clean_up(member))
                 return None
             connection = self._leases.connections.get(name)
             if connection is not None and connection.ended:
@@ -199,12 +219,7 @@ class Fleet(Members):
             member.ended = ending(output)
 
     async def _clean_up(self, member: Member) -> None:
-        if not member.process.group or not any(
-            other.state in ("starting", "up")
-            for other in self.members.values()
-            if other.process is member.process and other is not member
-        ):
-            await self._cluster.remove(member.process.name)
+        if not self._others(member) and await self._remove(member.process):
             self._listener.event(
                 "allocation-gone",
                 worker=member.name,
@@ -213,6 +228,12 @@ class Fleet(Members):
                 joined=True,
             )
         self.members.pop(member.name, None)
+
+    async def _remove(self, process: WorkerProcess) -> bool:
+        gone = await self._cluster.remove(process.name)
+        if not gone:
+            self._left.append(process)
+        return gone
 
     # Giving back
 
@@ -284,7 +305,9 @@ class Fleet(Members):
         self._closing = True
         for member in self.members.values():
             member.state = "leaving"
-        processes = {member.process.name: member.process for member in self.members.values()}
+        processes = {
+            process.name: process for process in (*self._left, *(member.process for member in self.members.values()))
+        }
         await self._cluster.close()
         self._tasks.cancel()
         gone = await asyncio.gather(*(process.kill() for process in processes.values()), return_exceptions=True)

@@ -22,8 +22,10 @@ class Process(WorkerProcess):
         if not self.refused:
             self.allocation_id = "7"
 
+    stays = False
+
     async def kill(self) -> bool:
-        return True
+        return not self.stays
 
 
 @dataclass
@@ -38,25 +40,32 @@ class World:
     given_up: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     workers: dict[str, Any] = field(default_factory=dict)
+    group: tuple[str, ...] = ()  # of a launcher
+    errors: dict[str, Exception] = field(default_factory=dict)  # by worker, in the place of what it tells of itself
+    joined: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         listener: Any = SimpleNamespace(
-            worker_joined=lambda _: None,
+            worker_joined=lambda member: self.joined.append(member.name),
+            worker_lost=lambda *_: None,
             pool_failed=lambda _, why: self.failed.append(why),
             pool_given_up=lambda _, why: self.given_up.append(why),
             event=lambda *_, **__: None,
             failed=self._raise,
         )
-        cluster: Any = SimpleNamespace(add=self._add, remove=self._remove, workers=self.workers, client=self)
+        cluster: Any = SimpleNamespace(
+            add=self._add, remove=self._remove, close=self._close, workers=self.workers, client=self
+        )
         backends: Any = {"slurm": SimpleNamespace(worker=self._worker)}
-        self.fleet = Fleet(cluster, SimpleNamespace(), backends, LINK, 60.0, listener, lambda: self.now)  # type: ignore[arg-type]
+        self.leases: Any = SimpleNamespace(stop=lambda _: False, connections={}, last_renewal=lambda _: None)
+        self.fleet = Fleet(cluster, self.leases, backends, LINK, 60.0, listener, lambda: self.now)
 
     def _raise(self, error: BaseException) -> None:
         raise error
 
     def _worker(self, pool: Pool, name: str, link: Link) -> Process:
         process = Process(pool, name, link)
-        process.refused = self.refuse
+        process.refused, process.group = self.refuse, self.group
         process.failure = "sbatch: error: invalid account" if self.refuse else None
         self.asked.append(name)
         return process
@@ -65,13 +74,21 @@ class World:
         self.workers[process.name] = process
         await process.start()
 
-    async def _remove(self, name: str) -> None:
-        self.workers.pop(name, None)
+    async def _remove(self, name: str) -> bool:
+        process = self.workers.pop(name, None)
         self.removed.append(name)
+        return process is None or await process.kill()
+
+    async def _close(self) -> None:
+        for name in list(self.workers):
+            await self._remove(name)
 
     async def run(self, *_: Any, workers: list[str], **__: Any) -> dict[str, Any]:
         """Dask's client: what a worker tells of itself."""
-        return {address: WorkerFacts(address, "host", 1, 2, 4, 4000) for address in workers}
+        return {
+            address: self.errors.get(address.removeprefix("tls://")) or WorkerFacts(address, "host", 1, 2, 4, 4000)
+            for address in workers
+        }
 
     async def retire_workers(self, addresses: list[str], **_: Any) -> None:
         self.retired += addresses
@@ -160,3 +177,90 @@ def test_refusals_give_the_pool_up_soon_unless_workers_are_there() -> None:
         assert len(world.failed) == 9
 
     play(with_a_worker)
+
+
+def test_a_worker_that_cannot_be_reached_is_given_back_with_the_reason() -> None:
+    """It would count as starting for ever, and jobs would wait for it: a firewall before its port, for instance."""
+
+    async def script(world: World) -> None:
+        await world.ask(1)
+        await world.join("cpu-0")
+        assert not world.fleet.members
+
+    world = play(script, errors={"cpu-0": OSError("Timed out trying to connect to tls://cpu-0 after 30 s")})
+    assert world.removed == ["cpu-0"]
+    assert len(world.failed) == 1
+    assert "Timed out trying to connect" in world.failed[0]
+    assert not world.joined
+
+
+def test_a_worker_that_is_given_back_while_it_joins_does_not_come_up() -> None:
+    """What it tells of itself arrives when it is none of the fleet any more."""
+
+    async def script(world: World) -> None:
+        await world.ask(1)
+        joining = asyncio.ensure_future(world.join("cpu-0"))
+        await asyncio.sleep(0)
+        world.fleet.give_back("cpu-0", "not needed any more")
+        await joining
+        await settle()
+        assert not world.fleet.members
+
+    world = play(script)
+    assert not world.joined
+    assert not world.failed
+
+
+def test_a_silent_rank_takes_no_working_ones_along() -> None:
+    """The launcher stays as long as one of its workers works."""
+
+    async def script(world: World) -> None:
+        await world.ask(1)
+        await world.join("cpu-0-0")
+        await world.join("cpu-0-1")
+        assert list(world.fleet.members) == ["cpu-0-0"]
+        assert world.retired == ["tls://cpu-0-1"]
+        assert not world.removed
+
+    world = play(script, group=("-0", "-1"), errors={"cpu-0-1": OSError("no route to host")})
+    assert len(world.failed) == 1
+
+
+def test_a_launcher_whose_leases_ran_out_makes_room_for_the_next() -> None:
+    """Its workers are known to be dead then, and are given back as others are."""
+
+    async def script(world: World) -> None:
+        await world.ask(1)
+        for name in list(world.fleet.members):
+            await world.join(name)
+        world.now += 100.0  # no connection was there, and the lease counts from the loss
+        for member in list(world.fleet.members.values()):
+            world.fleet.lose(member, "its connection closed")
+            dead = asyncio.ensure_future(world.fleet.confirm_dead(member, ["key"]))
+            while not dead.done():
+                world.now += 30.0
+                await asyncio.sleep(0.01)
+            assert dead.result() is None
+        await settle()
+        assert not world.fleet.members
+        assert world.removed == ["cpu-0"]
+        await world.ask(1)
+        assert world.asked == ["cpu-0", "cpu-1"]
+
+    play(script, group=("-0", "-1"))
+
+
+def test_what_was_not_seen_to_be_gone_is_told_at_the_end() -> None:
+    """Also where it was given back long before."""
+
+    async def script(world: World) -> None:
+        await world.ask(2)
+        world.workers["cpu-0"].stays = True
+        for name in ("cpu-0", "cpu-1"):
+            await world.join(name)
+            world.fleet.give_back(name, "idle")
+        await settle()
+        assert not world.fleet.members
+        assert await world.fleet.close() == ("cpu-0",)
+
+    play(script)
