@@ -129,7 +129,7 @@ class QueueView:
             if age > max_age_s or self._asked < not_before or allocation_id not in self._answers:
                 if age < _KILL_LOOK_EVERY_S:
                     await asyncio.sleep(_KILL_LOOK_EVERY_S - age)
-                ids = sorted(self.ids)
+                ids = sorted({*self.ids, allocation_id})  # it may have been seen to be gone meanwhile
                 self._asked = self._clock()
                 done = await self._run(self._system.query(ids, user_name(), self._where))
                 self._answers = look(self._system, ids, *done)

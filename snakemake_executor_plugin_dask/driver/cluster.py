@@ -6,6 +6,7 @@ Starts and ends workers through their `WorkerProcess`; decides nothing.
 """
 
 import asyncio
+import logging
 import os
 import ssl
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from snakemake_executor_plugin_dask.backends.base import WorkerProcess
 from snakemake_executor_plugin_dask.driver.configuration import DRIVER_CONFIGURATION, overruled, quieten
 from snakemake_executor_plugin_dask.observe.dashboard import DashboardPlan
 from snakemake_executor_plugin_dask.private import write_private
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,10 @@ class RunCluster:
 
     async def close(self) -> None:
         names = list(self.workers)
-        await asyncio.gather(*(self.remove(name) for name in names))
+        removed = await asyncio.gather(*(self.remove(name) for name in names), return_exceptions=True)
+        for name, error in zip(names, removed, strict=True):
+            if isinstance(error, Exception):
+                # The others are given back nevertheless, and the fleet looks whether this one went.
+                _log.error("Worker %s was not given back", name, exc_info=error)
         await self.client.close()
         await self._cluster.close()

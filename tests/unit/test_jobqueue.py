@@ -547,6 +547,21 @@ def test_one_query_serves_all_allocations() -> None:
     asyncio.run(check())
 
 
+def test_an_allocation_seen_to_be_gone_can_still_be_asked_for() -> None:
+    """By one who waits for an answer while another takes note of its end."""
+    commands = Commands(squeue=[Ran(0, "", "")])
+
+    async def check() -> None:
+        view = QueueView(SYSTEMS["slurm"], None, commands, clock=lambda: 100.0)
+        async with view._lock:  # another one's question is on its way
+            waiting = asyncio.ensure_future(view.look("7", 10.0, 0.0))
+            await asyncio.sleep(0)
+            view.ids.discard("7")
+        assert (await waiting).kind == "gone"
+
+    asyncio.run(check())
+
+
 def test_other_cluster_is_asked_and_told() -> None:
     """With --clusters the other cluster's queue is asked, and cancelling goes there."""
     wanted = pool(options={"job_extra_directives": ["--clusters=far"]})
