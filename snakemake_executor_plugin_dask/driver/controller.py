@@ -18,7 +18,7 @@ from snakemake_executor_plugin_dask import demand, placement, routing, units
 from snakemake_executor_plugin_dask.driver.fleet import Fleet
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
-from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
+from snakemake_executor_plugin_dask.errors import RequestError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.ledger import END_BEFORE_S, Lease, Ledger, needs_fresh
 from snakemake_executor_plugin_dask.lookahead import LookAhead
@@ -28,6 +28,7 @@ from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
 from snakemake_executor_plugin_dask.requests import Request
 from snakemake_executor_plugin_dask.routing import Shape
 
+Slurm = tuple[tuple[str, str], ...]  # resources by which a pool is made
 JobState = Literal["waiting", "sent", "running", "limbo"]
 
 
@@ -63,6 +64,10 @@ class Job:
     reported: bool = False  # Snakemake was told that it started
 
 
+#: Pools for Slurm resources that come up during the run, and why some of the requests can have none.
+MakePools = Callable[[Sequence[Request]], Awaitable[tuple[Sequence[Pool], Mapping[Request, str]]]]
+
+
 class NotNow(Exception):
     """A worker of an attached cluster has no room for this job any more: another run took it first."""
 
@@ -86,7 +91,7 @@ class Surroundings:
     kill: Callable[[Member, str, str], Any]  # (worker, key, reason) -> awaitable
     state_dir: str
     failed: Callable[[BaseException], None]  # an error of the driver's own: the run ends with it
-    make_pools: Callable[[Request], Sequence[Pool]] = lambda _: ()  # for Slurm resources that come up during the run
+    make_pools: MakePools | None = None
     released: Callable[[str], None] = lambda _: None  # an attempt's key: every process of it is gone
     clock: Callable[[], float] = time.monotonic
 
@@ -104,6 +109,7 @@ class Controller:
         self.given_up: dict[str, str] = {}
         self.ledger = Ledger()
         self.waiting = placement.Waiting()
+        self._unmade: dict[Slurm, list[Job]] = {}  # jobs for whose resources Slurm is being asked
         self.jobs: dict[str, Job] = {}  # by the key that Snakemake's side knows
         self._by_run: dict[str, Job] = {}  # by the key of the current run
         self.ahead = LookAhead()
@@ -125,10 +131,13 @@ class Controller:
             job = Job(queued)
             self.jobs[queued.key] = job
             self.counts.jobs += 1
-            name = self._choose_pool(job)
+            unmade = self._unmade_pool(queued.request)
+            name = self._choose_pool(job) if unmade is None else None
             self._around.event("job-queued", **_identity(queued), request=queued.request, pool=name or "")
             if name is not None:
                 self._wait_in(job, name)
+            elif unmade is not None:
+                self._ask_for_pool(unmade, job)
         for later in message.soon:
             self._look_ahead(later)
         if self.stopping:
@@ -180,21 +189,46 @@ class Controller:
         """None where no pool can take it: the job has failed then."""
         queued = job.queued
         try:
-            self._make_pool(queued.request)
             return routing.route(queued.request, list(self.pools.values()), self.shapes, self.given_up, queued.name)
-        except (RequestError, ConfigurationError) as error:
-            self._finish(job, Outcome(queued.key, "not-started", detail=str(error)), message=str(error))
+        except RequestError as error:
+            self._finish_unstarted(job, str(error))
             return None
 
-    def _make_pool(self, request: Request) -> None:
-        """A pool for Slurm resources that no job known at the start had (a checkpoint or a retry brought them)."""
+    def _finish_unstarted(self, job: Job, why: str) -> None:
+        self._finish(job, Outcome(job.queued.key, "not-started", detail=why), message=why)
+
+    def _unmade_pool(self, request: Request) -> Slurm | None:
+        """Slurm resources for which there is no pool, since no job had them so far (a checkpoint or a retry did)."""
+        slurm = request.slurm or ()
         if self._options.slurm_template is None or request.pool is not None:
-            return
-        if all(pool.slurm != (request.slurm or ()) for pool in self.pools.values()):
-            for pool in self._around.make_pools(request):
-                self.pools[pool.name] = pool
-                self.shapes[pool.name] = routing.shape_of(pool)
-                self._around.event("pool-up", pool=pool.name, **_shape_fields(pool))
+            return None
+        return slurm if all(pool.slurm != slurm for pool in self.pools.values()) else None
+
+    def _ask_for_pool(self, slurm: Slurm, job: Job) -> None:
+        """The batch system may take its time to answer, and jobs of the same kind share the answer."""
+        if slurm not in self._unmade:
+            self._tasks.spawn(self._make_pool(slurm))
+        self._unmade.setdefault(slurm, []).append(job)
+
+    async def _make_pool(self, slurm: Slurm) -> None:
+        requests = list(dict.fromkeys(job.queued.request for job in self._unmade[slurm]))
+        assert self._around.make_pools is not None
+        pools, refused = await self._around.make_pools(requests)
+        for pool in pools:
+            self.pools[pool.name] = pool
+            self.shapes[pool.name] = routing.shape_of(pool)
+            self._around.event("pool-up", pool=pool.name, **_shape_fields(pool))
+        for job in self._unmade.pop(slurm):
+            why = refused.get(job.queued.request)
+            if self.jobs.get(job.queued.key) is not job:
+                continue  # dropped meanwhile
+            if why is not None:
+                self._finish_unstarted(job, why)
+            elif not pools:
+                self._ask_for_pool(slurm, job)  # it came while another question was on its way
+            else:
+                self._route(job)
+        self.place_soon()
 
     def _wait_in(self, job: Job, name: str) -> None:
         queued = job.queued

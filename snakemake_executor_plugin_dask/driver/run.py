@@ -2,11 +2,12 @@
 
 import asyncio
 import dataclasses
+import functools
 import os
 import pickle
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.driver import state
-from snakemake_executor_plugin_dask.driver.allocations import cancel_unanswered
+from snakemake_executor_plugin_dask.driver.allocations import Ran, cancel_unanswered, run_here
 from snakemake_executor_plugin_dask.driver.cluster import Hear, RunCluster, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
 from snakemake_executor_plugin_dask.driver.fleet import Fleet
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
+from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.messages import Begin, Say
 from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, write_link
@@ -211,21 +213,19 @@ class Run:
             task.kill_job, self._begin.setup.run_id, key, reason, workers=[member.address], on_error="ignore"
         )
 
-    def _make_pools(self, request: Request) -> list[Pool]:
-        """Checked and complete, with a name of their own. Asks Slurm, and raises ConfigurationError."""
-        from snakemake_executor_plugin_dask.slurm_resources import make_pools
-
+    async def _make_pools(self, requests: Sequence[Request]) -> tuple[list[Pool], dict[Request, str]]:
+        """Checked and complete, with a name of their own; and why some of the requests can have none."""
         template = self._begin.options.slurm_template
         assert template is not None
-        backend = backend_for(template.cluster)
-        made = []
-        for pool in make_pools(template, [request]):
+        # Slurm's commands may hang for longer than leases last without the loop that renews them.
+        pools, refused = await asyncio.to_thread(pools_for, template, requests)
+        named: list[Pool] = []
+        for pool in pools:
             name, number = pool.name, 2
             while name in self.controller.pools:
                 name, number = f"{pool.name}-{number}", number + 1
-            backend.check(pool)
-            made.append(dataclasses.replace(backend.complete(pool), name=name))
-        return made
+            named.append(dataclasses.replace(pool, name=name))
+        return named, refused
 
     def _released(self, key: str) -> None:
         """Every process of an attempt is gone."""
@@ -246,3 +246,33 @@ class Run:
         """An error of the driver's own, where nobody waits for a result: the run ends with it."""
         if not self.broken.done():
             self.broken.set_exception(error)
+
+
+def pools_for(
+    template: Pool, requests: Sequence[Request], run: Callable[[Sequence[str]], Ran] = run_here
+) -> tuple[list[Pool], dict[Request, str]]:
+    """Pools for these requests, and why some can have none. Asks Slurm each question once."""
+    from snakemake_executor_plugin_dask.slurm_resources import make_pools
+
+    backend = backend_for(template.cluster)
+    ask = functools.cache(lambda *command: run(command))
+    refused: dict[Request, str] = {}
+
+    def make(part: Sequence[Request]) -> list[Pool]:
+        return make_pools(template, part, run=lambda command: ask(*command))
+
+    for request in requests:  # one that no node holds must not keep the others from a pool
+        try:
+            make([request])
+        except ConfigurationError as error:
+            refused[request] = str(error)
+    fitting = [request for request in requests if request not in refused]
+    if not fitting:
+        return [], refused
+    try:
+        pools = make(fitting)
+        for pool in pools:
+            backend.check(pool)
+        return [backend.complete(pool) for pool in pools], refused
+    except ConfigurationError as error:
+        return [], refused | dict.fromkeys(fitting, str(error))

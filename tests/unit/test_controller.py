@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,9 @@ SETUP = RunSetup(
     snakefile="Snakefile", general_arguments=(), snakemake_version="9", plugin_version="1", stop_grace_s=0.0,
 )  # fmt: skip
 
+SLURM = Pool("known", "slurm", 0, 4, cores=4, memory_mb=4000, slurm=())
+NEW = (("slurm_partition", "new"),)
+
 
 @dataclass
 class World:
@@ -37,6 +40,8 @@ class World:
     alive: dict[str, asyncio.Event] = field(default_factory=dict)  # by lost worker: its jobs are dead once this is set
     now: float = 1000.0
     called_back: list[tuple[str, int]] = field(default_factory=list)
+    asked: list[Sequence[Request]] = field(default_factory=list)  # for which pools are to be made
+    answer: asyncio.Event = field(default_factory=asyncio.Event)  # Slurm does, once this is set
 
     def messages(self, kind: type) -> list[Any]:
         return [message for message in self.sent if isinstance(message, kind)]
@@ -75,10 +80,12 @@ def job(name: str, number: int = 1, priority: int = 0, *, last: bool = False, **
     return QueuedJob.of(spec, Request(**({"cores": 1} | request)), priority, last=last)
 
 
-def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int = 3) -> World:
+def play(
+    script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int = 3, template: Pool | None = None
+) -> World:
     """Run a script against a new controller."""
     pools = pools or (Pool("local", "local", cores=4, memory_mb=4000),)
-    options = Options(pools=pools, lost_worker_retries=retries)
+    options = Options(pools=pools, lost_worker_retries=retries, slurm_template=template)
 
     async def run(state_dir: str) -> World:
         world = World(None)  # type: ignore[arg-type]
@@ -90,6 +97,13 @@ def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int 
 
         async def kill(member: Any, key: str, reason: str) -> None:
             world.killed.append(key)
+
+        async def make_pools(requests: Sequence[Request]) -> tuple[list[Pool], dict[Request, str]]:
+            world.asked.append(requests)
+            await world.answer.wait()
+            refused = {request: "no node holds it" for request in requests if request.cores > 4}
+            made = len(refused) < len(requests)
+            return [replace(SLURM, name="new", slurm=requests[0].slurm)] if made else [], refused
 
         async def confirm(member: Any, keys: Any) -> str | None:
             if member.name in world.alive:
@@ -105,6 +119,7 @@ def play(script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int 
             kill=kill,
             state_dir=state_dir,
             failed=failures.append,
+            make_pools=make_pools,
             clock=lambda: world.now,
         )
         world.controller = Controller(SETUP, options, around)
@@ -604,3 +619,59 @@ def test_an_allocation_that_reached_its_end_is_no_loss() -> None:
     assert not world.controller.jobs["a-0abc12345-1-1.1"].losses
     lived = 3000.0
     assert play(script, pool).controller.counts.lost_workers == 1
+
+
+def test_slurm_is_asked_once_for_new_resources_and_holds_nothing_up() -> None:
+    """Other jobs start meanwhile; then those that fit go to the new pool, and each other one fails with its reason."""
+
+    async def script(world: World) -> None:
+        world.worker("known-0")
+        new = [job("new", number, slurm=NEW) for number in range(200)]
+        large = job("large", cores=8, slurm=NEW)
+        world.controller.enqueue(Enqueue((*new, large, job("known", slurm=()))))
+        await settle()
+        assert [spec.name for _, spec in world.submitted] == ["known"]
+        assert world.asked == [[new[0].request, large.request]]
+        world.controller.enqueue(Enqueue((job("late", slurm=NEW),)))
+        world.answer.set()
+        await settle()
+        assert len(world.asked) == 1
+        assert len(world.controller.waiting) == 201
+        assert [message.key for message in world.messages(Finished)] == [large.key]
+        assert world.messages(Finished)[0].message == "no node holds it"
+        world.worker("new-0")
+        await settle()
+        assert len(world.submitted) == 5
+
+    play(script, SLURM, template=SLURM)
+
+
+def test_a_refusal_is_not_another_jobs() -> None:
+    """What came while Slurm was asked for a job that it refuses is asked for by itself."""
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("large", cores=8, slurm=NEW),)))
+        await settle()
+        world.controller.enqueue(Enqueue((job("small", slurm=NEW),)))
+        world.answer.set()
+        await settle()
+        assert len(world.asked) == 2
+        assert list(world.controller.waiting.classes("new"))
+
+    assert len(play(script, SLURM, template=SLURM).messages(Finished)) == 1
+
+
+def test_jobs_for_whose_pool_slurm_is_asked_can_be_dropped() -> None:
+    """They are told as dropped, and the answer changes nothing."""
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("a", slurm=NEW),)))
+        await settle()
+        world.controller.drop_waiting()
+        world.answer.set()
+        await settle()
+        assert not len(world.controller.waiting)
+
+    world = play(script, SLURM, template=SLURM)
+    assert [message.keys for message in world.messages(Dropped)] == [("a-0abc12345-1-1.1",)]
+    assert not world.messages(Finished)

@@ -1,6 +1,7 @@
-"""The end of a run, where what it is to give back does not go."""
+"""Pools that a run makes on its way, and its end, where what it is to give back does not go."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import pytest
 
 from snakemake_executor_plugin_dask.driver import run as run_module
+from snakemake_executor_plugin_dask.driver.allocations import Ran
 from snakemake_executor_plugin_dask.jobs import RunSetup
 from snakemake_executor_plugin_dask.messages import Begin
 from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.requests import Request
 
 SETUP = RunSetup(
     run_id="abc12345", workdir="/w", umask=0o22, soft_limits=(), environment={}, replace_environment=True,
@@ -41,3 +44,25 @@ def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, mon
     left, _ = asyncio.run(end())
     assert left == ("cpu-0", "cpu-1")
     assert [path.name for path in state_dir.iterdir()] == ["allocations.jsonl"]
+
+
+def test_one_request_too_large_keeps_no_other_from_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool is made for all those that a node holds; Slurm is asked what it has once for all of them."""
+    backend = SimpleNamespace(check=lambda _: None, complete=lambda pool: pool)
+    monkeypatch.setattr(run_module, "backend_for", lambda _: backend)
+    asked: list[Sequence[str]] = []
+
+    def sinfo(command: Sequence[str]) -> Ran:
+        asked.append(command)
+        return Ran(0, "new*|1-00:00:00|01:00:00|16|64000|(null)|(null)\n", "")
+
+    key = (("slurm_partition", "new"),)
+    large = Request(64, slurm=key)
+    requests = [Request(cores, slurm=key) for cores in (1, 2, 8)]
+    pools, refused = run_module.pools_for(Pool("slurm", "slurm", 0, 10), [large, *requests], sinfo)
+    ((pool,), (reason,)) = pools, refused.values()
+    assert pool.slurm == key
+    assert (pool.cores or 0) >= 8
+    assert list(refused) == [large]
+    assert "no node of partition new holds 64 cores" in reason
+    assert len(asked) == 1
