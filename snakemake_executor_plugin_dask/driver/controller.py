@@ -31,6 +31,8 @@ from snakemake_executor_plugin_dask.routing import Shape
 Slurm = tuple[tuple[str, str], ...]  # resources by which a pool is made
 JobState = Literal["waiting", "sent", "running", "limbo"]
 
+_KILL_S = 10.0  # how long jobs get to end beyond their grace, before their workers are given back
+
 
 @dataclass(slots=True)
 class Limbo:
@@ -169,14 +171,15 @@ class Controller:
     async def kill_running(self) -> None:
         """End all running jobs and wait for it, bounded."""
         self.drop_waiting()
-        await asyncio.gather(*(self._kill(job, "stopped by Snakemake") for job in list(self.jobs.values())))
-        deadline = self._clock() + self._setup.stop_grace_s + 10.0
-        while self.jobs and self._clock() < deadline:
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), max(0.1, deadline - self._clock()))
-            except TimeoutError:
-                break
+        asking = Tasks(self._around.failed)  # a worker that stands still answers nothing, and must hold nothing up
+        for job in self.jobs.values():
+            asking.spawn(self._kill(job, "stopped by Snakemake"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._setup.stop_grace_s + _KILL_S):
+                while self.jobs:
+                    self._changed.clear()
+                    await self._changed.wait()
+        asking.cancel()
 
     # Waiting to running
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from snakemake_executor_plugin_dask.driver import controller as controller_module
 from snakemake_executor_plugin_dask.driver.controller import Controller, NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.members import Members
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
@@ -35,6 +36,7 @@ class World:
     sent: list[Any] = field(default_factory=list)
     submitted: list[tuple[str, JobSpec]] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
+    standing: set[str] = field(default_factory=set)  # workers that answer nothing
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     confirmed: str | None = None  # why the death of a lost worker's jobs cannot be known
     alive: dict[str, asyncio.Event] = field(default_factory=dict)  # by lost worker: its jobs are dead once this is set
@@ -97,6 +99,8 @@ def play(
 
         async def kill(member: Any, key: str, reason: str) -> None:
             world.killed.append(key)
+            if member.name in world.standing:
+                await asyncio.Event().wait()
 
         async def make_pools(requests: Sequence[Request]) -> tuple[list[Pool], dict[Request, str]]:
             world.asked.append(requests)
@@ -675,3 +679,33 @@ def test_jobs_for_whose_pool_slurm_is_asked_can_be_dropped() -> None:
     world = play(script, SLURM, template=SLURM)
     assert [message.keys for message in world.messages(Dropped)] == [("a-0abc12345-1-1.1",)]
     assert not world.messages(Finished)
+
+
+def test_a_worker_that_stands_still_does_not_hold_the_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait for all jobs is bounded, and over at once where they end, whatever became of the question."""
+    monkeypatch.setattr(controller_module, "_KILL_S", 0.05)
+
+    async def never_ends(world: World) -> None:
+        world.standing = {"local-0"}
+        world.worker("local-0")
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await settle()
+        await asyncio.wait_for(world.controller.kill_running(), 5.0)
+        assert world.killed == [world.submitted[0][1].key]
+        await settle()
+        assert len(asyncio.all_tasks()) == 2, "this one and the submission: nothing is asked any more"
+
+    play(never_ends)
+    monkeypatch.setattr(controller_module, "_KILL_S", 1000.0)
+
+    async def ends(world: World) -> None:
+        world.standing = {"local-0"}
+        world.worker("local-0")
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await settle()
+        ending = asyncio.ensure_future(world.controller.kill_running())
+        await settle()
+        world.end(world.submitted[0][1].key, "cancelled")
+        await asyncio.wait_for(ending, 5.0)
+
+    play(ends)
