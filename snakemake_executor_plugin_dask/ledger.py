@@ -21,19 +21,6 @@ SHARED_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Free:
-    """What a worker has left. ``nodes`` counts free nodes of a wide worker (elsewhere 1)."""
-
-    cores: int
-    memory_mb: int
-    devices: tuple[str, ...]
-    nodes: int
-    extra: Mapping[str, int]
-    remaining_s: float | None  # of the allocation's life
-    jobs: int  # that run there
-
-
-@dataclass(frozen=True, slots=True)
 class Lease:
     """What an attempt holds, and where. The job is sent to the first of ``workers``.
 
@@ -142,9 +129,6 @@ class WorkerState:
         self.free_cores, self.free_memory_mb, self.free_extra = self.cores, self.memory_mb, dict(self.extra)
         self.free_devices, self.free_hosts = list(self.devices), list(self.hosts)
         self.held: dict[str, Held] = {}
-        self.stuck: dict[
-            str, Held
-        ] = {}  # of jobs that are over but left processes: their devices and nodes are not free
         self.others = Others()
         self.used_since: float | None = None
         self.draining = False
@@ -238,7 +222,6 @@ class Ledger:
         self._workers: dict[str, WorkerState] = {}
         self._by_pool: dict[str, dict[str, WorkerState]] = {}
         self._parts: dict[str, tuple[Lease, list[tuple[WorkerState, Held]]]] = {}
-        self._stuck: dict[str, list[tuple[WorkerState, Held]]] = {}
         self._gained: dict[str, set[str]] = {}
 
     def add_worker(self, name: str, pool: Pool, facts: WorkerFacts, now: float) -> None:
@@ -265,9 +248,6 @@ class Ledger:
         """Place nothing more on this worker. Raises KeyError."""
         self._workers[name].draining = True
 
-    def draining(self, name: str) -> bool:
-        return self._workers[name].draining
-
     def workers(self, pool_name: str | None = None) -> list[str]:
         """The workers' names, draining ones included, in the order in which they joined."""
         return list(self._workers if pool_name is None else self._by_pool.get(pool_name, {}))
@@ -276,9 +256,6 @@ class Ledger:
         """A pool's workers, for placement and demand."""
         return self._by_pool.get(pool_name, {})
 
-    def pool_of(self, name: str) -> str:
-        return self._workers[name].pool.name
-
     def need(self, request: Request, pool: Pool) -> Need:
         """What the request takes of this pool's workers, as large as the largest of them is."""
         states = self.states(pool.name).values()
@@ -286,29 +263,14 @@ class Ledger:
         gpus = max((len(state.devices) for state in states), default=pool.gpus)
         return need_of(request, pool, cores, gpus)
 
-    def fits(self, name: str, request: Request, now: float, *, fresh: bool = False) -> bool:
-        """Whether this worker can take the request (of a job on several workers: its part) now."""
-        state = self._workers[name]
-        need = self.need(request, state.pool)
-        return not state.draining and state.has_room(need) and state.lives(request, now, fresh=fresh)
+    def hold(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Lease:
+        """Take what the request needs on these workers; the caller has looked whether it fits.
 
-    def hold(self, key: str, workers: Sequence[str], request: Request, now: float, *, fresh: bool = False) -> Lease:
-        """Take what the request needs on these workers, all of it or nothing.
-
-        Raises ValueError where the key holds a lease already or the request does not fit there.
+        Raises ValueError where the key holds a lease already.
         """
-        states = [self._workers[name] for name in workers]
-        need = self.need(request, states[0].pool)
-        if key in self._parts or key in self._stuck:
+        if key in self._parts:
             msg = f"{key} holds a lease already"
             raise ValueError(msg)
-        if len(set(workers)) != need.workers or not all(self.fits(name, request, now, fresh=fresh) for name in workers):
-            msg = f"{key} does not fit on {', '.join(workers)}"
-            raise ValueError(msg)
-        return self.hold_on(key, states, request, need, now)
-
-    def hold_on(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Lease:
-        """`hold` for placement, which has looked whether it fits."""
         picked = [_pick(state, need) for state in states]
         hosts = tuple(host for _, part in picked for host in part)
         limits = [limit for state in states if (limit := state.limit_s(request, now)) is not None]
@@ -350,11 +312,8 @@ class Ledger:
         self._parts[key] = lease, parts
         return lease
 
-    def release(self, key: str, now: float, *, devices_free: bool = True) -> None:
-        """The attempt is over. ``devices_free`` False: it left processes, so devices and whole nodes stay held.
-
-        Raises KeyError where the key holds no lease: never held, or released already.
-        """
+    def release(self, key: str, now: float) -> None:
+        """Every process of the attempt is gone. Raises KeyError where the key holds no lease."""
         _, parts = self._parts.pop(key)
         for state, held in parts:
             del state.held[key]
@@ -362,24 +321,12 @@ class Ledger:
             state.free_memory_mb += held.memory_mb
             for name, amount in held.extra:
                 state.free_extra[name] += amount
-            state.stuck[key] = held
-        self._stuck[key] = parts
-        if devices_free:
-            self.release_devices(key, now)
-        else:
-            for state, _ in parts:
-                self._gain(state)
-
-    def release_devices(self, key: str, now: float) -> None:
-        """Every process of an attempt that was released without its devices is gone. Raises KeyError."""
-        for state, held in self._stuck.pop(key):
-            del state.stuck[key]
             if state.wide:
                 state.free_hosts = _in_order(state.hosts, (*state.free_hosts, *held.hosts))
             else:
                 freed = [device for device in held.devices if device not in state.others.devices]
                 state.free_devices = _in_order(state.devices, (*state.free_devices, *freed))
-            if not state.held and not state.stuck:
+            if not state.held:
                 state.idle_since = now
             self._gain(state)
 
@@ -391,33 +338,13 @@ class Ledger:
         state.free_memory_mb += before.memory_mb - others.memory_mb
         for extra in state.free_extra:
             state.free_extra[extra] += before.extra.get(extra, 0) - others.extra.get(extra, 0)
-        held = {device for part in (*state.held.values(), *state.stuck.values()) for device in part.devices}
+        held = {device for part in state.held.values() for device in part.devices}
         state.free_devices = [d for d in state.devices if d not in held and d not in others.devices]
         self._gain(state)
 
     def lease(self, key: str) -> Lease | None:
         found = self._parts.get(key)
         return None if found is None else found[0]
-
-    def leases(self, name: str) -> list[Lease]:
-        """What is held on this worker."""
-        return [held.lease for held in self._workers[name].held.values()]
-
-    def free(self, name: str, now: float) -> Free:
-        state = self._workers[name]
-        return Free(
-            cores=state.free_cores if not state.wide else state.cores * len(state.free_hosts),
-            memory_mb=state.free_memory_mb,
-            devices=tuple(state.free_devices),
-            nodes=len(state.free_hosts),
-            extra=dict(state.free_extra),
-            remaining_s=state.remaining_s(now),
-            jobs=len(state.held),
-        )
-
-    def idle_since(self, name: str) -> float | None:
-        """Since when nothing runs there; None: something does."""
-        return self._workers[name].idle_since
 
     def take_gained(self, pool_name: str) -> set[str]:
         """The workers that have had more room since this was last asked; for placement alone."""

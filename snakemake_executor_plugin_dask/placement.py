@@ -136,7 +136,7 @@ class _Round:
         if not chosen:
             return False
         self.last[cls] = chosen[0]
-        lease = self.ledger.hold_on(entry.job.key, chosen, entry.job.request, cls.need, self.now)
+        lease = self.ledger.hold(entry.job.key, chosen, entry.job.request, cls.need, self.now)
         self.placed.append((entry.job, lease))
         for state in chosen:
             kept = self.queue.reserved.get(state.name)

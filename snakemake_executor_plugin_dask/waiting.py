@@ -200,22 +200,6 @@ class Waiting:
         queue.unlocked |= queue.unreserve(entry.cls)
         return entry.job
 
-    def get(self, key: str) -> QueuedJob | None:
-        entry = self._entries.get(key)
-        return None if entry is None else entry.job
-
-    def keys(self) -> list[str]:
-        """In the order in which the jobs came."""
-        return list(self._entries)
-
-    def pool_of(self, key: str) -> str:
-        """The name of the pool for which the job waits; raises KeyError."""
-        return self._entries[key].cls.pool.name
-
-    def pools(self) -> list[str]:
-        """The names of the pools that jobs wait for."""
-        return [name for name, queue in self._queues.items() if queue.heads]
-
     def classes(self, pool: str) -> list[WaitingClass]:
         """What waits for a pool, in order."""
         queue = self._queues.get(pool)

@@ -1,11 +1,11 @@
 """Jobs, pools and workers for the tests of pure decisions; no process, no clock."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, WorkerFacts
-from snakemake_executor_plugin_dask.ledger import Ledger
+from snakemake_executor_plugin_dask.ledger import Lease, Ledger, WorkerState
 from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.placement import Waiting
 from snakemake_executor_plugin_dask.pools import Pool
@@ -50,6 +50,27 @@ def a_ledger(pool: Pool, *names: str, now: float = 0.0, **values: Any) -> Ledger
     for name in names:
         ledger.add_worker(name, pool, facts_of(pool, name, **values), now)
     return ledger
+
+
+def worker(ledger: Ledger, name: str) -> WorkerState:
+    """What a worker has, and what is free of it."""
+    return next(states[name] for pool in ledger._by_pool if name in (states := ledger.states(pool)))
+
+
+def fits(ledger: Ledger, name: str, request: Request, now: float, *, fresh: bool = False) -> bool:
+    """Whether this worker can take the request (of a job on several workers: its part) now."""
+    state = worker(ledger, name)
+    need = ledger.need(request, state.pool)
+    return not state.draining and state.has_room(need) and state.lives(request, now, fresh=fresh)
+
+
+def hold(ledger: Ledger, key: str, names: Sequence[str], request: Request, now: float, *, fresh: bool = False) -> Lease:
+    """Hold what the request needs on these workers, where it fits."""
+    assert all(fits(ledger, name, request, now, fresh=fresh) for name in names)
+    states = [worker(ledger, name) for name in names]
+    need = ledger.need(request, states[0].pool)
+    assert len(names) == need.workers
+    return ledger.hold(key, states, request, need, now)
 
 
 def waiting_for(pool: Pool, jobs: Iterable[QueuedJob], now: float = 0.0, *, fresh: bool = False) -> Waiting:

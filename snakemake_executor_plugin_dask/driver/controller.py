@@ -442,7 +442,6 @@ class Controller:
             self._not_again(job, why)
             return
         job.alone = job.losses >= max(1, limit)
-        job.losses = min(job.losses, max(1, limit)) if not job.alone else job.losses
         self._say("warning", f"Job {spec.jobid} ({spec.name}) runs again: {why}. Its earlier processes are dead.")
         self._again(job, why)
 

@@ -5,7 +5,7 @@ import itertools
 import random
 
 import pytest
-from deciding import MIG, UUIDS, a_job, a_pool, facts_of
+from deciding import MIG, UUIDS, a_job, a_pool, facts_of, fits, worker
 
 from snakemake_executor_plugin_dask.ledger import Lease, Ledger
 from snakemake_executor_plugin_dask.messages import QueuedJob
@@ -29,7 +29,6 @@ class Simulation:
         self.now = 0.0
         self.running: dict[str, tuple[QueuedJob, Lease]] = {}
         self.ends: list[tuple[float, int, str]] = []
-        self.stuck: list[tuple[float, int, str]] = []
         self.arrived: dict[str, float] = {}
         self.started: dict[str, float] = {}
         self.numbers = itertools.count()
@@ -77,19 +76,11 @@ class Simulation:
         self.check_nothing_fits()
 
     def step(self) -> None:
-        """To the next end of a job, or of the processes that one left."""
-        queue = min((queue for queue in (self.ends, self.stuck) if queue), key=lambda queue: queue[0])
-        self.now, _, key = heapq.heappop(queue)
-        if queue is self.stuck:
-            self.ledger.release_devices(key, self.now)
-            return
-        if key not in self.running:
-            return
-        del self.running[key]
-        leaves = self.turmoil and self.random.random() < 0.1
-        self.ledger.release(key, self.now, devices_free=not leaves)
-        if leaves:
-            heapq.heappush(self.stuck, (self.now + self.random.uniform(1, 30), next(self.numbers), key))
+        """To the next end of a job."""
+        self.now, _, key = heapq.heappop(self.ends)
+        if key in self.running:
+            del self.running[key]
+            self.ledger.release(key, self.now)
 
     def lose_a_worker(self) -> None:
         """One worker goes and another one comes; its jobs wait again."""
@@ -97,7 +88,7 @@ class Simulation:
         if not names:
             return
         name = self.random.choice(names)
-        pool = self.by_pool[self.ledger.pool_of(name)]
+        pool = worker(self.ledger, name).pool
         for key in self.ledger.remove_worker(name):
             job, _ = self.running.pop(key)
             self.ledger.release(key, self.now)
@@ -113,30 +104,26 @@ class Simulation:
         for _, lease in self.running.values():
             for name in lease.workers:
                 by_worker.setdefault(name, []).append(lease)
-        stuck = {key for _, _, key in self.stuck}
         for name in self.ledger.workers():
-            state = self.ledger.states(self.ledger.pool_of(name))[name]
+            state = worker(self.ledger, name)
             leases = by_worker.get(name, [])
-            free = self.ledger.free(name, self.now)
             devices = [device for lease in leases for device in lease.devices.get(name, ())]
             if state.wide:
                 hosts = [host for lease in leases for host in lease.hosts]
                 assert len(hosts) == len(set(hosts))
                 assert set(hosts) <= set(state.facts.hosts)
-                held_by_stuck = sum(len(held.hosts) for held in state.stuck.values())
-                assert len(hosts) + free.nodes + held_by_stuck == state.pool.nodes
+                assert len(hosts) + len(state.free_hosts) == state.pool.nodes
                 continue
             assert sum(lease.cores_by_worker[name] for lease in leases) <= state.facts.cores
             assert sum(lease.memory_mb for lease in leases) <= state.facts.memory_mb
             assert len(devices) == len(set(devices)), "a device is held twice"
-            left = [device for key, held in state.stuck.items() if key in stuck for device in held.devices]
-            assert sorted([*devices, *free.devices, *left]) == sorted(state.facts.devices), "a device is lost"
+            assert sorted([*devices, *state.free_devices]) == sorted(state.facts.devices), "a device is lost"
             for lease in leases:
                 job = self.running[lease.key][0]
                 assert len(lease.devices.get(name, ())) == -(-job.request.gpus // job.request.nodes)
             for resource, amount in state.pool.resources:
                 held = sum(dict(self.running[lease.key][0].request.extra).get(resource, 0) for lease in leases)
-                assert held + free.extra[resource] == amount
+                assert held + state.free_extra[resource] == amount
 
     def check_nothing_fits(self) -> None:
         """No job waits that would fit, but where a worker is kept for one before it."""
@@ -144,7 +131,7 @@ class Simulation:
             for order, cls in queue.heads:
                 open_to_it = 0
                 for name, state in self.ledger.states(queue.pool.name).items():
-                    if not self.ledger.fits(name, cls.request, self.now):
+                    if not fits(self.ledger, name, cls.request, self.now):
                         continue
                     kept = queue.reserved.get(name)
                     if kept is not None and kept.cls is not cls:
@@ -164,7 +151,7 @@ class Simulation:
     def run(self, jobs: int) -> None:
         """Let jobs arrive in bursts, and everything end."""
         left = jobs
-        while left or len(self.waiting) or self.running or self.stuck:
+        while left or len(self.waiting) or self.running:
             burst = min(left, self.random.choice([0, 0, 1, 3, 20]))
             for _ in range(burst):
                 self.arrive()
@@ -174,14 +161,14 @@ class Simulation:
             self.place()
             if self.random.random() < 0.05:
                 self.check_blockers()
-            if self.ends or self.stuck:
+            if self.ends:
                 self.step()
             elif not burst:
                 assert left or not len(self.waiting), "jobs wait and nothing runs"
         for name in self.ledger.workers():
-            free = self.ledger.free(name, self.now)
-            assert free.jobs == 0
-            assert self.ledger.idle_since(name) is not None
+            state = worker(self.ledger, name)
+            assert not state.held
+            assert state.idle_since is not None
 
 
 def mixed_pools(chance: random.Random) -> list[Pool]:
@@ -232,7 +219,7 @@ def test_a_stream_of_small_jobs_does_not_starve_a_large_one(seed: int, known: st
     large = a_job("large", cores=4, runtime_s=30.0 if known == "all" else None)
     asked = 5.0
     while "large" not in simulation.started:
-        while simulation.waiting.keys().count("large") == 0 and simulation.now >= asked:
+        if "large" not in simulation.waiting and simulation.now >= asked:
             simulation.waiting.add(large, pool, simulation.now)
         for _ in range(3):
             declares = known in {"all", "small ones"} or (known == "some" and chance.random() < 0.5)

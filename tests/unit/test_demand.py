@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from deciding import a_job, a_ledger, a_pool, facts_of, waiting_for
+from deciding import a_job, a_ledger, a_pool, facts_of, hold, waiting_for, worker
 
 from snakemake_executor_plugin_dask.demand import Recommendation, recommend
 from snakemake_executor_plugin_dask.ledger import Ledger
@@ -97,7 +97,7 @@ def test_a_job_on_several_workers_asks_for_all_of_them() -> None:
 def test_free_and_starting_workers_come_first() -> None:
     """What is there, and what was asked for already, is not asked for again."""
     ledger = a_ledger(POOL, "w")
-    ledger.hold("x", ["w"], Request(1), 0.0)
+    hold(ledger, "x", ["w"], Request(1), 0.0)
     waiting = waiting_for(POOL, jobs(3))
     assert advice(POOL, waiting, ledger, starting=1).workers == 2
     assert advice(POOL, waiting_for(POOL, jobs(4)), ledger, starting=1).workers == 3
@@ -106,7 +106,7 @@ def test_free_and_starting_workers_come_first() -> None:
 def test_what_ends_before_a_new_worker_is_up_counts_as_free() -> None:
     """Known ends within the start-up time spare a worker."""
     ledger = a_ledger(POOL, "w")
-    ledger.hold("x", ["w"], Request(2, runtime_s=20.0), 0.0)
+    hold(ledger, "x", ["w"], Request(2, runtime_s=20.0), 0.0)
     waiting = waiting_for(POOL, jobs(2))
     assert advice(POOL, waiting, ledger, startup_s=30.0).workers == 1
     assert advice(POOL, waiting, ledger, startup_s=10.0).workers == 2
@@ -115,7 +115,7 @@ def test_what_ends_before_a_new_worker_is_up_counts_as_free() -> None:
 def test_too_short_a_life_is_no_room() -> None:
     """Jobs that a worker's remaining life does not cover need another one."""
     ledger = a_ledger(POOL, "w")
-    ledger.hold("x", ["w"], Request(1), 0.0)
+    hold(ledger, "x", ["w"], Request(1), 0.0)
     waiting = waiting_for(POOL, jobs(1, runtime_s=1800.0))
     assert advice(POOL, waiting, ledger, now=1000.0).workers == 1
     assert advice(POOL, waiting, ledger, now=2000.0).workers == 2
@@ -134,7 +134,7 @@ def test_draining_workers_count_against_the_most() -> None:
     """They hold their allocation until they are gone."""
     ledger = a_ledger(POOL, "a", "b", "c", "d")
     for name in "abcd":
-        ledger.hold(name, [name], Request(2), 0.0)
+        hold(ledger, name, [name], Request(2), 0.0)
     ledger.drain("a")
     assert advice(POOL, waiting_for(POOL, jobs(10)), ledger).workers == 3
 
@@ -143,7 +143,7 @@ def test_idle_workers_are_given_back_after_the_timeout() -> None:
     """Only those that nothing needs, and none on which something runs."""
     pool = a_pool(idle_timeout_s=60.0)
     ledger = a_ledger(pool, "busy", "idle", "other")
-    ledger.hold("x", ["busy"], Request(1), 0.0)
+    hold(ledger, "x", ["busy"], Request(1), 0.0)
     assert advice(pool, Waiting(), ledger, now=59.0) == Recommendation(3)
     assert advice(pool, Waiting(), ledger, now=60.0) == Recommendation(1, ("other", "idle"))
     ledger.release("x", 100.0)
@@ -160,7 +160,7 @@ def test_a_pool_of_fixed_size_gives_nothing_back() -> None:
 def test_jobs_that_become_ready_soon_keep_and_bring_workers() -> None:
     """They may use what runs now, since they become ready when that ends; only the rest asks for more."""
     ledger = a_ledger(POOL, "a", "b")
-    ledger.hold("x", ["a"], Request(2), 0.0)
+    hold(ledger, "x", ["a"], Request(2), 0.0)
     assert advice(POOL, Waiting(), ledger, soon=[(Request(1), 2)], now=100.0) == Recommendation(1, ("b",))
     assert advice(POOL, Waiting(), ledger, soon=[(Request(1), 3)], now=100.0) == Recommendation(2)
     assert advice(POOL, Waiting(), ledger, soon=[(Request(1), 6)], now=100.0) == Recommendation(3)
@@ -169,7 +169,7 @@ def test_jobs_that_become_ready_soon_keep_and_bring_workers() -> None:
 def test_starting_workers_count_where_they_are_needed() -> None:
     """By what waits, or becomes ready when what runs has ended; the others may be called back."""
     ledger = a_ledger(POOL, "a")
-    ledger.hold("x", ["a"], Request(2), 0.0)
+    hold(ledger, "x", ["a"], Request(2), 0.0)
     assert advice(POOL, Waiting(), ledger, starting=2).workers == 1
     assert advice(POOL, waiting_for(POOL, jobs(3)), ledger, starting=2).workers == 3
     assert advice(POOL, Waiting(), ledger, starting=2, soon=[(Request(1), 4)]).workers == 2
@@ -179,7 +179,7 @@ def test_an_idle_worker_at_its_end_makes_room_while_work_remains() -> None:
     """It stands in the way where no more may come; without work it just ends."""
     pool = a_pool(workers_min=1, workers_max=1, walltime_s=3600.0)
     ledger = a_ledger(pool, "old")
-    ledger.hold("x", ["old"], Request(1), 0.0)
+    hold(ledger, "x", ["old"], Request(1), 0.0)
     ledger.release("x", 3200.0)
     waiting = waiting_for(pool, jobs(1, runtime_s=600.0))
     assert advice(pool, waiting, ledger, now=3201.0) == Recommendation(1, ("old",))
@@ -193,13 +193,13 @@ def test_a_job_that_needs_a_new_allocation_replaces_an_idle_worker() -> None:
     two = a_pool(walltime_s=3600.0, workers_max=2)
     for pool, expected in ((one, Recommendation(1, ("old",))), (two, Recommendation(2))):
         ledger = a_ledger(pool, "old")
-        ledger.hold("x", ["old"], Request(1), 0.0)
+        hold(ledger, "x", ["old"], Request(1), 0.0)
         ledger.release("x", 1.0)
         assert advice(pool, waiting_for(pool, jobs(1, **whole)), ledger, now=20.0) == expected
     assert advice(one, waiting_for(one, jobs(1, **whole)), a_ledger(one, "new")) == Recommendation(1)
     waiting = waiting_for(one, jobs(1), fresh=True)
     ledger = a_ledger(one, "old")
-    ledger.hold("x", ["old"], Request(1), 0.0)
+    hold(ledger, "x", ["old"], Request(1), 0.0)
     assert advice(one, waiting, ledger, now=20.0) == Recommendation(1), "not from under a running job"
 
 
@@ -207,7 +207,7 @@ def test_jobs_that_need_a_new_allocation_share_it() -> None:
     """As many as fit in one, whether they come together or shortly after one another."""
     pool = a_pool(cores=4, walltime_s=3600.0)
     ledger = a_ledger(pool, "old")
-    ledger.hold("x", ["old"], Request(4), 0.0)
+    hold(ledger, "x", ["old"], Request(4), 0.0)
     waiting = waiting_for(pool, jobs(3), fresh=True)
     assert advice(pool, waiting, ledger, now=3000.0) == Recommendation(2)
     ledger.add_worker("new", pool, facts_of(pool, "new"), 3001.0)
@@ -301,7 +301,7 @@ class Elastic:
     def scale(self, now: float) -> None:
         found = advice(self.pool, self.waiting, self.ledger, now=now, starting=self.starting, startup_s=self.startup_s)
         for name in found.give_back:
-            assert not self.ledger.leases(name), "a worker is given back under a running job"
+            assert not worker(self.ledger, name).held, "a worker is given back under a running job"
             self.ledger.remove_worker(name)
         up = len(self.ledger.workers())
         assert self.pool.workers_min <= found.workers <= self.pool.workers_max

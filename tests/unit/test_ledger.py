@@ -1,7 +1,7 @@
 """What workers have free."""
 
 import pytest
-from deciding import MIG, UUIDS, a_ledger, a_pool, facts_of
+from deciding import MIG, UUIDS, a_ledger, a_pool, facts_of, fits, hold, worker
 
 from snakemake_executor_plugin_dask.ledger import FRESH_S, SHARED_S, Ledger
 from snakemake_executor_plugin_dask.requests import Request
@@ -16,39 +16,35 @@ TIMED = a_pool("timed", walltime_s=3600.0)  # margin 300 s
 def test_what_is_held_is_not_free_and_comes_back() -> None:
     """Cores, memory and listed resources are taken by a hold and given back by its release."""
     ledger = a_ledger(POOL, "w")
-    lease = ledger.hold("a", ["w"], Request(3, 5000, extra=(("licence", 2), ("other", 9))), 1.0)
-    free = ledger.free("w", 1.0)
-    assert (free.cores, free.memory_mb, free.extra, free.jobs) == (1, 3000, {"licence": 0}, 1)
+    lease = hold(ledger, "a", ["w"], Request(3, 5000, extra=(("licence", 2), ("other", 9))), 1.0)
+    state = worker(ledger, "w")
+    assert (state.free_cores, state.free_memory_mb, state.free_extra) == (1, 3000, {"licence": 0})
     assert (lease.workers, lease.cores_by_worker, lease.memory_mb, lease.hosts) == (("w",), {"w": 3}, 5000, ("host-w",))
     assert lease.devices == {}, "a pool without GPUs leaves a job's devices alone"
-    assert ledger.idle_since("w") is None
-    assert ledger.leases("w") == [lease]
+    assert state.idle_since is None
+    assert [held.lease for held in state.held.values()] == [lease]
     ledger.release("a", 5.0)
-    free = ledger.free("w", 5.0)
-    assert (free.cores, free.memory_mb, free.extra, free.jobs) == (4, 8000, {"licence": 2}, 0)
-    assert ledger.idle_since("w") == 5.0
+    assert (state.free_cores, state.free_memory_mb, state.free_extra) == (4, 8000, {"licence": 2})
+    assert not state.held
+    assert state.idle_since == 5.0
     assert ledger.lease("a") is None
 
 
 @pytest.mark.parametrize(
     "request_",
-    [Request(5), Request(1, 8001), Request(1, gpus=1), Request(1, extra=(("licence", 3),)), Request(2, nodes=2)],
+    [Request(5), Request(1, 8001), Request(1, gpus=1), Request(1, extra=(("licence", 3),))],
 )
-def test_what_does_not_fit_is_refused_loudly(request_: Request) -> None:
-    """Nothing is held where the request does not fit."""
-    ledger = a_ledger(POOL, "w")
-    assert not ledger.fits("w", request_, 0.0) or request_.nodes > 1
-    with pytest.raises(ValueError, match="does not fit"):
-        ledger.hold("a", ["w"], request_, 0.0)
-    assert ledger.free("w", 0.0).cores == 4
+def test_what_is_larger_than_the_worker_does_not_fit(request_: Request) -> None:
+    """In each of its amounts."""
+    assert not fits(a_ledger(POOL, "w"), "w", request_, 0.0)
 
 
 def test_a_second_hold_or_release_is_an_error() -> None:
     """Each hold has exactly one release."""
     ledger = a_ledger(POOL, "w")
-    ledger.hold("a", ["w"], Request(1), 0.0)
+    hold(ledger, "a", ["w"], Request(1), 0.0)
     with pytest.raises(ValueError, match="holds a lease already"):
-        ledger.hold("a", ["w"], Request(1), 0.0)
+        hold(ledger, "a", ["w"], Request(1), 0.0)
     ledger.release("a", 0.0)
     with pytest.raises(KeyError):
         ledger.release("a", 0.0)
@@ -61,129 +57,111 @@ def test_without_mem_mb_a_job_holds_its_cores_share() -> None:
     pool = a_pool(cores=3, memory_mb=1000)
     ledger = a_ledger(pool, "w")
     for key in "abc":
-        assert ledger.hold(key, ["w"], Request(1), 0.0).memory_mb == 333
-    assert not ledger.fits("w", Request(1), 0.0)
-    assert not ledger.fits("w", Request(0), 0.0), "a job without cores holds a little memory"
+        assert hold(ledger, key, ["w"], Request(1), 0.0).memory_mb == 333
+    assert not fits(ledger, "w", Request(1), 0.0)
+    assert not fits(ledger, "w", Request(0), 0.0), "a job without cores holds a little memory"
 
 
 def test_devices_are_leased_by_name() -> None:
     """A job gets devices of its own, and one without gpu is told to see none."""
     ledger = a_ledger(GPU, "w", devices=MIG)
-    assert ledger.hold("none", ["w"], Request(1), 0.0).devices == {"w": ()}
-    assert ledger.hold("a", ["w"], Request(1, gpus=1), 0.0).devices == {"w": MIG[:1]}
-    assert ledger.hold("b", ["w"], Request(1, gpus=2), 0.0).devices == {"w": MIG[1:3]}
-    assert ledger.free("w", 0.0).devices == MIG[3:]
-    assert not ledger.fits("w", Request(1, gpus=2), 0.0)
+    assert hold(ledger, "none", ["w"], Request(1), 0.0).devices == {"w": ()}
+    assert hold(ledger, "a", ["w"], Request(1, gpus=1), 0.0).devices == {"w": MIG[:1]}
+    assert hold(ledger, "b", ["w"], Request(1, gpus=2), 0.0).devices == {"w": MIG[1:3]}
+    assert worker(ledger, "w").free_devices == list(MIG[3:])
+    assert not fits(ledger, "w", Request(1, gpus=2), 0.0)
     ledger.release("b", 1.0)
-    ledger.hold("c", ["w"], Request(1, gpus=1), 1.0)
+    hold(ledger, "c", ["w"], Request(1, gpus=1), 1.0)
     assert ledger.lease("c").devices == {"w": MIG[1:2]}  # type: ignore[union-attr]
 
 
 def test_large_groups_of_devices_stay_whole() -> None:
     """A single device comes from the smallest group that has one."""
     ledger = a_ledger(GPU, "w")
-    ledger.hold("a", ["w"], Request(1, gpus=1), 0.0)
-    ledger.hold("b", ["w"], Request(1, gpus=1), 0.0)
+    hold(ledger, "a", ["w"], Request(1, gpus=1), 0.0)
+    hold(ledger, "b", ["w"], Request(1, gpus=1), 0.0)
     ledger.release("a", 0.0)
     # Free: 0, 2, 3. The lone one is taken, and the pair stays.
-    assert ledger.hold("c", ["w"], Request(1, gpus=1), 0.0).devices["w"] == UUIDS[:1]
-    assert ledger.free("w", 0.0).devices == UUIDS[2:]
-
-
-def test_devices_stay_held_while_processes_are_left() -> None:
-    """After a release without devices the cores are free at once, the devices only later."""
-    ledger = a_ledger(GPU, "w")
-    ledger.hold("a", ["w"], Request(8, gpus=4), 0.0)
-    ledger.release("a", 1.0, devices_free=False)
-    assert ledger.free("w", 1.0).cores == 8
-    assert ledger.free("w", 1.0).devices == ()
-    assert ledger.idle_since("w") is None, "a worker with processes is not idle"
-    with pytest.raises(ValueError, match="holds a lease already"):
-        ledger.hold("a", ["w"], Request(1), 1.0)
-    ledger.release_devices("a", 2.0)
-    assert ledger.free("w", 2.0).devices == UUIDS
-    assert ledger.idle_since("w") == 2.0
-    with pytest.raises(KeyError):
-        ledger.release_devices("a", 2.0)
+    assert hold(ledger, "c", ["w"], Request(1, gpus=1), 0.0).devices["w"] == UUIDS[:1]
+    assert worker(ledger, "w").free_devices == list(UUIDS[2:])
 
 
 def test_a_worker_counts_no_more_devices_than_its_pool() -> None:
     """A pool of two GPUs leases two, whatever the node shows; a local pool without gpus leases none."""
-    assert a_ledger(a_pool(gpus=2), "w", devices=UUIDS).free("w", 0.0).devices == UUIDS[:2]
-    assert a_ledger(a_pool(cluster="local"), "w", devices=UUIDS).free("w", 0.0).devices == ()
-    assert a_ledger(a_pool(cluster="cuda"), "w", devices=UUIDS).free("w", 0.0).devices == UUIDS
+    for pool, devices in (
+        (a_pool(gpus=2), UUIDS[:2]),
+        (a_pool(cluster="local"), ()),
+        (a_pool(cluster="cuda"), UUIDS),
+    ):
+        assert worker(a_ledger(pool, "w", devices=UUIDS), "w").free_devices == list(devices)
 
 
 def test_a_wide_worker_leases_whole_nodes() -> None:
     """Hosts are handed out as wholes, and no two jobs share one."""
     ledger = a_ledger(WIDE, "w")
-    first = ledger.hold("a", ["w"], Request(6, nodes=2), 0.0)
+    first = hold(ledger, "a", ["w"], Request(6, nodes=2), 0.0)
     assert (first.hosts, first.nodes, first.cores_by_worker) == (("w-n0", "w-n1"), 2, {"w": 6})
-    assert ledger.free("w", 0.0).nodes == 2
-    assert not ledger.fits("w", Request(3, nodes=3), 0.0)
-    second = ledger.hold("b", ["w"], Request(8, mpi=True), 0.0)
+    assert len(worker(ledger, "w").free_hosts) == 2
+    assert not fits(ledger, "w", Request(3, nodes=3), 0.0)
+    second = hold(ledger, "b", ["w"], Request(8, mpi=True), 0.0)
     assert second.hosts == ("w-n2", "w-n3"), "an MPI job without nodes spreads over as many as its cores need"
     ledger.release("a", 1.0)
-    assert ledger.free("w", 1.0).nodes == 2
+    assert worker(ledger, "w").free_hosts == ["w-n0", "w-n1"]
 
 
-def test_a_job_on_several_workers_holds_all_or_nothing() -> None:
-    """Each of the workers gives its part, and one that lacks room refuses the whole."""
+def test_a_job_on_several_workers_holds_a_part_of_each() -> None:
+    """Each of the workers gives its part."""
     ledger = a_ledger(MPI, "x", "y", "z")
-    ledger.hold("small", ["z"], Request(3), 0.0)
-    with pytest.raises(ValueError, match="does not fit"):
-        ledger.hold("gang", ["x", "z"], Request(8, nodes=2), 0.0)
-    assert ledger.free("x", 0.0).cores == 4
-    lease = ledger.hold("gang", ["x", "y"], Request(5, 1000, nodes=2), 0.0)
+    hold(ledger, "small", ["z"], Request(3), 0.0)
+    assert fits(ledger, "x", Request(8, nodes=2), 0.0)
+    assert not fits(ledger, "z", Request(8, nodes=2), 0.0)
+    lease = hold(ledger, "gang", ["x", "y"], Request(5, 1000, nodes=2), 0.0)
     assert lease.cores_by_worker == {"x": 3, "y": 2}
     assert lease.hosts == ("host-x", "host-y")
-    with pytest.raises(ValueError, match="does not fit"):
-        ledger.hold("other", ["x"], Request(2, nodes=2), 0.0)
 
 
 def test_a_removed_worker_names_its_jobs_and_keeps_the_others_held() -> None:
     """A job on several workers holds those that are left until it is released."""
     ledger = a_ledger(MPI, "x", "y")
-    ledger.hold("gang", ["x", "y"], Request(8, nodes=2), 0.0)
+    hold(ledger, "gang", ["x", "y"], Request(8, nodes=2), 0.0)
     assert ledger.remove_worker("x") == ["gang"]
     assert ledger.workers() == ["y"]
-    assert ledger.free("y", 0.0).cores == 0
+    assert worker(ledger, "y").free_cores == 0
     ledger.add_worker("x", MPI, facts_of(MPI, "x"), 1.0)
     ledger.release("gang", 2.0)
-    assert ledger.free("y", 2.0).cores == 4
-    assert ledger.free("x", 2.0).cores == 4, "a new worker of the same name is another one"
+    assert worker(ledger, "y").free_cores == 4
+    assert worker(ledger, "x").free_cores == 4, "a new worker of the same name is another one"
 
 
 def test_a_draining_worker_takes_nothing() -> None:
     """What runs there runs on."""
     ledger = a_ledger(POOL, "w")
-    ledger.hold("a", ["w"], Request(1), 0.0)
+    hold(ledger, "a", ["w"], Request(1), 0.0)
     ledger.drain("w")
-    assert ledger.draining("w")
-    assert not ledger.fits("w", Request(1), 0.0)
-    assert ledger.leases("w")
+    assert not fits(ledger, "w", Request(1), 0.0)
+    assert worker(ledger, "w").held
 
 
 def test_remaining_life_covers_runtime_and_margin() -> None:
     """A used worker takes a job only if its end is far enough."""
     ledger = a_ledger(TIMED, "w")
-    ledger.hold("a", ["w"], Request(1), 0.0)
-    assert ledger.fits("w", Request(1, runtime_s=1800.0), 1500.0)
-    assert not ledger.fits("w", Request(1, runtime_s=1800.0), 1501.0)
+    hold(ledger, "a", ["w"], Request(1), 0.0)
+    assert fits(ledger, "w", Request(1, runtime_s=1800.0), 1500.0)
+    assert not fits(ledger, "w", Request(1, runtime_s=1800.0), 1501.0)
     # Without runtime, half the walltime is assumed.
-    assert ledger.fits("w", Request(1), 1500.0)
-    assert not ledger.fits("w", Request(1), 1501.0)
-    assert ledger.free("w", 600.0).remaining_s == 3000.0
+    assert fits(ledger, "w", Request(1), 1500.0)
+    assert not fits(ledger, "w", Request(1), 1501.0)
+    assert worker(ledger, "w").remaining_s(600.0) == 3000.0
 
 
 def test_default_runtime_serves_for_placing_alone() -> None:
     """It replaces half the walltime and sets no limit."""
     pool = a_pool(walltime_s=3600.0, default_runtime_s=600.0)
     ledger = a_ledger(pool, "w")
-    ledger.hold("a", ["w"], Request(1), 0.0)
-    assert ledger.fits("w", Request(1), 2700.0)
-    assert not ledger.fits("w", Request(1), 2701.0)
-    lease = ledger.hold("b", ["w"], Request(1), 2700.0)
+    hold(ledger, "a", ["w"], Request(1), 0.0)
+    assert fits(ledger, "w", Request(1), 2700.0)
+    assert not fits(ledger, "w", Request(1), 2701.0)
+    lease = hold(ledger, "b", ["w"], Request(1), 2700.0)
     assert (lease.limit_s, lease.until, lease.waived_margin) == (None, None, False)
 
 
@@ -192,49 +170,47 @@ def test_the_margin_is_waived_on_a_new_allocation_alone() -> None:
     ledger = Ledger()
     ledger.add_worker("new", TIMED, facts_of(TIMED, "new", remaining_s=3590.0), 0.0)
     whole = Request(1, runtime_s=3600.0)
-    lease = ledger.hold("a", ["new"], whole, 5.0)
+    lease = hold(ledger, "a", ["new"], whole, 5.0)
     assert lease.waived_margin
     assert lease.limit_s == 3555.0
     assert lease.until == 3560.0
-    assert ledger.fits("new", whole, 15.0), "what starts together shares it"
-    assert not ledger.fits("new", whole, 15.1), "something has run there"
+    assert fits(ledger, "new", whole, 15.0), "what starts together shares it"
+    assert not fits(ledger, "new", whole, 15.1), "something has run there"
 
 
 def test_a_start_that_took_long_does_not_keep_a_job_waiting_for_ever() -> None:
     """What fits beside the margin by the walltime fits on a new worker, though starting took of its life."""
     ledger = Ledger()
     ledger.add_worker("new", TIMED, facts_of(TIMED, "new", remaining_s=3400.0), 0.0)
-    assert ledger.fits("new", Request(1, runtime_s=3300.0), 0.0)
+    assert fits(ledger, "new", Request(1, runtime_s=3300.0), 0.0)
     ledger.add_worker("half", TIMED, facts_of(TIMED, "half", remaining_s=1800.0), 0.0)
-    assert not ledger.fits("half", Request(1, runtime_s=3300.0), 0.0), "that much less is no new allocation"
+    assert not fits(ledger, "half", Request(1, runtime_s=3300.0), 0.0), "that much less is no new allocation"
 
 
 def test_what_needs_a_new_allocation_waits_for_one() -> None:
     """A job whose allocation ended under it once goes to one on which nothing has run, but what started with it."""
     ledger = a_ledger(TIMED, "w")
-    assert ledger.fits("w", Request(1), FRESH_S, fresh=True)
-    ledger.hold("a", ["w"], Request(1), 0.0, fresh=True)
-    assert ledger.fits("w", Request(1), SHARED_S, fresh=True)
+    assert fits(ledger, "w", Request(1), FRESH_S, fresh=True)
+    hold(ledger, "a", ["w"], Request(1), 0.0, fresh=True)
+    assert fits(ledger, "w", Request(1), SHARED_S, fresh=True)
     later = SHARED_S + 0.1
-    assert ledger.fits("w", Request(1), later)
-    assert not ledger.fits("w", Request(1), later, fresh=True)
-    with pytest.raises(ValueError, match="does not fit"):
-        ledger.hold("b", ["w"], Request(1), later, fresh=True)
+    assert fits(ledger, "w", Request(1), later)
+    assert not fits(ledger, "w", Request(1), later, fresh=True)
 
 
 def test_an_allocation_that_cannot_be_renewed_is_used_to_its_end() -> None:
     """In an mpi pool nothing better comes later, so the margin keeps no job waiting."""
     pool = a_pool("m", "mpi")
     ledger = a_ledger(pool, "w", remaining_s=1000.0)
-    ledger.hold("a", ["w"], Request(1), 0.0)
-    assert ledger.fits("w", Request(1, runtime_s=900.0), 70.0)
-    assert not ledger.fits("w", Request(1, runtime_s=900.0), 71.0)
-    lease = ledger.hold("b", ["w"], Request(1, runtime_s=900.0), 0.0)
+    hold(ledger, "a", ["w"], Request(1), 0.0)
+    assert fits(ledger, "w", Request(1, runtime_s=900.0), 70.0)
+    assert not fits(ledger, "w", Request(1, runtime_s=900.0), 71.0)
+    lease = hold(ledger, "b", ["w"], Request(1, runtime_s=900.0), 0.0)
     assert lease.limit_s == 970.0
 
 
 def test_no_known_end_is_no_limit() -> None:
     """A local worker takes a job of any runtime."""
     ledger = a_ledger(a_pool(cluster="local"), "w")
-    lease = ledger.hold("a", ["w"], Request(1, runtime_s=1e9), 7.0, fresh=True)
+    lease = hold(ledger, "a", ["w"], Request(1, runtime_s=1e9), 7.0, fresh=True)
     assert (lease.limit_s, lease.until) == (None, 7.0 + 1e9)
