@@ -416,16 +416,20 @@ class Session:
                 return
 
     def _driver_lost(self, how: str) -> None:
-        if self._ended:
-            return
+        """On the reader's thread; `end` waits for it. What the driver did not give back is given back here."""
         assert self._link is not None
         tail = self._link.log_tail()
         left = cancel_run(self._state_dir)
         state.clear(self._state_dir, keep_logs=True)
-        text = f"The driver process of the Dask cluster was lost ({how}); its workers end, and the run cannot go on."
-        self._workflow.scheduler.executor_error_callback(
-            WorkflowError("\n".join([text, *left, *([tail] if tail else [])]))
-        )
+        if self._ended:
+            what = " while it gave everything back; its workers end by themselves."
+        else:
+            what = "; its workers end, and the run cannot go on."
+        lines = [f"The driver process of the Dask cluster was lost ({how}){what}", *left, *([tail] if tail else [])]
+        if self._ended:
+            self._logger.error("\n".join(lines))  # Snakemake's scheduler is over, and hears of no error any more
+        else:
+            self._workflow.scheduler.executor_error_callback(WorkflowError("\n".join(lines)))
 
     def end(self, *, kill: bool) -> None:
         """Give everything back; with ``kill`` running jobs are ended first. May be repeated."""

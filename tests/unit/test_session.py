@@ -1,11 +1,15 @@
-"""What a run is called, and how Snakemake is told that a job started."""
+"""What a run is called, how Snakemake is told that a job started, and what becomes of a run whose driver is lost."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
+from snakemake_executor_plugin_dask import session as session_module
 from snakemake_executor_plugin_dask.observe.dashboard import task_key
-from snakemake_executor_plugin_dask.session import new_run_id, report_submission
+from snakemake_executor_plugin_dask.session import Session, new_run_id, report_submission
 
 
 def test_run_ids_stand_in_the_keys_of_their_jobs() -> None:
@@ -54,3 +58,31 @@ def test_a_mark_that_a_short_job_took_away_is_made_again() -> None:
     assert executor.submitted == 3
     assert [job.marks for job in (quick, short, unwritable)] == [["k"], ["k"], []]
     assert len(executor.said) == 1
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_lost_driver_is_told_and_cleared_up_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+) -> None:
+    """Also where it dies while it gives everything back: allocations are cancelled, keys go, and it is said."""
+    told: dict[str, list[str]] = {"logged": [], "raised": []}
+    cancelled: list[Path] = []
+    monkeypatch.setattr(session_module, "cancel_run", lambda path: cancelled.append(path) or ["allocation 7 is left"])
+    state_dir = tmp_path / "abc12345"
+    state_dir.mkdir()
+    (state_dir / "tls-key.pem").write_text("secret")
+    (state_dir / "driver.log").write_text("its last words\n")
+    session: Any = object.__new__(Session)
+    session._state_dir, session._ended = state_dir, at_the_end
+    session._link = SimpleNamespace(log_tail=lambda: "its last words")
+    session._logger = SimpleNamespace(error=told["logged"].append)
+    scheduler = SimpleNamespace(executor_error_callback=lambda error: told["raised"].append(str(error)))
+    session._workflow = SimpleNamespace(scheduler=scheduler)
+    session._driver_lost("SIGKILL")
+    assert cancelled == [state_dir]
+    assert [path.name for path in state_dir.iterdir()] == ["driver.log"]
+    (text,) = told["logged" if at_the_end else "raised"]
+    assert not told["raised" if at_the_end else "logged"]
+    assert "was lost (SIGKILL)" in text
+    assert "allocation 7 is left" in text
+    assert "its last words" in text
