@@ -21,6 +21,7 @@ from distributed.security import Security
 
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
 from snakemake_executor_plugin_dask.driver.configuration import DRIVER_CONFIGURATION, overruled, quieten
+from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.observe.dashboard import DashboardPlan
 from snakemake_executor_plugin_dask.private import write_private
 
@@ -52,6 +53,12 @@ def server_context(files: TLSFiles) -> ssl.SSLContext:
     context.load_cert_chain(files.cert, files.key)
     context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 class _Ears(SchedulerPlugin):
@@ -111,7 +118,16 @@ class RunCluster:
         self._cluster = SpecCluster(
             scheduler=scheduler, asynchronous=True, security=self._security, name="snakemake", shutdown_on_close=False
         )
-        await self._cluster
+        try:
+            await self._cluster
+        except RuntimeError as error:
+            reason = _innermost(error)
+            if not isinstance(reason, OSError | ValueError):
+                raise
+            asked = {key: self._where[key][0] for key in ("host", "interface", "port")}
+            where = ", ".join(f"{key}: {value}" for key, value in asked.items() if value is not None)
+            msg = f"Dask's scheduler cannot listen ({where}): {reason}"
+            raise ConfigurationError(msg) from error
         self._cluster.scheduler.add_plugin(_Ears(hear))
         self.client = await Client(
             self._cluster.scheduler.listeners[1].contact_address,
@@ -172,5 +188,6 @@ class RunCluster:
             if isinstance(error, Exception):
                 # The others are given back nevertheless, and the fleet looks whether this one went.
                 _log.error("Worker %s was not given back", name, exc_info=error)
-        await self.client.close()
+        if self.client is not None:  # else the scheduler did not start
+            await self.client.close()
         await self._cluster.close()

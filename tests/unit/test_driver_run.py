@@ -1,15 +1,19 @@
-"""Pools that a run makes on its way, and its end, where what it is to give back does not go."""
+"""Pools that a run makes on its way, and its end, where what it is to give back does not go, or did not come up."""
 
 import asyncio
+import copy
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import pytest
 
 from snakemake_executor_plugin_dask.driver import run as run_module
 from snakemake_executor_plugin_dask.driver.allocations import Ran
+from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.jobs import RunSetup
 from snakemake_executor_plugin_dask.messages import Begin
 from snakemake_executor_plugin_dask.options import Options
@@ -66,3 +70,26 @@ def test_one_request_too_large_keeps_no_other_from_a_pool(monkeypatch: pytest.Mo
     assert list(refused) == [large]
     assert "no node of partition new holds 64 cores" in reason
     assert len(asked) == 1
+
+
+def test_a_scheduler_that_cannot_listen_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """The port that is taken is named, and the run's keys go."""
+    state_dir = tmp_path / "abc12345"
+    state_dir.mkdir()
+
+    async def bring_up(port: int) -> None:
+        options = Options(pools=(Pool("local", "local", 1, 1, 1, 1000),), scheduler_port=port)
+        run = run_module.Run(Begin(SETUP, options, str(state_dir), str(tmp_path / "events.jsonl")), lambda _: None)
+        try:
+            await run.start()
+        finally:
+            await run.close(failed=True)
+
+    configuration = copy.deepcopy(dask.config.config)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"port: {port}.*in use"):
+            asyncio.run(bring_up(port))
+    dask.config.config.clear()
+    dask.config.config.update(configuration)
+    assert not state_dir.exists()
