@@ -53,6 +53,7 @@ class AttachedFleet(Members):
         self._client = client
         self._setup = setup
         self._renewed: dict[str, float] = {}
+        self._here: dict[str, int] = {}  # by worker: its supervisor, where that can be seen on this machine
         self._tasks = Tasks(listener.failed)
         self._last_round = clock()
         self._joining: dict[str, str] = {}  # by address: the name that the worker gets
@@ -107,6 +108,8 @@ class AttachedFleet(Members):
         member = Member(unique, pool, WorkerProcess(pool, unique, None), "up", now, address, facts)  # type: ignore[arg-type]
         self.members[unique] = member
         self._renewed[unique] = now
+        if facts.host == platform.node() and attach.seen_here(facts.supervisor_pid):
+            self._here[unique] = facts.supervisor_pid
         self._listener.event("worker-joined", worker=unique, pool=pool.name, waited_s=0.0, facts=facts)
         self._listener.worker_joined(member)
 
@@ -114,12 +117,14 @@ class AttachedFleet(Members):
         """Its supervisor ends the jobs once the worker is gone, or no renewal comes. On this machine one can look."""
         if keys:
             run_out = self._renewed.get(member.name, self._clock()) + self._setup.lease_s + LEASE_MARGIN_S
-            here = member.facts is not None and member.facts.host == platform.node()
             while self._clock() < run_out:
-                if here and not await asyncio.to_thread(attach.marked, set(keys)):
+                if member.name in self._here and await asyncio.to_thread(
+                    attach.seen_dead, self._here[member.name], set(keys)
+                ):
                     break
                 await asyncio.sleep(0.5)
         self.members.pop(member.name, None)
+        self._here.pop(member.name, None)
         return None
 
     async def check(self) -> None:

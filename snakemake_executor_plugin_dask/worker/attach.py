@@ -16,7 +16,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.machine import this_machine
 from snakemake_executor_plugin_dask.worker import devices, task
-from snakemake_executor_plugin_dask.worker.processes import all_pids, job_key, send
+from snakemake_executor_plugin_dask.worker.processes import SUPERVISOR, all_pids, command_line, job_key, send
 
 _STOP_S = 15.0
 _watching: set[asyncio.Task[None]] = set()
@@ -32,6 +32,19 @@ class Link(task.Link):
 def marked(keys: Collection[str]) -> list[int]:
     """The processes on this machine that carry one of these attempts' keys."""
     return [pid for pid in all_pids() if job_key(pid) in keys]
+
+
+def seen_here(supervisor: int) -> bool:
+    """Whether this is a supervisor's number on this machine, too, and its jobs' keys could be read from here."""
+    return SUPERVISOR in command_line(supervisor) and os.access(f"/proc/{supervisor}/environ", os.R_OK)
+
+
+def seen_dead(supervisor: int, keys: Collection[str]) -> bool:
+    """Whether all processes of these attempts are seen to be gone, for a supervisor that was `seen_here`.
+
+    Some carry no key, since they were forked and not executed; those do not outlive their supervisor.
+    """
+    return not seen_here(supervisor) and not marked(keys)
 
 
 def kill_marked(keys: Collection[str], timeout_s: float = 10.0) -> bool:

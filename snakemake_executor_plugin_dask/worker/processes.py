@@ -21,7 +21,7 @@ from snakemake_executor_plugin_dask.worker.environment import JOB
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _OOM_SCORE = 500  # added for jobs, so that the kernel ends them rather than the worker when the node is full
-_SUPERVISOR = b"snakemake_executor_plugin_dask.worker.supervisor"
+SUPERVISOR = b"snakemake_executor_plugin_dask.worker.supervisor"
 
 
 @functools.cache
@@ -168,7 +168,7 @@ def kill_run(run_id: str, worker: str, timeout_s: float = 10.0) -> bool:
     """
 
     def jobs() -> list[int]:
-        return [pid for pid in _of_run(run_id, worker) if _SUPERVISOR not in command_line(pid)]
+        return [pid for pid in _of_run(run_id, worker) if SUPERVISOR not in command_line(pid)]
 
     def everything() -> list[int]:
         return _of_run(run_id, worker)
@@ -183,7 +183,7 @@ def _of_run(run_id: str, worker: str) -> list[int]:
     theirs: set[int] = set()
     for pid in table:
         arguments = command_line(pid)
-        if _SUPERVISOR not in arguments:
+        if SUPERVISOR not in arguments:
             continue
         mine = any(
             argument.endswith(b"/lease-%b.json" % os.fsencode(worker)) and os.fsencode(run_id) in argument

@@ -1,6 +1,13 @@
-"""What is known of a cluster that others brought up, before its first job."""
+"""What is known of a cluster that others brought up, before its first job and once a worker is lost."""
 
+import asyncio
 import dataclasses
+import platform
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,8 +19,11 @@ from snakemake_executor_plugin_dask.backends.attached import (
     resource_names,
     shortcomings,
 )
+from snakemake_executor_plugin_dask.driver.attached import AttachedFleet
 from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.jobs import RunSetup
+from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.worker import attach
+from snakemake_executor_plugin_dask.worker.processes import SUPERVISOR
 
 SETUP = RunSetup("abcdefg1", "/work", 0o22, (), {}, True, "python", "Snakefile", (), "9.27.1", "0.1.0")
 GOOD = Seen("n1", importable=True, plugin="0.1.0", snakemake="9.27.1", workdir=True)
@@ -76,3 +86,44 @@ def test_workers_of_a_host_share_its_devices() -> None:
     assert devices_of_worker({"GPU": 4}, four, first) == ("2", "3")
     assert devices_of_worker({}, four, ()) == four
     assert devices_of_worker({"GPU": 0}, four, ()) == ()
+
+
+@pytest.fixture
+def supervisor() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that looks like a supervisor in the process table."""
+    command = [sys.executable, "-c", "print(flush=True); input()", SUPERVISOR.decode()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_a_frozen_worker_of_this_machine_is_dead_once_its_supervisor_is(
+    supervisor: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forked job carries no key that could be seen; while its supervisor lives, it may live."""
+    looks: list[bool] = []
+
+    def marked(_: Collection[str]) -> list[int]:
+        looks.append(supervisor.poll() is None)
+        return []
+
+    monkeypatch.setattr(attach, "marked", marked)
+    facts = WorkerFacts("one", platform.node(), 1, supervisor.pid, 4, 4000)
+
+    async def run(*_: Any, workers: list[str], **__: Any) -> dict[str, Any]:
+        return {workers[0]: facts}
+
+    listener: Any = SimpleNamespace(event=lambda *_, **__: None, worker_joined=lambda _: None, failed=None)
+    now = iter(range(1000))
+
+    async def lose() -> str | None:
+        fleet = AttachedFleet(SimpleNamespace(run=run), SETUP, listener, lambda: float(next(now)))
+        await fleet.join("tcp://one", "one", {})
+        asyncio.get_running_loop().call_later(1.2, supervisor.kill)
+        return await fleet.confirm_dead(fleet.members["one"], ["a-key"])
+
+    assert asyncio.run(lose()) is None
+    assert looks == [False]
+    assert next(now) < 60, "the lease was not waited for"
