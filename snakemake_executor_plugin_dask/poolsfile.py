@@ -348,8 +348,8 @@ def _one_of(value: object, allowed: tuple[str, ...]) -> str:
 
 def _port(value: object) -> int:
     port = units.parse_count(value)
-    if port > 65535:
-        msg = "is not a port; it must be from 0 (any) to 65535"
+    if port > 65534:
+        msg = "is not a port; it must be from 0 (any) to 65534, and the next one is used, too"
         raise ValueError(msg)
     return port
 

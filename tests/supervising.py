@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.worker import processes, task
 
 PATIENCE_S = 60.0
-RUN_ID = "abcd1234"
+RUN_ID = f"t{os.getpid():07}"  # several processes run tests at the same time, and each ends what carries its own
 
 
 def run_setup(workdir: Path, **changes: Any) -> RunSetup:

@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.worker import task
 
 SILENT_S = 45.0  # a worker or supervisor that says nothing for so long is given up; shorter than a lease
+_UNREACHED_S = 20.0  # a supervisor starts before its worker joins, and connects in less
 _SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say that its jobs are dead
 LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
 _STARTUP_S = 30.0  # before a pool's first worker has joined
@@ -262,8 +263,7 @@ class Fleet(Members):
         if paused:
             # This process was stopped or starved, or the clock was set: who was heard when says nothing. Listen anew.
             self._listening_since = now
-            for connection in self._leases.connections.values():
-                connection.heard = now
+            self._leases.listen_anew()
         seen = self._cluster.last_seen()
         for member in list(self.members.values()):
             if member.state == "up" and now - self._listening_since > SILENT_S:
@@ -276,6 +276,20 @@ class Fleet(Members):
             ):
                 member.looked = now
                 self._tasks.spawn(self._look(member))
+
+    def unreached(self) -> Member | None:
+        """A worker that has joined, and whose supervisor has not come to the lease server in a good while."""
+        now = self._clock()
+        return next(
+            (
+                member
+                for member in self.members.values()
+                if member.state == "up"
+                and now - member.since > _UNREACHED_S
+                and self._leases.silent_s(member.name) is None
+            ),
+            None,
+        )
 
     def _look_every(self, member: Member, now: float) -> float:
         return (

@@ -7,17 +7,25 @@ JSON lines; see docs/design.md for the messages.
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from snakemake_executor_plugin_dask.errors import ConfigurationError
 
 RENEW_EVERY_S = 5.0
 _UNHEARD_S = 15.0  # three words of a supervisor that did not come
 _CUT_MS = 20_000  # so long sent data may be without the other host's receipt, before the network counts as cut
+_LINE_MAX = 1 << 24  # a line names every job of a worker
+
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -31,49 +39,84 @@ class Connection:
     open: bool = True
     dead: set[str] = field(default_factory=set)  # attempts that it said are dead
     ended: bool = False  # it said that it leaves, and that nothing of its jobs is left
-    why: str = ""
 
 
 class LeaseServer:
-    """Renews the leases of all connected supervisors until it is closed."""
+    """Renews the leases of all connected supervisors until it is closed, or Snakemake is gone.
 
-    def __init__(self, context: ssl.SSLContext, on_dead: Callable[[str, set[str], str, bool], None]) -> None:
-        """``on_dead(worker, keys, why, last)`` is called on the event loop."""
+    It has a thread and an event loop of its own: a file system or a batch system that holds up the driver's loop must
+    end no job. Its methods are for that other loop.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
-        self._on_dead = on_dead
+        self._loop = asyncio.new_event_loop()
+        self._snakemake = os.getppid()
         self._server: asyncio.Server | None = None
-        self._renewing: asyncio.Task[None] | None = None
         self._stopped: set[str] = set()
         self.connections: dict[str, Connection] = {}
         self.port = 0
 
-    async def start(self, host: str | None) -> None:
-        """Listen on ``host`` (None: all interfaces), on a free port."""
+    async def start(self, host: str | None, port: int = 0) -> None:
+        """Listen on ``host`` (None: all interfaces); port 0: a free one. ConfigurationError where that cannot be."""
+        threading.Thread(target=self._run, name="leases", daemon=True).start()
+        try:
+            await self._there(self._listen(host, port))
+        except OSError as error:
+            msg = f"The leases of jobs, which are renewed on the port after the scheduler's, cannot be: {error}"
+            raise ConfigurationError(msg) from error
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def _there(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+        """What a coroutine gives on the thread."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+
+    async def _listen(self, host: str | None, port: int) -> None:
         # One socket: for each address family asyncio would take another free port.
         family = socket.AF_INET if host is None else socket.AF_UNSPEC
-        self._server = await asyncio.start_server(self._serve, host, 0, family=family, ssl=self._context)
+        self._server = await asyncio.start_server(
+            self._serve, host, port, family=family, ssl=self._context, limit=_LINE_MAX
+        )
         self.port = self._server.sockets[0].getsockname()[1]
-        self._renewing = asyncio.create_task(self._renew())
+
+    async def renew(self) -> None:
+        """Until `close`; returns where Snakemake is gone. Raises what went wrong."""
+        await self._there(self._renew())
 
     async def close(self) -> None:
-        if self._renewing is not None:
-            self._renewing.cancel()
-        for connection in self.connections.values():
-            connection.writer.close()
+        if not self._loop.is_closed():
+            await self._there(self._end())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _end(self) -> None:
         if self._server is not None:
             self._server.close()
+        for connection in self.connections.values():
+            connection.writer.close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
-    def stop(self, worker: str) -> bool:
-        """Ask a supervisor to end all its jobs and leave; its lease is renewed no more. False: it is not connected.
+    def stop(self, worker: str) -> None:
+        """Ask a supervisor to end all its jobs and leave; its lease is renewed no more.
 
-        One that connects again later, after a cut network, is told then.
+        One that is not connected now, and connects again later, after a cut network, is told then.
         """
         self._stopped.add(worker)
-        return self._send(worker, {"stop": True})
+        self._call(worker, {"stop": True})
 
-    def kill(self, worker: str, key: str) -> bool:
-        """Ask a supervisor to end one attempt. False: it is not connected."""
-        return self._send(worker, {"kill": key})
+    def kill(self, worker: str, key: str) -> None:
+        """Ask a supervisor to end one attempt."""
+        self._call(worker, {"kill": key})
+
+    def listen_anew(self) -> None:
+        """Forget for how long nobody was heard: this process stood still itself."""
+        for connection in list(self.connections.values()):
+            connection.heard = time.monotonic()
 
     def silent_s(self, worker: str) -> float | None:
         """Seconds since the supervisor said anything; None: it never connected."""
@@ -85,16 +128,24 @@ class LeaseServer:
         connection = self.connections.get(worker)
         return None if connection is None else connection.renewed
 
-    def _send(self, worker: str, message: dict[str, Any]) -> bool:
+    def _call(self, worker: str, message: dict[str, Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(self._send, worker, message)
+
+    # On the thread
+
+    def _send(self, worker: str, message: dict[str, Any]) -> None:
         connection = self.connections.get(worker)
-        if connection is None or not connection.open:
-            return False
-        connection.writer.write(json.dumps(message).encode() + b"\n")
-        return True
+        if connection is not None and connection.open:
+            connection.writer.write(json.dumps(message).encode() + b"\n")
+
+    def _renewing(self) -> bool:
+        """Even where the driver's loop stands still, and cannot end the jobs: no lease outlives Snakemake by much."""
+        return os.getppid() == self._snakemake
 
     async def _renew(self) -> None:
         number = 0
-        while True:
+        while self._renewing():
             number += 1
             now = time.monotonic()
             for connection in self.connections.values():
@@ -117,16 +168,14 @@ class LeaseServer:
                 if connection is None:
                     connection = Connection(message["hello"], writer, now, now)
                     self.connections[connection.worker] = connection
-                    self._send(
-                        connection.worker, {"stop": True} if connection.worker in self._stopped else {"renew": 0}
-                    )
+                    if connection.worker in self._stopped:
+                        self._send(connection.worker, {"stop": True})
+                    elif self._renewing():
+                        self._send(connection.worker, {"renew": 0})
                 connection.heard = now
                 if "dead" in message:
-                    keys, why = set(message["dead"]), message.get("why", "")
-                    connection.dead |= keys
+                    connection.dead |= set(message["dead"])
                     connection.ended = bool(message.get("last"))
-                    connection.why = why
-                    self._on_dead(connection.worker, keys, why, connection.ended)
         except (OSError, ValueError, KeyError):  # TLS's errors and the kernel's time-out among them
             pass  # what it had to say is said; its silence is what counts
         finally:

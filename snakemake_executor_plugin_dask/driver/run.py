@@ -68,6 +68,7 @@ class Run:
         self._fleet: Fleet | None = None
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks = Tasks(self._failed)
+        self._unreached_told = False
         self._ended: list[Any] = []  # futures of which nothing more is wanted
 
     async def start(self) -> None:
@@ -93,9 +94,12 @@ class Run:
         dask.config.set({"temporary-directory": os.fspath(self._state_dir)})  # and not one that all users share
         for note in await cluster.start(dashboard, hear):
             self._send(Say("warning", note))
-        leases = self._leases = LeaseServer(server_context(files), lambda *_: None)
-        await leases.start(host)
-        reach = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0]
+        reach = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0].strip("[]")  # of IPv6
+        leases = self._leases = LeaseServer(server_context(files))
+        # What a firewall lets through to the scheduler it lets through here, too.
+        port = options.scheduler_port
+        await leases.start(reach if host or interface else None, port + 1 if port else 0)
+        self._spawn(leases.renew())
         link = Link(
             run_id=setup.run_id,
             scheduler=cluster.scheduler_address,
@@ -127,8 +131,23 @@ class Run:
         """Once a second."""
         assert self._fleet is not None
         await self._fleet.check()
+        self._tell_unreached()
         if not self.controller.stopping:
             self._observer.look(self._blockers(), time.monotonic())
+
+    def _tell_unreached(self) -> None:
+        if self._leases is None or self._fleet is None or self._unreached_told:
+            return
+        member = self._fleet.unreached()
+        if member is not None and member.facts is not None:
+            self._unreached_told = True
+            where = f"port {self._leases.port} of this machine"
+            text = (
+                f"Worker {member.name} on {member.facts.host} reaches the scheduler, and not {where}, over which its "
+                f"jobs' leases are renewed: it ends after {self._begin.setup.lease_s:.0f} s. Where a firewall is in "
+                "between, say in the pools file under `scheduler` a `port` that it lets through, and the next one."
+            )
+            self._send(Say("warning", text))
 
     def show_status(self) -> None:
         """Print the whole picture."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from supervising import alive, fake_worker, marked_processes, pids_in, run_setup, wait_for
+from supervising import RUN_ID, alive, fake_worker, marked_processes, pids_in, run_setup, wait_for
 
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
@@ -370,7 +370,7 @@ def test_many_short_jobs(worker):
 
 def test_kill_run_ends_a_frozen_supervisor_and_its_jobs(tmp_path):
     """When worker and supervisor both stand still, another process can end everything of this worker, and only that."""
-    run = tmp_path / "abcd1234"
+    run = tmp_path / RUN_ID
     run.mkdir()
     config = {"host": "127.0.0.1", "port": 1, "ca": "/dev/null", "cert": "", "key": "", "worker": "w-1"}
     (run / "lease-w-1.json").write_text(json.dumps(config))
@@ -384,6 +384,6 @@ def test_kill_run_ends_a_frozen_supervisor_and_its_jobs(tmp_path):
             leader, (daemon,) = worker.wait_started(key), pids_in(tmp_path / "pids", 1)
             worker.process.send_signal(signal.SIGKILL)
             worker.wait()
-            assert kill_run("abcd1234", "w-1")
+            assert kill_run(RUN_ID, "w-1")
             assert not any(map(alive, (leader, daemon)))
             assert alive(bystander)

@@ -14,44 +14,40 @@ from snakemake_executor_plugin_dask.driver.leases import LeaseServer
 
 
 class Driver:
-    """A lease server on a thread of its own, and what it was told."""
+    """A lease server, renewing."""
 
     def __init__(self, directory):
         directory.mkdir()
         self.tls = make_tls(directory)[1]
-        self.told = []
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.server = self.call(self._start)
+        self.server = LeaseServer(server_context(self.tls))
+        self.call(self.server.start("127.0.0.1"))
+        asyncio.run_coroutine_threadsafe(self.server.renew(), self.loop)
         self.config = directory / "lease-w-1.json"
         tls = {"ca": self.tls.ca, "cert": self.tls.cert, "key": self.tls.key}
         self.config.write_text(json.dumps({"host": "127.0.0.1", "port": self.server.port, "worker": "w-1", **tls}))
 
-    async def _start(self):
-        server = LeaseServer(server_context(self.tls), lambda *told: self.told.append(told))
-        await server.start("127.0.0.1")
-        return server
-
-    def call(self, function, *arguments):
-        async def run():
-            result = function(*arguments)
-            return await result if asyncio.iscoroutine(result) else result
-
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(30)
+    def call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
 
     def connected(self):
         connection = self.server.connections.get("w-1")
         return connection if connection is not None and connection.open else None
 
     def deaths(self):
-        return {key for told in self.told for key in told[1]}
+        connection = self.server.connections.get("w-1")
+        return set() if connection is None else connection.dead
+
+    def cut(self):
+        self.server._loop.call_soon_threadsafe(self.connected().writer.transport.abort)
 
 
 @pytest.fixture
 def driver(tmp_path):
     driver = Driver(tmp_path / "driver")
     yield driver
-    driver.call(driver.server.close)
+    driver.call(driver.server.close())
     driver.loop.call_soon_threadsafe(driver.loop.stop)
 
 
@@ -68,12 +64,11 @@ def test_death_of_the_worker_is_told_to_the_driver(driver, tmp_path):
         keys = {worker.start("trap '' TERM; sleep 1000; sleep 1000") for _ in range(2)}
         pids = [worker.wait_started(key) for key in keys]
         worker.close()
-        wait_for(lambda: driver.told, "the driver heard nothing")
+        wait_for(driver.deaths, "the driver heard nothing")
         assert not any(map(alive, pids))
         assert not marked_processes()
         assert driver.deaths() == keys
-        assert driver.told[-1][3] is True
-        assert "worker" in driver.told[-1][2]
+        assert driver.server.connections["w-1"].ended
 
 
 def test_driver_ends_jobs_of_a_frozen_worker(driver, tmp_path):
@@ -81,29 +76,42 @@ def test_driver_ends_jobs_of_a_frozen_worker(driver, tmp_path):
     with connected(driver, tmp_path) as worker:
         key, other = worker.start("trap '' TERM; sleep 1000; sleep 1000"), worker.start("sleep 1000")
         pid, survivor = worker.wait_started(key), worker.wait_started(other)
-        assert driver.call(driver.server.kill, "w-1", key)
+        driver.server.kill("w-1", key)
         wait_for(lambda: key in driver.deaths(), "the death was not confirmed")
         assert (alive(pid), alive(survivor)) == (False, True)
-        assert driver.call(driver.server.kill, "w-1", "unknown-key")
+        driver.server.kill("w-1", "unknown-key")
         wait_for(lambda: "unknown-key" in driver.deaths(), "a job that is not there counts as dead")
-        assert driver.call(driver.server.stop, "w-1")
+        driver.server.stop("w-1")
         wait_for(lambda: other in driver.deaths(), "the end was not confirmed")
         assert not alive(survivor)
         assert worker.wait() == 0
 
 
 def test_renewals_over_tls_keep_jobs_alive_and_their_end_ends_them(driver, tmp_path):
-    """A lease shorter than the test is renewed; without a driver it runs out."""
+    """A lease shorter than the test is renewed, though the driver stands still; without one it runs out."""
     with connected(driver, tmp_path, lease_s=7.0) as worker:
         key = worker.start("sleep 1000")
         pid = worker.wait_started(key)
+        goes_on = threading.Event()
+        driver.loop.call_soon_threadsafe(goes_on.wait)
         with pytest.raises(AssertionError, match="no outcome"):
             worker.outcome(key, 12.0)
         assert alive(pid)
-        driver.call(driver.server.close)
+        goes_on.set()
+        driver.call(driver.server.close())
         outcome = worker.outcome(key, 30.0)
         assert (outcome.status, alive(pid)) == ("lost", False)
         assert worker.wait() == 0
+
+
+def test_no_lease_outlives_snakemake(driver, tmp_path):
+    """Its death ends the renewals, also for a supervisor that connects anew, and though nobody closes the server."""
+    with connected(driver, tmp_path, lease_s=7.0) as worker:
+        key = worker.start("sleep 1000")
+        worker.wait_started(key)
+        driver.server._snakemake = 0
+        driver.cut()
+        assert worker.outcome(key, 30.0).status == "lost"
 
 
 def test_connection_is_made_again(driver, tmp_path):
@@ -112,7 +120,7 @@ def test_connection_is_made_again(driver, tmp_path):
         key = worker.start("sleep 6; echo fine")
         worker.wait_started(key)
         first = driver.connected()
-        driver.call(first.writer.transport.abort)
+        driver.cut()
         wait_for(lambda: driver.connected() is not None and driver.connected() is not first, "no second connection")
         assert worker.outcome(key).status == "succeeded"
 
@@ -122,9 +130,8 @@ def test_worker_that_was_given_up_is_told_when_it_comes_back(driver, tmp_path):
     with connected(driver, tmp_path) as worker:
         key = worker.start("sleep 1000")
         pid = worker.wait_started(key)
-        first = driver.connected()
-        driver.call(first.writer.transport.abort)
-        driver.call(driver.server.stop, "w-1")
+        driver.cut()
+        driver.server.stop("w-1")
         wait_for(lambda: key in driver.deaths(), "the end was not confirmed")
         assert not alive(pid)
         assert worker.wait() == 0
@@ -134,8 +141,8 @@ def test_stopped_worker_process_does_not_hold_the_supervisor(driver, tmp_path):
     """The supervisor goes on renewing and answering while its worker reads nothing."""
     with connected(driver, tmp_path) as worker:
         keys = [worker.start(f"head -c 3000 /dev/zero | tr '\\0' x; exit {i % 2}") for i in range(40)]
-        wait_for(lambda: not driver.call(lambda: None) and not marked_processes(keys[-1]), "jobs go on")
-        assert driver.call(driver.server.kill, "w-1", "anything")
+        wait_for(lambda: not marked_processes(keys[-1]), "jobs go on")
+        driver.server.kill("w-1", "anything")
         wait_for(lambda: "anything" in driver.deaths(), "the supervisor stands still")
         assert worker.process.poll() is None
         worker.process.send_signal(signal.SIGCONT)

@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,24 +72,56 @@ def test_one_request_too_large_keeps_no_other_from_a_pool(monkeypatch: pytest.Mo
     assert len(asked) == 1
 
 
-def test_a_scheduler_that_cannot_listen_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    """The port that is taken is named, and the run's keys go."""
-    state_dir = tmp_path / "abc12345"
+@pytest.fixture
+def dask_configuration() -> Iterator[None]:
+    """As it was, once the test is over: a driver changes it."""
+    before = copy.deepcopy(dask.config.config)
+    yield
+    dask.config.config.clear()
+    dask.config.config.update(before)
+
+
+def bring_up(directory: Path, pool: Pool, then: Callable[[run_module.Run], None], **options: Any) -> None:
+    """Start a run, look at it, and end it."""
+    state_dir = directory / "abc12345"
     state_dir.mkdir()
 
-    async def bring_up(port: int) -> None:
-        options = Options(pools=(Pool("local", "local", 1, 1, 1, 1000),), scheduler_port=port)
-        run = run_module.Run(Begin(SETUP, options, str(state_dir), str(tmp_path / "events.jsonl")), lambda _: None)
+    async def start() -> None:
+        begin = Begin(SETUP, Options(pools=(pool,), **options), str(state_dir), str(directory / "events.jsonl"))
+        run = run_module.Run(begin, lambda _: None)
         try:
             await run.start()
+            then(run)
         finally:
             await run.close(failed=True)
 
-    configuration = copy.deepcopy(dask.config.config)
+    try:
+        asyncio.run(start())
+    finally:
+        assert not state_dir.exists(), "what a run leaves"
+
+
+@pytest.mark.usefixtures("dask_configuration")
+def test_a_scheduler_that_cannot_listen_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """The port that is taken is named, and the run's keys go."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port: {port}.*in use"):
-            asyncio.run(bring_up(port))
-    dask.config.config.clear()
-    dask.config.config.update(configuration)
-    assert not state_dir.exists()
+            bring_up(tmp_path, Pool("local", "local", 1, 1, 1, 1000), lambda _: None, scheduler_port=port)
+
+
+@pytest.mark.usefixtures("dask_configuration")
+def test_leases_are_renewed_where_the_scheduler_listens(tmp_path: Path) -> None:
+    """On its interface, and on the port after its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where = []
+
+    def look(run: run_module.Run) -> None:
+        assert run._leases is not None
+        assert run._leases._server is not None
+        where.extend(found.getsockname() for found in run._leases._server.sockets)
+
+    pool = Pool("cpu", "slurm", 0, 2, 4, 4000)
+    bring_up(tmp_path, pool, look, scheduler_interface="lo", scheduler_port=port)
+    assert where == [("127.0.0.1", port + 1)]

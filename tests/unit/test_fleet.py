@@ -43,6 +43,7 @@ class World:
     group: tuple[str, ...] = ()  # of a launcher
     errors: dict[str, Exception] = field(default_factory=dict)  # by worker, in the place of what it tells of itself
     joined: list[str] = field(default_factory=list)
+    silent: dict[str, float] = field(default_factory=dict)  # of supervisors that have connected
 
     def __post_init__(self) -> None:
         listener: Any = SimpleNamespace(
@@ -57,7 +58,9 @@ class World:
             add=self._add, remove=self._remove, close=self._close, workers=self.workers, client=self
         )
         backends: Any = {"slurm": SimpleNamespace(worker=self._worker)}
-        self.leases: Any = SimpleNamespace(stop=lambda _: False, connections={}, last_renewal=lambda _: None)
+        self.leases: Any = SimpleNamespace(
+            stop=lambda _: False, connections={}, last_renewal=lambda _: None, silent_s=self.silent.get
+        )
         self.fleet = Fleet(cluster, self.leases, backends, LINK, 60.0, listener, lambda: self.now)
 
     def _raise(self, error: BaseException) -> None:
@@ -243,7 +246,7 @@ def test_a_launcher_whose_leases_ran_out_makes_room_for_the_next() -> None:
             assert dead.result() is None
         await settle()
         assert not world.fleet.members
-        assert world.removed == ["cpu-0"]
+        assert set(world.removed) == {"cpu-0"}
         await world.ask(1)
         assert world.asked == ["cpu-0", "cpu-1"]
 
@@ -262,5 +265,24 @@ def test_what_was_not_seen_to_be_gone_is_told_at_the_end() -> None:
         await settle()
         assert not world.fleet.members
         assert await world.fleet.close() == ("cpu-0",)
+
+    play(script)
+
+
+def test_a_supervisor_that_never_connects_is_noticed() -> None:
+    """Its worker has joined, and a while is over."""
+
+    async def script(world: World) -> None:
+        await world.ask(2)
+        await world.join("cpu-0")
+        await world.join("cpu-1")
+        world.silent["cpu-0"] = 1.0
+        assert world.fleet.unreached() is None
+        world.now += 21.0
+        unreached = world.fleet.unreached()
+        assert unreached is not None
+        assert unreached.name == "cpu-1"
+        world.silent["cpu-1"] = 0.0
+        assert world.fleet.unreached() is None
 
     play(script)

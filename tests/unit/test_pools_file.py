@@ -183,7 +183,7 @@ def test_complaints_about_a_pool(tmp_path: Path, keys: str, parts: tuple[str, ..
         ("pools: {1: {cluster: local}}", "quotes"),
         ("pools: {cpu: local}", "pools.cpu is 'local'"),
         ("scheduler: {iface: ib0}\npools: {cpu: {cluster: local}}", "did you mean «interface»"),
-        ("scheduler: {port: 70000}\npools: {cpu: {cluster: local}}", "65535"),
+        ("scheduler: {port: 65535}\npools: {cpu: {cluster: local}}", "65534"),
         ("scheduler: {interface: a, host: b}\npools: {cpu: {cluster: local}}", "keep one"),
         ("pools:\n  cpu: {cluster: local}\n  cpu: {cluster: local}", "twice, in lines 2 and 3"),
         ("pools:\n\tcpu: 3", "line 2"),

@@ -1,0 +1,76 @@
+"""The lease server: where it listens, and what it takes from supervisors."""
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from snakemake_executor_plugin_dask.driver.cluster import TLSFiles, make_tls, server_context
+from snakemake_executor_plugin_dask.driver.leases import LeaseServer
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TLSFiles:
+    return make_tls(tmp_path_factory.mktemp("tls"))[1]
+
+
+def with_server(tls: TLSFiles, play: Callable[[LeaseServer], Awaitable[None]]) -> None:
+    async def run() -> None:
+        server = LeaseServer(server_context(tls))
+        try:
+            await play(server)
+        finally:
+            await server.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_supervisor_with_many_jobs_is_heard(tls: TLSFiles) -> None:
+    """What it says of them stands in one line, however long."""
+    keys = [f"a-rule-with-a-long-name-abcd1234-{number}-1.1" for number in range(5000)]
+
+    async def play(server: LeaseServer) -> None:
+        await server.start("127.0.0.1")
+        context = ssl.create_default_context(cafile=tls.ca)
+        context.check_hostname = False
+        context.load_cert_chain(tls.cert, tls.key)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+        for message in ({"hello": "w-1", "jobs": keys}, {"dead": keys, "why": "", "last": True}):
+            writer.write(json.dumps(message).encode() + b"\n")
+        assert json.loads(await reader.readline()) == {"renew": 0}
+        while not server.connections["w-1"].ended:  # noqa: ASYNC110 - it is set on another loop
+            await asyncio.sleep(0.01)
+        assert server.connections["w-1"].dead == set(keys)
+
+    with_server(tls, play)
+
+
+def test_a_port_that_is_taken_is_told(tls: TLSFiles) -> None:
+    """By its number, as an error of the configuration."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        async def play(server: LeaseServer) -> None:
+            with pytest.raises(ConfigurationError, match=str(port)):
+                await server.start("127.0.0.1", port)
+
+        with_server(tls, play)
+
+
+def test_an_error_while_leases_are_renewed_is_told(tls: TLSFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for the renewals gets it."""
+
+    def fail() -> bool:
+        raise ValueError
+
+    async def play(server: LeaseServer) -> None:
+        monkeypatch.setattr(server, "_renewing", fail)
+        await server.start("127.0.0.1")
+        with pytest.raises(ValueError):
+            await server.renew()
+
+    with_server(tls, play)
