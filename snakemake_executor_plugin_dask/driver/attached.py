@@ -201,7 +201,7 @@ class AttachedRun(Run):
         for where in workers.keys() - seen.keys():
             self._send(Say("warning", f"Worker {workers[where]['name']} at {where} does not answer; not used so far."))
         await self._renew_once()
-        self._renewing = asyncio.create_task(self._renew())
+        self._renewing = self._tasks.spawn(self._renew())
         if not workers:
             self._send(Say("warning", f"{address} has no workers yet; jobs wait until some come."))
 

@@ -271,7 +271,13 @@ class Controller:
 
     def _send(self, job: Job, lease: Lease) -> None:
         member = self.fleet.members[lease.workers[0]]
-        spec = self._spec(job, lease, member)
+        try:
+            spec = self._spec(job, lease, member)
+        except OSError as error:
+            self.ledger.release(job.queued.key, self._clock())
+            why = f"the list of its nodes could not be written: {error}"
+            self._finish(job, Outcome(job.queued.key, "not-started", detail=why))
+            return
         job.state, job.key, job.worker, job.lease = "sent", spec.key, member.name, lease
         self._by_run[spec.key] = job
         self.counts.attempts += 1

@@ -13,10 +13,11 @@ class Tasks:
         self._failed = failed
         self._running: set[asyncio.Task[Any]] = set()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         running = asyncio.ensure_future(coroutine)
         self._running.add(running)
         running.add_done_callback(self._done)
+        return running
 
     def cancel(self) -> None:
         """Cancel all that still run."""
