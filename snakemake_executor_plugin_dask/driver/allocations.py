@@ -37,7 +37,6 @@ class Brakes:
     delay_max_s: float = 300.0
     failures: int = 0
     given_up: bool = False
-    last_error: str = ""
     _not_before: float = field(default=float("-inf"))
 
     def allowed(self, wanted: int, queued: int, now: float) -> int:
@@ -47,13 +46,12 @@ class Brakes:
         room = self.queued_max if self.failures == 0 else 1
         return max(0, min(wanted, room - queued))
 
-    def failed(self, why: str, now: float, *, refused: bool = False, up: int = 0) -> None:
+    def failed(self, now: float, *, refused: bool = False, up: int = 0) -> None:
         """An allocation could not be submitted, or was gone before its worker joined.
 
         ``refused``: it would be so each time. ``up``: workers of the pool that are there; while jobs can run on these,
         the pool is not given up for want of further ones.
         """
-        self.last_error = why
         if now < self._not_before:
             return  # it was submitted together with the one that failed before
         self.failures += 1

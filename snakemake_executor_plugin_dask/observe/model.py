@@ -145,10 +145,6 @@ class RunModel:
                 allocation.running = when
             allocation.reason = ""
 
-    def _on_worker_draining(self, event: Event, _: float) -> None:
-        if worker := self.current.get(event["worker"]):
-            worker.state, worker.why = "draining", str(event.get("reason") or "")
-
     def _on_worker_lost(self, event: Event, when: float) -> None:
         planned = bool(event.get("planned"))
         self._gone(event, when, "lost", planned=planned)
@@ -157,8 +153,6 @@ class RunModel:
 
     def _on_worker_leaving(self, event: Event, when: float) -> None:
         self._gone(event, when, "left")
-
-    _on_worker_left = _on_worker_leaving
 
     def _gone(self, event: Event, when: float, state: Literal["lost", "left"], *, planned: bool = False) -> None:
         if worker := self.current.pop(event["worker"], None):

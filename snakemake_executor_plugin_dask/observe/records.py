@@ -78,7 +78,7 @@ class Worker:
     memory_mb: int = 0
     gpus: int = 0
     remaining_s: float | None = None  # of its allocation's life, when it joined
-    state: Literal["up", "draining", "lost", "left"] = "up"
+    state: Literal["up", "lost", "left"] = "up"
     gone: float | None = None
     why: str = ""
     planned: bool = False  # it was lost because its allocation's time was over

@@ -36,7 +36,7 @@ def test_delays_grow_after_failures() -> None:
     brakes = Brakes(failures_max=10)
     now = 0.0
     for delay in (5.0, 10.0, 20.0, 40.0):
-        brakes.failed("no", now)
+        brakes.failed(now)
         assert brakes.allowed(5, 0, now + delay - 0.1) == 0
         now += delay
         assert brakes.allowed(5, 0, now) == 1
@@ -48,31 +48,30 @@ def test_delays_have_an_end() -> None:
     brakes = Brakes(failures_max=100)
     now = 0.0
     for _ in range(20):
-        brakes.failed("no", now)
+        brakes.failed(now)
         now = brakes._not_before
-    brakes.failed("no", now)
+    brakes.failed(now)
     assert brakes._not_before == now + 300.0
 
 
-def test_pool_is_given_up_with_its_last_error() -> None:
-    """Several failures in a row, without a worker that joined: no more tries."""
+def test_pool_is_given_up_after_failures_in_a_row() -> None:
+    """Where no worker joined meanwhile: no more tries."""
     brakes = Brakes()
     now = 0.0
-    for number in range(5):
+    for _ in range(5):
         assert not brakes.given_up
-        brakes.failed(f"error {number}", now)
+        brakes.failed(now)
         now = brakes._not_before
     assert brakes.given_up
-    assert brakes.last_error == "error 4"
     assert brakes.allowed(1, 0, now + 1e6) == 0
 
 
 def test_what_is_refused_each_time_is_given_up_soon() -> None:
     """A second try, and no more; what may pass gets all of them."""
     brakes = Brakes()
-    brakes.failed("invalid account", 0.0, refused=True)
+    brakes.failed(0.0, refused=True)
     assert not brakes.given_up
-    brakes.failed("invalid account", 5.0, refused=True)
+    brakes.failed(5.0, refused=True)
     assert brakes.given_up
 
 
@@ -81,11 +80,11 @@ def test_a_pool_with_workers_is_not_given_up() -> None:
     brakes = Brakes()
     now = 0.0
     for _ in range(20):
-        brakes.failed("no", now, refused=True, up=1)
+        brakes.failed(now, refused=True, up=1)
         now = brakes._not_before
         assert not brakes.given_up
         assert brakes.allowed(3, 0, now) == 1
-    brakes.failed("no", now)
+    brakes.failed(now)
     assert brakes.given_up
 
 
@@ -93,14 +92,14 @@ def test_allocations_that_fail_together_are_one_try() -> None:
     """Three submitted at once and refused at once count as one failure."""
     brakes = Brakes()
     for _ in range(3):
-        brakes.failed("no", 1.0)
+        brakes.failed(1.0)
     assert brakes.failures == 1
 
 
 def test_worker_that_joins_releases_the_brakes() -> None:
     """Failures count only in a row."""
     brakes = Brakes()
-    brakes.failed("no", 0.0)
+    brakes.failed(0.0)
     brakes.joined(1.0)
     assert brakes.allowed(5, 0, 1.0) == 3
 
@@ -115,7 +114,7 @@ def test_brakes_never_allow_more_than_wanted_or_queued(steps: list[tuple[float, 
         if joined:
             brakes.joined(now)
         else:
-            brakes.failed("no", now)
+            brakes.failed(now)
         given_up = given_up or brakes.given_up
         assert 0 <= brakes.allowed(7, 1, now) <= 2
         assert brakes.given_up == given_up
