@@ -23,7 +23,7 @@ from snakemake_executor_plugin_dask.errors import ConfigurationError
 RENEW_EVERY_S = 5.0
 _UNHEARD_S = 15.0  # three words of a supervisor that did not come
 _CUT_MS = 20_000  # so long sent data may be without the other host's receipt, before the network counts as cut
-_LINE_MAX = 1 << 24  # a line names every job of a worker
+_LINE_MAX = 1 << 24  # the last one names every job of a worker
 
 _Result = TypeVar("_Result")
 
@@ -39,6 +39,13 @@ class Connection:
     open: bool = True
     dead: set[str] = field(default_factory=set)  # attempts that it said are dead
     ended: bool = False  # it said that it leaves, and that nothing of its jobs is left
+
+    def takes(self, now: float) -> bool:
+        """Whether a word would get there soon."""
+        transport = self.writer.transport
+        if not self.open or transport.is_closing():  # such a one has no buffer any more
+            return False
+        return now - self.heard < _UNHEARD_S and transport.get_write_buffer_size() == 0
 
 
 class LeaseServer:
@@ -107,11 +114,8 @@ class LeaseServer:
         One that is not connected now, and connects again later, after a cut network, is told then.
         """
         self._stopped.add(worker)
-        self._call(worker, {"stop": True})
-
-    def kill(self, worker: str, key: str) -> None:
-        """Ask a supervisor to end one attempt."""
-        self._call(worker, {"kill": key})
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(self._send, worker, {"stop": True})
 
     def listen_anew(self) -> None:
         """Forget for how long nobody was heard: this process stood still itself."""
@@ -127,10 +131,6 @@ class LeaseServer:
         """Monotonic time at which a renewal was last sent that may have arrived."""
         connection = self.connections.get(worker)
         return None if connection is None else connection.renewed
-
-    def _call(self, worker: str, message: dict[str, Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # it is closed
-            self._loop.call_soon_threadsafe(self._send, worker, message)
 
     # On the thread
 
@@ -151,8 +151,7 @@ class LeaseServer:
             for connection in self.connections.values():
                 # To one that is not heard none is sent: renewals that wait on their way are worth nothing there, and
                 # would only put off the time from which its jobs are known to be dead.
-                heard = now - connection.heard < _UNHEARD_S and connection.writer.transport.get_write_buffer_size() == 0
-                if connection.open and heard and connection.worker not in self._stopped:
+                if connection.worker not in self._stopped and connection.takes(now):
                     self._send(connection.worker, {"renew": number})
                     connection.renewed = now
             await asyncio.sleep(RENEW_EVERY_S)

@@ -55,7 +55,6 @@ class Attempt:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # somebody wants it to end
     kill_at: float = 0.0  # from then on SIGKILL; before, SIGTERM was sent and processes may still finish
     killing: "asyncio.Task[None] | None" = None
-    tell_driver: bool = False  # the driver asked over its own connection, and waits for the answer
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -9,7 +9,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,11 @@ class LeaseLine:
         self,
         config: LeaseConfig,
         lease: Lease,
-        keys: Callable[[], Iterable[str]],
         receive: Callable[[dict[str, Any]], None],
     ) -> None:
-        """``keys`` gives the attempts that live here; ``receive`` gets every message but renewals."""
+        """``receive`` gets every message but renewals."""
         self._config = config
         self.lease = lease
-        self._keys = keys
         self._receive = receive
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[dict[str, Any]] = []
@@ -143,7 +141,7 @@ class LeaseLine:
         async with asyncio.timeout(_CONNECT_S):
             reader, writer = await asyncio.open_connection(config.host, config.port, ssl=self._context)
         self._writer = writer
-        self._write({"hello": config.worker, "jobs": list(self._keys())})
+        self._write({"hello": config.worker})
         for message in self._unsent:
             self._write(message)
         self._unsent.clear()

@@ -69,9 +69,7 @@ class Supervisor:
         self._logs = ThreadPoolExecutor(4)
         self._listings = ThreadPoolExecutor(8)
         self._lease = Lease(60.0)
-        self._line = (
-            None if lease is None else LeaseLine(lease, self._lease, self._endings.attempts.keys, self._from_driver)
-        )
+        self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver)
         self._soft_limits = {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
 
     async def serve(self) -> None:
@@ -115,21 +113,10 @@ class Supervisor:
     def _from_driver(self, message: dict[str, Any]) -> None:
         if message.get("stop"):
             self._finish("cancelled", "the driver stopped the worker", grace_s=0.0)
-        elif "kill" in message:
-            current = self._endings.attempts.get(message["kill"])
-            if current is None:
-                self._tell_driver([message["kill"]], "no such job runs here")
-            else:
-                current.tell_driver = True
-                self._endings.stop(current, "cancelled", "the driver ended it", grace_s=0.0)
 
     def _tell_worker(self, *message: Any) -> None:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frame(message))
-
-    def _tell_driver(self, keys: list[str], why: str, last: bool = False) -> None:
-        if self._line is not None:
-            self._line.say({"dead": keys, "why": why, "last": last})
 
     def _task(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(coroutine)
@@ -207,7 +194,7 @@ class Supervisor:
         if self._scratch is not None:
             await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
         if self._line is not None:
-            self._tell_driver(keys, why, last=True)
+            self._line.say({"dead": keys, "last": True})
             await self._line.flush()
         if self._writer is not None and not self._writer.is_closing():
             with contextlib.suppress(OSError, TimeoutError):
@@ -255,8 +242,6 @@ class Supervisor:
         del self._endings.attempts[current.key]
         current.gone.set()
         self._tell_worker("ended", outcome)
-        if current.tell_driver:
-            self._tell_driver([current.key], outcome.detail)
 
     async def _read_log(self, current: Attempt) -> None:
         """What an attempt that did not succeed wrote last. A file server that hangs holds up nothing else."""

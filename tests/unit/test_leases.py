@@ -29,22 +29,47 @@ def with_server(tls: TLSFiles, play: Callable[[LeaseServer], Awaitable[None]]) -
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
+async def connect(server: LeaseServer, tls: TLSFiles, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    context = ssl.create_default_context(cafile=tls.ca)
+    context.check_hostname = False
+    context.load_cert_chain(tls.cert, tls.key)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+    writer.write(json.dumps({"hello": name}).encode() + b"\n")
+    assert json.loads(await reader.readline()) == {"renew": 0}
+    return reader, writer
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is waited for happens on another loop
+        await asyncio.sleep(0.01)
+
+
 def test_a_supervisor_with_many_jobs_is_heard(tls: TLSFiles) -> None:
-    """What it says of them stands in one line, however long."""
+    """What it says of them at its end stands in one line, however long."""
     keys = [f"a-rule-with-a-long-name-abcd1234-{number}-1.1" for number in range(5000)]
 
     async def play(server: LeaseServer) -> None:
         await server.start("127.0.0.1")
-        context = ssl.create_default_context(cafile=tls.ca)
-        context.check_hostname = False
-        context.load_cert_chain(tls.cert, tls.key)
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
-        for message in ({"hello": "w-1", "jobs": keys}, {"dead": keys, "why": "", "last": True}):
-            writer.write(json.dumps(message).encode() + b"\n")
-        assert json.loads(await reader.readline()) == {"renew": 0}
-        while not server.connections["w-1"].ended:  # noqa: ASYNC110 - it is set on another loop
-            await asyncio.sleep(0.01)
+        _, writer = await connect(server, tls, "w-1")
+        writer.write(json.dumps({"dead": keys, "last": True}).encode() + b"\n")
+        await until(lambda: server.connections["w-1"].ended)
         assert server.connections["w-1"].dead == set(keys)
+
+    with_server(tls, play)
+
+
+def test_a_supervisor_that_goes_ends_no_renewals_of_others(tls: TLSFiles) -> None:
+    """A closed connection has no buffer left to look at."""
+
+    async def play(server: LeaseServer) -> None:
+        await server.start("127.0.0.1")
+        _, goes = await connect(server, tls, "w-1")
+        stays, _ = await connect(server, tls, "w-2")
+        goes.transport.abort()
+        await until(lambda: not server.connections["w-1"].open)
+        renewing = asyncio.ensure_future(server.renew())
+        assert json.loads(await stays.readline()) == {"renew": 1}
+        renewing.cancel()
 
     with_server(tls, play)
 
