@@ -65,7 +65,7 @@ def test_a_supervisor_that_goes_ends_no_renewals_of_others(tls: TLSFiles) -> Non
         await server.start("127.0.0.1")
         _, goes = await connect(server, tls, "w-1")
         stays, _ = await connect(server, tls, "w-2")
-        goes.transport.abort()
+        goes.close()
         await until(lambda: not server.connections["w-1"].open)
         renewing = asyncio.ensure_future(server.renew())
         assert json.loads(await stays.readline()) == {"renew": 1}
