@@ -40,7 +40,9 @@ def general_arguments(factory: Any, common_settings: CommonSettings) -> list[str
     arguments = []
     for piece in text.split(_BETWEEN):
         if piece.startswith(_ARGUMENT):
-            arguments.extend(piece[1:].split(_PART))
+            flag, *values = piece[1:].split(_PART)
+            if flag != "--max-threads":  # each job has its own
+                arguments += [flag, *values]
         else:  # a literal in Snakemake's own code, such as "--retries 0"
             arguments.extend(piece.split())
     return [*arguments, *ADDED]
@@ -52,6 +54,7 @@ def job_arguments(
     target: Iterable[TargetSpec],
     rules: Iterable[str],
     cores: int,
+    max_threads: int,
     attempt: int,
     groupid: str | None,
     unneeded_temp_files: Iterable[str],
@@ -59,7 +62,7 @@ def job_arguments(
 ) -> tuple[tuple[str, ...], bytes | None]:
     """One job's own arguments, and the pickled overrides (argparse destination to value) where some are needed.
 
-    ``groupid`` is given for group jobs only.
+    ``cores`` are what the job's rules see as `workflow.cores`; ``groupid`` is given for group jobs only.
     """
     overrides: dict[str, Any] = {}
     target = [TargetSpec(spec.rulename, dict(spec.wildcards_dict)) for spec in target]
@@ -75,7 +78,7 @@ def job_arguments(
     arguments = ["--snakefile", snakefile, "--target-jobs", *encoded, "--allowed-rules", *allowed]
     if groupid is not None:
         arguments += ["--local-groupid", groupid]
-    arguments += ["--cores", str(cores), "--attempt", str(attempt)]
+    arguments += ["--cores", str(cores), "--max-threads", str(max_threads), "--attempt", str(attempt)]
     if groupid is None:
         arguments.append("--force-use-threads")
     for flag, values in (

@@ -89,6 +89,7 @@ class Handover:
             enforce_runtime=options.enforce_runtime,
             enforce_memory=options.enforce_memory,
             enforce_cgroup=options.enforce_cgroup,
+            cores=self._workflow.resource_settings.cores,
         )
 
     def request(self, job: Any) -> Request:
@@ -99,11 +100,15 @@ class Handover:
 
     def queued(self, job: Any, request: Request) -> QueuedJob:
         """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""
+        settings, held = self._workflow.resource_settings, max(1, request.cores)
+        max_threads = min(held, settings.max_threads or held)
         arguments, overrides = job_arguments(
             snakefile=self._snakefile,
             target=job.get_target_spec(),
             rules=job.rules,
-            cores=max(1, request.cores),
+            # A rule may ask for a part of `workflow.cores`, of which a group's Snakemake has no more than it may use.
+            cores=held if job.is_group() else settings.cores or held,
+            max_threads=max_threads,
             attempt=job.attempt,
             groupid=job.jobid if job.is_group() else None,
             unneeded_temp_files=self._dag.get_unneeded_temp_files(job),
@@ -116,7 +121,7 @@ class Handover:
             jobid=str(job.jobid),
             attempt=job.attempt,
             arguments=arguments,
-            cores=request.cores,
+            max_threads=max_threads,
             log_path=self._log_path(job),
             overrides=overrides,
             call=warmcall.describe(job)

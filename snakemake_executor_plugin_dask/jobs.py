@@ -46,6 +46,7 @@ class RunSetup:
     enforce_cgroup: bool = False  # memory by the kernel, too, where that is possible
     lease_s: float = 60.0  # a supervisor that hears nothing for so long ends its jobs
     stop_grace_s: float = 5.0  # between SIGTERM and SIGKILL
+    cores: int | None = None  # of `--cores`: what rules see as `workflow.cores`. None: it was not given
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class JobSpec:
     jobid: str
     attempt: int  # Snakemake's attempt, from 1
     arguments: tuple[str, ...]  # of `python -m snakemake`, this job's own; they come before the general ones
-    cores: int
+    max_threads: int  # of a rule, whatever it asks for: the cores that the job holds
     log_path: str  # stdout and stderr; absolute
     #: Values that the command line cannot express, by argparse destination (see worker/entry.py), pickled. None: none.
     overrides: bytes | None = None

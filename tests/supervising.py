@@ -91,7 +91,7 @@ class FakeWorker:
             "jobid": str(self._count),
             "attempt": 1,
             "arguments": (),
-            "cores": 1,
+            "max_threads": 1,
             "log_path": str(self.directory / "logs" / f"{key}.log"),
         }
         self.send("start", JobSpec(**{**values, **changes}))

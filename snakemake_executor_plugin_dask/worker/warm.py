@@ -135,6 +135,8 @@ class Server:
 
     def _start(self, spec: JobSpec) -> None:
         reason = self._cold_reason or _cold_because(spec) or self._stale()
+        if not reason and self._warmth.workflow is not None:
+            reason = self._warmth.workflow.unfit(spec)
         if reason:
             self._channel.send(("cold", spec.key, reason))
             return

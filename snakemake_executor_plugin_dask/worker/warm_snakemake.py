@@ -74,8 +74,16 @@ class Parser:
     def __init__(self, setup: RunSetup) -> None:
         import snakemake.cli
 
-        self._setup = setup
-        own = ["--snakefile", setup.snakefile, "--cores", "all", "--attempt", "1", "--force-use-threads"]
+        self.setup = setup
+        own = [
+            "--snakefile",
+            setup.snakefile,
+            "--cores",
+            str(setup.cores or "all"),
+            "--attempt",
+            "1",
+            "--force-use-threads",
+        ]
         arguments = full_arguments(setup, own)
         sys.argv = [_main_path(), *arguments]
         main_spec()
@@ -84,7 +92,7 @@ class Parser:
         _import_ahead()
 
     def parse(self, spec: JobSpec) -> Any:
-        arguments = self.parser.parse_args(full_arguments(self._setup, spec.arguments))
+        arguments = self.parser.parse_args(full_arguments(self.setup, spec.arguments))
         for destination, value in _overrides(spec).items():
             setattr(arguments, destination, value)
         return arguments

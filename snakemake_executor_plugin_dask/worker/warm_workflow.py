@@ -87,7 +87,8 @@ class WarmWorkflow:
                 if self.keep:
                     return super().workflow(**settings)
                 # The only settings of a workflow that differ from job to job.
-                warm.set_cores(settings["resource_settings"].cores)
+                resources = settings["resource_settings"]
+                warm.set_cores(resources.cores, resources.max_threads)
                 warm.workflow.storage_settings.unneeded_temp_files = settings["storage_settings"].unneeded_temp_files
                 return self._workflow_api
 
@@ -101,9 +102,6 @@ class WarmWorkflow:
     def _check_possible(self) -> None:
         from snakemake.settings.types import SharedFSUsage
 
-        if self._reads_cores:
-            msg = "the workflow asks for its number of cores while it is read, and each job has its own"
-            raise NotWarm(msg)
         if self.workflow.storage_settings.shared_fs_usage != SharedFSUsage.all():
             msg = "not everything is on a shared file system"
             raise NotWarm(msg)
@@ -188,8 +186,15 @@ class WarmWorkflow:
         if not self._keeps_tempdir:
             tempfile.tempdir = None
 
-    def set_cores(self, cores: int) -> None:
+    def unfit(self, spec: JobSpec) -> str:
+        """Why this job must read the workflow itself; empty if it need not."""
+        if self._reads_cores and "--local-groupid" in spec.arguments:
+            return "the workflow asks for its number of cores while it is read, and a group has its own"
+        return ""
+
+    def set_cores(self, cores: int, max_threads: int) -> None:
         self.workflow.resource_settings.cores = cores
+        self.workflow.resource_settings.max_threads = max_threads
         self.workflow.global_resources["_cores"] = cores
 
     def adopt(self, spec: JobSpec) -> None:
@@ -229,7 +234,7 @@ class WarmWorkflow:
         """
         assert spec.call is not None
         self.workflow.execution_settings.attempt = spec.attempt
-        self.set_cores(spec.cores)
+        self.set_cores(self._parser.setup.cores or spec.max_threads, spec.max_threads)
         call = Call(*pickle.loads(spec.call))
         job = self._make_job(call)
         if [str(file) for file in job.output] != call.output:
@@ -276,7 +281,7 @@ class WarmWorkflow:
         if rule is None or len(streams) != len(logger.handlers):
             return
         dag = self.workflow.dag
-        self.set_cores(1)
+        self.set_cores(1, 1)
         saved = [handler.setStream(io.StringIO()) for handler in streams]
         try:
             job = self._make_job(Call(rule.name, dict.fromkeys(rule.wildcard_names, "0"), [], [], [], [], 0))

@@ -56,7 +56,7 @@ TOKENS = {"PARITY_TOKEN": "to,k'en $(x)", "PARITY_UNDECLARED": "seen"}
 LANGUAGE_COLD = (
     *("shell/a.txt", "script/python.txt", "run/out.txt", "shadow/full.txt", "benchmark/out.txt", "temp/out.txt"),
     *("protected.txt", "token.txt", "tree", "updated.txt", "tmpdir.txt", "retried.txt", "template.txt"),
-    *("other/script.txt", "files with spaces/in name.txt"),
+    *("other/script.txt", "files with spaces/in name.txt", "cores/read.txt", "cores/called.txt"),
 )
 FAILING = (
     *("good.txt", "after-bad.txt", "missing.txt", "empty.txt", "sum.txt", "signalled.txt", "pipefail.txt", "unset.txt"),

@@ -80,14 +80,17 @@ def test_a_workflow_that_leaves_a_thread(tmp_path: Path) -> None:
 
 
 def test_a_workflow_that_asks_for_its_cores(tmp_path: Path) -> None:
-    """A job's number of cores is its own, so that each job reads the workflow itself."""
+    """It is the run's, and not what a job holds, so that the workflow is read once; a group's own number is not."""
     snakefile = SIMPLE.replace("    shell:", "    threads: workflow.cores\n    shell:").replace(
         "{wildcards.n}", "{threads}"
     )
     setup, specs = planned(tmp_path, snakefile, "--cores", "4")
+    group = replace(specs[1], arguments=(*specs[1].arguments, "--local-groupid", "g"), call=None)
     with Warm(setup, stderr=subprocess.DEVNULL) as warm:
-        assert warm.depth == 1
+        assert warm.depth == 3
         assert warm.run(specs[0]).code == 0
+        warm.channel.send(("start", group))
+        assert "a group has its own" in warm.wait_for("cold", group.key)[2]
     assert (tmp_path / "0.txt").read_text() == "2\n"
 
 

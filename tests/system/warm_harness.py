@@ -215,6 +215,7 @@ def _plan(out: str, arguments: Sequence[str]) -> None:
                 ),
                 snakemake_version=snakemake.workflow.__dict__.get("__version__") or _version(),
                 plugin_version="0",
+                cores=workflow.resource_settings.cores,
             )  # fmt: skip
             specs = [_spec(workflow, job) for job in sorted(workflow.dag.ready_jobs, key=lambda job: str(job.jobid))]
             Path(out).write_bytes(pickle.dumps((setup, specs)))
@@ -226,7 +227,8 @@ def _plan(out: str, arguments: Sequence[str]) -> None:
             snakefile=workflow.main_snakefile,
             target=job.get_target_spec(),
             rules=job.rules,
-            cores=2,
+            cores=2 if job.is_group() else workflow.resource_settings.cores or 2,
+            max_threads=2,
             attempt=1,
             groupid=str(job.jobid) if job.is_group() else None,
             unneeded_temp_files=(),
@@ -241,7 +243,7 @@ def _plan(out: str, arguments: Sequence[str]) -> None:
             jobid=str(job.jobid),
             attempt=1,
             arguments=own,
-            cores=2,
+            max_threads=2,
             log_path=str(logs / f"{name}-{job.jobid}.log"),
             overrides=overrides,
             call=warmcall.describe(job),

@@ -21,7 +21,8 @@ def job(**changes: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
         "snakefile": "Snakefile",
         "target": [TargetSpec("a", {"x": "1"})],
         "rules": ["a"],
-        "cores": 2,
+        "cores": 8,
+        "max_threads": 2,
         "attempt": 1,
         "groupid": None,
         "unneeded_temp_files": [],
@@ -36,8 +37,8 @@ def test_plain_job_needs_no_overrides() -> None:
     arguments, overrides = job(wait_for_files=["in put.txt", "b"])
     assert overrides == {}
     assert arguments == (
-        "--snakefile", "Snakefile", "--target-jobs", "a:x=1", "--allowed-rules", "a", "--cores", "2", "--attempt", "1",
-        "--force-use-threads", "--wait-for-files", "in put.txt", "b",
+        "--snakefile", "Snakefile", "--target-jobs", "a:x=1", "--allowed-rules", "a", "--cores", "8",
+        "--max-threads", "2", "--attempt", "1", "--force-use-threads", "--wait-for-files", "in put.txt", "b",
     )  # fmt: skip
 
 
@@ -74,15 +75,14 @@ def test_files_with_leading_dashes_travel_as_overrides(files: list[str]) -> None
 class Factory:
     """Formats one argument as Snakemake's own factory does, through the functions that its module has at the time."""
 
-    def __init__(self, value: object) -> None:
+    def __init__(self, value: object, flag: str = "--config") -> None:
         self.value = value
+        self.flag = flag
 
     def general_args(self, executor_common_settings: object) -> str:
         import snakemake.spawn_jobs as module
 
-        joined: str = module.join_cli_args(
-            ["--force", "--retries 0", "", module.format_cli_arg("--config", self.value)]
-        )
+        joined: str = module.join_cli_args(["--force", "--retries 0", "", module.format_cli_arg(self.flag, self.value)])
         return joined
 
 
@@ -91,6 +91,11 @@ def test_general_values_survive(values: list[str]) -> None:
     """Values with quotes, spaces, dollars or newlines arrive as they are, each as one argument."""
     arguments = general_arguments(Factory(values), common_settings)
     assert arguments == ["--force", "--retries", "0", "--config", *values, *ADDED]
+
+
+def test_each_job_has_its_own_most_threads() -> None:
+    """The user's `--max-threads` is no general argument: it would win over what a job holds."""
+    assert general_arguments(Factory(4, "--max-threads"), common_settings) == ["--force", "--retries", "0", *ADDED]
 
 
 def test_snakemakes_functions_are_put_back() -> None:

@@ -15,7 +15,15 @@ HOSTILE = ("--target-jobs", "a:x=it's $(touch HACKED),b\\c", "--", "\n", "", "é
 
 
 def spec(**changes):
-    values = {"key": "k", "name": "r", "jobid": "1", "attempt": 1, "cores": 1, "log_path": "/l", "arguments": HOSTILE}
+    values = {
+        "key": "k",
+        "name": "r",
+        "jobid": "1",
+        "attempt": 1,
+        "max_threads": 1,
+        "log_path": "/l",
+        "arguments": HOSTILE,
+    }
     return JobSpec(**{**values, **changes})
 
 
