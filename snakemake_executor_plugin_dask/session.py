@@ -134,6 +134,11 @@ class Session:
         """Hand jobs over to the driver, which is started with the first ones."""
         ready = sorted(jobs, key=lambda job: -job.priority)  # the first ones may start before the last ones are sent
         for first in range(0, len(ready), _HANDED_OVER_AT_ONCE):
+            if self._dropping:
+                with self._lock:
+                    self._dropped += ready[first:]
+                self._woken.put("look")
+                return
             some = ready[first : first + _HANDED_OVER_AT_ONCE]
             queued = [item for job in some if (item := self._queued(job))]
             if queued:

@@ -17,7 +17,8 @@ from snakemake_executor_plugin_dask.ranks import started_as_rank
 
 
 def _setting(default: Any, metavar: Optional[str], text: str) -> Any:
-    metadata = {"help": text}
+    # `snakemake --help` shows no defaults of its own.
+    metadata = {"help": f"{text} Default: {default}." if default else text}
     if metavar is not None:
         metadata["metavar"] = metavar
     return field(default=default, metadata=metadata)
