@@ -51,7 +51,10 @@ class Handover:
         self._snakefile = os.fspath(snakefile if sources_shared else os.path.relpath(snakefile))
         factory: SpawnedJobArgsFactory = self._workflow.spawned_job_args_factory
         common_settings = executor.common_settings
-        self._general = (*general_arguments(factory, common_settings), "--mode", "remote")
+        cached = self._workflow.workflow_settings.cache
+        # `--cache` alone means all rules that are eligible; Snakemake hands on only names.
+        all_cached = ("--cache",) if cached is not None and not cached else ()
+        self._general = (*general_arguments(factory, common_settings), *all_cached, "--mode", "remote")
         self._precommand = factory.precommand(executor_common_settings=common_settings)
         together = {
             *(SharedFSUsage.SOURCES, SharedFSUsage.INPUT_OUTPUT, SharedFSUsage.PERSISTENCE),

@@ -138,6 +138,13 @@ CASES = (
         ),
     ),
     Case("twice", "simple", ((), ())),
+    Case(
+        "cache",
+        "simple",
+        ("mkdir store", ("cached.txt", "--cache"), "rm cached.txt", ("cached.txt", "--cache")),
+        {"SNAKEMAKE_OUTPUT_CACHE": "store"},
+        cold=True,
+    ),
     Case("touch", "simple", (("where.txt",), ("--touch", "--force", "where.txt"), ("where.txt",))),
     Case("dry-run", "simple", (("--dry-run",), ("where.txt",))),
     Case("until", "simple", (("--until", "number"), ("--omit-from", "sum"), ("--until", "next", "--notemp"))),
