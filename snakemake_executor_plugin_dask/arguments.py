@@ -124,8 +124,9 @@ def _format_argument(  # its parameters are those of the function that it stands
     skip: bool = False,
     base64_encode: bool = False,
 ) -> str:
-    """Like Snakemake's ``format_cli_arg``, with marks instead of quotes."""
-    if skip or not value:
+    """Like Snakemake's ``format_cli_arg``, with marks instead of quotes; but a number that is 0 is one."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if skip or not (value or number):
         return ""
     parts = [flag] if isinstance(value, bool) else [flag, *_format_values(value, base64_encode)]
     return _ARGUMENT + _PART.join(parts)

@@ -93,6 +93,14 @@ def test_general_values_survive(values: list[str]) -> None:
     assert arguments == ["--force", "--retries", "0", "--config", *values, *ADDED]
 
 
+def test_zero_is_a_value() -> None:
+    """`--latency-wait 0` reaches the job, where Snakemake would leave it away."""
+    assert general_arguments(Factory(0, "--latency-wait"), common_settings)[-len(ADDED) - 2 : -len(ADDED)] == [
+        "--latency-wait",
+        "0",
+    ]
+
+
 def test_each_job_has_its_own_most_threads() -> None:
     """The user's `--max-threads` is no general argument: it would win over what a job holds."""
     assert general_arguments(Factory(4, "--max-threads"), common_settings) == ["--force", "--retries", "0", *ADDED]
