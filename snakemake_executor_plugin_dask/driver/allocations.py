@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, System, look
+from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, look
 
+_NOT_FOUND = 127  # as shells say it
 TIMED_OUT = 124  # the exit code of a command that did not answer, as of timeout(1)
 RECORD = "allocations.jsonl"
 _QUERY_TIMEOUT_S = 30.0
@@ -182,7 +183,7 @@ def run_here(
     except subprocess.TimeoutExpired:
         return Ran(TIMED_OUT, "", f"{command[0]} did not answer within {timeout_s:.0f} s")
     except OSError as error:
-        return Ran(127, "", f"{command[0]}: {error.strerror}")
+        return Ran(_NOT_FOUND, "", f"{command[0]}: {error.strerror}")
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
@@ -199,28 +200,23 @@ def cancel_run(
     Returns a sentence for each allocation that may be left, with the command to cancel it.
     """
     record = Record(state_dir)
-    deadline = clock() + timeout_s
     left = record.entries()[0]
     if not left:
         return []
-    for entry in left:
-        _cancel(SYSTEMS[entry.system], entry, run)
-    why: dict[str, str] = {}
-    while left:
-        waiting = []
+    codes = {_cancel(entry, run) for entry in left}
+    # Where the commands are not installed, waiting helps nothing.
+    deadline = clock() + (0.0 if codes == {_NOT_FOUND} else timeout_s)
+    while True:
+        why = _still_there(left, run)
         for entry in left:
-            reason = _still_there(SYSTEMS[entry.system], entry, run)
-            if reason is None:
+            if entry.worker not in why:
                 record.gone(entry.worker)
-            else:
-                why[entry.worker] = reason
-                waiting.append(entry)
-        left = waiting
+        left = [entry for entry in left if entry.worker in why]
         if not left or clock() >= deadline:
             break
         sleep(1.0)
         for entry in left:
-            _cancel(SYSTEMS[entry.system], entry, run)
+            _cancel(entry, run)
     return [
         f"allocation {entry.id or entry.name} may be left: {why[entry.worker]}; "
         f"cancel it with `{_shown_command(entry)}`"
@@ -233,7 +229,7 @@ def cancel_unanswered(state_dir: str | Path, run: Callable[[Sequence[str]], Ran]
     record = Record(state_dir)
     for entry in record.entries()[0]:
         if entry.id is None:
-            _cancel(SYSTEMS[entry.system], entry, run)
+            _cancel(entry, run)
             record.gone(entry.worker)
 
 
@@ -259,7 +255,8 @@ def cancel_recorded(state_root: str | Path, *, timeout_s: float = 60.0) -> list[
     return sentences
 
 
-def _cancel_command(system: System, entry: Entry) -> list[str] | None:
+def _cancel_command(entry: Entry) -> list[str] | None:
+    system = SYSTEMS[entry.system]
     if entry.id is not None:
         return system.cancel(entry.id, entry.where)
     # All of the pool's allocations bear this name, and all of them are to go.
@@ -267,24 +264,34 @@ def _cancel_command(system: System, entry: Entry) -> list[str] | None:
 
 
 def _shown_command(entry: Entry) -> str:
-    return " ".join(_cancel_command(SYSTEMS[entry.system], entry) or [])
+    return " ".join(_cancel_command(entry) or [])
 
 
-def _cancel(system: System, entry: Entry, run: Callable[[Sequence[str]], Ran]) -> None:
-    command = _cancel_command(system, entry)
-    if command is not None:
-        run(command)  # whether it worked is asked of the queue
+def _cancel(entry: Entry, run: Callable[[Sequence[str]], Ran]) -> int:
+    """The command's exit code; whether it worked is asked of the queue."""
+    command = _cancel_command(entry)
+    return 0 if command is None else run(command).code
 
 
-def _still_there(system: System, entry: Entry, run: Callable[[Sequence[str]], Ran]) -> str | None:
-    """Why the allocation is not known to be gone; None once it is."""
-    if entry.id is None:
-        # Cancelled by name where the batch system can; one without an id that starts later finds no scheduler and ends.
-        return None
-    done = run(system.query([entry.id], user_name(), entry.where))
-    seen = look(system, [entry.id], *done)[entry.id]
-    if seen.kind == "gone":
-        return None
-    if seen.kind == "unknown":
-        return f"the batch system does not say ({seen.reason})"
-    return f"it is still {seen.kind}"
+def _still_there(entries: Sequence[Entry], run: Callable[[Sequence[str]], Ran]) -> dict[str, str]:
+    """By worker, why its allocation is not known to be gone.
+
+    One without an id was cancelled by its name, where the batch system can; if it starts all the same, it finds no
+    scheduler and ends.
+    """
+    queues: dict[tuple[str, str | None], list[Entry]] = {}
+    for entry in entries:
+        if entry.id is not None:
+            queues.setdefault((entry.system, entry.where), []).append(entry)
+    why = {}
+    for (name, where), queued in queues.items():
+        ids = [entry.id or "" for entry in queued]
+        system = SYSTEMS[name]
+        states = look(system, ids, *run(system.query(ids, user_name(), where)))
+        for entry, number in zip(queued, ids, strict=True):
+            seen = states[number]
+            if seen.kind == "unknown":
+                why[entry.worker] = f"the batch system does not say ({seen.reason})"
+            elif seen.kind != "gone":
+                why[entry.worker] = f"it is still {seen.kind}"
+    return why

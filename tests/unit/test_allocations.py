@@ -207,6 +207,25 @@ def test_what_cannot_be_cancelled_is_said(tmp_path: Path) -> None:
     assert cancel_hints(tmp_path) == {"cpu-0": "allocation 7; cancel it with `scancel 7`"}
 
 
+def test_a_host_without_the_commands_is_not_waited_for(tmp_path: Path) -> None:
+    """Nothing can be cancelled from there; it is said at once, and stays recorded."""
+    record = recorded(tmp_path, "7", "8")
+    clock = Clock()
+    missing = Ran(127, "", "squeue: No such file or directory")
+    sentences = cancel_run(tmp_path, run=lambda _: missing, sleep=clock.sleep, clock=clock)
+    assert clock.now == 0.0
+    assert len(sentences) == len(record.entries()[0]) == 2
+    assert "No such file" in sentences[0]
+
+
+def test_one_question_about_all_that_is_left(tmp_path: Path) -> None:
+    """However many allocations a run had."""
+    recorded(tmp_path, *map(str, range(20)))
+    queue, clock = Queue(*map(str, range(20))), Clock()
+    assert cancel_run(tmp_path, run=queue, sleep=clock.sleep, clock=clock) == []
+    assert sum(command[0] == "squeue" for command in queue.ran) == 1
+
+
 def test_submission_that_was_cut_off_is_cancelled_by_name(tmp_path: Path) -> None:
     """Where the id is not known, the allocation's name is used."""
     Record(tmp_path).submitting("cpu-0", "snakemake-run-cpu", "slurm", None)
