@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
+from snakemake_executor_plugin_dask.driver.allocations import Outlook
 from snakemake_executor_plugin_dask.pools import Pool
 
 WORKER_MODULE = "snakemake_executor_plugin_dask.worker"
@@ -61,7 +62,7 @@ class WorkerProcess(ProcessInterface):
         self.name = name
         self.link = link
         self.failure: str | None = None  # why it could not be started, with the command's own words
-        self.refused = False  # the batch system never takes it as it is: another one would end the same way
+        self.outlook: Outlook = "unknown"  # of another try, where this one failed
         self.allocation_id: str | None = None  # of the batch system, or the process id
         #: Suffixes of the Dask workers' names, where this one process (a launcher) starts several.
         self.group: tuple[str, ...] = ()

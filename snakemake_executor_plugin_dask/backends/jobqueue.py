@@ -36,7 +36,7 @@ from snakemake_executor_plugin_dask.backends.base import (
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, Seen, System, bare, look
-from snakemake_executor_plugin_dask.backends.refusals import no_such, rehearsed, what_to_change
+from snakemake_executor_plugin_dask.backends.refusals import no_such, outlook, rehearsed, what_to_change
 from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Record, run_here, user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
@@ -166,10 +166,12 @@ class Allocation(WorkerProcess):
             self._record.submitted(self.name, str(self.allocation_id))
         except SubmitError as error:
             advice = what_to_change(self._backend.name, str(error))
-            self.failure, self.refused = str(error) + (f"; {advice}" if advice else ""), advice is not None
+            self.failure = str(error) + (f"; {advice}" if advice else "")
+            self.outlook = outlook(self._backend.name, str(error))
             self._record.gone(self.name)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             self.failure = str(error)
+            self.outlook = outlook(self._backend.name, str(error))
         self._submitted = time.monotonic()
 
     async def state(self) -> AllocationState:
@@ -192,7 +194,7 @@ class Allocation(WorkerProcess):
         if now - self._stuck_since < _STUCK_S:
             return AllocationState("queued", reason)
         advice = what_to_change(self._backend.name, reason)
-        self.refused = True
+        self.outlook = "final"
         why = f"it would never start: {reason}" + (f"; {advice}" if advice else "")
         return await self._cancel(number, why) or AllocationState("unknown", f"{why}, and could not be cancelled")
 

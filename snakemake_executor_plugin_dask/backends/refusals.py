@@ -9,6 +9,8 @@ import difflib
 import re
 from collections.abc import Collection
 
+from snakemake_executor_plugin_dask.driver.allocations import Outlook
+
 _QUEUE = "name a queue that exists and takes your jobs: `queue` in the options, `slurm_partition` in a rule's resources"
 _ACCOUNT = "name an account of yours: `account` in the options, `slurm_account` in a rule's resources"
 _PROJECT = "name a project of yours: `project` or `account` in the options"
@@ -71,6 +73,14 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
+#: Of any of them: a server that does not answer, a queue that is closed for a while, a limit on queued jobs.
+_PASSES = re.compile(
+    r"connect|contact|communicat|commlib|timed? ?out|did not answer|temporar|try(ing)? again|again later|too many"
+    r"|would exceed|(job|submit|slot|pend)\w* (submit )?limit|jobs are allowed|maximum number|not enabled|closed|busy"
+    r"|partition not available|configuration not available now|inactive",
+    re.IGNORECASE,
+)
+
 #: Slurm's rehearsal says this of nodes that are only down, too.
 _DOUBTFUL = "node configuration is not available"
 
@@ -83,6 +93,13 @@ def rehearsed(system: str, said: str) -> str | None:
 def what_to_change(system: str, said: str) -> str | None:
     """What a refusal that will not pass asks the user to change; None: another try may be taken."""
     return next((advice for pattern, advice in _TABLE[system] if re.search(pattern, said, re.IGNORECASE)), None)
+
+
+def outlook(system: str, said: str) -> Outlook:
+    """What to expect of another try."""
+    if what_to_change(system, said) is not None:
+        return "final"
+    return "passing" if _PASSES.search(said) else "unknown"
 
 
 def no_such(kind: str, name: str, known: Collection[str], change: str) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, look
 
@@ -22,18 +22,23 @@ RECORD = "allocations.jsonl"
 _QUERY_TIMEOUT_S = 30.0
 
 
+#: What to expect of another try: the same refusal each time, a start once something has passed, or nobody knows.
+Outlook = Literal["final", "passing", "unknown"]
+
+
 @dataclass(slots=True)
 class Brakes:
     """How many allocations of one pool may be asked for now. Times are monotonic seconds passed in.
 
-    After a failure the next try waits, twice as long after each; one worker that joins sets it back. With
-    ``failures_max`` failures in a row the pool is given up; with ``refusals_max``, where the batch system would say the
-    same each time. Two allocations that fail at once count as one try.
+    After a failure the next try waits, twice as long after each; one worker that joins sets it back. After several
+    failures in a row the pool is given up: the sooner, the surer it is that the next would be one too. Two allocations
+    that fail at once count as one try.
     """
 
     queued_max: int = 3
     failures_max: int = 5
-    refusals_max: int = 2
+    final_max: int = 2
+    passing_max: int = 12  # half an hour
     delay_first_s: float = 5.0
     delay_max_s: float = 300.0
     failures: int = 0
@@ -47,17 +52,22 @@ class Brakes:
         room = self.queued_max if self.failures == 0 else 1
         return max(0, min(wanted, room - queued))
 
-    def failed(self, now: float, *, refused: bool = False, up: int = 0) -> None:
+    def failed(self, now: float, outlook: Outlook = "unknown", *, up: int = 0, elsewhere: bool = True) -> None:
         """An allocation could not be submitted, or was gone before its worker joined.
 
-        ``refused``: it would be so each time. ``up``: workers of the pool that are there; while jobs can run on these,
-        the pool is not given up for want of further ones.
+        ``up``: workers of the pool that are there; while jobs can run on these, the pool is not given up for want of
+        further ones. ``elsewhere``: whether the waiting jobs fit in another pool; where they do not, what may pass is
+        waited for.
         """
         if now < self._not_before:
             return  # it was submitted together with the one that failed before
         self.failures += 1
         self._not_before = now + min(self.delay_max_s, self.delay_first_s * 2 ** (self.failures - 1))
-        most = self.refusals_max if refused else self.failures_max
+        most = self.failures_max
+        if outlook == "final":
+            most = self.final_max
+        elif outlook == "passing" and not elsewhere:
+            most = self.passing_max
         self.given_up = self.given_up or (self.failures >= most and not up)
 
     def joined(self, _now: float) -> None:

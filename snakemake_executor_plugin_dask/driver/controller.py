@@ -569,6 +569,17 @@ class Controller:
             self._lost(job, limbo.why, planned=limbo.planned)
         self.place_soon()
 
+    def fit_elsewhere(self, pool: Pool) -> bool:
+        """Whether all jobs that wait for this pool could run in another one."""
+        without = {*self.given_up, pool.name}
+        waiting = {job.queued.request for job in self.jobs.values() if job.state == "waiting" and job.pool == pool.name}
+        try:
+            for request in waiting:
+                routing.route(request, list(self.pools.values()), self.shapes, without)
+        except RequestError:
+            return False
+        return True
+
     def pool_failed(self, pool: Pool, why: str) -> None:
         again = self._failures.get(pool.name) == why
         self._failures[pool.name] = why

@@ -112,7 +112,12 @@ class Fleet(Members):
             return
         pool = members[0].pool
         brakes = self.brakes(pool.name)
-        brakes.failed(self._clock(), refused=process.refused, up=len(self.of(pool.name, "up")))
+        brakes.failed(
+            self._clock(),
+            process.outlook,
+            up=len(self.of(pool.name, "up")),
+            elsewhere=self._listener.fit_elsewhere(pool),
+        )
         self._listener.event("allocation-gone", worker=process.name, pool=pool.name, reason=why, joined=False)
         if brakes.given_up:
             self._listener.pool_given_up(pool, why)

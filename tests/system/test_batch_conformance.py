@@ -137,7 +137,7 @@ def test_allocation_that_would_never_start(
             assert time.monotonic() < deadline, state
             await asyncio.sleep(0.5)
         assert "it would never start: PartitionConfig; ask for what a node of that queue has" in state.reason
-        assert process.refused
+        assert process.outlook == "final"
 
     asyncio.run(check())
 

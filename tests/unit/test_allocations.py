@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from snakemake_executor_plugin_dask.driver.allocations import (
     RECORD,
     Brakes,
+    Outlook,
     Ran,
     Record,
     cancel_hints,
@@ -66,13 +67,24 @@ def test_pool_is_given_up_after_failures_in_a_row() -> None:
     assert brakes.allowed(1, 0, now + 1e6) == 0
 
 
-def test_what_is_refused_each_time_is_given_up_soon() -> None:
-    """A second try, and no more; what may pass gets all of them."""
+@pytest.mark.parametrize(
+    ("outlook", "elsewhere", "tries", "after_s"),
+    [
+        ("final", True, 2, 5.0),
+        ("unknown", False, 5, 75.0),
+        ("passing", True, 5, 75.0),
+        ("passing", False, 12, 1815.0),
+    ],
+)
+def test_how_soon_a_pool_is_given_up(outlook: Outlook, elsewhere: bool, tries: int, after_s: float) -> None:
+    """What is refused each time at once; what may pass is waited for, unless the jobs fit elsewhere."""
     brakes = Brakes()
-    brakes.failed(0.0, refused=True)
-    assert not brakes.given_up
-    brakes.failed(5.0, refused=True)
-    assert brakes.given_up
+    now = 0.0
+    brakes.failed(now, outlook, elsewhere=elsewhere)
+    while not brakes.given_up:
+        now = brakes._not_before
+        brakes.failed(now, outlook, elsewhere=elsewhere)
+    assert (brakes.failures, now) == (tries, after_s)
 
 
 def test_a_pool_with_workers_is_not_given_up() -> None:
@@ -80,7 +92,7 @@ def test_a_pool_with_workers_is_not_given_up() -> None:
     brakes = Brakes()
     now = 0.0
     for _ in range(20):
-        brakes.failed(now, refused=True, up=1)
+        brakes.failed(now, "final", up=1)
         now = brakes._not_before
         assert not brakes.given_up
         assert brakes.allowed(3, 0, now) == 1

@@ -351,6 +351,20 @@ def test_a_pool_that_is_given_up_hands_its_jobs_on() -> None:
     assert any("invalid account" in message.text for message in world.messages(Say))
 
 
+def test_whether_waiting_jobs_fit_in_another_pool() -> None:
+    """All of them, and not in one that was given up."""
+    pools = (Pool("fast", "slurm", 0, 2, 4, 8000), Pool("slow", "slurm", 0, 2, 4, 4000))
+
+    async def script(world: World) -> None:
+        controller = world.controller
+        controller.enqueue(Enqueue((job("small"),)))
+        assert controller.fit_elsewhere(controller.pools["fast"])
+        controller.enqueue(Enqueue((job("large", 2, memory_mb=6000),)))
+        assert not controller.fit_elsewhere(controller.pools["fast"])
+
+    play(script, *pools)
+
+
 def test_an_undeclared_runtime_gets_one_fresh_allocation() -> None:
     """Ended with its allocation, such a job runs once more in a fresh one; then it fails, and `runtime` is named."""
     pool = Pool("cpu", "slurm", 0, 4, 4, 4000, walltime_s=3600.0)

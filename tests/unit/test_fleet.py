@@ -19,7 +19,7 @@ class Process(WorkerProcess):
     """One that is submitted at once, or refused."""
 
     async def start(self) -> None:
-        if not self.refused:
+        if self.outlook == "unknown":
             self.allocation_id = "7"
 
     stays = False
@@ -49,6 +49,7 @@ class World:
         listener: Any = SimpleNamespace(
             worker_joined=lambda member: self.joined.append(member.name),
             worker_lost=lambda *_: None,
+            fit_elsewhere=lambda _: True,
             pool_failed=lambda _, why: self.failed.append(why),
             pool_given_up=lambda _, why: self.given_up.append(why),
             event=lambda *_, **__: None,
@@ -68,7 +69,7 @@ class World:
 
     def _worker(self, pool: Pool, name: str, link: Link) -> Process:
         process = Process(pool, name, link)
-        process.refused, process.group = self.refuse, self.group
+        process.outlook, process.group = "final" if self.refuse else "unknown", self.group
         process.failure = "sbatch: error: invalid account" if self.refuse else None
         self.asked.append(name)
         return process

@@ -25,7 +25,7 @@ from snakemake_executor_plugin_dask.backends.jobqueue import (
     log_tail,
     outside_allocation,
 )
-from snakemake_executor_plugin_dask.backends.refusals import what_to_change
+from snakemake_executor_plugin_dask.backends.refusals import outlook, what_to_change
 from snakemake_executor_plugin_dask.driver.allocations import Ran, Record
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import BATCH_SYSTEMS, Pool
@@ -412,7 +412,7 @@ def test_failed_submission_keeps_the_commands_own_words(tmp_path: Path) -> None:
         process = worker(commands, tmp_path)
         await process
         assert "exit code 1: sbatch: error: Invalid account; name an account of yours: `account`" in process.failure
-        assert process.refused
+        assert process.outlook == "final"
         assert (await process.state()).kind == "gone"
         assert await process.kill()
 
@@ -457,7 +457,18 @@ MAY_PASS = {
 def test_refusals_that_will_not_pass(cluster: str) -> None:
     """They are told apart from those that may, and say what to change."""
     assert what_to_change(cluster, REFUSALS[cluster])
+    assert outlook(cluster, REFUSALS[cluster]) == "final"
     assert what_to_change(cluster, MAY_PASS[cluster]) is None
+    assert outlook(cluster, MAY_PASS[cluster]) == "passing"
+    assert outlook(cluster, "a hook of this site says no") == "unknown"
+
+
+def test_a_limit_on_submitted_jobs_may_pass() -> None:
+    """Slurm's own words name time limits beside it."""
+    said = (
+        "sbatch: error: QOSMaxSubmitJobPerUserLimit / Batch job submission failed: Job violates accounting/QOS policy "
+    )
+    assert outlook("slurm", said + "(job submit limit, user's size and/or time limits)") == "passing"
 
 
 def test_numbers_of_a_sites_own_wrapper_are_not_taken_for_the_id(tmp_path: Path) -> None:
@@ -524,7 +535,7 @@ def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatc
         state = await process.state()
         assert state.kind == "gone"
         assert "(it would never start: PartitionTimeLimit; give the pool a walltime within" in state.reason
-        assert process.refused
+        assert process.outlook == "final"
 
     asyncio.run(check())
     assert ["scancel", "12"] in commands.ran
