@@ -237,7 +237,8 @@ def test_full_queue(slurm: VirtualSlurm, tmp_path: Path) -> None:
     file = pools(tmp_path, one_pool("0-6"))
     with snakemake(tmp_path, logged_jobs(6, "true"), "--dask-pools", file) as run:
         wait_for(lambda: len(allocations(slurm, "PENDING")) == 3, "queued allocations", RUN_S)
-        wait_for(lambda: "Resources" in run.output or "Priority" in run.output, "the reason", RUN_S)
+        why = {"Resources", "Priority"}
+        wait_for(lambda: why & {event["reason"] for event in run.events("allocation-waiting")}, "the reason", RUN_S)
         assert len(allocations(slurm)) == 3
         slurm.run("scancel", *others)
         assert run.wait(RUN_S) == 0, run.output
