@@ -120,6 +120,8 @@ class Fleet(Members):
         )
         self._listener.event("allocation-gone", worker=process.name, pool=pool.name, reason=why, joined=False)
         if brakes.given_up:
+            for member in self.of(pool.name, "starting"):
+                self.give_back(member.name, "its pool is given up")
             self._listener.pool_given_up(pool, why)
         else:
             self._listener.pool_failed(pool, why)

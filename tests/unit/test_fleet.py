@@ -170,6 +170,20 @@ def test_refusals_give_the_pool_up_soon_unless_workers_are_there() -> None:
 
     play(script, refuse=True)
 
+    async def while_others_queue(world: World) -> None:
+        await world.ask(3)
+        world.now += 400.0
+        for process in list(world.workers.values())[:2]:
+            process.outlook = "final"
+            await world.fleet._never_came(process, "it would never start")
+            world.now += 400.0
+        await settle()
+        assert len(world.given_up) == 1
+        assert world.removed == ["cpu-0", "cpu-1", "cpu-2"]
+        assert not world.fleet.members
+
+    play(while_others_queue)
+
     async def with_a_worker(world: World) -> None:
         await world.ask(1)
         await world.join("cpu-0")
