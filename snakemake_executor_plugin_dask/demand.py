@@ -156,7 +156,7 @@ def recommend(
     coming = [_Bin(pool, shape) for _ in range(starting)]
     room = max(0, pool.workers_max - len(states) - starting)
     new = _pack(wanted, [*bins, *coming], pool, shape, room)
-    replaced = _replaced(pool, bins, wanted)
+    replaced = _replaced(pool, bins, wanted, shape)
     for found in bins if later else ():
         # When those jobs are ready, what runs now has ended.
         found.end_leases(lambda held: held.lease.until is None or held.lease.until > now + startup_s)
@@ -249,7 +249,7 @@ def _pack(items: list[_Item], bins: list[_Bin], pool: Pool, shape: Shape, room: 
     return new
 
 
-def _replaced(pool: Pool, bins: Iterable[_Bin], wanted: Iterable[_Item]) -> list[WorkerState]:
+def _replaced(pool: Pool, bins: Iterable[_Bin], wanted: Iterable[_Item], shape: Shape) -> list[WorkerState]:
     """Idle workers that give way to new ones.
 
     Jobs wait that the worker's remaining life does not cover, and no further worker may come.
@@ -257,7 +257,6 @@ def _replaced(pool: Pool, bins: Iterable[_Bin], wanted: Iterable[_Item]) -> list
     if not renewable(pool):
         return []
     left = [item for item in wanted if item.left]
-    number = sum(item.left for item in left)
     in_the_way = [
         found.state
         for found in bins
@@ -266,7 +265,7 @@ def _replaced(pool: Pool, bins: Iterable[_Bin], wanted: Iterable[_Item]) -> list
         and not found.fresh
         and any(item.fresh or (not found.taken and item.planned_s > found.life_s) for item in left)
     ]
-    return in_the_way[:number]
+    return in_the_way[: len(_pack(left, [], pool, shape, len(in_the_way)))]
 
 
 def _idle(pool: Pool, bins: Sequence[_Bin], gone: Sequence[WorkerState], now: float) -> list[WorkerState]:

@@ -203,6 +203,17 @@ def test_a_job_that_needs_a_new_allocation_replaces_an_idle_worker() -> None:
     assert advice(one, waiting, ledger, now=20.0) == Recommendation(1), "not from under a running job"
 
 
+def test_no_more_workers_give_way_than_are_needed() -> None:
+    """One new allocation holds four such jobs, so three idle workers stay."""
+    pool = a_pool(cores=4, walltime_s=3600.0, workers_max=4)
+    ledger = a_ledger(pool, *"abcd")
+    for name in "abcd":
+        ledger.hold(name, [name], Request(4), 0.0)
+        ledger.release(name, 1900.0)
+    found = advice(pool, waiting_for(pool, jobs(4), fresh=True), ledger, now=1901.0)
+    assert (found.workers, len(found.give_back)) == (4, 1)
+
+
 def test_jobs_that_need_a_new_allocation_share_it() -> None:
     """As many as fit in one, whether they come together or shortly after one another."""
     pool = a_pool(cores=4, walltime_s=3600.0)
