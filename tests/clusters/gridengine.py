@@ -181,6 +181,7 @@ class GridEngine(Daemons):
             "min_gid": "0",
             "load_report_time": "00:00:02",
             "execd_params": "ENABLE_ADDGRP_KILL=true",
+            "login_shells": "none",  # what a user's profile does, and waits for, is no concern of the tests
         }
         _copy_changed(_SHARED / "default-configuration", self.dir / "configuration", changed)
 
