@@ -96,6 +96,16 @@ class _Bin:
                 for name, amount in held.extra:
                     self.extra[name] += amount
 
+    def empty(self, shape: Shape) -> None:
+        """Nothing runs there any more."""
+        self.cores, self.memory_mb = self.total_cores, self.total_memory_mb
+        if self.state is not None:
+            self.gpus, self.nodes = len(self.state.devices), len(self.state.hosts)
+            self.extra = dict(self.state.extra)
+        else:
+            self.gpus, self.nodes = math.inf if shape.gpus is None else shape.gpus, shape.nodes
+            self.extra = dict(shape.extra)
+
     def put(self, item: _Item) -> None:
         """Take as many of these places as fit."""
         need = item.need
@@ -157,9 +167,8 @@ def recommend(
     room = max(0, pool.workers_max - len(states) - starting)
     new = _pack(wanted, [*bins, *coming], pool, shape, room)
     replaced = _replaced(pool, bins, wanted, shape)
-    for found in bins if later else ():
-        # When those jobs are ready, what runs now has ended.
-        found.end_leases(lambda held: held.lease.until is None or held.lease.until > now + startup_s)
+    for found in (*bins, *coming, *new) if later else ():
+        found.empty(shape)  # when those jobs are ready, what runs or waits now has ended
     new += _pack(later, [*bins, *coming, *new], pool, shape, room - len(new))
     give_back = replaced + _idle(pool, bins, replaced, now)
     kept = len(alive) - len(give_back)

@@ -166,6 +166,15 @@ def test_jobs_that_become_ready_soon_keep_and_bring_workers() -> None:
     assert advice(POOL, Waiting(), ledger, soon=[(Request(1), 6)], now=100.0) == Recommendation(3)
 
 
+def test_what_waits_makes_room_for_what_follows_it() -> None:
+    """Four jobs and the four that follow them take the same two workers, there or not; eight that follow take more."""
+    for there in (0, 1, 2):
+        ledger = a_ledger(POOL, *"ab"[:there])
+        waiting = waiting_for(POOL, jobs(4))
+        assert advice(POOL, waiting, ledger, soon=[(Request(1), 4)]).workers == 2
+        assert advice(POOL, waiting, ledger, soon=[(Request(1), 8)]).workers == 4
+
+
 def test_starting_workers_count_where_they_are_needed() -> None:
     """By what waits, or becomes ready when what runs has ended; the others may be called back."""
     ledger = a_ledger(POOL, "a")
