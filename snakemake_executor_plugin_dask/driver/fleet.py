@@ -233,7 +233,7 @@ class Fleet(Members):
                 worker=member.name,
                 pool=member.pool.name,
                 reason=member.ended or member.state,
-                joined=True,
+                joined=member.facts is not None,
             )
         self.members.pop(member.name, None)
 
