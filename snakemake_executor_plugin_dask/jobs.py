@@ -70,6 +70,7 @@ class JobSpec:
     runtime_limit_s: float | None = None
     #: Set (or, where None, removed) in the job's environment: devices, host lists.
     environment: tuple[tuple[str, str | None], ...] = ()
+    affinity: tuple[int, ...] = ()  # the cores that its processes may use; empty: all of the worker's
     #: Listed before success is reported, so that a network file system shows late outputs.
     output_dirs: tuple[str, ...] = ()
 
@@ -107,6 +108,7 @@ class WorkerFacts:
     memory_mb: int  # usable by jobs: what the node or cgroup grants, less the worker's reserve
     #: Identifiers as the worker's own CUDA_VISIBLE_DEVICES (or the driver library) names them.
     devices: tuple[str, ...] = ()
+    near: tuple[tuple[int, ...], ...] = ()  # for each device the cores nearest to it; empty where that is not known
     remaining_s: float | None = None  # of the allocation's life; None: no end known
     hosts: tuple[str, ...] = ()  # the nodes of a worker that holds several
     allocation_id: str | None = None  # of the batch system

@@ -33,13 +33,12 @@ class CudaBackend(LocalBackend):
         self._found: Inventory | None = None
 
     def complete(self, pool: Pool) -> Pool:
-        """All GPUs, where no number is asked for. What stands in the way is told by `check`."""
-        if pool.gpus is not None:
-            return pool
+        """Which GPUs there are, and all of them where no number is asked for. Obstacles are told by `check`."""
         try:
-            return dataclasses.replace(pool, gpus=len(self.inventory(pool).devices))
+            devices = self.inventory(pool).devices
         except ConfigurationError:
             return pool
+        return dataclasses.replace(pool, gpus=len(devices) if pool.gpus is None else pool.gpus, devices=devices)
 
     def check(self, pool: Pool) -> None:
         if pool.workers_max > 1:

@@ -141,7 +141,7 @@ class LocalBackend:
 
     def worker(self, pool: Pool, name: str, link: Link) -> WorkerProcess:
         if not pool.gpus or pool.workers_max == 1:
-            return LocalWorker(pool, name, link)
+            return LocalWorker(pool, name, link, pool.devices)
         # Workers beside each other must not see one another's GPUs.
         alive = [worker for worker in self._workers if worker.status is not Status.closed]
         held = {device for worker in alive for device in worker.devices or ()}

@@ -295,10 +295,15 @@ class Controller:
         """The job as it travels: with what placement decided."""
         spec, request, pool = job.queued.spec(), job.queued.request, member.pool
         environment: list[tuple[str, str | None]] = []
+        affinity: tuple[int, ...] = ()
         if member.name in lease.devices:
-            from snakemake_executor_plugin_dask.worker.devices import device_environment
+            from snakemake_executor_plugin_dask.worker.devices import cores_for, device_environment
 
-            environment += device_environment(lease.devices[member.name], pool.gpu_vendor)
+            devices = lease.devices[member.name]
+            environment += device_environment(devices, pool.gpu_vendor)
+            if member.facts is not None and devices:
+                near = dict(zip(member.facts.devices, member.facts.near, strict=False))
+                affinity = cores_for(devices, near, lease.cores_by_worker.get(member.name, 0))
         # Without a shared file system a host file would not be found, and launchers use the node they are called on.
         if (len(lease.hosts) > 1 or request.mpi or request.nodes > 1) and self._setup.scratch is None:
             from snakemake_executor_plugin_dask.backends.launcher import job_environment
@@ -324,6 +329,7 @@ class Controller:
             memory_limit_mb=request.memory_mb if self._setup.enforce_memory else None,
             runtime_limit_s=limit_s,
             environment=tuple(environment),
+            affinity=affinity,
         )
 
     # Running to ended

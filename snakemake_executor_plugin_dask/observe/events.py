@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes; new kinds
 SUFFIX = ".events.jsonl"
 
 #: Fields that are of no use after the run, or that only the run itself should know.
-_LEFT_OUT = frozenset({"environment"})
+_LEFT_OUT = frozenset({"environment", "near", "affinity"})
 
 Event = dict[str, Any]
 

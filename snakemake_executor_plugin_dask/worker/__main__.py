@@ -129,10 +129,12 @@ async def _serve(
 def _facts(config: dict[str, Any], name: str, supervisor: task.Supervisor, started: float) -> WorkerFacts:
     from snakemake_executor_plugin_dask.machine import this_machine
     from snakemake_executor_plugin_dask.routing import usable_memory_mb
+    from snakemake_executor_plugin_dask.worker.devices import near_cores
 
     machine = this_machine()
     cores, memory_mb = rank.share_of_node(os.environ, machine.cores, machine.memory_mb)
     remaining = _remaining_s(config, started)
+    found = _devices(config)
     return WorkerFacts(
         name=name,
         host=os.environ.get("SLURMD_NODENAME") or platform.node(),  # as Slurm's commands call it
@@ -140,7 +142,8 @@ def _facts(config: dict[str, Any], name: str, supervisor: task.Supervisor, start
         supervisor_pid=supervisor.process.pid,
         cores=config["cores"] or cores,
         memory_mb=usable_memory_mb(config["memory_mb"] or memory_mb),
-        devices=_devices(config),
+        devices=found,
+        near=near_cores(found, os.sched_getaffinity(0)) if found else (),
         remaining_s=remaining,
         hosts=_hosts() if config["nodes"] else (),
         allocation_id=_allocation_id(),

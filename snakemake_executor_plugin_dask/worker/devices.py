@@ -3,11 +3,12 @@
 Looks at the environment, the NVML library, `nvidia-smi` and sysfs; changes nothing, and makes no CUDA context.
 """
 
+import contextlib
 import ctypes
 import os
 import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ _FURTHER_FILTERS = {
     "nvidia": (),
     "amd": ("HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "CUDA_VISIBLE_DEVICES"),
 }
+
+NVML = "libnvidia-ml.so.1"
 
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 
@@ -143,14 +146,23 @@ def probe_nvidia() -> tuple[str, ...] | None:
 Listed = list[tuple[str, tuple[str, ...]]]  # each device's name, and the names of its MIG instances
 
 
-def _nvml(library: str = "libnvidia-ml.so.1") -> Listed | None:
-    """Ask the driver's own library. None: it does not start (no device, or no kernel module). OSError: not there."""
+@contextlib.contextmanager
+def _started(library: str) -> Iterator[ctypes.CDLL | None]:
+    """The driver's own library. None: it does not start (no device, or no kernel module). OSError: not there."""
     nvml = ctypes.CDLL(library)
     if nvml.nvmlInit_v2() != 0:
-        return None
+        yield None
+        return
     try:
+        yield nvml
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _nvml(library: str = NVML) -> Listed | None:
+    with _started(library) as nvml:
         count = ctypes.c_uint()
-        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+        if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
             return None
         listed: Listed = []
         for index in range(count.value):
@@ -159,8 +171,43 @@ def _nvml(library: str = "libnvidia-ml.so.1") -> Listed | None:
                 return None
             listed.append((_uuid(nvml, device), _instances(nvml, device)))
         return listed
-    finally:
-        nvml.nvmlShutdown()
+
+
+def near_cores(devices: Sequence[str], allowed: Collection[int], library: str = NVML) -> tuple[tuple[int, ...], ...]:
+    """For each device, those of the allowed cores that are nearest to it, as the driver knows; () where it does not."""
+    try:
+        with _started(library) as nvml:
+            return tuple(() if nvml is None else _near(nvml, device, allowed) for device in devices)
+    except (OSError, AttributeError):  # no driver, or one that is too old to know
+        return ((),) * len(devices)
+
+
+def _near(nvml: ctypes.CDLL, name: str, allowed: Collection[int]) -> tuple[int, ...]:
+    device = ctypes.c_void_p()
+    if name.isdecimal():
+        found = nvml.nvmlDeviceGetHandleByIndex_v2(int(name), ctypes.byref(device))
+    else:
+        found = nvml.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(device))
+    if name.startswith("MIG-") and found == 0:  # an instance is as near as its device
+        found = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device, ctypes.byref(device))
+    bits = 8 * ctypes.sizeof(ctypes.c_ulong)
+    masks = (ctypes.c_ulong * (max(allowed, default=0) // bits + 1))()
+    if found != 0 or nvml.nvmlDeviceGetCpuAffinity(device, len(masks), masks) != 0:
+        return ()
+    return tuple(core for core in sorted(allowed) if masks[core // bits] >> (core % bits) & 1)
+
+
+def cores_for(devices: Sequence[str], near: Mapping[str, Sequence[int]], cores: int) -> tuple[int, ...]:
+    """The cores to which a job with these devices is bound: the nearest ones. (): it may use all.
+
+    Not where they would be too few: a device counts with an even share of cores that are near to others as well, so
+    that jobs never crowd on near cores while far ones idle. ``near``: of each of the worker's devices.
+    """
+    own = [frozenset(near.get(device, ())) for device in devices]
+    shares = [len(mine) / sum(not mine.isdisjoint(others) for others in near.values()) for mine in own if mine]
+    if len(shares) < len(devices) or sum(shares) < cores:
+        return ()
+    return tuple(sorted(frozenset().union(*own)))
 
 
 def _instances(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> tuple[str, ...]:

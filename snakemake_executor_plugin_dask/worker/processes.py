@@ -225,6 +225,7 @@ class Launch:
     output: str | None = None  # stdout and stderr are appended to this file; None: those of the supervisor
     umask: int | None = None
     soft_limits: tuple[tuple[int, int], ...] = ()
+    affinity: tuple[int, ...] = ()  # empty: the supervisor's
     keep: tuple[int, ...] = ()  # descriptors that the process gets, under the same numbers
     volunteer: bool = True  # for the kernel's out-of-memory killer
 
@@ -277,6 +278,8 @@ def _child(launch: Launch, parent: int, report: int) -> NoReturn:
             os.umask(launch.umask)
         for number, soft in launch.soft_limits:
             set_soft_limit(number, soft)
+        if launch.affinity:
+            os.sched_setaffinity(0, launch.affinity)
         stage = f"{launch.arguments[0]} cannot be executed"
         _execute(launch.arguments, dict(launch.environment))
     except BaseException as error:  # noqa: BLE001 - whatever it is, this copy of the supervisor must end here

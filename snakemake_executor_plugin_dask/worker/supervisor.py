@@ -314,6 +314,7 @@ class Supervisor:
                 current.log,
                 setup.umask,
                 tuple(self._soft_limits.items()),
+                spec.affinity,
                 () if overrides is None else (overrides,),
             )
             pid, report = processes.spawn(launch)

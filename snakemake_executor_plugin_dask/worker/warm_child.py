@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 _ANSWER_S = 2.0
 _libc = ctypes.CDLL(None, use_errno=True)
+_all_cores = os.sched_getaffinity(0)
 
 
 def detach(parent: int) -> None:
@@ -53,6 +54,7 @@ def become_job(setup: RunSetup, spec: JobSpec) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    os.sched_setaffinity(0, spec.affinity or _all_cores)
     if any(name == "TZ" for name, _ in spec.environment):
         time.tzset()
     sys.argv = warm_snakemake.job_argv(setup, spec)

@@ -1,7 +1,8 @@
-"""GPU leases through a whole run, on four devices that the environment names; no GPU is needed."""
+"""GPU leases through a whole run, on four devices that the environment or a stand-in names; no GPU is needed."""
 
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,42 @@ def test_more_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         assert run.wait() != 0
         assert "4 GPUs for each worker were asked for, but this machine has 2" in run.output
         assert not list(tmp_path.glob("gpu*/*"))
+
+
+TESTS = Path(__file__).parents[1]
+DASK_CUDA = Path(sys.executable).parents[1] / "dask-cuda"
+
+ONE_BY_ONE = """
+rule all:
+    input: expand("{i}.txt", i=range(8))
+
+rule job:
+    output: "{i}.txt"
+    resources: gpu=1
+    threads: 0
+    shell: "echo $CUDA_VISIBLE_DEVICES > {output}; sleep 0.3"
+"""
+
+
+@pytest.mark.skipif(not DASK_CUDA.is_dir(), reason="dask-cuda is an extra of the test machine")
+@pytest.mark.parametrize(
+    ("variables", "names"),
+    [
+        ({}, {"0", "1", "2", "3"}),
+        ({"CUDA_VISIBLE_DEVICES": "3,GPU-00000001"}, {"3", "GPU-00000001"}),
+        ({"STANDIN_MIG": "1"}, {"GPU-00000001", "GPU-00000002", "GPU-00000003", "MIG-00000000", "MIG-00000001"}),
+    ],
+)
+def test_as_dask_cuda_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], names: set[str]
+) -> None:
+    """dask-cuda itself, on a stand-in for NVIDIA's library: what it finds is what the worker leases, by those names."""
+    monkeypatch.setenv("PYTHONPATH", f"{DASK_CUDA}:{TESTS / 'clusters' / 'nvml'}")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with snakemake(tmp_path, ONE_BY_ONE, "--dask-cluster", "cuda") as run:
+        assert run.wait(180) == 0, run.output
+        assert set(run.facts()["devices"]) == names
+        seen = [path.read_text().strip() for path in tmp_path.glob("?.txt")]
+        assert len(seen) == 8
+        assert set(seen) <= names

@@ -64,6 +64,16 @@ time.sleep(1000)'
     assert (outcome.status, left) == ("succeeded", [])
 
 
+def test_a_job_may_be_bound_to_cores(worker, tmp_path):
+    """Only that one; the next has all of the worker's again."""
+    cores = sorted(os.sched_getaffinity(0))
+    for number, affinity in enumerate(((cores[-1],), ())):
+        worker.outcome(worker.start(f"taskset -cp $$ > {tmp_path}/{number}", affinity=affinity))
+    found = [(tmp_path / str(number)).read_text().rpartition(": ")[2].strip() for number in range(2)]
+    assert found[0] == str(cores[-1])
+    assert found[1] != found[0] or len(cores) == 1
+
+
 def test_daemons_of_another_job_survive(worker, tmp_path):
     """The end of one job does not touch what another one started in the background."""
     first = worker.start(f"setsid -f bash -c 'echo $$ > {tmp_path}/pids; exec sleep 1000'; sleep 1000")

@@ -337,22 +337,27 @@ rule all:
 
 rule one:
     output: "{n}.txt"
-    shell: "echo pid $$ of $SNAKEMAKE_DASK_JOB in $X; cd /; export X=changed; echo {wildcards.n} > $OLDPWD/{output}"
+    shell:
+        "echo pid $$ of $SNAKEMAKE_DASK_JOB in $X; grep Cpus_allowed_list /proc/self/status; "
+        "cd /; export X=changed; echo {wildcards.n} > $OLDPWD/{output}"
 """
 
 
 def test_shell_commands_share_a_child_and_nothing_else(tmp_path: Path) -> None:
-    """Commands run one after the other from one child: each has its own shell, log and environment."""
+    """Commands run one after the other from one child: each has its own shell, log, environment and cores."""
     setup, specs = planned(tmp_path, COMMANDS)
     with Warm(setup) as warm:
         pids = []
         for number, spec in enumerate(specs[:12]):
-            changed = replace(spec, environment=(("X", f"x{number}"),))
+            one = min(os.sched_getaffinity(0))
+            cores = (one,) if number % 2 else ()
+            changed = replace(spec, environment=(("X", f"x{number}"),), affinity=cores)
             pids.append(warm.start(changed))
             ended = warm.end_of(changed)
             assert ended.code == 0, ended.log
             assert f"pid {pids[-1]} of {spec.key} in x{number}\n" in ended.log
             assert ended.log.count("pid ") == 1
+            assert (f"Cpus_allowed_list:\t{one}\n" in ended.log) == (bool(cores) or os.sched_getaffinity(0) == {one})
         assert len(set(pids)) == 12
         # The two that were forked ahead, and at most two that ran the commands.
         assert len(children(warm.process.pid)) <= 4

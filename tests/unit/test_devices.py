@@ -1,5 +1,7 @@
 """Which GPUs a worker has, and what a job sees of them."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.worker.devices import (
+    NVML,
     Inventory,
+    _nvml,
     complaint,
+    cores_for,
     device_environment,
     inventory,
+    near_cores,
     parse_nvidia_smi,
     parse_visible,
     probe_amd,
@@ -139,3 +145,59 @@ def test_a_device_is_never_listed_twice(entries: list[str]) -> None:
     assert len(set(devices)) == len(devices)
     bad = next((position for position, entry in enumerate(entries) if entry in ("-1", "", "x")), len(entries))
     assert devices == tuple(dict.fromkeys(entries[:bad]))
+
+
+@pytest.fixture(scope="module")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """NVIDIA's library, as a stand-in that is compiled here: four devices, of which the first is divided."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    library = tmp_path_factory.mktemp("nvml") / NVML
+    source = Path(__file__).parents[1] / "clusters" / "nvml" / "nvml.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return str(library)
+
+
+def test_the_library_is_asked_as_it_wants_to_be(nvml: str) -> None:
+    """Devices by name, and the instances of the divided one."""
+    assert _nvml(nvml) == [("GPU-0", ("MIG-0", "MIG-1")), ("GPU-1", ()), ("GPU-2", ()), ("GPU-3", ())]
+
+
+def test_near_cores_by_any_name(nvml: str) -> None:
+    """By index, name or instance, also beyond the first 64 cores; only those that this process may use."""
+    allowed = {0, 1, 2, 66, 67}
+    assert near_cores(("1", "GPU-2", "MIG-1"), allowed, nvml) == ((0, 1, 2), (66, 67), (0, 1, 2))
+    assert near_cores(("7", "GPU-9", "3"), allowed, nvml) == ((), (), (66, 67))
+    assert near_cores(("0", "1"), allowed, "libnvidia-ml-that-is-not-there.so") == ((), ())
+
+
+NEAR = {"0": range(16), "1": range(16), "2": range(16, 32), "3": range(16, 32)}
+
+
+def test_jobs_run_near_to_their_devices() -> None:
+    """Within the device's share of the cores that are near to it; else, or where nothing is known, on all."""
+    assert cores_for(("1",), NEAR, 8) == tuple(range(16))
+    assert cores_for(("1",), NEAR, 9) == ()
+    assert cores_for(("0", "1"), NEAR, 16) == tuple(range(16))
+    assert cores_for(("0", "2"), NEAR, 16) == tuple(range(32))
+    assert cores_for(("0", "2"), NEAR, 17) == ()
+    assert cores_for(("0",), {"0": ()}, 1) == ()
+    assert cores_for(("0",), {}, 1) == ()
+
+
+@given(
+    near=st.dictionaries(st.sampled_from("abcd"), st.frozensets(st.integers(0, 7)), min_size=1),
+    wanted=st.lists(st.integers(1, 8), min_size=4, max_size=4),
+)
+def test_bound_jobs_never_crowd(near: dict[str, frozenset[int]], wanted: list[int]) -> None:
+    """One job on each device: those bound to the same cores hold no more cores together than these are."""
+    sets = {device: tuple(sorted(cores)) for device, cores in near.items()}
+    bound = [
+        (frozenset(found), cores)
+        for device, cores in zip(sorted(sets), wanted, strict=False)
+        if (found := cores_for((device,), sets, cores))
+    ]
+    for cores, _ in bound:
+        inside = sum(amount for others, amount in bound if others <= cores)
+        assert inside <= len(cores)
