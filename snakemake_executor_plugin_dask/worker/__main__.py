@@ -23,6 +23,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.private import write_private
 from snakemake_executor_plugin_dask.worker import rank, task
+from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, near_cores, take_inventory
 
 _PR_SET_PDEATHSIG = 1
 
@@ -129,21 +130,22 @@ async def _serve(
 def _facts(config: dict[str, Any], name: str, supervisor: task.Supervisor, started: float) -> WorkerFacts:
     from snakemake_executor_plugin_dask.machine import this_machine
     from snakemake_executor_plugin_dask.routing import usable_memory_mb
-    from snakemake_executor_plugin_dask.worker.devices import near_cores
 
     machine = this_machine()
     cores, memory_mb = rank.share_of_node(os.environ, machine.cores, machine.memory_mb)
     remaining = _remaining_s(config, started)
-    found = _devices(config)
+    host = os.environ.get("SLURMD_NODENAME") or platform.node()  # as Slurm's commands call it
+    found = _inventory(config)
     return WorkerFacts(
         name=name,
-        host=os.environ.get("SLURMD_NODENAME") or platform.node(),  # as Slurm's commands call it
+        host=host,
         pid=os.getpid(),
         supervisor_pid=supervisor.process.pid,
         cores=config["cores"] or cores,
         memory_mb=usable_memory_mb(config["memory_mb"] or memory_mb),
-        devices=found,
-        near=near_cores(found, os.sched_getaffinity(0)) if found else (),
+        devices=found.devices,
+        too_few=complaint(config.get("gpus"), found, host) or "",
+        near=near_cores(found.devices, os.sched_getaffinity(0)) if found.devices else (),
         remaining_s=remaining,
         hosts=_hosts() if config["nodes"] else (),
         allocation_id=_allocation_id(),
@@ -162,15 +164,13 @@ def _remaining_s(config: dict[str, Any], started: float) -> float | None:
     return float(config["walltime_s"]) - (time.monotonic() - started)
 
 
-def _devices(config: dict[str, Any]) -> tuple[str, ...]:
+def _inventory(config: dict[str, Any]) -> Inventory:
     """The GPUs that jobs may hold, where the pool counts any."""
-    from snakemake_executor_plugin_dask.worker import devices
-
     if not config.get("gpus"):
-        return ()
+        return Inventory((), "")
     if config.get("devices") is not None:
-        return tuple(config["devices"])
-    return devices.inventory(config.get("gpu_vendor", "nvidia"))
+        return Inventory(tuple(config["devices"]), "the driver")
+    return take_inventory(config.get("gpu_vendor", "nvidia"))
 
 
 def _hosts() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clusters.slurm import VirtualSlurm
 from running import snakemake
 
 JOBS = """
@@ -33,13 +34,55 @@ def test_each_job_sees_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SNAKEMAKE_DASK_DEVICES", ",".join(DEVICES))
     with snakemake(tmp_path, JOBS, "--dask-cluster", "cuda") as run:
         assert run.wait(180) == 0, run.output
+    check_leases(tmp_path, DEVICES)
+
+
+POOLS = """
+pools:
+  gpu:
+    cluster: slurm
+    workers: 1
+    cores: 4
+    memory: 4 GB
+    gpus: {gpus}
+    walltime: 10m
+    options: {{queue: gpu, job_extra_directives: ["--gres=gpu:a100:{granted}"]}}
+"""
+
+
+@pytest.mark.slurm
+def test_each_job_sees_its_own_in_slurm(tmp_path: Path, slurm: VirtualSlurm) -> None:
+    """The same on a node whose four devices Slurm grants by `gres`, by the names that it gives them."""
+    (tmp_path / "pools.yaml").write_text(POOLS.format(gpus=4, granted=4))
+    with snakemake(tmp_path, JOBS, "--dask-pools", "pools.yaml") as run:
+        assert run.wait(180) == 0, run.output
+        assert run.facts()["host"] == "g1"
+        assert run.facts()["devices"] == ["0", "1", "2", "3"]
+    check_leases(tmp_path, ("0", "1", "2", "3"))
+
+
+@pytest.mark.slurm
+def test_slurm_grants_fewer(tmp_path: Path, slurm: VirtualSlurm) -> None:
+    """A pool that declares more than its directives ask for: told before the first job, and no job waits for ever."""
+    (tmp_path / "pools.yaml").write_text(POOLS.format(gpus=4, granted=2))
+    with snakemake(tmp_path, JOBS, "--dask-pools", "pools.yaml", "--keep-going") as run:
+        assert run.wait(180) != 0
+        text = "Pool gpu: 4 GPUs for each worker were asked for, but g1 has 2 (CUDA_VISIBLE_DEVICES=0,1 grants 0, 1)"
+        assert text in run.output
+        assert "4 GPUs is more than the 2 of a worker" in run.output
+        assert len(list(tmp_path.glob("gpu2/*.json"))) == 4
+        assert not list(tmp_path.glob("gpu4/*.json"))
+
+
+def check_leases(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Each job saw as many devices as it asked for, and none was seen by two jobs at once."""
     spans = []
     for number in (0, 1, 2, 4):
         for path in (tmp_path / f"gpu{number}").glob("*.json"):
             result = json.loads(path.read_text())
             seen = [name for name in result["seen"].split(",") if name]
             assert len(seen) == number
-            assert set(seen) <= set(DEVICES)
+            assert set(seen) <= set(names)
             assert result["order"] == "PCI_BUS_ID"
             spans += [(device, result["begin"], result["end"]) for device in seen]
     spans.sort()

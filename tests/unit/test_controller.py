@@ -48,9 +48,9 @@ class World:
     def messages(self, kind: type) -> list[Any]:
         return [message for message in self.sent if isinstance(message, kind)]
 
-    def worker(self, name: str, cores: int = 4, remaining_s: float | None = None) -> Any:
+    def worker(self, name: str, cores: int = 4, remaining_s: float | None = None, **facts_too: Any) -> Any:
         pool = self.controller.pools[name.rpartition("-")[0]]
-        facts = WorkerFacts(name, "host", 1, 2, cores, 4000, remaining_s=remaining_s)
+        facts = WorkerFacts(name, "host", 1, 2, cores, 4000, remaining_s=remaining_s, **facts_too)
         member = SimpleNamespace(
             name=name,
             pool=pool,
@@ -740,3 +740,36 @@ def test_a_list_of_nodes_that_cannot_be_written_fails_its_job_alone() -> None:
         assert world.controller.ledger.lease(job("wide", 1).key) is None
 
     play(script)
+
+
+def test_fewer_gpus_than_declared_are_told_and_no_job_waits_for_them() -> None:
+    """What fits runs on what there is; what cannot fails with both counts, before any job has started."""
+    pool = Pool("gpu", "slurm", 0, 4, cores=4, memory_mb=4000, gpus=4)
+    told = "4 GPUs for each worker were asked for, but g1 has 2 (CUDA_VISIBLE_DEVICES=0,1 grants 0, 1); ask for 2."
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("all", 1, gpus=4), job("one", 2, gpus=1))))
+        for number in range(2):
+            world.worker(f"gpu-{number}", devices=("0", "1"), too_few=told)
+        await asyncio.sleep(0)
+        assert not world.messages(Started)
+
+    world = play(script, pool)
+    assert [say.text for say in world.messages(Say) if "asked for" in say.text] == [f"Pool gpu: {told}"]
+    (failed,) = world.messages(Finished)
+    assert failed.key.startswith("all-")
+    assert "4 GPUs is more than the 2 of a worker" in failed.message
+    assert [spec.name for _, spec in world.submitted] == ["one"]
+
+
+def test_a_job_is_bound_near_to_its_devices() -> None:
+    """Within the share of the cores that are nearest to them; jobs without devices are not bound."""
+    pool = Pool("gpu", "slurm", 0, 1, cores=4, memory_mb=4000, gpus=2)
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("a", 1, gpus=1), job("b", 2, gpus=1), job("c", 3))))
+        world.worker("gpu-0", devices=("0", "1"), near=((0, 1), (2, 3)))
+        await asyncio.sleep(0)
+
+    world = play(script, pool)
+    assert sorted(spec.affinity for _, spec in world.submitted) == [(), (0, 1), (2, 3)]
