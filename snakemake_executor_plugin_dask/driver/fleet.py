@@ -157,6 +157,7 @@ class Fleet(Members):
         """The scheduler has seen a new worker."""
         member = self.members.get(name) or self._started_again(name)
         if self._closing:
+            self._cluster.scheduler.close_worker(address)  # its launcher would be waited for
             return
         if member is None:
             # Its submission was not answered, and counted as failed: nobody would give it back.

@@ -106,6 +106,23 @@ def test_a_killed_worker_takes_nobody_along(tmp_path: Path, launcher: str) -> No
 
 
 @pytest.mark.mpi
+def test_a_launcher_that_is_ended_is_replaced(tmp_path: Path) -> None:
+    """It takes all its workers along; they come up again, and only the jobs that ran run again."""
+    body = "test {wildcards.i} = 0 || while ! test -e go; do sleep 0.1; done"
+    with snakemake(tmp_path, logged_jobs(3, body), *mpi_arguments("mpirun.openmpi")) as run:
+        wait_for(lambda: len(started(run)) == 3 and len(ended(run)) == 1, "three jobs started, and one ended")
+        (allocation,) = run.events("allocation-submitted")
+        os.kill(int(allocation["allocation"]), signal.SIGTERM)
+        wait_for(lambda: len(run.events("worker-joined")) >= 5, "workers of a second launcher")
+        (tmp_path / "go").touch()
+        assert run.wait(180) == 0, run.output
+        assert len(run.events("allocation-submitted")) == 2
+        assert len(started(run)) == 5
+        assert len(ended(run)) == 3
+        run.expect_gone(15)
+
+
+@pytest.mark.mpi
 def test_a_launcher_that_fails_is_told_with_its_words(tmp_path: Path) -> None:
     """What the launcher printed is in Snakemake's output."""
     options = "{launcher: 'mpirun.openmpi --no-such-option'}"
