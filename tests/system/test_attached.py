@@ -418,7 +418,12 @@ if __name__ == "__main__":
 
 GPU_JOBS = """
 rule all:
-    input: expand("gpu/{i}.txt", i=range(8)), "cpu.txt"
+    input: expand("gpu/{i}.txt", i=range(8)), "cpu.txt", "two.txt"
+
+rule two:
+    output: "two.txt"
+    resources: gpu=2
+    shell: "touch {output}"
 
 rule gpu:
     output: "gpu/{i}.txt"
@@ -459,8 +464,10 @@ def test_local_cuda_cluster(tmp_path: Path) -> None:
     try:
         wait_for(cluster.file.exists, "the scheduler's file")
         arguments = ["--dask-scheduler", str(cluster.file)]
-        with snakemake(tmp_path / "a", GPU_JOBS, *arguments) as run:
-            assert run.wait(180) == 0, run.output
+        with snakemake(tmp_path / "a", GPU_JOBS, *arguments, "--keep-going") as run:
+            assert run.wait(180) == 1, run.output
+            assert "2 GPUs is more than the 1 of a worker" in run.output
+            assert not (run.directory / "two.txt").exists()
             devices = {fact["facts"]["devices"][0] for fact in run.events("worker-joined")}
             assert devices == {"0", "1", "2", "3"}
             spans = sorted(
@@ -471,9 +478,5 @@ def test_local_cuda_cluster(tmp_path: Path) -> None:
             for (device, _, ended), (following, began, _) in itertools.pairwise(spans):
                 assert device != following or ended <= began
             assert (run.directory / "cpu.txt").read_text() == "sees:\n"
-        with snakemake(tmp_path / "b", GPU_JOBS.replace("gpu=1", "gpu=2"), *arguments) as run:
-            assert run.wait() != 0
-            assert "gpu" in run.output
-            assert not list(run.directory.glob("gpu/*"))
     finally:
         cluster.end()
