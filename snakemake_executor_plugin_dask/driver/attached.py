@@ -38,6 +38,7 @@ from snakemake_executor_plugin_dask.worker import attach, task
 
 RENEW_EVERY_S = 5.0
 _CALL_S = 20.0
+_LAST_WORDS_S = 1.0  # after a supervisor is gone, the ends of its jobs are told
 _JOIN_S = 60.0  # modules may come from a slow file system
 #: Workers' leases are renewed only while what their jobs hold is reserved for certain: it must outlast them.
 _RESERVED_S = 20.0
@@ -114,17 +115,12 @@ class AttachedFleet(Members):
         self._listener.worker_joined(member)
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
-        """Its supervisor ends the jobs once the worker is gone, or no renewal comes. On this machine one can look."""
-        if keys:
-            run_out = self._renewed.get(member.name, self._clock()) + self._setup.lease_s + LEASE_MARGIN_S
-            while self._clock() < run_out:
-                if member.name in self._here and await asyncio.to_thread(
-                    attach.seen_dead, self._here[member.name], set(keys)
-                ):
-                    break
-                await asyncio.sleep(0.5)
+        """Its supervisor ends the jobs once the worker is gone, or no renewal comes; on this machine we do."""
+        run_out = self._renewed.get(member.name, self._clock()) + self._setup.lease_s + LEASE_MARGIN_S
+        here = self._here.pop(member.name, None)
+        if keys and (here is None or not await asyncio.to_thread(attach.end_from_outside, here, set(keys))):
+            await asyncio.sleep(max(0.0, run_out - self._clock()))
         self.members.pop(member.name, None)
-        self._here.pop(member.name, None)
         return None
 
     async def check(self) -> None:
@@ -190,7 +186,7 @@ class AttachedRun(Run):
         self._client.subscribe_topic("all", self._cluster_event)
         self._client.subscribe_topic(TOPIC, lambda _: self._renew_soon())
         own = task.event_topic(self._setup.run_id)
-        self._client.subscribe_topic(own, lambda event: self.controller.received(event[1]))
+        self._client.subscribe_topic(own, lambda event: self._worker_event(event[1]))
         workers = await self._workers()
         fleet.names = resource_names([worker.get("resources", {}) for worker in workers.values()])
         self.controller.pools[ATTACHED] = Pool(ATTACHED, ATTACHED, resources=tuple((name, 0) for name in fleet.names))
@@ -266,6 +262,18 @@ class AttachedRun(Run):
         except PoolError as error:
             self._refuse(address, worker, f"{error}.")
 
+    def _worker_event(self, message: Mapping[str, Any]) -> None:
+        self.controller.received(message)
+        if "leaving" in message:
+            self._spawn(self._attach_again(str(message["leaving"])))
+
+    async def _attach_again(self, name: str) -> None:
+        """A worker of others goes on without this run's supervisor; the next round gives it a new one."""
+        await asyncio.sleep(_LAST_WORDS_S)
+        member = self._attached.members.get(name)
+        if member is not None and not self.controller.stopping:
+            self._attached.lose(member, "its supervisor process ended")
+
     def _refuse(self, address: str, worker: Mapping[str, Any], why: str) -> None:
         self._refused.add(address)
         self._send(Say("warning", f"Worker {worker['name']} at {address} is not used: {why}"))
@@ -273,10 +281,11 @@ class AttachedRun(Run):
     async def _compare(self) -> None:
         """Notice what no event told: workers that came before events were subscribed to, or while nothing was heard."""
         there = set(await self._client.scheduler.ncores())
-        known = {member.address for member in self._attached.members.values() if member.state == "up"}
-        for address in there - known - self._refused:
+        members = self._attached.members.values()
+        # A lost one comes back only once its jobs are known to be dead: a new renewal would let them live on.
+        for address in there - {member.address for member in members} - self._refused:
             self._spawn(self._newcomer(address))
-        for address in known - there:
+        for address in {member.address for member in members if member.state == "up"} - there:
             self._removed(address)
 
     # Jobs

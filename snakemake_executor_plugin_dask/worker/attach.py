@@ -58,6 +58,22 @@ def kill_marked(keys: Collection[str], timeout_s: float = 10.0) -> bool:
     return True
 
 
+def end_from_outside(supervisor: int, keys: Collection[str], timeout_s: float = 10.0) -> bool:
+    """End a supervisor that was `seen_here`, so that it starts nothing more, and these jobs; False where one is left.
+
+    For a worker that is lost, which may be stopped and go on later. Runs in the driver.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not seen_dead(supervisor, keys):
+        if time.monotonic() > deadline:
+            return False
+        if seen_here(supervisor):
+            send([supervisor], signal.SIGKILL)
+        send(marked(keys), signal.SIGKILL)
+        time.sleep(0.02)
+    return True
+
+
 async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     """Start the run's supervisor; what the worker has is what it declares. May be repeated."""
     run_id = setup.run_id

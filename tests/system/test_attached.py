@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import logged_jobs, processes_of, snakemake, started, wait_for
+from running import ended, logged_jobs, processes_of, snakemake, started, wait_for
 
 BIN = Path(sys.executable).parent
 
@@ -180,20 +180,21 @@ def test_newcomers_are_looked_at_too(tmp_path: Path, running: Cluster) -> None:
 
 
 def test_a_lost_supervisor_takes_no_neighbour_along(tmp_path: Path, running: Cluster) -> None:
-    """Two workers on one host: the jobs of the one go on when the other one's supervisor dies."""
+    """Two workers on one host: when the one's supervisor dies, the other's job goes on, and the one is used again."""
     for name in ("one", "two"):
         running.worker(name, 1)
-    body = "test -e again || sleep 6"
+    body = "while ! test -e go; do sleep 0.1; done"
     with snakemake(tmp_path / "a", logged_jobs(2, body), "--dask-scheduler", str(running.file)) as run:
         wait_for(lambda: len(started(run)) == 2, "both jobs started")
-        (run.directory / "again").touch()
         lost = run.facts(0)
         os.kill(lost["supervisor_pid"], signal.SIGKILL)
+        wait_for(lambda: len(started(run)) == 3, "the lost job started again, where only the same worker has room")
+        (run.directory / "go").touch()
         assert run.wait(180) == 0, run.output
-        assert [
-            event["outcome"]["worker"] for event in run.events("job-ended") if event["outcome"]["status"] == "lost"
-        ] == [lost["name"]]
+        outcomes = [event["outcome"] for event in run.events("job-ended")]
+        assert [outcome["worker"] for outcome in outcomes if outcome["status"] == "lost"] == [lost["name"]]
         assert len(started(run)) == 3
+        assert len(ended(run)) == 2
 
 
 def test_encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

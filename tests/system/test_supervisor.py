@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from supervising import RUN_ID, alive, fake_worker, marked_processes, pids_in, run_setup, wait_for
 
+from snakemake_executor_plugin_dask.worker.attach import end_from_outside
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
 PYTHON = sys.executable
@@ -72,6 +73,18 @@ def test_a_job_may_be_bound_to_cores(worker, tmp_path):
     found = [(tmp_path / str(number)).read_text().rpartition(": ")[2].strip() for number in range(2)]
     assert found[0] == str(cores[-1])
     assert found[1] != found[0] or len(cores) == 1
+
+
+def test_a_stopped_supervisor_is_ended_from_outside(worker, tmp_path):
+    """As the driver of a run on an attached cluster does it on its own machine: nothing goes on, or starts, later."""
+    key = worker.start(f"setsid -f bash -c 'echo $$ > {tmp_path}/pids; exec sleep 1000'; sleep 1000")
+    pids_in(tmp_path / "pids", 1)
+    worker.process.send_signal(signal.SIGSTOP)
+    worker.start(f"touch {tmp_path}/late")
+    assert end_from_outside(worker.process.pid, {key})
+    assert worker.process.wait(30) == -signal.SIGKILL
+    assert not marked_processes()
+    assert not (tmp_path / "late").exists()
 
 
 def test_daemons_of_another_job_survive(worker, tmp_path):
