@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_dask.ranks import allocation_nodes, started_as_rank
 
@@ -56,3 +57,11 @@ def test_nodes_of_the_allocation(tmp_path: Path) -> None:
     assert allocation_nodes({"LSB_HOSTS": "a a b"}) == 2
     assert allocation_nodes({"PBS_NODEFILE": str(tmp_path / "none")}) == 1
     assert allocation_nodes({}) == 1
+
+
+def test_a_rank_may_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's rank of a runner that brought the cluster up starts Snakemake; other ranks are Dask's."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    assert ExecutorSettings(scheduler="tcp://host:8786").scheduler == "tcp://host:8786"
+    with pytest.raises(WorkflowError, match="one of 4 ranks"):
+        ExecutorSettings()
