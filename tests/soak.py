@@ -342,7 +342,7 @@ def _look_at_samples(samples: list[Sample], findings: Findings) -> None:
         by_pid: dict[int, list[Sample]] = defaultdict(list)
         for sample in of_kind:
             by_pid[sample.pid].append(sample)
-        lasting = [of_one for of_one in by_pid.values() if of_one[-1].at - of_one[0].at > 0.7 * (end - begin)]
+        lasting = [of_one for of_one in by_pid.values() if of_one[-1].at - of_one[0].at > 0.5 * (end - begin)]
         for of_one in lasting:
             since = of_one[0].at + _WARM_UP * (end - begin)
             early = _most([sample for sample in of_one if sample.at <= since])
