@@ -97,3 +97,38 @@ def test_the_kernel_is_named_only_where_something_of_the_job_was_killed(tmp_path
         return attempt.outcome(None, lambda: 1)
 
     assert ("the kernel killed processes" in asyncio.run(ended()).detail) is told
+
+
+SHELL_ENDED = "CalledProcessError in file \"Snakefile\", line 3:\nCommand 'set -euo pipefail; x' {}\n"
+KILLED = SHELL_ENDED.format("died with <Signals.SIGKILL: 9>.")
+TERMINATED = SHELL_ENDED.format("returned non-zero exit status 143.")
+FAILED = SHELL_ENDED.format("returned non-zero exit status 7.")
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "verdict", "doubt"),
+    [
+        (0, "", None, 0),
+        (signal.SIGTERM, "", None, 1),
+        (signal.SIGSEGV, "", None, 0.1),
+        (143 << 8, "", None, 1),
+        (1 << 8, KILLED, None, 1),
+        (1 << 8, TERMINATED, None, 1),
+        (1 << 8, FAILED, None, 0.1),
+        (signal.SIGKILL, "", "out-of-memory", 0),
+        (signal.SIGKILL, "", "lost", 1),
+    ],
+)
+def test_whether_a_job_failed_by_itself_is_doubted(tmp_path, status, log, verdict, doubt):
+    """Longest where a signal ended it that ends whole allocations; not at all where the reason is known."""
+    (tmp_path / "log").write_text(log)
+
+    async def doubted():
+        loop = asyncio.get_running_loop()
+        attempt = Attempt(spec(), loop.create_future(), loop.create_future(), log=str(tmp_path / "log"))
+        attempt.leader.set_result(status)
+        attempt.verdict = verdict and (verdict, "why")
+        attempt.command_end, attempt.log_tail = attempt.read_log()
+        return attempt.doubt_s()
+
+    assert asyncio.run(doubted()) == doubt
