@@ -174,14 +174,22 @@ def intrude(ports: list[int], protocol: str, security: Security) -> dict[int, li
         async with Client(address, security=security, timeout=3, asynchronous=True) as client:
             assert await asyncio.wait_for(client.submit(abs, -1), 10) == 1
 
-    def leads_in(way: Callable[[str], Coroutine[Any, Any, None]], port: int) -> bool:
+    async def leads_in(way: Callable[[str], Coroutine[Any, Any, None]], port: int) -> bool:
         try:
-            asyncio.run(way(f"{protocol}://127.0.0.1:{port}"))
+            await way(f"{protocol}://127.0.0.1:{port}")
         except (OSError, TimeoutError, ImportError):
             return False
         return True
 
-    return {port: [way.__name__ for way in (ask, submit) if leads_in(way, port)] for port in ports}
+    async def all_ways() -> dict[int, list[str]]:
+        tried = [(port, way) for port in ports for way in (ask, submit)]
+        found = await asyncio.gather(*(leads_in(way, port) for port, way in tried))
+        return {
+            port: [way.__name__ for (at, way), led in zip(tried, found, strict=True) if led and at == port]
+            for port in ports
+        }
+
+    return asyncio.run(all_ways())
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "tls"])
