@@ -40,6 +40,7 @@ class Shortage:
 
     text: str
     setting: str | None = None  # as `mem_mb=1000` or `threads=4`; None: no smaller number would help
+    kept: float = 0.0  # part of what was asked for that the setting leaves
 
 
 class NoPool(RequestError):
@@ -133,28 +134,29 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
     if nodes > most:
         what = f"nodes={nodes}" if request.nodes > 1 else f"an MPI job of {nodes} nodes"
         held = "a job may have one node" if most == 1 else f"a job may have {most} nodes"
-        short.append(Shortage(f"{what} is too much, {held}", f"nodes={most}"))
+        short.append(Shortage(f"{what} is too much, {held}", f"nodes={most}", most / nodes))
         nodes = most if request.nodes == 1 else nodes
     on_node = "" if nodes == 1 else " on each node"
     cores = -(-request.cores // nodes)
     if shape.cores is not None and cores > shape.cores:
         text = f"{_count(cores, 'core')}{on_node} is more than the {shape.cores} of a worker"
-        short.append(Shortage(text, f"threads={shape.cores * nodes}"))
+        short.append(Shortage(text, f"threads={shape.cores * nodes}", shape.cores / cores))
     if request.memory_mb is not None and shape.memory_mb is not None and request.memory_mb > shape.memory_mb:
         text = f"mem_mb={request.memory_mb}{on_node} is more than the {shape.memory_mb} MB usable on a worker"
-        short.append(Shortage(text, f"mem_mb={shape.memory_mb}"))
+        short.append(Shortage(text, f"mem_mb={shape.memory_mb}", shape.memory_mb / request.memory_mb))
     short += _gpu_shortages(request, nodes, shape, on_node)
     for name, amount in shape.extra:
         wanted = dict(request.extra).get(name, 0)
         if wanted > amount:
-            short.append(Shortage(f"{name}={wanted} is more than the {amount} of a worker", f"{name}={amount}"))
+            text = f"{name}={wanted} is more than the {amount} of a worker"
+            short.append(Shortage(text, f"{name}={amount}", amount / wanted))
     if request.runtime_s is not None and shape.lifetime_s is not None and request.runtime_s > shape.lifetime_s:
         largest = int((shape.lifetime_s - pool.margin) // 60)
         text = (
             f"runtime={_minutes(request.runtime_s)} min is more than the walltime of {_minutes(shape.lifetime_s)} min"
             f" (the largest that fits beside the margin is {largest})"
         )
-        short.append(Shortage(text, f"runtime={largest}"))
+        short.append(Shortage(text, f"runtime={largest}", largest * 60 / request.runtime_s))
     return tuple(short)
 
 
@@ -166,7 +168,7 @@ def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str) -> 
     if shape.gpus is not None and gpus > shape.gpus:
         held = f"is more than the {shape.gpus} of a worker" if shape.gpus else "is asked for and it has none"
         setting = f"gpu={shape.gpus * nodes}" if shape.gpus else None
-        short.append(Shortage(f"{_count(gpus, 'GPU')}{on_node} {held}", setting))
+        short.append(Shortage(f"{_count(gpus, 'GPU')}{on_node} {held}", setting, shape.gpus / gpus))
     model = request.gpu_model
     if shape.gpus != 0 and model and shape.gpu_model and not model_matches(model, shape.gpu_model):
         short.append(Shortage(f"gpu_model={model} is wanted and it has {shape.gpu_model}"))
@@ -328,8 +330,9 @@ def _message(request: Request, pools: Sequence[Pool], short: Mapping[str, tuple[
     lines += [f"  pool {pool.name}: {'; '.join(part.text for part in short[pool.name])}." for pool in pools]
     fixable = [parts for parts in short.values() if all(part.setting for part in parts)]
     if fixable:
-        # The pool where the fewest things have to change.
-        settings = [part.setting or "" for part in min(fixable, key=len)]
+        # The pool where the fewest things have to change, and those the least.
+        nearest = min(fixable, key=lambda parts: (len(parts), -min(part.kept for part in parts)))
+        settings = [part.setting or "" for part in nearest]
         rule = name or "RULE"
         resources = [f"{rule}:{text}" for text in settings if not text.startswith("threads=")]
         threads = [f"--set-threads {rule}={text.partition('=')[2]}" for text in settings if text.startswith("threads=")]

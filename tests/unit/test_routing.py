@@ -91,7 +91,7 @@ def test_the_message_lists_each_pool_and_what_to_change() -> None:
         "runtime=600 min is more than the walltime of 240 min (the largest that fits beside the margin is 235)" in text
     )
     assert "pool wide: it takes only jobs that declare nodes or mpi." in text
-    assert "--set-resources align:mem_mb=179700 align:runtime=235" in text
+    assert "--set-resources align:mem_mb=479700 align:runtime=475" in text
     assert set(caught.value.shortages) == {"cpu", "gpu", "wide"}
 
 
@@ -100,6 +100,14 @@ def test_the_call_in_the_message_makes_it_fit() -> None:
     with pytest.raises(NoPool, match="--set-threads r=48"):
         route(Request(64), (CPU,), {}, name="r")
     assert route(Request(48, 179_700, 235 * 60.0), (CPU,), {}) == "cpu"
+
+
+def test_the_call_is_for_the_pool_that_holds_most() -> None:
+    """Of pools that lack the same, the one where the least has to be given up, wherever it stands in the file."""
+    small, big = a_pool("small", memory_mb=1000), a_pool("big", memory_mb=4000)
+    for pools in ((small, big), (big, small)):
+        with pytest.raises(NoPool, match="To make it fit: --set-resources a:mem_mb=3700$"):
+            route(Request(1, 5000), pools, {}, name="a")
 
 
 def test_an_unknown_pool_is_told_with_the_nearest_name() -> None:
