@@ -314,15 +314,32 @@ def local_warning(kind: str, name: str, request: Request, shape: Shape) -> str:
 
 def slurm_on_local(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
     """The complaint about Slurm's resources on the default local pool, or None, from (rule, `slurm_names`)."""
-    rules: dict[str, tuple[str, ...]] = {name: names for name, names in named if names}
+    names, rules = _slurm_declared(named)
     if not rules:
         return None
-    names = sorted({name for of_rule in rules.values() for name in of_rule})
     return (
-        f"Slurm's resources ({', '.join(names)}) are declared by {_names(rules)}, but no cluster is named and the jobs "
+        f"Slurm's resources ({names}) are declared by {_names(rules)}, but no cluster is named and the jobs "
         "would run on this machine: "
         "give --dask-cluster slurm to run them on the cluster, or --dask-cluster local to run them here."
     )
+
+
+def slurm_ignored(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
+    """The warning about Slurm's resources beside a pools file, or None, from (rule, `slurm_names`)."""
+    names, rules = _slurm_declared(named)
+    if not rules:
+        return None
+    gpus = ", but for GPUs in them" if "gres" in names or "slurm_extra" in names else ""
+    return (
+        f"Slurm's resources ({names}) of {_names(rules)} are ignored{gpus}: the file of --dask-pools says what pools "
+        "there are, and dask_pool in a rule names one."
+    )
+
+
+def _slurm_declared(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, list[str]]:
+    """The names of Slurm's resources, and the rules that declare some."""
+    rules: dict[str, tuple[str, ...]] = {name: names for name, names in named if names}
+    return ", ".join(sorted({name for of_rule in rules.values() for name in of_rule})), list(rules)
 
 
 def _message(request: Request, pools: Sequence[Pool], short: Mapping[str, tuple[Shortage, ...]], name: str) -> str:

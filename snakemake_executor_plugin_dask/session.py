@@ -221,6 +221,8 @@ class Session:
                 groups[job] = request
         if self._options.local_by_default and (complaint := routing.slurm_on_local(slurm)):
             raise WorkflowError(complaint)
+        if self._executor.executor_settings.pools is not None and (warning := routing.slurm_ignored(slurm)):
+            self._logger.warning(warning)
         self._prepare(named)
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
             raise WorkflowError(complaint)

@@ -15,6 +15,7 @@ from snakemake_executor_plugin_dask.routing import (
     route,
     shape_of,
     shape_of_worker,
+    slurm_ignored,
     slurm_on_local,
     unused,
     usable_memory_mb,
@@ -106,7 +107,7 @@ def test_the_call_is_for_the_pool_that_holds_most() -> None:
     """Of pools that lack the same, the one where the least has to be given up, wherever it stands in the file."""
     small, big = a_pool("small", memory_mb=1000), a_pool("big", memory_mb=4000)
     for pools in ((small, big), (big, small)):
-        with pytest.raises(NoPool, match="To make it fit: --set-resources a:mem_mb=3700$"):
+        with pytest.raises(NoPool, match=r"To make it fit: --set-resources a:mem_mb=3700$"):
             route(Request(1, 5000), pools, {}, name="a")
 
 
@@ -226,3 +227,12 @@ def test_slurm_resources_do_not_run_on_a_login_node() -> None:
     assert "rules a, c" in text
     assert "--dask-cluster slurm" in text
     assert slurm_on_local([("b", ())]) is None
+
+
+def test_slurm_resources_beside_a_pools_file_are_ignored_aloud() -> None:
+    """One sentence, with the resources and the rules; none where no rule declares any."""
+    text = slurm_ignored([("a", ("slurm_partition",)), ("b", ()), ("c", ("gres",))])
+    assert text is not None
+    assert text.startswith("Slurm's resources (gres, slurm_partition) of rules a, c are ignored")
+    assert "--dask-pools" in text
+    assert slurm_ignored([("b", ())]) is None
