@@ -14,6 +14,8 @@ from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, 
 
 #: Fields that name something, in every kind of event.
 _NAMES = frozenset(("worker", "pool", "key", "rule"))
+#: What an end means for the job, by its status; any other one has failed.
+_FATES = {"succeeded": "succeeded", "cancelled": "stopped"}
 
 
 class RunModel:
@@ -235,7 +237,7 @@ class RunModel:
         if outcome.get("started") and outcome.get("ended"):
             attempt.ran_s = max(0.0, outcome["ended"] - outcome["started"])
         self._leave(attempt)
-        self._fate(attempt, "succeeded" if attempt.status == "succeeded" else "failed")
+        self._fate(attempt, _FATES.get(attempt.status, "failed"))
         self.last_progress = when
 
     def _on_job_finished(self, event: Event, when: float) -> None:
@@ -246,7 +248,7 @@ class RunModel:
             attempt.state, attempt.ended, attempt.status = "ended", when, status
             self._leave(attempt)
         attempt.message = str(event.get("message") or "") or attempt.message
-        self._fate(attempt, "succeeded" if status == "succeeded" else "failed")
+        self._fate(attempt, _FATES.get(status, "failed"))
 
     def _on_job_requeued(self, event: Event, when: float) -> None:
         before = self._latest(event["key"])
@@ -297,8 +299,12 @@ class RunModel:
         return self.ended if self.ended is not None else self.now
 
     def counts(self) -> dict[str, int]:
-        """Jobs by fate (``succeeded``, ``failed``, ``dropped``, ``unfinished``), attempts that ran, lost workers."""
-        names = ("succeeded", "failed", "dropped", "unfinished")
+        """Jobs by fate, attempts that ran, lost workers.
+
+        A job's fate: ``succeeded``, ``failed``, ``stopped`` (Snakemake ended before it), ``dropped`` (not started), or
+        ``unfinished``.
+        """
+        names = ("succeeded", "failed", "stopped", "dropped", "unfinished")
         return {
             "jobs": len(self.jobs),
             **{name: self._fates[name] for name in names},

@@ -86,6 +86,7 @@ def _head(model: RunModel) -> str:
 def _tiles(model: RunModel, held: Held) -> str:
     counts = model.counts()
     fates = [f"{counts['succeeded']:,} succeeded"]
+    fates += [f"{counts['stopped']:,} stopped"] if counts["stopped"] else []
     fates += [f"{counts['dropped']:,} not started"] if counts["dropped"] else []
     fates += [f"{counts['unfinished']:,} unfinished"] if counts["unfinished"] else []
     again = counts["attempts"] - counts["jobs"]

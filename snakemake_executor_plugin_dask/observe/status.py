@@ -191,9 +191,10 @@ def end_line(model: RunModel) -> str:
     """One line about the whole run."""
     counts = model.counts()
     fates = [
-        f"{counts[name]} {name.replace('dropped', 'not started')}" for name in ("failed", "dropped") if counts[name]
+        f"{counts[name]} {name.replace('dropped', 'not started')}"
+        for name in ("failed", "stopped", "dropped", "unfinished")
+        if counts[name]
     ]
-    fates += [f"{counts['unfinished']} unfinished"] if counts["unfinished"] else []
     extra = f" ({', '.join(fates)})" if fates else ""
     parts = [f"{count(counts['jobs'], 'job')}{extra} in {count(counts['attempts'], 'attempt')}"]
     if counts["lost_workers"]:

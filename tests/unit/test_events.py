@@ -180,7 +180,7 @@ def test_figures_of_a_small_run():
     assert held.job_memory_mb == 3000 * 10
     assert held.job_peak_memory_mb == 1500 * 10
     assert model.attempts["a-run-1-1.1"].cpu_efficiency == pytest.approx(0.75)
-    assert list(model.counts().values()) == [1, 1, 0, 0, 0, 1, 0]
+    assert list(model.counts().values()) == [1, 1, 0, 0, 0, 0, 1, 0]
     assert steps(model)[-1][1] == type(held)()
 
 
@@ -274,6 +274,15 @@ def test_a_job_that_no_pool_takes_fails_without_an_attempt():
     counts = model.counts()
     assert (counts["failed"], counts["attempts"]) == (1, 0)
     assert model.attempts["a-run-1-1.1"].message == "too large for any pool"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_stopped_jobs_have_not_failed(told):
+    """What ran when Snakemake was interrupted counts as stopped, whether Snakemake was told of each or not."""
+    log = [joined(0), queued(0), placed(0), ended(5, status="cancelled")]
+    log += [at(5, "job-finished", key="a-run-1-1.1", status="cancelled", message="")] if told else []
+    counts = RunModel(log).counts()
+    assert (counts["failed"], counts["stopped"], counts["unfinished"]) == (0, 1, 0)
 
 
 def test_dropped_jobs_are_counted_as_not_started():

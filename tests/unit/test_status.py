@@ -265,6 +265,13 @@ def test_the_end_line():
     )
 
 
+def test_the_end_line_after_an_interruption():
+    """Jobs that were stopped have not failed, and those that waited were not started."""
+    log = [queued(0), queued(0, 2), joined(0), placed(1), ended(5, status="cancelled")]
+    line = end_line(RunModel([*log, at(5, "job-dropped", keys=["a-run-2-1.1"]), at(6, "run-ended")]))
+    assert line.startswith("Dask: 2 jobs (1 stopped, 1 not started) in 1 attempt")
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
