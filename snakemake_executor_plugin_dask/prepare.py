@@ -62,7 +62,7 @@ def answer(question: Question) -> Answer:
             from snakemake_executor_plugin_dask.slurm_resources import make_pools
 
             JobqueueBackend("slurm").check_commands(options.pools[0])
-            pools = make_pools(options.pools[0], [request for _, request in question.named])
+            pools = make_pools(options.pools[0], question.named)
             options = replace(options, pools=tuple(pools), slurm_template=options.pools[0])
         notes: list[str] = []
         complete = []

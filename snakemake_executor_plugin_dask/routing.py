@@ -253,12 +253,12 @@ def missing(named: Iterable[tuple[str, Request]]) -> tuple[str, ...]:
     sentences = []
     if no_memory:
         sentences.append(
-            f"No mem_mb is declared by {_names(no_memory)}: each job holds its cores' share of the worker's memory, "
-            "and no limit is enforced."
+            f"No mem_mb is declared by {rule_names(no_memory)}: each job holds its cores' share of the worker's "
+            "memory, and no limit is enforced."
         )
     if no_runtime:
         sentences.append(
-            f"No runtime is declared by {_names(no_runtime)}: no time limit is enforced, and a worker's remaining "
+            f"No runtime is declared by {rule_names(no_runtime)}: no time limit is enforced, and a worker's remaining "
             "walltime is judged by the pool's default_runtime."
         )
     return tuple(sentences)
@@ -318,7 +318,7 @@ def slurm_on_local(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
     if not rules:
         return None
     return (
-        f"Slurm's resources ({names}) are declared by {_names(rules)}, but no cluster is named and the jobs "
+        f"Slurm's resources ({names}) are declared by {rule_names(rules)}, but no cluster is named and the jobs "
         "would run on this machine: "
         "give --dask-cluster slurm to run them on the cluster, or --dask-cluster local to run them here."
     )
@@ -331,8 +331,8 @@ def slurm_ignored(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
         return None
     gpus = ", but for GPUs in them" if "gres" in names or "slurm_extra" in names else ""
     return (
-        f"Slurm's resources ({names}) of {_names(rules)} are ignored{gpus}: the file of --dask-pools says what pools "
-        "there are, and dask_pool in a rule names one."
+        f"Slurm's resources ({names}) of {rule_names(rules)} are ignored{gpus}: the file of --dask-pools says what "
+        "pools there are, and dask_pool in a rule names one."
     )
 
 
@@ -345,21 +345,27 @@ def _slurm_declared(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, 
 def _message(request: Request, pools: Sequence[Pool], short: Mapping[str, tuple[Shortage, ...]], name: str) -> str:
     lines = [f"{_who(name)} asks for {describe(request)}, which no pool can hold:"]
     lines += [f"  pool {pool.name}: {'; '.join(part.text for part in short[pool.name])}." for pool in pools]
-    fixable = [parts for parts in short.values() if all(part.setting for part in parts)]
-    if fixable:
-        # The pool where the fewest things have to change, and those the least.
-        nearest = min(fixable, key=lambda parts: (len(parts), -min(part.kept for part in parts)))
-        settings = [part.setting or "" for part in nearest]
-        rule = name or "RULE"
-        resources = [f"{rule}:{text}" for text in settings if not text.startswith("threads=")]
-        threads = [f"--set-threads {rule}={text.partition('=')[2]}" for text in settings if text.startswith("threads=")]
-        calls = ([f"--set-resources {' '.join(resources)}"] if resources else []) + threads
-        lines.append(f"  To make it fit: {' '.join(calls)}")
+    calls = make_it_fit(name, short.values())
+    if calls:
+        lines.append(f"  To make it fit: {calls}")
     elif any(part.text == _GIVEN_UP for parts in short.values() for part in parts if len(parts) == 1):
         lines.append("  The reason was said when the pool was given up; mend that, and run Snakemake again.")
     else:
         lines.append("  To make it fit, change what the rule asks for, or add a pool that holds it.")
     return "\n".join(lines)
+
+
+def make_it_fit(name: str, short: Iterable[tuple[Shortage, ...]]) -> str:
+    """The call that makes a rule's jobs fit where the fewest things have to change, and those the least; or nothing."""
+    fixable = [parts for parts in short if all(part.setting for part in parts)]
+    if not fixable:
+        return ""
+    nearest = min(fixable, key=lambda parts: (len(parts), -min(part.kept for part in parts)))
+    settings = [part.setting or "" for part in nearest]
+    rule = name or "RULE"
+    resources = [f"{rule}:{text}" for text in settings if not text.startswith("threads=")]
+    threads = [f"--set-threads {rule}={text.partition('=')[2]}" for text in settings if text.startswith("threads=")]
+    return " ".join(([f"--set-resources {' '.join(resources)}"] if resources else []) + threads)
 
 
 def describe(request: Request) -> str:
@@ -384,7 +390,8 @@ def _who(name: str) -> str:
     return f"Rule {name}" if name else "The job"
 
 
-def _names(names: Collection[str]) -> str:
+def rule_names(names: Collection[str]) -> str:
+    """«rule a», «rules a, b and 3 more»."""
     listed = list(names)
     text = ", ".join(listed[:_MAX_NAMES])
     if len(listed) > _MAX_NAMES:

@@ -6,7 +6,7 @@ configuration say, else a share of the partition's nodes: as much as the known j
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,18 @@ from snakemake_executor_plugin_dask.driver.allocations import Ran, run_here
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.requests import Request
-from snakemake_executor_plugin_dask.routing import model_matches, usable_memory_mb
+from snakemake_executor_plugin_dask.routing import (
+    Shape,
+    describe,
+    make_it_fit,
+    model_matches,
+    rule_names,
+    shortages,
+    usable_memory_mb,
+)
 
 Key = tuple[tuple[str, str], ...]
+Named = Sequence[tuple[str, Request]]  # requests with their rules, as far as those are known
 
 _MIB = 2**20
 #: An allocation is worth its wait only if it lives for more than one short job; unused time is given back anyway.
@@ -55,12 +64,12 @@ class Size:
 
 def make_pools(
     template: Pool,
-    requests: Sequence[Request],
+    named: Named,
     *,
     setting: Callable[[str], Any] | None = None,
     run: Callable[[Sequence[str]], Ran] = run_here,
 ) -> list[Pool]:
-    """The pools that these requests need, in the order in which they are met. ConfigurationError.
+    """The pools that these requests need, in the order in which they are met. ConfigurationError, which names rules.
 
     ``setting`` gives an argument of Dask-Jobqueue's class from ``template.options`` or Dask's configuration.
     """
@@ -70,12 +79,12 @@ def make_pools(
         backend = JobqueueBackend("slurm")
         setting = lambda key: backend.setting(template, key)  # noqa: E731
     template = _from_configuration(template, setting)
-    groups: dict[tuple[Key, str | None], list[Request]] = {}
-    for key, of_key in _by_key(requests).items():
-        models = list(dict.fromkeys(request.gpu_model for request in of_key if request.gpu_model))
-        for request in of_key:
+    groups: dict[tuple[Key, str | None], list[tuple[str, Request]]] = {}
+    for key, of_key in _by_key(named).items():
+        models = list(dict.fromkeys(request.gpu_model for _, request in of_key if request.gpu_model))
+        for rule, request in of_key:
             # One model or none: one pool for all of them. Several models: a pool for each.
-            groups.setdefault((key, request.gpu_model or (models[0] if models else None)), []).append(request)
+            groups.setdefault((key, request.gpu_model or (models[0] if models else None)), []).append((rule, request))
     pools: list[Pool] = []
     for (key, model), members in (groups or {((), None): []}).items():
         name = _name(dict(key), template, model if len(groups) > 1 else None, {pool.name for pool in pools})
@@ -96,11 +105,11 @@ def _from_configuration(template: Pool, setting: Callable[[str], Any]) -> Pool:
     )
 
 
-def _by_key(requests: Iterable[Request]) -> dict[Key, list[Request]]:
-    found: dict[Key, list[Request]] = {}
-    for request in requests:
+def _by_key(named: Named) -> dict[Key, list[tuple[str, Request]]]:
+    found: dict[Key, list[tuple[str, Request]]] = {}
+    for rule, request in named:
         if request.pool is None:
-            found.setdefault(request.slurm or (), []).append(request)
+            found.setdefault(request.slurm or (), []).append((rule, request))
     return found
 
 
@@ -121,15 +130,18 @@ def _make(
     name: str,
     key: Key,
     model: str | None,
-    requests: Sequence[Request],
+    named: Named,
     setting: Callable[[str], Any],
     run: Callable[[Sequence[str]], Ran],
 ) -> Pool:
+    requests = [request for _, request in named]
+    rules = list(dict.fromkeys(rule for rule, _ in named if rule))
+    whose = f"R{rule_names(rules)[1:]}" if rules else f"Pool {name}"
     wanted = dict(key)
     nodes = int(wanted["nodes"]) if "nodes" in wanted else None
     partition = wanted.get("slurm_partition") or setting("queue")
     sized = template.cores is not None and template.memory_mb is not None
-    kinds, problem = _node_kinds(name, wanted, partition, run)
+    kinds, problem = _node_kinds(whose, wanted, partition, run)
     if problem and not sized:
         msg = (
             f"Pool {name}: sinfo does not tell what its nodes have ({problem}); try again once it does, or give "
@@ -143,7 +155,9 @@ def _make(
         most = max((_each(request.gpus, request) for request in requests), default=0)
         pool = replace(pool, gpus=gpus if gpus is not None else most)
     else:
-        size = share(kinds, requests, template, model, name, wide=nodes is not None)
+        if complaint := too_large(kinds, named, pool):
+            raise ConfigurationError(complaint)
+        size = share(kinds, requests, template, model, wide=nodes is not None)
         pool = replace(pool, cores=size.cores, memory_mb=size.memory_mb, gpus=size.gpus)
         if template.memory_mb is None and setting("job_mem") is None:
             # Exact: Dask-Jobqueue rounds up to whole GiB, which may be more than the node has.
@@ -177,7 +191,7 @@ def _options(wanted: Mapping[str, str], pool: Pool, setting: Callable[[str], Any
 
 
 def _node_kinds(
-    name: str, wanted: Mapping[str, str], partition: str | None, run: Callable[[Sequence[str]], Ran]
+    whose: str, wanted: Mapping[str, str], partition: str | None, run: Callable[[Sequence[str]], Ran]
 ) -> tuple[list[NodeKind], str]:
     """The kinds of node in a partition (without one: in the default), and why sinfo does not tell, or an empty text.
 
@@ -192,31 +206,29 @@ def _node_kinds(
     if partition is None:
         kinds = [kind for kind in kinds if kind.default] or kinds
     if not kinds:
-        raise ConfigurationError(_no_partition(name, wanted, partition, run([*SYSTEMS["slurm"].queues, *clusters])))
+        raise ConfigurationError(_no_partition(whose, wanted, partition, run([*SYSTEMS["slurm"].queues, *clusters])))
     constraint = wanted.get("constraint")
     fitting = [kind for kind in kinds if _has(kind, constraint)]
     if not fitting:
         known = sorted(set().union(*(kind.features for kind in kinds)) - {"null"})
         have = ", ".join(known) or "no features"
         msg = (
-            f"Pool {name}: no node of partition {kinds[0].partition} has {constraint} (they have {have}); "
-            "change constraint of its rules."
+            f"{whose}: no node of partition {kinds[0].partition} has {constraint} (they have {have}); "
+            "change constraint."
         )
         raise ConfigurationError(msg)
     return fitting, ""
 
 
-def _no_partition(name: str, wanted: Mapping[str, str], partition: str | None, listed: Ran) -> str:
+def _no_partition(whose: str, wanted: Mapping[str, str], partition: str | None, listed: Ran) -> str:
     known = set(listed.out.split())
     if partition is None:
-        return (
-            f"Pool {name}: Slurm has no default partition; give its rules slurm_partition ({', '.join(sorted(known))})."
-        )
-    change = f"change {'slurm_partition of its rules' if 'slurm_partition' in wanted else '`queue` in the options'}"
+        return f"{whose}: Slurm has no default partition; give slurm_partition ({', '.join(sorted(known))})."
+    change = f"change {'slurm_partition' if 'slurm_partition' in wanted else '`queue` in the options'}"
     unknown = next((part for part in partition.split(",") if part not in known), None)
     if unknown is None or not known:
-        return f"Pool {name}: partition {partition} has no nodes; {change}."
-    return f"Pool {name}: {no_such('partition', unknown, known, change)}."
+        return f"{whose}: partition {partition} has no nodes; {change}."
+    return f"{whose}: {no_such('partition', unknown, known, change)}."
 
 
 def parse_sinfo(out: str) -> list[NodeKind]:
@@ -265,32 +277,85 @@ def _has(kind: NodeKind, constraint: str | None) -> bool:
 # Sizes
 
 
-def share(
-    kinds: Sequence[NodeKind], requests: Sequence[Request], template: Pool, model: str | None, name: str, *, wide: bool
-) -> Size:
-    """The part of a node that one worker is to have; ConfigurationError where no node holds the largest job.
+def too_large(kinds: Sequence[NodeKind], named: Named, pool: Pool) -> str | None:
+    """The complaint where no kind of node holds the largest of each that jobs ask for; a paragraph for each rule."""
+    requests = [request for _, request in named]
+    if _holding(kinds, requests, pool.gpu_model):
+        return None
+    partition = kinds[0].partition
+    shapes = [_shape(kind, pool) for kind in kinds]
+    told: dict[str, str] = {}
+    for rule, request in dict.fromkeys(named):
+        short = [shortages(request, pool, shape) for shape in shapes]
+        if rule in told or not all(short):
+            continue
+        largest = max(shapes, key=lambda shape: (shape.gpus or 0, shape.cores or 0, shape.memory_mb or 0))
+        has = [f"{largest.cores} cores"]
+        has += [f"{largest.memory_mb} MB usable"] if largest.memory_mb is not None else []
+        has += [f"{largest.gpus} {f'{pool.gpu_model} ' if pool.gpu_model else ''}GPUs"] if request.gpus else []
+        calls = make_it_fit(rule, short)
+        told[rule] = (
+            f"{f'Rule {rule}' if rule else 'The job'} asks for {describe(request)}, which no node of partition "
+            f"{partition} holds; the largest has {', '.join(has)}.\n  To make it fit"
+            f"{f': {calls}' if calls else ', change what the rule asks for'}; or name another slurm_partition."
+        )
+    if told:
+        return "\n".join(told.values())
+    most = dict.fromkeys(
+        max(named, key=by)
+        for by in (
+            lambda item: _each(item[1].cores, item[1]),
+            lambda item: item[1].memory_mb or 0,
+            lambda item: _each(item[1].gpus, item[1]),
+        )
+    )
+    asked = "; ".join(f"rule {rule} asks for {describe(request)}" for rule, request in most)
+    return (
+        f"No node of partition {partition} is large enough for each of its jobs: {asked}. Workers of a pool have "
+        "one size: name another slurm_partition or constraint for one of these rules, or describe pools by "
+        "--dask-pools."
+    )
 
-    At least one job's, better four; and so much that all known jobs, spread over the workers, find room at once. GPUs
-    come in multiples of the largest job's, so that none is left over; cores and memory in proportion.
-    """
-    cores = max((_each(request.cores, request) for request in requests), default=1)
-    memory_mb = max((granting(request.memory_mb or 0) for request in requests), default=0)
-    gpus = max((_each(request.gpus, request) for request in requests), default=0)
-    fitting = [
+
+def _shape(kind: NodeKind, pool: Pool) -> Shape:
+    """A worker that holds the whole node."""
+    return Shape(
+        cores=kind.cores,
+        memory_mb=usable_memory_mb(_mb(kind)) if kind.memory_mib > 1 else None,
+        gpus=_of_model(kind, pool.gpu_model),
+        nodes=pool.nodes or 1,
+    )
+
+
+def _largest(requests: Sequence[Request]) -> tuple[int, int, int]:
+    """Cores, memory of a worker that leaves enough of it, and GPUs: the most that any job has on one node."""
+    return (
+        max((_each(request.cores, request) for request in requests), default=1),
+        max((granting(request.memory_mb or 0) for request in requests), default=0),
+        max((_each(request.gpus, request) for request in requests), default=0),
+    )
+
+
+def _holding(kinds: Sequence[NodeKind], requests: Sequence[Request], model: str | None) -> list[NodeKind]:
+    """The kinds of node that hold the largest job."""
+    cores, memory_mb, gpus = _largest(requests)
+    return [
         kind
         for kind in kinds
         if kind.cores >= cores and _of_model(kind, model) >= gpus and (kind.memory_mib <= 1 or _mb(kind) >= memory_mb)
     ]
-    if not fitting:
-        largest = max(kinds, key=lambda kind: (_of_model(kind, model), kind.cores, kind.memory_mib))
-        has = f"{largest.cores} cores, {usable_memory_mb(_mb(largest))} MB usable and {_of_model(largest, model)} GPUs"
-        wants = f"{cores} cores, {memory_mb and usable_memory_mb(memory_mb)} MB and {gpus} GPUs"
-        msg = (
-            f"Pool {name}: no node of partition {largest.partition} holds {wants}, the most that its jobs ask for on "
-            f"one node; the largest has {has}. Lower threads, mem_mb or gpu of these rules, or name another "
-            "slurm_partition."
-        )
-        raise ConfigurationError(msg)
+
+
+def share(
+    kinds: Sequence[NodeKind], requests: Sequence[Request], template: Pool, model: str | None, *, wide: bool
+) -> Size:
+    """The part of a node that one worker is to have, where some kind of node holds the largest job.
+
+    At least one job's, better four; and so much that all known jobs, spread over the workers, find room at once. GPUs
+    come in multiples of the largest job's, so that none is left over; cores and memory in proportion.
+    """
+    cores, memory_mb, gpus = _largest(requests)
+    fitting = _holding(kinds, requests, model)
     # The commonest small node: a larger one is scarce, and holds these workers too.
     kind = min(fitting, key=lambda kind: (_of_model(kind, model), kind.cores, kind.memory_mib))
     has_gpus = _of_model(kind, model)

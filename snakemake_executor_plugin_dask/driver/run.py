@@ -278,7 +278,8 @@ def pools_for(
     refused: dict[Request, str] = {}
 
     def make(part: Sequence[Request]) -> list[Pool]:
-        return make_pools(template, part, run=lambda command: ask(*command))
+        # Without names of rules: the job that fails by it has one.
+        return make_pools(template, [("", request) for request in part], run=lambda command: ask(*command))
 
     for request in requests:  # one that no node holds must not keep the others from a pool
         try:

@@ -36,10 +36,12 @@ def sinfo(command: Sequence[str]) -> Ran:
 
 
 def make(*resources: dict[str, Any], template: Pool = TEMPLATE, **configuration: Any) -> list[Pool]:
-    requests = [request_from_resources(given, given.get("threads", 1)) for given in resources]
-    return make_pools(
-        template, requests, setting=lambda key: template.options.get(key, configuration.get(key)), run=sinfo
-    )
+    """Each job's rule is called as `rule` says, else r1, r2 and so on."""
+    named = [
+        (given.get("rule", f"r{number}"), request_from_resources(given, given.get("threads", 1)))
+        for number, given in enumerate(resources, 1)
+    ]
+    return make_pools(template, named, setting=lambda key: template.options.get(key, configuration.get(key)), run=sinfo)
 
 
 def test_jobs_that_agree_share_a_pool() -> None:
@@ -119,8 +121,8 @@ def test_models_that_differ_need_pools_of_their_own() -> None:
     """One worker has GPUs of one model."""
     partition = {"slurm_partition": "two"}
     sinfo_of_two = Ran(0, "two|infinite|n/a|8|64000|gpu:a100:4|x\ntwo|infinite|n/a|8|64000|gpu:v100:2|y\n", "")
-    requests = [request_from_resources({**partition, "gres": f"gpu:{model}:1"}, 1) for model in ("a100", "v100")]
-    pools = make_pools(TEMPLATE, requests, setting=lambda _: None, run=lambda _: sinfo_of_two)
+    named = [(model, request_from_resources({**partition, "gres": f"gpu:{model}:1"}, 1)) for model in ("a100", "v100")]
+    pools = make_pools(TEMPLATE, named, setting=lambda _: None, run=lambda _: sinfo_of_two)
     assert [(pool.name, pool.gpu_model) for pool in pools] == [("two-a100", "a100"), ("two-v100", "v100")]
 
 
@@ -129,10 +131,12 @@ def test_constraint_chooses_the_nodes() -> None:
     (pool,) = make(*[{"slurm_partition": "mixed", "constraint": "new&ib"}] * 5000)
     assert pool.cores == 64
     assert "--constraint=new&ib" in pool.options["job_extra_directives"]
+    fast = {"slurm_partition": "mixed", "constraint": "fast"}
     with pytest.raises(
-        ConfigurationError, match=r"no node of partition mixed has fast \(they have ib, new, old\); change constraint"
+        ConfigurationError,
+        match=r"^Rules Quick, b: no node of partition mixed has fast \(they have ib, new, old\); change constraint",
     ):
-        make({"slurm_partition": "mixed", "constraint": "fast"})
+        make({"rule": "Quick", **fast}, {"rule": "b", **fast})
 
 
 def test_settings_win_over_the_partition() -> None:
@@ -174,8 +178,28 @@ def test_options_of_the_user_stay() -> None:
 
 def test_nodes_that_are_too_small() -> None:
     """A job that no node of the partition holds is named before anything is submitted."""
-    with pytest.raises(ConfigurationError, match="no node of partition cpu holds 96 cores"):
-        make({"slurm_partition": "cpu", "threads": 96})
+    with pytest.raises(ConfigurationError) as told:
+        make(
+            {"rule": "Wide", "slurm_partition": "cpu", "threads": 96, "mem_mb": 300_000},
+            {"rule": "fits", "slurm_partition": "cpu", "threads": 48},
+        )
+    assert str(told.value) == (
+        "Rule Wide asks for 96 cores, mem_mb=300000, which no node of partition cpu holds; the largest has 48 cores, "
+        "201026 MB usable.\n"
+        "  To make it fit: --set-resources Wide:mem_mb=201026 --set-threads Wide=48; or name another slurm_partition."
+    )
+    with pytest.raises(ConfigurationError, match=r"the largest has 32 cores, 536\d+ MB usable, 4 GPUs"):
+        make({"slurm_partition": "boost", "gpu": 5})
+
+
+def test_jobs_that_are_too_large_together() -> None:
+    """Each fits some node and no node fits both: the rules are named, each with what it asks for."""
+    two = "two|infinite|n/a|64|64000|(null)|x\ntwo|infinite|n/a|8|512000|(null)|y\n"
+    named = [("many", Request(60, 1000)), ("much", Request(1, 400_000)), ("small", Request(1, 1))]
+    named = [(rule, replace(request, slurm=(("slurm_partition", "two"),))) for rule, request in named]
+    with pytest.raises(ConfigurationError) as told:
+        make_pools(TEMPLATE, named, setting=lambda _: None, run=lambda _: Ran(0, two, ""))
+    assert "rule many asks for 60 cores, mem_mb=1000; rule much asks for 1 core, mem_mb=400000." in str(told.value)
 
 
 def test_partition_that_slurm_does_not_know() -> None:
@@ -183,7 +207,8 @@ def test_partition_that_slurm_does_not_know() -> None:
     sized = replace(TEMPLATE, cores=4, memory_mb=8000)
     for template in (TEMPLATE, sized):
         with pytest.raises(
-            ConfigurationError, match=r"no partition cpuu \(did you mean cpu\?\) among boost, cpu.*rules"
+            ConfigurationError,
+            match=r"Rule r1: there is no partition cpuu \(did you mean cpu\?\) among boost, cpu.*slurm_partition",
         ):
             make({"slurm_partition": "cpuu"}, template=template)
     with pytest.raises(ConfigurationError, match=r"no partition cpuu.*`queue` in the options"):
@@ -245,7 +270,7 @@ def test_granted_memory_is_usable(memory_mb: int) -> None:
 )  # fmt: skip
 def test_size_holds_each_job_and_stays_within_the_node(requests: list[Request]) -> None:
     """Whatever the jobs ask, each fits into a worker, and a worker into a node."""
-    (pool,) = make_pools(TEMPLATE, requests, setting=lambda _: None, run=sinfo)
+    (pool,) = make_pools(TEMPLATE, [("r", each) for each in requests], setting=lambda _: None, run=sinfo)
     shapes = {pool.name: routing.shape_of(pool)}
     for request in requests:
         assert routing.route(request, [pool], shapes) == pool.name
