@@ -2,8 +2,8 @@
 
 Head-room: memory 20 % above the largest peak, runtime 50 % above the longest; of fewer than five measured jobs 50 % and
 100 %. After a memory limit at least 1.5 times that limit, after a time limit at least twice it. Never less than 250 MB
-and 5 minutes: nothing is gained by less. What is asked for already and lies between the suggestion and 25 % above it
-is left as it is.
+and 5 minutes: nothing is gained by less. What is asked for already is left as it is where it lies between the
+suggestion and 25 % above it; and where it is less than that least, and sufficed.
 """
 
 import math
@@ -124,11 +124,13 @@ def set_resources(uses: Sequence[RuleUse]) -> str:
             continue
         changes = []
         asked, wanted = use.asked_memory_mb, use.suggested_memory_mb
-        if wanted is not None and _worth(asked, wanted):
+        if wanted is not None and _worth(asked, wanted, LEAST_MB, use.memory_mb, exceeded=use.exceeded_memory):
             why = _why(asked, 1, "peak", use.memory_mb, exceeded=use.exceeded_memory)
             changes.append(f"    mem_mb: {wanted}  # {why}")
         asked, minutes = use.asked_runtime_s, use.suggested_runtime_min
-        if minutes is not None and _worth(asked, minutes * 60):
+        if minutes is not None and _worth(
+            asked, minutes * 60, LEAST_MIN * 60, use.runtime_s, exceeded=use.exceeded_runtime
+        ):
             why = _why(asked, 60, "longest", use.runtime_s, exceeded=use.exceeded_runtime)
             changes.append(f"    runtime: {minutes}  # minutes; {why}")
         if changes:
@@ -136,11 +138,13 @@ def set_resources(uses: Sequence[RuleUse]) -> str:
     return "\n".join(["set-resources:", *lines, ""]) if lines else ""
 
 
-def _worth(asked: Spread | None, wanted: float) -> bool:
+def _worth(asked: Spread | None, wanted: float, least: float, used: Spread | None, *, exceeded: bool) -> bool:
     """Whether to say it: not declared, too little, or much more than needed; never where it differs by job."""
     if asked is None:
         return True
-    return asked.least == asked.most and not wanted <= asked.most <= wanted * 1.25
+    # The least suggestion has no measure: less may have been enough.
+    enough = used.most if used is not None and wanted == least and not exceeded else wanted
+    return asked.least == asked.most and not enough <= asked.most <= wanted * 1.25
 
 
 def _why(asked: Spread | None, unit: float, what: str, used: Spread | None, *, exceeded: bool) -> str:

@@ -33,7 +33,7 @@ COLUMNS: dict[str, Callable[[Attempt], Any]] = {
     "started": lambda a: a.started,
     "ended": lambda a: a.ended,
     "waited_s": lambda a: None if a.placed is None else round(a.placed - a.queued, 3),
-    "ran_s": lambda a: a.ran_s,
+    "ran_s": lambda a: None if a.ran_s is None else round(a.ran_s, 3),
     "runtime_s": lambda a: a.runtime_s,
     "cores": lambda a: a.cores,
     "cpu_s": lambda a: a.cpu_s,

@@ -93,6 +93,15 @@ def test_what_fits_is_left_alone():
     assert set_resources(rule_uses(RunModel(run(6, asked_mb=1400, asked_s=360.0)))) == ""
 
 
+def test_little_that_sufficed_is_left_alone():
+    """The least that is suggested is no reason to ask for more than was enough."""
+    assert advised(run(6, asked_mb=200, asked_s=120.0, peak_mb=63.0, took_s=1.0)) == {}
+    assert advised(run(1, asked_mb=200, asked_s=120.0, peak_mb=63.0, took_s=1.0)) == {}
+    assert advised(run(6, asked_mb=50, asked_s=120.0, peak_mb=63.0, took_s=1.0)) == {"a": {"mem_mb": 250}}
+    hit = advised(run(6, asked_mb=100, asked_s=120.0, peak_mb=63.0, took_s=1.0, status="out-of-memory"))
+    assert hit["a"]["mem_mb"] == 250
+
+
 def test_a_limit_that_was_hit_asks_for_more():
     """A job that was ended for its memory or time gets more, though its own peak says little."""
     assert advised(run(6, asked_mb=2000, status="out-of-memory"))["a"]["mem_mb"] == 3000
@@ -133,6 +142,13 @@ def test_the_table_has_a_line_for_each_attempt():
     assert rows[2]["message"] == "line    one line two"
     assert float(rows[0]["cpu_efficiency"]) == 0.5
     assert float(rows[0]["ended"]) - float(rows[0]["placed"]) == 100
+
+
+def test_durations_in_the_table_are_in_milliseconds():
+    """Binary fractions of a clock's difference are no digits that anyone measured."""
+    model = RunModel([joined(0), queued(0), placed(0), ended(3, started=1.1, ended=2.0880001544952393)])
+    (row,) = csv.DictReader(io.StringIO(tsv(model)), dialect="excel-tab")
+    assert row["ran_s"] == "0.988"
 
 
 def test_the_data_hold_every_figure():
