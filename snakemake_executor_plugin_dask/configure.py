@@ -273,7 +273,7 @@ def _parse_dashboard(text: str) -> str:
         return text
     match = _HOST_PORT.fullmatch(f":{text}" if text.isdecimal() else text)
     if match is None or int(match["port"]) > 65535:
-        msg = f"is not an address{did_you_mean(text, ('none', 'auto'))}; write auto, none, or 127.0.0.1:8787"
+        msg = "is not an address; write auto, none, or an address such as 127.0.0.1:8787"
         raise ValueError(msg)
     return match[0]
 
@@ -319,6 +319,8 @@ def _why_not_writable(directory: Path) -> str | None:
             return f"{existing} is not a directory"
         with tempfile.TemporaryFile(dir=existing):
             return None
+    except FileNotFoundError:
+        return f"{existing} takes no files"  # it exists: a special file system says so of what it does not make
     except OSError as error:
         return f"{existing}: {error.strerror}"
 

@@ -241,8 +241,11 @@ def check_all(
     )
 
 
-def missing(named: Iterable[tuple[str, Request]]) -> tuple[str, ...]:
-    """A sentence about the rules whose jobs declare no mem_mb, and one about those that declare no runtime."""
+def missing(named: Iterable[tuple[str, Request]], *, ending: bool) -> tuple[str, ...]:
+    """A sentence about the rules whose jobs declare no mem_mb, and one about those that declare no runtime.
+
+    The latter only where workers come to an end (``ending``); elsewhere nothing depends on it.
+    """
     no_memory: dict[str, None] = {}
     no_runtime: dict[str, None] = {}
     for name, request in named:
@@ -256,7 +259,7 @@ def missing(named: Iterable[tuple[str, Request]]) -> tuple[str, ...]:
             f"No mem_mb is declared by {rule_names(no_memory)}: each job holds its cores' share of the worker's "
             "memory, and no limit is enforced."
         )
-    if no_runtime:
+    if no_runtime and ending:
         sentences.append(
             f"No runtime is declared by {rule_names(no_runtime)}: no time limit is enforced, and a worker's remaining "
             "walltime is judged by the pool's default_runtime."

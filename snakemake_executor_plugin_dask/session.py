@@ -70,6 +70,13 @@ def _known_resources(job: Any) -> dict[str, Any] | None:
         return None
 
 
+def not_started_text(count: int) -> str:
+    """What is said of jobs that waited when Snakemake stopped."""
+    if count == 1:
+        return "1 job that waited was not started; its outputs are as they were before."
+    return f"{count} jobs that waited were not started; their outputs are as they were before."
+
+
 def _members(job: Any) -> Iterable[Any]:
     return job if job.is_group() else (job,)
 
@@ -227,7 +234,7 @@ class Session:
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
             raise WorkflowError(complaint)
         if not self._single_local:
-            for sentence in routing.missing(named):
+            for sentence in routing.missing(named, ending=self._workers_end()):
                 self._logger.warning(sentence)
         if len(self._options.pools) > 1:
             for name in routing.unused(self._options.pools, named, self._shapes):
@@ -252,6 +259,11 @@ class Session:
     @property
     def _single_local(self) -> bool:
         return len(self._options.pools) == 1 and self._options.pools[0].cluster in ("local", "cuda")
+
+    def _workers_end(self) -> bool:
+        """Whether workers may have a walltime: their own, or that of the allocation in which Snakemake runs."""
+        known = any(pool.walltime_s is not None or pool.cluster == ATTACHED for pool in self._options.pools)
+        return known or "SLURM_JOB_END_TIME" in os.environ
 
     def _adapted(self, job: Any) -> Request:
         """The job's request; on the single local pool a workflow written for a cluster runs as it does locally."""
@@ -416,10 +428,7 @@ class Session:
             with self._lock:
                 dropped, handed_over = list(self._dropped), len(self._jobs)
             if dropped and not handed_over and set(scheduler.running) <= set(dropped):
-                count = len(dropped)
-                waited = "job that waited was" if count == 1 else "jobs that waited were"
-                text = f"{count} {waited} not started; their outputs are as they were before."
-                scheduler.executor_error_callback(WorkflowError(text))
+                scheduler.executor_error_callback(WorkflowError(not_started_text(len(dropped))))
                 return
 
     def _driver_lost(self, how: str) -> None:

@@ -43,6 +43,7 @@ _TWO_PARTS = re.compile(r"\d+:\d+", re.ASCII)
 _RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?", re.ASCII)
 
 DURATION_FORMS = 'write it with a unit, as 2h, 90m or 45s, or as "04:00:00" or "1-12:00:00" in quotes'
+SECONDS_FORMS = "write a number of seconds, or a duration with a unit, as 2m"
 SIZE_FORMS = "write it with a unit, as 180 GB, 16GiB or 500MB"
 
 
@@ -95,7 +96,11 @@ def parse_seconds(value: object) -> float:
     try:
         seconds = math.nan if isinstance(value, bool) else float(text)
     except ValueError:
-        return parse_duration_s(text)
+        try:
+            return parse_duration_s(text)
+        except ValueError as error:
+            msg = str(error).replace(DURATION_FORMS, SECONDS_FORMS)
+            raise ValueError(msg) from None
     if not math.isfinite(seconds) or seconds < 0:
         msg = "is not a number of seconds; it must be 0 or more"
         raise ValueError(msg)
@@ -202,4 +207,4 @@ def _sixty(text: str) -> str:
         written = f"{number // 60}:{number % 60:02}"
     else:
         return ""
-    return f" (YAML reads an unquoted {written} as {number})"
+    return f" (in a profile YAML reads an unquoted {written} as {number})"

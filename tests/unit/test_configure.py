@@ -233,13 +233,15 @@ def test_attach_contradicts(given: dict[str, str]) -> None:
         ({"worker_gpus": "-1"}, ("--dask-worker-gpus is '-1'",)),
         ({"cluster": "slurm", "walltime": "43200"}, ("--dask-walltime is '43200'", "12:00:00")),
         ({"walltime": "soon"}, ("--dask-walltime is 'soon'",)),
+        ({"idle_timeout": "x"}, ("--dask-idle-timeout is 'x'", "write a number of seconds, or a duration with a unit")),
+        ({"idle_timeout": "1:00"}, ("--dask-idle-timeout is '1:00'", "write a number of seconds")),
         ({"idle_timeout": "-1"}, ("--dask-idle-timeout is '-1'", "0 or more")),
         ({"lost_worker_retries": "-1"}, ("--dask-lost-worker-retries is '-1'", "0 or more")),
         ({"job_start": "wram"}, ("--dask-job-start is 'wram'", "did you mean «warm»")),
         ({"enforce": "runtime,mem"}, ("--dask-enforce is 'runtime,mem'", "none")),
         ({"enforce": "none,memory"}, ("--dask-enforce", "none alone")),
         ({"enforce": ""}, ("--dask-enforce is ''",)),
-        ({"dashboard": "on"}, ("--dask-dashboard is 'on'", "127.0.0.1:8787")),
+        ({"dashboard": "on"}, ("--dask-dashboard is 'on', which is not an address; write auto",)),
         ({"dashboard": "a:99999"}, ("--dask-dashboard is 'a:99999'",)),
         ({"dashboard": "a b:80"}, ("--dask-dashboard is 'a b:80'",)),
         ({"pools": "missing.yaml"}, ("--dask-pools: 'missing.yaml'", "No such file")),
@@ -283,7 +285,9 @@ def test_dashboard(text: str, address: str) -> None:
 def test_log_directory_that_cannot_be_written(where: str) -> None:
     """A log directory below a file, or where even root cannot write, is refused."""
     Path("file").write_text("")
-    assert "--dask-logdir" in complaint(logdir=where)
+    told = complaint(logdir=where)
+    assert "--dask-logdir" in told
+    assert "No such file" not in told, "what is named is there"
 
 
 @pytest.mark.parametrize("where", ["file/a.html", "/proc/a.html", "directory.html", "x" * 300 + ".html"])

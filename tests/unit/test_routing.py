@@ -190,10 +190,11 @@ def test_all_requests_are_checked_at_once() -> None:
 def test_missing_declarations_are_named_once() -> None:
     """One sentence for mem_mb and one for runtime, each with its rules."""
     named = [("a", Request(1)), ("a", Request(1)), ("b", Request(1, 5)), ("c", Request(1, 5, 60.0))]
-    memory, runtime = missing(named)
+    memory, runtime = missing(named, ending=True)
     assert "mem_mb is declared by rule a:" in memory
     assert "runtime is declared by rules a, b:" in runtime
-    assert missing(named[-1:]) == ()
+    assert missing(named[-1:], ending=True) == ()
+    assert missing(named, ending=False) == (memory,), "where no worker ends, runtime decides nothing"
 
 
 def test_unused_pools_are_found() -> None:

@@ -9,7 +9,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask import session as session_module
 from snakemake_executor_plugin_dask.observe.dashboard import task_key
-from snakemake_executor_plugin_dask.session import Session, new_run_id, report_submission
+from snakemake_executor_plugin_dask.session import Session, new_run_id, not_started_text, report_submission
 
 
 def test_run_ids_stand_in_the_keys_of_their_jobs() -> None:
@@ -86,3 +86,9 @@ def test_lost_driver_is_told_and_cleared_up_after(
     assert "was lost (SIGKILL)" in text
     assert "allocation 7 is left" in text
     assert "its last words" in text
+
+
+def test_one_job_is_told_in_the_singular() -> None:
+    """The sentence about what was not started holds for one job as for several."""
+    assert not_started_text(1) == "1 job that waited was not started; its outputs are as they were before."
+    assert not_started_text(2) == "2 jobs that waited were not started; their outputs are as they were before."

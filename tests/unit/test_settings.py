@@ -129,7 +129,7 @@ def test_unquoted_time_in_a_profile(written: str, read: str) -> None:
     """YAML takes a time with colons for a number in base 60; the complaint says what happened."""
     complaint = problem(parse_profile(f"dask-cluster: slurm\ndask-walltime: {written}\n"))
     assert f"--dask-walltime is '{read}'" in complaint
-    assert f"(YAML reads an unquoted {written} as {read})" in complaint
+    assert f"(in a profile YAML reads an unquoted {written} as {read})" in complaint
 
 
 def test_options_as_block_text_in_a_profile() -> None:
