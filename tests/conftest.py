@@ -1,6 +1,7 @@
 """What all tests share: which package is tested, and which tests stay together where several processes run them."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import snakemake_executor_plugin_dask
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Where the built wheel is to be tested, refuse to test the sources beside the tests instead."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As shells start what runs in the background: no Snakemake that a test starts would hear Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     package = Path(snakemake_executor_plugin_dask.__file__).resolve().parent
     if os.environ.get("SNAKEMAKE_DASK_TEST_WHEEL") == "1" and package.parent == session.config.rootpath.resolve():
         msg = f"The tests are to run against the installed wheel, but import {package}; start them with ./run tests"

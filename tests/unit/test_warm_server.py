@@ -18,7 +18,7 @@ from snakemake_executor_plugin_dask.worker.ending import Endings
 from snakemake_executor_plugin_dask.worker.processes import Stat
 from snakemake_executor_plugin_dask.worker.usage import Monitor, ProcFiles
 
-WARMTH = warm.Warmth(None, 3, None, types.SimpleNamespace(files=(), is_command=lambda _: True))  # type: ignore[arg-type]
+WARMTH = warm.Warmth(None, 3, None, types.SimpleNamespace(files=(), unfit=lambda _: None, is_command=lambda _: True))  # type: ignore[arg-type]
 
 
 def spec(key: str) -> JobSpec:
