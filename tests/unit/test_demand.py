@@ -217,7 +217,7 @@ def test_no_more_workers_give_way_than_are_needed() -> None:
     pool = a_pool(cores=4, walltime_s=3600.0, workers_max=4)
     ledger = a_ledger(pool, *"abcd")
     for name in "abcd":
-        ledger.hold(name, [name], Request(4), 0.0)
+        hold(ledger, name, [name], Request(4), 0.0)
         ledger.release(name, 1900.0)
     found = advice(pool, waiting_for(pool, jobs(4), fresh=True), ledger, now=1901.0)
     assert (found.workers, len(found.give_back)) == (4, 1)
