@@ -109,7 +109,10 @@ rule long:
 
 
 def test_pools_made_for_slurm_resources(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """Jobs that name partition, constraint and GPUs get there, and those that share GPUs see each its own."""
+    """Jobs that name partition, constraint and GPUs get there, and those that share GPUs see each its own.
+
+    The second attempt of one job brings resources that none had before; the pool for these is made then.
+    """
     snakefile = """
 rule all:
     input: expand("cpu/{i}", i=range(3)), "big/0", expand("gpu/{i}", i=range(2))
@@ -120,8 +123,11 @@ rule cpu:
 rule big:
     output: "big/0"
     threads: 2
-    resources: slurm_partition="big", constraint="bigmem", slurm_extra="'--comment=x'"
-    shell: "echo $SLURM_JOB_PARTITION > {output}"
+    retries: 1
+    resources:
+        slurm_partition="big", constraint="bigmem",
+        slurm_extra=lambda wildcards, attempt: "'--comment=x'" if attempt == 1 else "'--comment=y'"
+    shell: "echo $SLURM_JOB_ID >> tried; [ $(wc -l < tried) = 2 ] && echo $SLURM_JOB_PARTITION > {output}"
 rule gpu:
     output: "gpu/{i}"
     resources: slurm_partition="gpu", gres="gpu:a100:2", mem_mb=500, runtime=5
@@ -131,6 +137,8 @@ rule gpu:
         assert run.wait(RUN_S) == 0, run.output
         assert values(run, "cpu/*") == ["cpu"] * 3
         assert values(run, "big/*") == ["big"]
+        assert len(set((tmp_path / "tried").read_text().split())) == 2, "the new resources got no pool of their own"
+        assert len(run.events("pool-up")) == 1
         gpus = [line.split() for line in values(run, "gpu/*")]
         assert [line[0] for line in gpus] == ["gpu", "gpu"]
         assert all(len(line[1].split(",")) == 2 for line in gpus), gpus
