@@ -21,9 +21,8 @@ from snakemake_interface_executor_plugins.settings import SharedFSUsage
 from snakemake_executor_plugin_dask import warmcall
 from snakemake_executor_plugin_dask.arguments import general_arguments, job_arguments
 from snakemake_executor_plugin_dask.backends.attached import address_of
-from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup, task_key
 from snakemake_executor_plugin_dask.messages import QueuedJob
-from snakemake_executor_plugin_dask.observe.dashboard import task_key
 from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.requests import Request, request_from_resources, starts_cold
 from snakemake_executor_plugin_dask.worker.task import plugin_version, snakemake_version

@@ -1,7 +1,13 @@
-"""A job as it travels from Snakemake to a worker and back: frozen data, no behaviour, standard library only."""
+"""A job as it travels from Snakemake to a worker and back: frozen data, and its name. Standard library only."""
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import Literal
+
+_HEX_WORD = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)
+_HEX_NAME = re.compile(r"[0-9a-f]{32}")
+_FIRST_WORD = re.compile(r"[^\W\d_]\w*")
 
 JobStart = Literal["warm", "cold"]
 
@@ -116,3 +122,30 @@ class WorkerFacts:
     plugin_version: str = ""
     snakemake_version: str = ""
     in_slurm: bool = False  # a worker of others, in an allocation of Slurm
+
+
+def task_key(rule: str, run_id: str, jobid: str | int, attempt: int, run: int) -> str:
+    """The key of one attempt, unique in Dask, by which Dask's pages group and colour tasks by rule.
+
+    Dask takes from a key the words up to the first one that is not made of letters alone (`dask.utils.key_split`).
+    """
+    # A run id of letters alone would count as part of the rule's name.
+    unmistakable = run_id if any(c.isdigit() for c in run_id) else f"0{run_id}"
+    return f"{task_group(rule)}-{unmistakable}-{jobid}-{attempt}.{run}"
+
+
+def task_group(rule: str) -> str:
+    """What Dask will show for a rule: its name; where Dask would misread that, a readable and unique form of it."""
+    first, *words = rule.split("-")
+    if (
+        len(rule) <= 80
+        and _FIRST_WORD.fullmatch(first)
+        and all(word.isalpha() and not (len(word) == 8 and _HEX_WORD.match(word)) for word in words)
+        and not _HEX_NAME.fullmatch(rule)
+    ):
+        return rule
+    digest = hashlib.sha256(rule.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    readable = re.sub(r"\W", "_", rule)[:40].strip("_")
+    if not _FIRST_WORD.match(readable):
+        readable = f"rule_{readable}".rstrip("_")
+    return f"{readable}.{digest}"

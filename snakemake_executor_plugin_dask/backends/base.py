@@ -7,7 +7,6 @@ A backend checks a pool, shows what it would run, and makes one `WorkerProcess` 
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from snakemake_executor_plugin_dask.driver.allocations import Outlook
 from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.private import write_private
 
 WORKER_MODULE = "snakemake_executor_plugin_dask.worker"
 
@@ -140,10 +140,7 @@ def write_worker_config(pool: Pool, name: str, link: Link, **more: Any) -> Path:
     directory = Path(link.state_dir, "workers")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / f"{name}.json"
-    temporary = path.with_suffix(".new")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        json.dump(worker_config(pool, name, link, **more), stream)
-    temporary.replace(path)
+    write_private(path, json.dumps(worker_config(pool, name, link, **more)).encode())
     return path
 
 

@@ -50,7 +50,7 @@ class LocalWorker(WorkerProcess):
                 self.name,
                 self.link,
                 host="127.0.0.1",
-                die_with_parent=True,
+                die_with_parent=os.getpid(),
                 devices=self.devices,
                 local_directory=self.link.state_dir,  # what a killed worker leaves there is cleared with it
             )

@@ -28,7 +28,7 @@ from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.messages import Begin, Say
-from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, write_link
+from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options
 from snakemake_executor_plugin_dask.observe.observer import Observer
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.private import write_private
@@ -122,9 +122,10 @@ class Run:
             self._tell_dashboard(cluster)
 
     def _tell_dashboard(self, cluster: RunCluster) -> None:
-        link = cluster.dashboard_link
         path = self._state_dir / "dashboard"
-        write_link(path, link)
+        write_private(path, f"{cluster.dashboard_link}\n".encode())
+        if cluster.scheduler.note:
+            self._send(Say("warning", cluster.scheduler.note))
         self._send(Say("info", f"Dask's dashboard: the link is in {path}"))
 
     async def watch(self) -> None:

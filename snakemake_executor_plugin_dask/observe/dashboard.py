@@ -1,12 +1,9 @@
-"""Dask's dashboard: whether and where it is served, its secret path, and the names of tasks on it.
+"""Dask's dashboard: whether and where it is served, and its secret path.
 
-Reads the settings and writes the file with the link. Nothing of Dask is imported until a scheduler or worker class is
-asked for (they live in `quiet`).
+Reads the settings. Nothing of Dask is imported until a scheduler class is asked for (they live in `quiet`).
 """
 
-import hashlib
 import importlib.util
-import os
 import re
 import secrets
 from collections.abc import Callable
@@ -16,9 +13,6 @@ from typing import Any
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 
 LOOPBACK = "127.0.0.1"
-_HEX_WORD = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)
-_HEX_NAME = re.compile(r"[0-9a-f]{32}")
-_FIRST_WORD = re.compile(r"[^\W\d_]\w*")
 _ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s/\[\]]*):)?(?P<port>\d{1,5})")
 
 
@@ -75,52 +69,3 @@ def dashboard_options(
         )
         raise ConfigurationError(msg)
     return DashboardPlan(host, port, new_secret())
-
-
-def write_link(path: str | os.PathLike[str], link: str) -> None:
-    """Write the link into a file that only the user can read, whatever stood there before. Raises OSError."""
-    new = f"{os.fspath(path)}.new"
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-        os.write(descriptor, f"{link}\n".encode())
-    finally:
-        os.close(descriptor)
-    os.replace(new, path)
-
-
-def task_key(rule: str, run_id: str, jobid: str | int, attempt: int, run: int) -> str:
-    """The key of one attempt, unique in Dask, by which Dask's pages group and colour tasks by rule.
-
-    Dask takes from a key the words up to the first one that is not made of letters alone (`dask.utils.key_split`).
-    """
-    # A run id of letters alone would count as part of the rule's name.
-    unmistakable = run_id if any(c.isdigit() for c in run_id) else f"0{run_id}"
-    return f"{task_group(rule)}-{unmistakable}-{jobid}-{attempt}.{run}"
-
-
-def task_group(rule: str) -> str:
-    """What Dask will show for a rule: its name; where Dask would misread that, a readable and unique form of it."""
-    first, *words = rule.split("-")
-    if (
-        len(rule) <= 80
-        and _FIRST_WORD.fullmatch(first)
-        and all(word.isalpha() and not (len(word) == 8 and _HEX_WORD.match(word)) for word in words)
-        and not _HEX_NAME.fullmatch(rule)
-    ):
-        return rule
-    digest = hashlib.sha256(rule.encode("utf-8", "surrogatepass")).hexdigest()[:6]
-    readable = re.sub(r"\W", "_", rule)[:40].strip("_")
-    if not _FIRST_WORD.match(readable):
-        readable = f"rule_{readable}".rstrip("_")
-    return f"{readable}.{digest}"
-
-
-def __getattr__(name: str) -> Any:
-    """`QuietScheduler`, `QuietWorker`, `DashboardScheduler`: imported with Dask, at first use."""
-    if name in ("QuietScheduler", "QuietWorker", "DashboardScheduler"):
-        from snakemake_executor_plugin_dask.observe import quiet
-
-        return getattr(quiet, name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)

@@ -7,7 +7,6 @@ timeout; 2, the supervisor died.
 
 import argparse
 import asyncio
-import ctypes
 import json
 import os
 import pickle
@@ -22,10 +21,8 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.private import write_private
-from snakemake_executor_plugin_dask.worker import rank, task
+from snakemake_executor_plugin_dask.worker import processes, rank, task
 from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, near_cores, take_inventory
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -35,8 +32,10 @@ def main() -> int:
     known, _ = parser.parse_known_args()  # dask-jobqueue appends arguments of dask's own worker command
     started = time.monotonic()
     config: dict[str, Any] = json.loads(known.config.read_text())
-    if config.get("die_with_parent"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if parent := config.get("die_with_parent"):
+        processes.die_with_parent()
+        if os.getppid() != parent:  # it went before
+            return 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
     name = known.name or rank.worker_name(config["name"], os.environ)
     setup: RunSetup = pickle.loads(Path(config["setup"]).read_bytes())
@@ -73,7 +72,7 @@ async def _serve(
     from distributed.security import Security
 
     from snakemake_executor_plugin_dask.driver.configuration import WORKER_CONFIGURATION, quieten
-    from snakemake_executor_plugin_dask.observe.dashboard import QuietWorker
+    from snakemake_executor_plugin_dask.observe.quiet import QuietWorker
 
     facts = _facts(config, name, supervisor, started)
     dask.config.set(WORKER_CONFIGURATION)
@@ -118,7 +117,7 @@ async def _serve(
         )
         return 1
     lost = asyncio.create_task(link.lost.wait())
-    finished = asyncio.create_task(worker.finished())
+    finished = asyncio.create_task(worker.finished())  # type: ignore[no-untyped-call]
     await asyncio.wait({lost, finished}, return_when=asyncio.FIRST_COMPLETED)
     if lost.done():
         await worker.close(reason="the supervisor process died")

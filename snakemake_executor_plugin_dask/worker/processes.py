@@ -191,7 +191,7 @@ def _of_run(run_id: str, worker: str) -> list[int]:
         )
         (ours if mine else theirs).add(pid)
     of_others = {stat.pid for stat in tree(table, theirs)}
-    marks = (f"-{run_id}-", f"-0{run_id}-")  # as `observe.dashboard.task_key` writes a run of letters alone
+    marks = (f"-{run_id}-", f"-0{run_id}-")  # as `jobs.task_key` writes a run of letters alone
     marked = {
         pid
         for pid in table

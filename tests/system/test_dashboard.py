@@ -15,7 +15,8 @@ from distributed import Client, Security
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options, task_group, task_key
+from snakemake_executor_plugin_dask.jobs import task_group, task_key
+from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options
 from snakemake_executor_plugin_dask.observe.quiet import QuietWorker
 
 from .browser import browser

@@ -9,13 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.observe.dashboard import (
-    DashboardPlan,
-    dashboard_options,
-    task_group,
-    task_key,
-    write_link,
-)
+from snakemake_executor_plugin_dask.jobs import task_group, task_key
+from snakemake_executor_plugin_dask.observe.dashboard import DashboardPlan, dashboard_options
+from snakemake_executor_plugin_dask.private import write_private
 
 
 def plan(setting: str) -> DashboardPlan:
@@ -72,7 +68,7 @@ def test_link_file_is_private_even_over_an_open_one(tmp_path):
     path = tmp_path / "dashboard"
     path.write_text("old")
     path.chmod(0o666)
-    write_link(path, "http://127.0.0.1:1/s/status")
+    write_private(path, b"http://127.0.0.1:1/s/status\n")
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert path.read_text() == "http://127.0.0.1:1/s/status\n"
 

@@ -15,7 +15,7 @@ from snakemake_executor_plugin_dask.driver import run as run_module
 from snakemake_executor_plugin_dask.driver.allocations import Ran
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.jobs import RunSetup
-from snakemake_executor_plugin_dask.messages import Begin
+from snakemake_executor_plugin_dask.messages import Begin, Say
 from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.requests import Request
@@ -81,14 +81,15 @@ def dask_configuration() -> Iterator[None]:
     dask.config.config.update(before)
 
 
-def bring_up(directory: Path, pool: Pool, then: Callable[[run_module.Run], None], **options: Any) -> None:
-    """Start a run, look at it, and end it."""
+def bring_up(directory: Path, pool: Pool, then: Callable[[run_module.Run], None], **options: Any) -> list[Any]:
+    """Start a run, look at it, and end it. Returns what it told Snakemake."""
+    told: list[Any] = []
     state_dir = directory / "abc12345"
     state_dir.mkdir()
 
     async def start() -> None:
         begin = Begin(SETUP, Options(pools=(pool,), **options), str(state_dir), str(directory / "events.jsonl"))
-        run = run_module.Run(begin, lambda _: None)
+        run = run_module.Run(begin, told.append)
         try:
             await run.start()
             then(run)
@@ -99,6 +100,7 @@ def bring_up(directory: Path, pool: Pool, then: Callable[[run_module.Run], None]
         asyncio.run(start())
     finally:
         assert not state_dir.exists(), "what a run leaves"
+    return told
 
 
 @pytest.mark.usefixtures("dask_configuration")
@@ -125,3 +127,20 @@ def test_leases_are_renewed_where_the_scheduler_listens(tmp_path: Path) -> None:
     pool = Pool("cpu", "slurm", 0, 2, 4, 4000)
     bring_up(tmp_path, pool, look, scheduler_interface="lo", scheduler_port=port)
     assert where == [("127.0.0.1", port + 1)]
+
+
+@pytest.mark.usefixtures("dask_configuration")
+def test_another_port_of_the_dashboard_is_told(tmp_path: Path) -> None:
+    """The one that was asked for is taken; the link is private."""
+    modes = []
+
+    def look(run: run_module.Run) -> None:
+        modes.append((run._state_dir / "dashboard").stat().st_mode & 0o777)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        pool = Pool("local", "local", 1, 1, 1, 1000)
+        told = bring_up(tmp_path, pool, look, dashboard=f"127.0.0.1:{port}")
+    warnings = [message.text for message in told if isinstance(message, Say) and message.level == "warning"]
+    assert any(f"port {port}" in text and "instead" in text for text in warnings)
+    assert modes == [0o600]

@@ -8,7 +8,7 @@ import pytest
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask import session as session_module
-from snakemake_executor_plugin_dask.observe.dashboard import task_key
+from snakemake_executor_plugin_dask.jobs import task_key
 from snakemake_executor_plugin_dask.session import Session, new_run_id, not_started_text, report_submission
 
 
