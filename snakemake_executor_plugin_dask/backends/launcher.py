@@ -248,7 +248,7 @@ class LaunchedWorkers(WorkerProcess):
 
     def _more(self) -> dict[str, Any]:
         """What the workers' configuration needs beyond the usual."""
-        more: dict[str, Any] = {"interface": self.pool.options.get("interface"), "share_node": True}
+        more: dict[str, Any] = {"interface": self.pool.options.get("interface")}
         if "://127." in self.link.scheduler:
             more["host"] = "127.0.0.1"
         return more

@@ -90,7 +90,7 @@ async def _serve(
         config["scheduler"],
         name=name,
         # Jobs are coroutines and hold no thread; how many run at once is the ledger's business.
-        nthreads=config.get("slots", 4096),
+        nthreads=4096,
         memory_limit=0,
         security=security,
         protocol="tls://",
