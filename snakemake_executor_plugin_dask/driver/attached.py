@@ -53,10 +53,11 @@ class AttachedFleet(Members):
         super().__init__(listener, clock)
         self._client = client
         self._setup = setup
-        self._renewed: dict[str, float] = {}
+        self._renewed: dict[str, float] = {}  # by worker: when the last renewal was sent that it answered
+        self._sent: dict[str, float] = {}  # the same of the last one that was sent: it may arrive all the same
         self._here: dict[str, int] = {}  # by worker: its supervisor, where that can be seen on this machine
         self._tasks = Tasks(listener.failed)
-        self._last_round = clock()
+        self._began = self._last_round = clock()
         self._joining: dict[str, str] = {}  # by address: the name that the worker gets
         self.reserved_at = clock()  # when the reservations were last renewed
         self.names: tuple[str, ...] = ()  # of the resources that workers declare
@@ -108,7 +109,7 @@ class AttachedFleet(Members):
         now = self._clock()
         member = Member(unique, pool, WorkerProcess(pool, unique, None), "up", now, address, facts)  # type: ignore[arg-type]
         self.members[unique] = member
-        self._renewed[unique] = now
+        self._renewed[unique] = self._sent[unique] = now
         if facts.host == platform.node() and attach.seen_here(facts.supervisor_pid):
             self._here[unique] = facts.supervisor_pid
         self._listener.event("worker-joined", worker=unique, pool=pool.name, waited_s=0.0, facts=facts)
@@ -116,7 +117,7 @@ class AttachedFleet(Members):
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Its supervisor ends the jobs once the worker is gone, or no renewal comes; on this machine we do."""
-        run_out = self._renewed.get(member.name, self._clock()) + self._setup.lease_s + LEASE_MARGIN_S
+        run_out = self._sent.get(member.name, self._clock()) + self._setup.lease_s + LEASE_MARGIN_S
         here = self._here.pop(member.name, None)
         if keys and (here is None or not await asyncio.to_thread(attach.end_from_outside, here, set(keys))):
             await asyncio.sleep(max(0.0, run_out - self._clock()))
@@ -139,8 +140,10 @@ class AttachedFleet(Members):
                 self._tasks.spawn(self._renew(member))
 
     async def _renew(self, member: Member) -> None:
-        began = self._clock()
-        error = await self._call(member.address, _CALL_S, task.renew, self._setup.run_id)
+        began = self._sent[member.name] = self._clock()
+        # By its number the supervisor knows when it was due, and does not count it from a late arrival.
+        number = int((began - self._began) / RENEW_EVERY_S)
+        error = await self._call(member.address, _CALL_S, task.renew, self._setup.run_id, number)
         if error is None:
             self._renewed[member.name] = began
         else:

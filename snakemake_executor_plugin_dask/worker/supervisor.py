@@ -103,8 +103,8 @@ class Supervisor:
             case ("kill", str(key), str(reason)):
                 if key in self._endings.attempts:
                     self._endings.stop(self._endings.attempts[key], "cancelled", reason)
-            case ("renew",):
-                self._lease.renew()
+            case ("renew", int(number)):
+                self._lease.renew(number)
             case ("stop",):
                 self._finish("cancelled", "the worker was told to stop")
             case _:

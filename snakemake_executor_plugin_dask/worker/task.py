@@ -109,8 +109,8 @@ class Link:
     def kill(self, key: str, reason: str) -> None:
         self._send(("kill", key, reason))
 
-    def renew(self) -> None:
-        self._send(("renew",))
+    def renew(self, number: int) -> None:
+        self._send(("renew", number))
 
     def stop(self) -> None:
         """Ask the supervisor to end its jobs and leave; `lost` is set once it has."""
@@ -192,10 +192,10 @@ async def kill_job(run_id: str, key: str, reason: str) -> None:
         links[run_id].kill(key, reason)
 
 
-async def renew(run_id: str) -> None:
+async def renew(run_id: str, number: int) -> None:
     """Renew the leases of a run's jobs on this worker (where the supervisor has no connection of its own)."""
     if run_id in links:
-        links[run_id].renew()
+        links[run_id].renew(number)
 
 
 async def facts(run_id: str) -> WorkerFacts:

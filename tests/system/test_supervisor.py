@@ -242,9 +242,9 @@ def test_lease_that_runs_out_ends_the_jobs(tmp_path):
     with fake_worker(tmp_path, run_setup(tmp_path, lease_s=1.5)) as worker:
         key = worker.start("sleep 1000")
         pid = worker.wait_started(key)
-        for _ in range(8):
+        for number in range(8):
             time.sleep(0.4)
-            worker.send("renew")
+            worker.send("renew", number)
         assert alive(pid)
         outcome = worker.outcome(key)
         assert (outcome.status, alive(pid)) == ("lost", False)
@@ -258,9 +258,9 @@ def test_stopped_supervisor_does_not_take_late_renewals(tmp_path):
         key = worker.start("sleep 1000")
         pid = worker.wait_started(key)
         os.kill(worker.process.pid, signal.SIGSTOP)
-        for _ in range(6):
+        for number in range(6):
             time.sleep(0.4)
-            worker.send("renew")
+            worker.send("renew", number)
         os.kill(worker.process.pid, signal.SIGCONT)
         assert worker.outcome(key).status == "lost"
         assert not alive(pid)

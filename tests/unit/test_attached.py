@@ -21,6 +21,7 @@ from snakemake_executor_plugin_dask.backends.attached import (
     shortcomings,
 )
 from snakemake_executor_plugin_dask.driver.attached import AttachedFleet
+from snakemake_executor_plugin_dask.driver.fleet import LEASE_MARGIN_S
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.worker import attach
@@ -128,3 +129,48 @@ def test_a_lost_worker_of_this_machine_is_dead_once_its_supervisor_is_ended(
     assert supervisor.wait(30) == -signal.SIGKILL
     assert looks[-1] is False
     assert next(now) < 60, "the lease was not waited for"
+
+
+def test_the_lease_of_a_silent_worker_counts_from_the_last_renewal_that_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may have waited at a worker that stood still, and arrive after all."""
+    now = 1000.0
+    sent: list[tuple[float, int]] = []
+
+    async def run(function: Any, *arguments: Any, workers: list[str], **_: Any) -> dict[str, Any]:
+        if function is attach.attach:
+            return {workers[0]: WorkerFacts("one", "elsewhere", 1, 2, 4, 4000)}
+        sent.append((now, arguments[-1]))
+        return {workers[0]: OSError("no answer")}
+
+    lost: list[str] = []
+    listener: Any = SimpleNamespace(
+        event=lambda *_, **__: None,
+        worker_joined=lambda _: None,
+        worker_lost=lambda _, why: lost.append(why),
+        failed=None,
+    )
+
+    naps: list[float] = []
+
+    async def nap(seconds: float) -> None:
+        naps.append(seconds)
+
+    async def lose() -> None:
+        nonlocal now
+        fleet = AttachedFleet(SimpleNamespace(run=run), SETUP, listener, lambda: now)
+        await fleet.join("tcp://one", "one", {})
+        while not lost:
+            now += 5.5
+            fleet.reserved_at = now
+            await fleet.check()
+            await asyncio.sleep(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "sleep", nap)
+            assert await fleet.confirm_dead(fleet.members["one"], ["a-key"]) is None
+
+    asyncio.run(lose())
+    assert naps == [sent[-1][0] + SETUP.lease_s + LEASE_MARGIN_S - now]
+    numbers = [number for _, number in sent]
+    assert numbers == sorted(set(numbers))
