@@ -152,8 +152,7 @@ def fake_worker(directory: Path, setup: RunSetup | None = None, *options: str, *
             processes.kill_descendants(worker.process.pid)
             worker.process.kill()
             worker.process.wait()
-            for pid in marked_processes():
-                os.kill(pid, signal.SIGKILL)
+            processes.send(marked_processes(), signal.SIGKILL)
 
 
 def marked_processes(key: str = f"-{RUN_ID}-") -> list[int]:
