@@ -1,4 +1,4 @@
-"""Whether Snakemake was started as one of several ranks, and how many nodes its allocation holds. Reads host files.
+"""Whether Snakemake was started as one of several ranks, and what its allocation holds. Reads host files.
 
 The settings are made before Snakemake locks the workflow, so a rank that notices leaves no lock behind.
 """
@@ -17,6 +17,7 @@ _SIZES = (
 )
 
 _NODE_COUNTS = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES", "NHOSTS")  # the last one is Grid Engine's
+_ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "FLUX_JOB_ID", "COBALT_JOBID", "LSB_HOSTS")
 _NODE_FILES = ("PBS_NODEFILE", "OAR_NODEFILE", "OAR_FILE_NODES", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE")
 
 
@@ -55,6 +56,11 @@ def allocation_nodes(environment: Mapping[str, str]) -> int:
                 return len(hosts)
     hosts = set(environment.get("LSB_HOSTS", "").split())
     return max(1, len(hosts))
+
+
+def in_allocation(environment: Mapping[str, str]) -> bool:
+    """Whether a batch system says anything of an allocation that this process runs in."""
+    return any(environment.get(name) for name in (*_NODE_COUNTS, *_NODE_FILES, *_ALLOCATIONS))
 
 
 def _number(environment: Mapping[str, str], variable: str) -> int | None:

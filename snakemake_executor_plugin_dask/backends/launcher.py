@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,9 @@ from snakemake_executor_plugin_dask.backends.base import (
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, spread
+from snakemake_executor_plugin_dask.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.ranks import allocation_nodes
+from snakemake_executor_plugin_dask.ranks import allocation_nodes, in_allocation
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
 Kind = Literal["srun", "openmpi", "hydra", "other"]
@@ -142,8 +143,9 @@ def _version(program: str) -> str:
 class LauncherBackend:
     """Workers of an allocation that exists already."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environ: Mapping[str, str] = os.environ, machine: Callable[[], Machine] = this_machine) -> None:
         self._environ = environ
+        self._machine = machine
 
     @property
     def on_this_machine(self) -> bool:
@@ -151,7 +153,27 @@ class LauncherBackend:
         return allocation_nodes(self._environ) == 1
 
     def complete(self, pool: Pool) -> Pool:
-        return pool
+        """What workers have is known here only where they share this machine; else each tells it when it joins."""
+        if not self._shares_this_machine(pool):
+            return pool
+        machine = self._machine()
+        return replace(
+            pool,
+            cores=pool.cores or max(1, machine.cores // pool.workers_max),
+            memory_mb=pool.memory_mb or machine.memory_mb // pool.workers_max,
+        )
+
+    def notes(self, pool: Pool) -> tuple[str, ...]:
+        """Where jobs would run on a login node, most likely by mistake."""
+        if not self._shares_this_machine(pool):
+            return ()
+        workers = f"{pool.workers_max} worker{'s run' if pool.workers_max > 1 else ' runs'}"
+        text = f"Pool {pool.name}: no allocation was found, so its {workers} on this host; "
+        return (text + "on a cluster, start Snakemake inside an allocation.",)
+
+    def _shares_this_machine(self, pool: Pool) -> bool:
+        """Outside any allocation, unless the launcher's call is the user's, who may name other hosts there."""
+        return not in_allocation(self._environ) and len(_given(pool)) < 2
 
     def check(self, pool: Pool) -> None:
         unknown = sorted(set(pool.options) - set(_OPTIONS))

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from snakemake_executor_plugin_dask.backends.launcher import (
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, spread
+from snakemake_executor_plugin_dask.machine import Machine
 from snakemake_executor_plugin_dask.pools import Pool
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "6", "SLURM_TASKS_PER_NODE": "2(x3)"}
@@ -109,6 +111,27 @@ def test_impossible_pools(wrong: Pool, words: str, monkeypatch: pytest.MonkeyPat
 def link(directory: Path) -> Link:
     """A driver that nobody will reach."""
     return Link("run12345", "tls://127.0.0.1:1", ("127.0.0.1", 2), None, str(directory), None, python="/bin/echo")
+
+
+def test_workers_outside_an_allocation_are_told_of() -> None:
+    """On a login node they are most likely a mistake: one warning, and the plan knows what each of them has."""
+    backend = LauncherBackend({}, lambda: Machine(cores=8, memory_mb=9000))
+    (note,) = backend.notes(pool(3))
+    assert "no allocation was found, so its 3 workers run on this host" in note
+    completed = backend.complete(pool(3))
+    assert (completed.cores, completed.memory_mb) == (2, 3000)
+    assert backend.complete(replace(pool(1), cores=2)).cores == 2
+
+
+@pytest.mark.parametrize("environment", [SLURM, {"SLURM_JOB_ID": "7"}, {"PBS_NODEFILE": "/n"}, {"LSB_HOSTS": "a b"}])
+def test_workers_inside_an_allocation_tell_what_they_have(environment: dict[str, str]) -> None:
+    """No warning there, nor where the user's own call of the launcher may name hosts; and nothing is assumed."""
+    for backend, asked in (
+        (LauncherBackend(environment), pool()),
+        (LauncherBackend({}), pool(launcher="mpirun --host a,b")),
+    ):
+        assert backend.notes(asked) == ()
+        assert backend.complete(asked) == asked
 
 
 def test_ranks_are_named_after_the_launcher(tmp_path: Path) -> None:
