@@ -21,15 +21,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one costly fixture, such as a batch system, in one process of pytest-xdist."""
+    """Keep those of a module that share a costly fixture, such as a batch system, in one process of pytest-xdist."""
     for item in items:
         assert isinstance(item, pytest.Function)
         shared = [
             name
             for name, definitions in item._fixtureinfo.name2fixturedefs.items()
-            if definitions[-1].scope == "module"
+            if definitions[-1].scope in ("module", "session") and definitions[-1].baseid.startswith("tests")
         ]
-        if shared:
+        if shared and item.get_closest_marker("xdist_group") is None:
             parameters = item.callspec.params if hasattr(item, "callspec") else {}
             which = "-".join(f"{name}{parameters.get(name, '')}" for name in shared)
             item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{which}"))
