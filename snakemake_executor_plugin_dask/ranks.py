@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 #: Step numbers from here on are Slurm's own: batch script, interactive step, extern.
-_SLURM_SPECIAL_STEPS = 0xFFFFFFF0
+SLURM_SPECIAL_STEPS = 0xFFFFFFF0
 
 #: Where launchers say how many ranks they started; MPICH's and Intel's say it in PMI_SIZE.
 _SIZES = (
@@ -33,7 +33,7 @@ def started_as_rank(environment: Mapping[str, str]) -> str | None:
     size = _number(environment, "SLURM_STEP_NUM_TASKS")
     if size is not None and size > 1 and "SLURM_PROCID" in environment:
         step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
-        if step.isdecimal() and int(step) < _SLURM_SPECIAL_STEPS:
+        if step.isdecimal() and int(step) < SLURM_SPECIAL_STEPS:
             return _complaint(size, "srun")
     return None
 

@@ -4,11 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from snakemake_executor_plugin_dask.ranks import SLURM_SPECIAL_STEPS
+
 #: Set by the keeper of a worker that a launcher started (see backends/launcher.py): how often it was started again.
 RESTARTS = "SNAKEMAKE_DASK_RESTARTS"
-
-#: Slurm numbers the batch script's own step, the interactive one and their like from here on.
-_SPECIAL_STEPS = 0xFFFFFFF0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,9 @@ def rank_of(environ: Mapping[str, str]) -> Rank | None:
     ):
         if number in environ:
             return Rank(_int(environ, number, 0), _int(environ, size, 1), _int(environ, on_node, 1))
-    step = _int(environ, "SLURM_STEP_ID", _SPECIAL_STEPS)
+    step = _int(environ, "SLURM_STEP_ID", SLURM_SPECIAL_STEPS)
     # A batch step has SLURM_PROCID and SLURM_NTASKS too, and is one process.
-    if "SLURM_PROCID" in environ and step < _SPECIAL_STEPS:
+    if "SLURM_PROCID" in environ and step < SLURM_SPECIAL_STEPS:
         tasks = _int(environ, "SLURM_STEP_NUM_TASKS", 1)
         return Rank(_int(environ, "SLURM_PROCID", 0), tasks, _slurm_tasks_here(environ))
     if "PMIX_RANK" in environ:
