@@ -309,7 +309,7 @@ def too_large(kinds: Sequence[NodeKind], named: Named, pool: Pool) -> str | None
             lambda item: _each(item[1].gpus, item[1]),
         )
     )
-    asked = "; ".join(f"rule {rule} asks for {describe(request)}" for rule, request in most)
+    asked = "; ".join(f"{f'rule {rule}' if rule else 'one'} asks for {describe(request)}" for rule, request in most)
     return (
         f"No node of partition {partition} is large enough for each of its jobs: {asked}. Workers of a pool have "
         "one size: name another slurm_partition or constraint for one of these rules, or describe pools by "
