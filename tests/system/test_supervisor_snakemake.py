@@ -73,6 +73,7 @@ def test_entry_takes_what_a_command_line_cannot(workdir):
         snakefile="Snakefile",
         target=target,
         rules=["named"],
+        cores=1,
         max_threads=1,
         attempt=1,
         groupid=None,

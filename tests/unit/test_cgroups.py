@@ -1,6 +1,7 @@
 """Cgroups for jobs, with plain files in the place of the kernel's, which enforce nothing: what is written where."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,20 @@ def made(root: Path, own: str = "user/scope", controllers: str = "cpu memory pid
     return group
 
 
-def test_a_job_gets_a_group_with_its_limit(tmp_path: Path) -> None:
+def test_a_job_gets_a_group_with_its_limit(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The controller is handed down once the own processes are out of the way; a job's tree is put into its group."""
     group = made(tmp_path)
     groups = JobGroups(tmp_path)
     assert (group / "snakemake-dask" / "cgroup.procs").read_text() == "34", "the last one that was moved"
     assert (group / "cgroup.subtree_control").read_text() == "+memory"
-    groups.add("align-1", os.getpid(), 100_000_000)
+    leader = subprocess.Popen(["sleep", "60"])
+    request.addfinalizer(leader.wait)
+    request.addfinalizer(leader.kill)
+    groups.add("align-1", leader.pid, 100_000_000)
     (job,) = group.glob("snakemake-job-*")
     assert int((job / "memory.max").read_text()) == 100_000_000 + ALLOWANCE
     assert (job / "memory.oom.group").read_text() == "1"
-    assert int((job / "cgroup.procs").read_text()) == os.getpid()
+    assert int((job / "cgroup.procs").read_text()) == leader.pid
     (job / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 1\noom_kill 2\n")
     assert groups.remove("align-1")
     assert not groups.remove("align-1")
