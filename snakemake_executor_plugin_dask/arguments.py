@@ -62,7 +62,8 @@ def job_arguments(
 ) -> tuple[tuple[str, ...], bytes | None]:
     """One job's own arguments, and the pickled overrides (argparse destination to value) where some are needed.
 
-    ``cores`` are what the job's rules see as `workflow.cores`; ``groupid`` is given for group jobs only.
+    ``rules``: those that the job's Snakemake is to consider; none: all of them. ``cores`` are what the job's rules see
+    as `workflow.cores`; ``groupid`` is given for group jobs only.
     """
     overrides: dict[str, Any] = {}
     target = [TargetSpec(spec.rulename, dict(spec.wildcards_dict)) for spec in target]
@@ -75,7 +76,9 @@ def job_arguments(
     if any(rule.startswith("-") for rule in allowed):
         overrides["allowed_rules"] = allowed
         allowed = ["replaced"]
-    arguments = ["--snakefile", snakefile, "--target-jobs", *encoded, "--allowed-rules", *allowed]
+    arguments = ["--snakefile", snakefile, "--target-jobs", *encoded]
+    if allowed:
+        arguments += ["--allowed-rules", *allowed]
     if groupid is not None:
         arguments += ["--local-groupid", groupid]
     arguments += ["--cores", str(cores), "--max-threads", str(max_threads), "--attempt", str(attempt)]
