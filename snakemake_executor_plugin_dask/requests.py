@@ -48,6 +48,9 @@ def request_from_resources(resources: Mapping[str, object], threads: int) -> Req
     A value that is not known yet (``<TBD>``) counts as not declared; so does 0 for memory and runtime, as for Slurm.
     Raises RequestError, which names the resource, for values that make no sense.
     """
+    if threads < 0:
+        msg = f"threads={threads} must be a whole number of at least 0; change it in the rule."
+        raise RequestError(msg)
     nodes = _count(resources, "nodes", least=1) or 1
     tasks = declared = _count(resources, "tasks", least=1)
     if tasks is None:

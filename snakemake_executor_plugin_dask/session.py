@@ -81,6 +81,23 @@ def _members(job: Any) -> Iterable[Any]:
     return job if job.is_group() else (job,)
 
 
+def unfit_directory(path: Path) -> str | None:
+    """Why keys and configurations cannot be handed on by paths in this directory; None where they can."""
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        what = "bytes that are not UTF-8"
+    else:
+        if "\n" not in text:
+            return None
+        what = "a line break"
+    return (
+        f"The path of the working directory, {text!a}, holds {what}, with which Dask's workers cannot be started; "
+        "run the workflow in another directory (--directory)."
+    )
+
+
 def report_submission(executor: Any, info: SubmittedJobInfo) -> None:
     """Tell Snakemake that a job has a process; marks its outputs as incomplete."""
     try:
@@ -130,6 +147,8 @@ class Session:
         self._woken: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
         self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
+        if complaint := unfit_directory(self._state_dir):
+            raise WorkflowError(complaint)
         self._handover = Handover(executor, self._options, self._run_id)
         self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
         self._known: dict[Any, Request] = {}  # as far as it could be known before the first job

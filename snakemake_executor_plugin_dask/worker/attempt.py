@@ -75,7 +75,12 @@ class Attempt:
         return _DOUBT_S if number in _OF_WHO_ENDS_ALL else _LITTLE_DOUBT_S
 
     def read_log(self) -> tuple[str, str]:
-        """What its Snakemake said of the job's own command, if that failed; the last lines. May block as files do."""
+        """What its Snakemake said of the job's own command, if that failed; the last lines. May block as files do.
+
+        Raises FileNotFoundError where the log is no longer there.
+        """
+        if self.log:
+            os.stat(self.log)
         status = self.leader.result() if self.leader.done() else None
         failed = status is not None and exit_status(status)[0] == 1 and self.spec.script is None
         return command_end(self.log) if failed else "", tail(self.log)

@@ -33,6 +33,19 @@ class Endings:
         self._loop = asyncio.get_running_loop()
         self._reaped: asyncio.Future[None] = self._loop.create_future()
 
+    def wake_stopped_parents(self) -> None:
+        """Let who started a job's shell tell that it has ended, where the job stopped it (SIGSTOP of its parent)."""
+        for pid, current in self.leaders.items():
+            stat = processes.read_stat(pid) if current.warm is not None and not current.leader.done() else None
+            if stat is None:
+                continue
+            if stat.dead and stat.ppid != os.getpid():
+                processes.send([stat.ppid], signal.SIGCONT)
+            elif stat.state == "T":  # stopped before it could say which process the shell is
+                children = [processes.read_stat(child) for child in processes.children_of(pid)]
+                if children and all(child is None or child.dead for child in children):
+                    processes.send([pid], signal.SIGCONT)
+
     def stop(self, current: Attempt, status: Status, why: str, grace_s: float | None = None) -> None:
         """End an attempt; the first reason counts, and the shortest grace. Its task reports once nothing is left."""
         if grace_s is None:

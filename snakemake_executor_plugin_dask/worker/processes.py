@@ -91,11 +91,15 @@ def process_table() -> dict[int, Stat]:
 
 
 def own_children() -> list[int]:
-    """This process's direct children, adopted ones included; cheap where the kernel offers the list.
+    """This process's direct children, adopted ones included."""
+    return children_of(os.getpid())
+
+
+def children_of(pid: int) -> list[int]:
+    """A process's direct children, adopted ones included; cheap where the kernel offers the list.
 
     Children belong to the thread that forked them, adopted ones to the first thread; so only the first thread may fork.
     """
-    pid = os.getpid()
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as file:
             return [int(item) for item in (file.readall() or b"").split()]

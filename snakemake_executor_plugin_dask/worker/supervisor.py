@@ -248,6 +248,8 @@ class Supervisor:
         reading = self._loop.run_in_executor(self._logs, current.read_log)
         try:
             current.command_end, current.log_tail = await asyncio.wait_for(reading, _READ_S)
+        except FileNotFoundError:
+            current.notes.append("its log was removed while it ran")
         except TimeoutError:
             current.notes.append(f"the log {current.log} could not be read within {_READ_S:.0f} s")
 
@@ -413,6 +415,7 @@ class Supervisor:
             self._next_look = self._loop.call_later(1.0, self._look)
             return
         self._count_kernel_kills()
+        self._endings.wake_stopped_parents()
         for excess in found:
             self._out_of_memory(self._endings.attempts[excess.key], excess)
         self._plan_look()

@@ -187,6 +187,35 @@ def test_stopped_snakemake(tmp_path: Path) -> None:
         assert len(started(run)) == 2
 
 
+ODD_JOBS = """
+rule all:
+    input: "stops.txt", expand("other{i}.txt", i=range(3))
+
+rule stops:
+    output: "stops.txt"
+    shell: "kill -STOP $PPID; touch {output}"
+
+rule other:
+    output: "other{i}.txt"
+    shell: "touch {output}"
+
+rule removes:
+    output: "removes.txt"
+    shell: "rm -r .snakemake/dask_logs; exit 3"
+"""
+
+
+def test_jobs_that_meddle(tmp_path: Path) -> None:
+    """One that stops who started its shell ends all the same; one that removes its log fails with a word about it."""
+    with snakemake(tmp_path, ODD_JOBS, "--keep-going", "all", "removes.txt") as run:
+        assert run.wait() == 1
+        assert {path.name for path in tmp_path.glob("*.txt")} == {
+            *("output.txt", "stops.txt", "other0.txt", "other1.txt", "other2.txt"),
+        }
+        assert "was removed while it ran" in run.output
+        run.expect_gone(10)
+
+
 def test_frozen_worker(tmp_path: Path) -> None:
     """A worker that is stopped (SIGSTOP) is given up; its jobs are dead before they run again."""
     with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 300")) as run:

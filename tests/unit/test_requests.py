@@ -184,3 +184,9 @@ def test_word_for_how_a_job_starts() -> None:
     assert not starts_cold({})
     with pytest.raises(RequestError, match="dask_job_start='clod' must be warm or cold"):
         starts_cold({"dask_job_start": "clod"})
+
+
+def test_negative_threads_are_refused():
+    """They would give a worker cores that it does not have."""
+    with pytest.raises(RequestError, match="threads=-3 must be a whole number of at least 0"):
+        request_from_resources({}, -3)

@@ -9,7 +9,13 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask import session as session_module
 from snakemake_executor_plugin_dask.jobs import task_key
-from snakemake_executor_plugin_dask.session import Session, new_run_id, not_started_text, report_submission
+from snakemake_executor_plugin_dask.session import (
+    Session,
+    new_run_id,
+    not_started_text,
+    report_submission,
+    unfit_directory,
+)
 
 
 def test_run_ids_stand_in_the_keys_of_their_jobs() -> None:
@@ -92,3 +98,10 @@ def test_one_job_is_told_in_the_singular() -> None:
     """The sentence about what was not started holds for one job as for several."""
     assert not_started_text(1) == "1 job that waited was not started; its outputs are as they were before."
     assert not_started_text(2) == "2 jobs that waited were not started; their outputs are as they were before."
+
+
+def test_directories_in_which_no_worker_could_start() -> None:
+    """One sentence before anything starts; other hostile names are fine."""
+    assert unfit_directory(Path("/a b/$(x)/é'\t,\\")) is None
+    assert "holds a line break" in (unfit_directory(Path("/a\nb")) or "")
+    assert "not UTF-8" in (unfit_directory(Path("/a\udcff")) or "")
