@@ -21,8 +21,11 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces"),
 ]
 
+#: Of this process among those of pytest-xdist, which run these tests at the same time.
+NUMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 NAMESPACE = f"snkdask{os.getpid()}"
-INTERFACE = "snkveth0"  # the same name on both sides, since a pool names one interface for scheduler and workers
+NETWORK = f"10.213.{77 + NUMBER}"
+INTERFACE = f"snkveth{NUMBER}"  # the same name on both sides: a pool names one interface for scheduler and workers
 
 #: Starts one worker in the namespace and one beside it, as a launcher would on two nodes.
 LAUNCHER = """#!/bin/bash
@@ -67,8 +70,8 @@ def elsewhere() -> Iterator[None]:
         ip("link", "add", INTERFACE, "type", "veth", "peer", "name", far)
         ip("link", "set", far, "netns", NAMESPACE)
         ip("-n", NAMESPACE, "link", "set", far, "name", INTERFACE)
-        ip("addr", "add", "10.213.77.1/24", "dev", INTERFACE)
-        ip("-n", NAMESPACE, "addr", "add", "10.213.77.2/24", "dev", INTERFACE)
+        ip("addr", "add", f"{NETWORK}.1/24", "dev", INTERFACE)
+        ip("-n", NAMESPACE, "addr", "add", f"{NETWORK}.2/24", "dev", INTERFACE)
         ip("link", "set", INTERFACE, "up")
         ip("-n", NAMESPACE, "link", "set", INTERFACE, "up")
         ip("-n", NAMESPACE, "link", "set", "lo", "up")
