@@ -122,7 +122,7 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
             code = _exit_code(lambda: workflow.run(spec))
             end(code)
         with _report_shell(lambda pid: say("spawned", pid)):
-            code = 0 if workflow.call(job) else 1
+            code = 0 if workflow.call(job, spec.key) else 1
     except BaseException:  # noqa: BLE001 - printed as the interpreter does
         traceback.print_exc()
     say("forked")
@@ -180,7 +180,7 @@ def _run(warmth: "Warmth", spec: JobSpec) -> bool:
         workflow.note(f"This job is run with a DAG of its own: {error}")
         return workflow.run(spec)
     with _finish_what_runs() as told_to_end:
-        success = workflow.call(job)
+        success = workflow.call(job, spec.key)
     if told_to_end:
         workflow.note("This job was told to end while it ran.", always=True)
         success = False

@@ -4,6 +4,7 @@ At depth 2 a child goes on as a cold job's Snakemake does, with a DAG and a sche
 calls its function as the local executor does.
 """
 
+import contextlib
 import inspect
 import io
 import logging
@@ -296,8 +297,12 @@ class WarmWorkflow:
                 handler.setStream(stream)
             self._drop_asyncio()
 
-    def call(self, job: Any) -> bool:
-        """Depth 3: run the job as the local executor would, and say what it would say."""
+    def call(self, job: Any, key: str) -> bool:
+        """Depth 3: run the job as the local executor would, and say what it would say.
+
+        ``key``: the attempt's, for the mark that outputs are incomplete. The main process makes one too, but hears of
+        the start only later: where all is killed in between, half an output would count as whole.
+        """
         from snakemake.exceptions import print_exception
         from snakemake.executors import local
         from snakemake.logging import logger
@@ -307,6 +312,8 @@ class WarmWorkflow:
         workflow = self.workflow
         shell.cleanup()
         executor = types.SimpleNamespace(workflow=workflow, dag=workflow.dag)
+        with contextlib.suppress(OSError):  # the main process says so
+            job.register(external_jobid=key)
         try:
             local.run_wrapper(*local.Executor.job_args_and_prepare(executor, job))
             workflow.async_run(job.postprocess(store_in_storage=False))

@@ -127,6 +127,26 @@ def test_killed_run_leaves_nothing(tmp_path: Path, victim: str) -> None:
         run.expect_gone(10)
 
 
+def test_killed_before_snakemake_heard_of_a_start(tmp_path: Path) -> None:
+    """A job that started while Snakemake stood still: what it had written when all was killed counts as half."""
+    body = "echo half > {output}; test -e again || {{ while ! test -e go; do sleep 0.1; done; rm go; }}"
+    snakefile = logged_jobs(2, body)
+    with snakemake(tmp_path, snakefile, "--dask-worker-cores", "1") as run:
+        wait_for(lambda: len(started(run)) == 1, "the first job started")
+        os.kill(run.process.pid, signal.SIGSTOP)
+        (tmp_path / "go").touch()
+        wait_for(lambda: len(started(run)) == 2, "the second job started")
+        wait_for(lambda: len(list((tmp_path / "out").glob("*.txt"))) == 2, "its output is begun")
+        assert len(list((tmp_path / ".snakemake" / "incomplete").iterdir())) == 1
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.expect_gone(10)
+    (tmp_path / "again").touch()
+    for more in ("--unlock", "--rerun-incomplete"):
+        with snakemake(tmp_path, snakefile, more) as run:
+            assert run.wait() == 0, run.output
+    assert [(tmp_path / "out" / f"{i}.txt").read_text() for i in range(2)] == ["0\n", "1\n"]
+
+
 def test_interrupt(tmp_path: Path) -> None:
     """Ctrl-C once: running jobs are stopped and nothing is left."""
     with snakemake(tmp_path, logged_jobs(3, STUBBORN)) as run:
