@@ -10,8 +10,9 @@ over the processes and the largest of them differ by more than 3 %, and the answ
 
 Baseline. A job's own Snakemake does not count as it stood when the job's work began. For a job forked by the warm
 process that runs the job's own function, this is the fork. Otherwise work has begun when Snakemake's process has its
-third thread (the one that runs the job) or a child process; the baseline is what it held at the last look before. It
-is also taken from each copy of that Snakemake, as a fork that has not become its command yet.
+third thread (the one that runs the job) or a child process; the baseline is what it held at the last look before, or
+at the first look, where work had begun by then. It is also taken from each copy of that Snakemake, as a fork that has
+not become its command yet.
 """
 
 import contextlib
@@ -291,9 +292,8 @@ class Monitor:
             for pid in watch.members
             if pid not in (watch.own, watch.leader)
         )
-        if stat.threads >= _SNAKEMAKE_THREADS or children:
-            watch.began = True
-        else:
+        watch.began = stat.threads >= _SNAKEMAKE_THREADS or children
+        if not watch.began or not watch.baseline:  # at the first look work may have begun already
             watch.baseline = max(watch.baseline, own.held)
 
     def _estimate(self, watch: Watch, upper: int, lower: int, now: float) -> int:

@@ -103,6 +103,16 @@ def test_own_snakemake_does_not_count():
     assert case.monitor.remove("k") == 110 * MB
 
 
+def test_own_snakemake_does_not_count_where_work_has_begun_at_the_first_look():
+    """A group that is quick starts its first command before anybody looks."""
+    case = Case()
+    case.add(held=70 * MB, limit=50 * MB, threads=3)
+    case.source.set(101, 100, 10 * MB)
+    assert case.look() == []
+    case.source.set(101, 100, 60 * MB)
+    assert [excess.held for excess in case.look()] == [60 * MB]
+
+
 def test_warm_child_counts_from_the_fork():
     """A forked child's inherited memory is the baseline at once."""
     case = Case()
