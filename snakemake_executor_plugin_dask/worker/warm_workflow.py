@@ -13,6 +13,7 @@ import pickle
 import random
 import sys
 import tempfile
+import time
 import types
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,6 +22,8 @@ from typing import Any
 from snakemake_executor_plugin_dask.jobs import JobSpec
 from snakemake_executor_plugin_dask.warmcall import Call
 from snakemake_executor_plugin_dask.worker.warm_snakemake import Parser
+
+_ALL_END_S = 0.1
 
 
 class NotWarm(Exception):
@@ -320,6 +323,8 @@ class WarmWorkflow:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - as the local executor does
             print_exception(error, workflow.linemaps)
             job.log_error()
+            # Who ends all processes of a job may reach its shell first: then nothing is undone, and the mark stays.
+            time.sleep(_ALL_END_S)
             workflow.async_run(job.postprocess(error=True))
             logger.error("Exiting because a job execution failed. Look above for error messages")
             return False
