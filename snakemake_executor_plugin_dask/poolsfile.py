@@ -320,7 +320,7 @@ def _scheduler_place(section: _Section) -> SchedulerPlace:
     place = SchedulerPlace(
         interface=section.get("interface", _text),
         host=section.get("host", _text),
-        port=_or(section.get("port", _port), 0),
+        port=_or(section.get("port", parse_port), 0),
     )
     if place.interface is not None and place.host is not None:
         section.complain("host", "and `interface` both say where the scheduler listens; keep one of them")
@@ -346,7 +346,8 @@ def _one_of(value: object, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _port(value: object) -> int:
+def parse_port(value: object) -> int:
+    """A port that the scheduler may have; ValueError."""
     port = units.parse_count(value)
     if port > 65534:
         msg = "is not a port; it must be from 0 (any) to 65534, and the next one is used, too"

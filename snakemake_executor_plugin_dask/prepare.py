@@ -9,12 +9,14 @@ output. It looks, and starts nothing.
 
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.options import Options
+from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace
 from snakemake_executor_plugin_dask.requests import Request
 
 
@@ -71,7 +73,7 @@ def answer(question: Question) -> Answer:
             backend.check(pool)
             notes += getattr(backend, "notes", lambda _: ())(pool)
             complete.append(backend.complete(pool))
-        options = replace(options, pools=tuple(complete))
+        options = _placed(replace(options, pools=tuple(complete)))
     except ConfigurationError as error:
         return Answer(question.options, complaint=str(error))
     if not question.plan:
@@ -80,6 +82,45 @@ def answer(question: Question) -> Answer:
 
     text, possible = plan_text(options, question.named)
     return Answer(options, tuple(notes), plan=text, possible=possible)
+
+
+def _placed(options: Options) -> Options:
+    """With where the scheduler listens: what the user said, else the site, else the workers' network.
+
+    ConfigurationError where the latter is not on this host.
+    """
+    from snakemake_executor_plugin_dask.backends import backend_for
+
+    if options.scheduler_interface is None and options.scheduler_host is None:
+        for pool in options.pools:
+            place = getattr(backend_for(pool.cluster), "place", lambda _: SchedulerPlace())(pool)
+            if place != SchedulerPlace():
+                port = options.scheduler_port or place.port
+                options = replace(
+                    options, scheduler_interface=place.interface, scheduler_host=place.host, scheduler_port=port
+                )
+                break
+    if options.scheduler_host is not None:
+        return options
+    here = [name for _, name in socket.if_nameindex()]
+    if options.scheduler_interface is not None:
+        if options.scheduler_interface not in here:
+            msg = (
+                f"The scheduler is to listen on the network interface {options.scheduler_interface}, but this host has "
+                f"{', '.join(here)}; name the one by which the workers reach this host."
+            )
+            raise ConfigurationError(msg)
+        return options
+    for pool in options.pools:
+        name = backend_for(pool.cluster).interface(pool)
+        if name is not None and name not in here:
+            msg = (
+                f"Pool {pool.name}: interface {name!r} does not exist on this host, which has {', '.join(here)}; "
+                "choose one of them, or, if only the workers have it, name the scheduler's own: `scheduler: "
+                "{interface: …}` in the pools file, or scheduler_options in --dask-options or jobqueue.yaml."
+            )
+            raise ConfigurationError(msg)
+    return options
 
 
 def main() -> None:

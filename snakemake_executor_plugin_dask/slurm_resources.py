@@ -93,15 +93,13 @@ def make_pools(
 
 
 def _from_configuration(template: Pool, setting: Callable[[str], Any]) -> Pool:
-    from dask.utils import parse_bytes
+    from snakemake_executor_plugin_dask.backends.siteconfig import memory_mb
 
     cores, memory = setting("cores"), setting("memory")
     return replace(
         template,
         cores=int(cores) if template.cores is None and cores is not None else template.cores,
-        memory_mb=(
-            parse_bytes(memory) // 10**6 if template.memory_mb is None and memory is not None else template.memory_mb
-        ),
+        memory_mb=memory_mb(memory) if template.memory_mb is None and memory is not None else template.memory_mb,
     )
 
 

@@ -129,6 +129,7 @@ def worker_config(pool: Pool, name: str, link: Link, **more: Any) -> dict[str, A
         "death_timeout_s": link.death_timeout_s,
         "local_directory": None,
         "interface": None,
+        "own_python": False,
         "setup": link.setup,
     } | more
 

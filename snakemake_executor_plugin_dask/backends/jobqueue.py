@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -24,11 +23,11 @@ from types import ModuleType
 from typing import Any
 
 import dask
-from dask.utils import parse_bytes
 from distributed.core import Status
 
-from snakemake_executor_plugin_dask.backends import directives
+from snakemake_executor_plugin_dask.backends import directives, siteconfig
 from snakemake_executor_plugin_dask.backends.base import (
+    WORKER_MODULE,
     AllocationState,
     Link,
     WorkerProcess,
@@ -40,6 +39,7 @@ from snakemake_executor_plugin_dask.backends.refusals import no_such, outlook, r
 from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Record, run_here, user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace
 
 _COMMAND_TIMEOUT_S = 60.0
 #: How often the queue is asked at most while nothing hurries: sites ask not to be polled more often.
@@ -276,21 +276,22 @@ class JobqueueBackend:
     # What is set, by whom
 
     def setting(self, pool: Pool, key: str) -> Any:
-        """An argument of the class: the pool's own options, else Dask's configuration `jobqueue.<name>`."""
+        """An argument of the class: the pool's own options, else Dask's configuration `jobqueue.<name>`, checked."""
         value = pool.options.get(key)
         if value is not None:
             return value
         load_dask_jobqueue()
-        section = pool.options.get("config_name") or self.name
-        return dask.config.get(f"jobqueue.{section}.{key.replace('_', '-')}", None)
+        section = str(pool.options.get("config_name") or self.name)
+        found = dask.config.get(f"jobqueue.{section}.{key.replace('_', '-')}", None)
+        return siteconfig.checked(self.name, section, key, found)
 
     def complete(self, pool: Pool) -> Pool:
         """Cores, memory and walltime from Dask's configuration, where the user set none."""
         filled: dict[str, Any] = {}
         if pool.cores is None and (cores := self.setting(pool, "cores")) is not None:
-            filled["cores"] = int(cores)
+            filled["cores"] = cores
         if pool.memory_mb is None and (memory := self.setting(pool, "memory")) is not None:
-            filled["memory_mb"] = parse_bytes(memory) // 10**6
+            filled["memory_mb"] = siteconfig.memory_mb(memory)
         if pool.walltime_s is None and (walltime := self.setting(pool, "walltime")) is not None:
             filled["walltime_s"] = self._walltime_s(pool, walltime)
         return replace(pool, **filled)
@@ -299,16 +300,23 @@ class JobqueueBackend:
         try:
             return directives.parse_walltime(self.name, str(walltime))
         except ValueError:
-            msg = f"Pool {pool.name}: walltime {walltime!r} is not understood; write it as HH:MM:SS, in quotes."
+            section = str(pool.options.get("config_name") or self.name)
+            where = siteconfig.origin(section, "walltime") or "Dask's configuration"
+            msg = (
+                f"{where}: jobqueue.{section}.walltime is {walltime!r}, which is not a walltime; write it as HH:MM:SS, "
+                "in quotes."
+            )
             raise ConfigurationError(msg) from None
 
     def interface(self, pool: Pool) -> str | None:
-        """The scheduler's: `scheduler_options` may name another one than the workers use."""
-        scheduler = self.setting(pool, "scheduler_options") or {}
-        if "host" in scheduler:
-            return None
-        found = scheduler.get("interface") or self.setting(pool, "interface")
+        """The workers'."""
+        found = self.setting(pool, "interface")
         return None if found is None else str(found)
+
+    def place(self, pool: Pool) -> SchedulerPlace:
+        """Where the site's configuration lets the scheduler listen."""
+        place: SchedulerPlace = self.setting(pool, "scheduler_options") or SchedulerPlace()
+        return place
 
     def notes(self, pool: Pool) -> tuple[str, ...]:
         """What Dask's configuration wants and the plugin must decide itself, a sentence each."""
@@ -331,7 +339,6 @@ class JobqueueBackend:
     def check(self, pool: Pool) -> None:
         self.check_commands(pool)
         self._check_options(pool)
-        self._check_interface(pool)
         self._check_queue(pool)
         self._check_submission(pool)
 
@@ -348,6 +355,8 @@ class JobqueueBackend:
 
     def _check_options(self, pool: Pool) -> None:
         allowed = self.options()
+        for key in sorted(allowed):
+            self.setting(pool, key)  # what the site's configuration says makes sense
         for key in pool.options:
             if key not in allowed:
                 close = difflib.get_close_matches(key, allowed, n=1)
@@ -374,17 +383,6 @@ class JobqueueBackend:
         for cls in (self._job_class(), module.core.Job):
             names |= set(inspect.signature(cls.__init__).parameters)
         return names - directives.OWNED
-
-    def _check_interface(self, pool: Pool) -> None:
-        name = self.interface(pool)
-        here = [found for _, found in socket.if_nameindex()]
-        if name is not None and name not in here:
-            msg = (
-                f"Pool {pool.name}: interface {name!r} does not exist on this host, which has {', '.join(here)}; "
-                "choose one of them, or, if only the workers have it, name the scheduler's own as `scheduler` in the "
-                "pools file."
-            )
-            raise ConfigurationError(msg)
 
     def _check_queue(self, pool: Pool) -> None:
         queue = self.setting(pool, "queue")
@@ -427,9 +425,8 @@ class JobqueueBackend:
         with tempfile.TemporaryDirectory(prefix="snakemake-dask-") as logs:
             state = ".snakemake/dask/<run>"
             link = Link(run_id="<run>", scheduler="", lease=None, tls=None, state_dir=state, setup=None)
-            command = (
-                f"{link.python} -m snakemake_executor_plugin_dask.worker --config {state}/workers/{pool.name}-<n>.json"
-            )
+            python = self.setting(pool, "python") or link.python
+            command = f"{python} -m {WORKER_MODULE} --config {state}/workers/{pool.name}-<n>.json"
             job = self.job(pool, f"{pool.name}-<n>", link, command, Path(logs))
             return str(job.job_script()).replace(logs, f"{state}/logs")
 
@@ -445,12 +442,17 @@ class JobqueueBackend:
         """The Job object, and its script on disk, for one worker; OSError."""
         logs = self.log_directory(pool, link)
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        python = self.setting(pool, "python")
         config = write_worker_config(
             pool, name, link,
             interface=self.setting(pool, "interface"),
             local_directory=self.setting(pool, "local_directory"),
+            own_python=python is not None,
         )  # fmt: skip
-        job = self.job(pool, name, link, shlex.join(worker_command(config, link)), logs)
+        interpreter, *arguments = worker_command(config, link)
+        # Like dask-jobqueue, as shell text: it may be a command that enters a container.
+        command = f"{python or shlex.quote(interpreter)} {shlex.join(arguments)}"
+        job = self.job(pool, name, link, command, logs)
         script = config.with_suffix(".sh")
         script.write_text(job.job_script())
         return job, script
@@ -475,7 +477,8 @@ class JobqueueBackend:
         module = load_dask_jobqueue()
         settings = {key: value for key, value in pool.options.items() if key in self.options()}
         settings.pop("scheduler_options", None)
-        settings.pop("interface", None)  # in the worker's configuration
+        for key in ("interface", "python"):  # in the worker's configuration, in its command
+            settings.pop(key, None)
         # Batch systems cut a path at a space, and Slurm reads patterns in it; the submit command runs there.
         output = os.fspath(logs) if directives.plain(os.fspath(logs)) else "."
         allocation = allocation_name(pool, link)
@@ -494,7 +497,8 @@ class JobqueueBackend:
             raise ConfigurationError(msg) from error
         job.submit_directory = os.fspath(logs)
         prologue = [line for line in (job._job_script_prologue or []) if line]  # noqa: SLF001 - rendered by job_script()
-        if prologue:
+        if prologue or self.setting(pool, "python") is not None:
+            # Jobs get what the prologue changes, and what a wrapper around Python does.
             prologue.insert(0, directives.BEFORE_PROLOGUE)
         job._job_script_prologue = prologue  # noqa: SLF001
         # HTCondor's submit file has no room for lines of its own: they go into the command.

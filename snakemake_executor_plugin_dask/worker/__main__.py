@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
     name = known.name or rank.worker_name(config["name"], os.environ)
     setup: RunSetup = pickle.loads(Path(config["setup"]).read_bytes())
+    if config.get("own_python"):
+        setup = replace(setup, python=sys.executable)  # the pool names another one than Snakemake's
     host, port = config["lease"]
     lease = {"host": host, "port": port, "worker": name, **config["tls"]}
     lease_path = known.config.with_name(f"lease-{name}.json")

@@ -373,3 +373,44 @@ def test_wrong_options_are_named_before_anything_starts(
         assert run.wait(RUN_S) != 0
         assert said in run.output, run.output
         assert not run.events("allocation-submitted")
+
+
+def test_a_python_of_the_sites_own(slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`jobqueue.yaml` names a wrapper that enters another environment: workers run there, and jobs, warm and cold."""
+    venv, other = Path(sys.prefix), tmp_path / "other environment"
+    (other / "bin").mkdir(parents=True)
+    (other / "bin/python3").symlink_to(Path(sys.executable).resolve())
+    (other / "lib").symlink_to(venv / "lib")
+    (other / "pyvenv.cfg").write_text((venv / "pyvenv.cfg").read_text())
+    wrapper = tmp_path / "enter.sh"
+    wrapper.write_text(f'#!/bin/sh\nexport ENTERED="$1"; shift\nexec "{other}/bin/python3" "$@"\n')
+    wrapper.chmod(0o755)
+    site = tmp_path / "etc"
+    site.mkdir()
+    (site / "jobqueue.yaml").write_text(
+        f"jobqueue:\n  slurm:\n    cores: 1\n    memory: 900 MB\n    queue: cpu\n    python: {wrapper} 'an image'\n"
+    )
+    monkeypatch.setenv("DASK_CONFIG", str(site))
+    snakefile = """
+import sys
+rule all:
+    input: "warm.txt", "cold.txt"
+rule warm:
+    output: "warm.txt"
+    resources: mem_mb=300
+    run:
+        shell("echo $ENTERED > {output}")
+        open(output[0], "a").write(sys.executable)
+rule cold:
+    output: "cold.txt"
+    resources: mem_mb=300, dask_job_start="cold"
+    run:
+        shell("echo $ENTERED > {output}")
+        open(output[0], "a").write(sys.executable)
+"""
+    with snakemake(tmp_path / "a", snakefile, "--dask-cluster", "slurm") as run:
+        assert run.wait(RUN_S) == 0, run.output
+        assert {event["start"] for event in run.events("job-started")} == {"warm", "cold"}, run.output
+        for name in ("warm", "cold"):
+            assert (run.directory / f"{name}.txt").read_text() == f"an image\n{other}/bin/python3"
+        run.expect_gone(30)

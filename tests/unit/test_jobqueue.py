@@ -259,14 +259,6 @@ def test_missing_commands_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         JobqueueBackend("lsf").check(pool("lsf"))
 
 
-def test_interface_that_this_host_lacks() -> None:
-    """An interface of the scheduler is looked for; one that only the workers have is not."""
-    backend = JobqueueBackend("slurm")
-    with pytest.raises(ConfigurationError, match="'ib77' does not exist on this host"):
-        backend._check_interface(pool(options={"interface": "ib77"}))
-    backend._check_interface(pool(options={"interface": "ib77", "scheduler_options": {"interface": "lo"}}))
-
-
 def test_configuration_that_the_plugin_overrules_is_said() -> None:
     """A site's jobqueue.yaml may want several processes; one sentence says that it is not so."""
     with dask.config.set({"jobqueue.slurm.processes": 4, "jobqueue.slurm.worker-extra-args": ["--lifetime", "1h"]}):
