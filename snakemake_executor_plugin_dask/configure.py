@@ -314,7 +314,7 @@ def _why_not_writable(directory: Path) -> str | None:
     """
     existing = directory
     try:
-        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        existing = next(path for path in (directory, *directory.parents) if _is_there(path))
         if not existing.is_dir():
             return f"{existing} is not a directory"
         with tempfile.TemporaryFile(dir=existing):
@@ -323,6 +323,15 @@ def _why_not_writable(directory: Path) -> str | None:
         return f"{existing} takes no files"  # it exists: a special file system says so of what it does not make
     except OSError as error:
         return f"{existing}: {error.strerror}"
+
+
+def _is_there(path: Path) -> bool:
+    """Raises OSError where that cannot be told, as for too long a name: `Path.exists` says no since Python 3.14."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _why_not_replaceable(path: Path) -> str | None:

@@ -21,15 +21,24 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep those of a module that share a costly fixture, such as a batch system, in one process of pytest-xdist."""
+    """Skip what this Debian lacks the packages for, and keep those together that share a costly fixture."""
+    without = dict(line.split(": ", 1) for line in os.environ.get("SNAKEMAKE_DASK_TESTS_WITHOUT", "").splitlines())
     for item in items:
-        assert isinstance(item, pytest.Function)
-        shared = [
-            name
-            for name, definitions in item._fixtureinfo.name2fixturedefs.items()
-            if definitions[-1].scope in ("module", "session") and definitions[-1].baseid.startswith("tests")
-        ]
-        if shared and item.get_closest_marker("xdist_group") is None:
-            parameters = item.callspec.params if hasattr(item, "callspec") else {}
-            which = "-".join(f"{name}{parameters.get(name, '')}" for name in shared)
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{which}"))
+        for marker, why in without.items():
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=why))
+        _keep_together(item)
+
+
+def _keep_together(item: pytest.Item) -> None:
+    """Keep those of a module that share a costly fixture, such as a batch system, in one process of pytest-xdist."""
+    assert isinstance(item, pytest.Function)
+    shared = [
+        name
+        for name, definitions in item._fixtureinfo.name2fixturedefs.items()
+        if definitions[-1].scope in ("module", "session") and definitions[-1].baseid.startswith("tests")
+    ]
+    if shared and item.get_closest_marker("xdist_group") is None:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        which = "-".join(f"{name}{parameters.get(name, '')}" for name in shared)
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{which}"))

@@ -152,7 +152,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> str:
     """NVIDIA's library, as a stand-in that is compiled here: four devices, of which the first is divided."""
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("needs a C compiler")
+        pytest.skip("needs a C compiler, which `./run tests` installs unless asked for unit tests alone")
     library = tmp_path_factory.mktemp("nvml") / NVML
     source = Path(__file__).parents[1] / "clusters" / "nvml" / "nvml.c"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)

@@ -44,6 +44,7 @@ class World:
     errors: dict[str, Exception] = field(default_factory=dict)  # by worker, in the place of what it tells of itself
     joined: list[str] = field(default_factory=list)
     silent: dict[str, float] = field(default_factory=dict)  # of supervisors that have connected
+    meanwhile: Callable[[], None] = lambda: None  # happens while a worker is asked what it has
 
     def __post_init__(self) -> None:
         listener: Any = SimpleNamespace(
@@ -89,6 +90,7 @@ class World:
 
     async def run(self, *_: Any, workers: list[str], **__: Any) -> dict[str, Any]:
         """Dask's client: what a worker tells of itself."""
+        self.meanwhile()
         return {
             address: self.errors.get(address.removeprefix("tls://")) or WorkerFacts(address, "host", 1, 2, 4, 4000)
             for address in workers
@@ -217,10 +219,8 @@ def test_a_worker_that_is_given_back_while_it_joins_does_not_come_up() -> None:
 
     async def script(world: World) -> None:
         await world.ask(1)
-        joining = asyncio.ensure_future(world.join("cpu-0"))
-        await asyncio.sleep(0)
-        world.fleet.give_back("cpu-0", "not needed any more")
-        await joining
+        world.meanwhile = lambda: world.fleet.give_back("cpu-0", "not needed any more")
+        await world.join("cpu-0")
         await settle()
         assert not world.fleet.members
 
