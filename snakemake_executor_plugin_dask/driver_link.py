@@ -15,11 +15,21 @@ _LOG_TAIL_BYTES = 2000
 
 
 class DriverLink:
-    """One driver process. ``on_message`` and ``on_loss`` are called on the reader thread."""
+    """One driver process. The callbacks are called on the reader thread.
 
-    def __init__(self, begin: Begin, on_message: Callable[[object], None], on_loss: Callable[[str], None]) -> None:
+    ``on_error`` gets what was raised while a message was read or acted upon; the following ones are read all the same.
+    """
+
+    def __init__(
+        self,
+        begin: Begin,
+        on_message: Callable[[object], None],
+        on_loss: Callable[[str], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
         self._on_message = on_message
         self._on_loss = on_loss
+        self._on_error = on_error
         self._stopped = threading.Event()
         self.last: Stopped | None = None
         self._log = Path(begin.state_dir, "driver.log")
@@ -67,16 +77,27 @@ class DriverLink:
             try:
                 message = self._channel.receive()
             except (EOFError, OSError):
-                if self.last is None:
-                    code = self._process.wait()
-                    self._on_loss(f"exit code {code}" if code >= 0 else signal.Signals(-code).name)
-                self._stopped.set()
+                try:
+                    self._lost()
+                finally:
+                    self._stopped.set()
                 return
+            except BaseException as error:  # noqa: BLE001 - this one could not be read; without the thread all would hang
+                self._on_error(error)
+                continue
             if isinstance(message, Stopped):
                 self.last = message
                 self._stopped.set()
                 return
-            self._on_message(message)
+            try:
+                self._on_message(message)
+            except BaseException as error:  # noqa: BLE001 - Snakemake's own code is called there
+                self._on_error(error)
+
+    def _lost(self) -> None:
+        if self.last is None:
+            code = self._process.wait()
+            self._on_loss(f"exit code {code}" if code >= 0 else signal.Signals(-code).name)
 
     def log_tail(self) -> str:
         """The end of the driver's own output."""

@@ -14,6 +14,7 @@ import signal
 import string
 import sys
 import threading
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -312,7 +313,7 @@ class Session:
                 state_dir=os.fspath(self._state_dir),
                 event_log=f"{self._state_dir}.events.jsonl",
             )
-            self._link = DriverLink(begin, self._received, self._driver_lost)
+            self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed)
             self._watcher = threading.Thread(target=self._watch, name="dask-watcher", daemon=True)
             self._watcher.start()
             # Only the main thread may set a handler; elsewhere (an API caller's thread) the table is not to be had.
@@ -355,6 +356,15 @@ class Session:
                 self._workflow.scheduler.executor_error_callback(WorkflowError(text))
             case _:
                 self._logger.debug(f"unknown message of the driver: {message!r}")
+
+    def _reading_failed(self, error: BaseException) -> None:
+        """On the reader's thread. Whoever the message was about would be waited for for ever, so the run ends."""
+        text = f"A message of the Dask cluster's driver process could not be acted upon: {error!r}"
+        self._logger.debug("".join(traceback.format_exception(error)))
+        if self._ended:
+            self._logger.error(text)
+        else:
+            self._workflow.scheduler.executor_error_callback(WorkflowError(text))
 
     def _report_started(self, key: str) -> None:
         with self._lock:

@@ -144,5 +144,8 @@ def write_worker_config(pool: Pool, name: str, link: Link, **more: Any) -> Path:
 
 
 def worker_command(config: Path, link: Link) -> list[str]:
-    """The command line of a worker; it holds no secret, since other users of the node can read it."""
-    return [link.python, "-m", WORKER_MODULE, "--config", str(config)]
+    """The command line of a worker; it holds no secret, since other users of the node can read it.
+
+    It starts in a directory that is not its own (of logs, of the workflow), and imports nothing from there.
+    """
+    return [link.python, "-P", "-m", WORKER_MODULE, "--config", str(config)]

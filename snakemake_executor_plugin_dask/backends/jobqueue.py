@@ -25,6 +25,7 @@ from typing import Any
 import dask
 from distributed.core import Status
 
+from snakemake_executor_plugin_dask import descriptors
 from snakemake_executor_plugin_dask.backends import directives, siteconfig
 from snakemake_executor_plugin_dask.backends.base import (
     WORKER_MODULE,
@@ -78,6 +79,7 @@ async def run_command(command: Sequence[str], *, cwd: str | None = None, stdin: 
             *command, stdin=source or asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, cwd=cwd, env=outside_allocation(os.environ),
         )  # fmt: skip
+        descriptors.restore(process.pid)
     except OSError as error:
         return Ran(127, "", f"{command[0]}: {error.strerror}")
     finally:
@@ -426,7 +428,7 @@ class JobqueueBackend:
             state = ".snakemake/dask/<run>"
             link = Link(run_id="<run>", scheduler="", lease=None, tls=None, state_dir=state, setup=None)
             python = self.setting(pool, "python") or link.python
-            command = f"{python} -m {WORKER_MODULE} --config {state}/workers/{pool.name}-<n>.json"
+            command = f"{python} -P -m {WORKER_MODULE} --config {state}/workers/{pool.name}-<n>.json"
             job = self.job(pool, f"{pool.name}-<n>", link, command, Path(logs))
             return str(job.job_script()).replace(logs, f"{state}/logs")
 

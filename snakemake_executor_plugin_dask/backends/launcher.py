@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from snakemake_executor_plugin_dask import descriptors
 from snakemake_executor_plugin_dask.backends.base import (
     AllocationState,
     Link,
@@ -220,7 +221,6 @@ class LauncherBackend:
 def launch_command(launcher: Launcher, config: Path, link: Link) -> list[str]:
     """The whole command line: launcher, keeper, worker."""
     command = worker_command(config, link)
-    command.insert(1, "-P")  # the workflow's directory must not shadow modules
     return [*launcher.command, "/bin/sh", "-c", _KEEPER, "sh", *command]
 
 
@@ -262,6 +262,7 @@ class LaunchedWorkers(WorkerProcess):
                     env=launch_environment(self._kind, self._environ),
                     start_new_session=True,
                 )
+            descriptors.restore(self._process.pid)
         except (OSError, ConfigurationError) as error:
             self.failure = f"the launcher could not be started: {error}"
         else:

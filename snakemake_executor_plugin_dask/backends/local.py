@@ -55,7 +55,6 @@ class LocalWorker(WorkerProcess):
                 local_directory=self.link.state_dir,  # what a killed worker leaves there is cleared with it
             )
             command = worker_command(config, self.link)
-            command.insert(1, "-P")  # the workflow's directory must not shadow modules
             with self.log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     *command,

@@ -7,7 +7,6 @@ traceback is in its log.
 
 import argparse
 import asyncio
-import logging
 import signal
 import socket
 import sys
@@ -15,6 +14,7 @@ import time
 import traceback
 from typing import Any
 
+from snakemake_executor_plugin_dask.descriptors import raise_limit
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.messages import (
     Begin,
@@ -26,6 +26,7 @@ from snakemake_executor_plugin_dask.messages import (
     Stop,
     Stopped,
 )
+from snakemake_executor_plugin_dask.own_log import bound_log
 from snakemake_executor_plugin_dask.worker.frames import frame, receive
 
 _TICK_S = 1.0
@@ -39,7 +40,8 @@ def main() -> int:
     # Ctrl-C and a terminal's end reach Snakemake, which says what has to end; so does SIGTERM.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # unlike an ignored signal, it is not handed on to launchers
-    logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    bound_log()
+    raise_limit()  # each worker takes several descriptors, and so does whoever knocks
     try:
         begin = Channel(sock).receive()
     except EOFError:
@@ -63,6 +65,7 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
         else:
             from snakemake_executor_plugin_dask.driver.attached import AttachedRun as Run
 
+        bound_log()  # those loggers, too, that came with Dask
         run = Run(begin, send)
         await run.start()
         await _serve(run, reader)

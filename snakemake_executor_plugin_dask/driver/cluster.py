@@ -6,6 +6,7 @@ Starts and ends workers through their `WorkerProcess`; decides nothing.
 """
 
 import asyncio
+import datetime as dt
 import logging
 import os
 import ssl
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import dask
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from distributed import Client, SchedulerPlugin
 from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
@@ -22,10 +26,26 @@ from distributed.security import Security
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
 from snakemake_executor_plugin_dask.driver.configuration import DRIVER_CONFIGURATION, overruled, quieten
 from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.listening import guard
 from snakemake_executor_plugin_dask.observe.dashboard import DashboardPlan
 from snakemake_executor_plugin_dask.private import write_private
 
 _log = logging.getLogger(__name__)
+
+_ROLES = ("client", "scheduler", "worker")
+_CLOCKS_DIFFER = dt.timedelta(days=1)
+_VALID = dt.timedelta(days=365)
+_USES = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=True,
+    crl_sign=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +57,39 @@ class TLSFiles:
     key: str
 
 
+def certificate() -> Any:
+    """A certificate and its key, in memory, which is its own authority: it is valid for this run and nobody else's.
+
+    It counts from the day before, since clocks of other hosts may be late. Dask's own counts from now on.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "snakemake-dask")])
+    now = dt.datetime.now(tz=dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCKS_DIFFER)
+        .not_valid_after(now + _VALID)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_USES, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert = made.public_bytes(serialization.Encoding.PEM).decode()
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+    each = {f"tls_{role}_{what}": text for role in _ROLES for what, text in (("cert", cert), ("key", secret))}
+    return Security(require_encryption=True, tls_ca_file=cert, **each)
+
+
 def make_tls(state_dir: Path) -> tuple[Security, TLSFiles]:
     """A certificate for this run alone, in memory for the driver and in files that only the user can read."""
-    security = Security.temporary()
+    security = certificate()
     paths = TLSFiles(*(os.fspath(state_dir / name) for name in ("tls-ca.pem", "tls-cert.pem", "tls-key.pem")))
     texts = (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)
     for path, text in zip((paths.ca, paths.cert, paths.key), texts, strict=True):
@@ -55,8 +105,8 @@ def server_context(files: TLSFiles) -> ssl.SSLContext:
     return context
 
 
-def _innermost(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
+def _innermost(error: BaseException, stop: type[BaseException]) -> BaseException:
+    while error.__cause__ is not None and not isinstance(error, stop):
         error = error.__cause__
     return error
 
@@ -111,6 +161,7 @@ class RunCluster:
         notes = overruled(dask.config.get, lambda key: dask.config.get(key, config=defaults))
         dask.config.set(DRIVER_CONFIGURATION)
         quieten()
+        guard()
         scheduler = {
             "cls": dashboard.scheduler_class(),
             "options": {"security": self._security, **self._where, **dashboard.scheduler_options},
@@ -121,7 +172,9 @@ class RunCluster:
         try:
             await self._cluster
         except RuntimeError as error:
-            reason = _innermost(error)
+            reason = _innermost(error, ConfigurationError)
+            if isinstance(reason, ConfigurationError):
+                raise reason from error
             if not isinstance(reason, OSError | ValueError):
                 raise
             asked = {key: self._where[key][0] for key in ("host", "interface", "port")}

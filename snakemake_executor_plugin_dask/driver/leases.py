@@ -18,11 +18,13 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from snakemake_executor_plugin_dask.door import Door
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 
 RENEW_EVERY_S = 5.0
 _UNHEARD_S = 15.0  # three words of a supervisor that did not come
 _CUT_MS = 20_000  # so long sent data may be without the other host's receipt, before the network counts as cut
+_BACKLOG = 1024  # all workers may come at once
 _LINE_MAX = 1 << 24  # the last one names every job of a worker
 
 _Result = TypeVar("_Result")
@@ -59,13 +61,14 @@ class LeaseServer:
         self._context = context
         self._loop = asyncio.new_event_loop()
         self._snakemake = os.getppid()
-        self._server: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
+        self._door: Door | None = None
         self._stopped: set[str] = set()
         self.connections: dict[str, Connection] = {}
         self.port = 0
 
-    async def start(self, host: str | None, port: int = 0) -> None:
-        """Listen on ``host`` (None: all interfaces); port 0: a free one. ConfigurationError where that cannot be."""
+    async def start(self, host: str, port: int = 0) -> None:
+        """Listen on ``host``; port 0: a free one. ConfigurationError where that cannot be."""
         threading.Thread(target=self._run, name="leases", daemon=True).start()
         try:
             await self._there(self._listen(host, port))
@@ -81,13 +84,24 @@ class LeaseServer:
         """What a coroutine gives on the thread."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
-    async def _listen(self, host: str | None, port: int) -> None:
-        # One socket: for each address family asyncio would take another free port.
-        family = socket.AF_INET if host is None else socket.AF_UNSPEC
-        self._server = await asyncio.start_server(
-            self._serve, host, port, family=family, ssl=self._context, limit=_LINE_MAX
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+    async def _listen(self, host: str, port: int) -> None:
+        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        self._socket = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        self.port = self._socket.getsockname()[1]
+        self._door = Door(self._socket, self._meet)
+
+    async def _meet(self, connection: socket.socket, _: Any) -> None:
+        """Ends with the TLS handshake, in which a supervisor shows the run's certificate."""
+
+        def protocol() -> asyncio.StreamReaderProtocol:
+            return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=_LINE_MAX), self._serve)
+
+        try:
+            await self._loop.connect_accepted_socket(protocol, connection, ssl=self._context)
+        except BaseException:
+            connection.close()
+            raise
 
     async def renew(self) -> None:
         """Until `close`; returns where Snakemake is gone. Raises what went wrong."""
@@ -99,8 +113,9 @@ class LeaseServer:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _end(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._door is not None and self._socket is not None:
+            self._door.close()
+            self._socket.close()
         for connection in self.connections.values():
             connection.writer.close()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
@@ -165,7 +180,7 @@ class LeaseServer:
                 message = json.loads(line)
                 now = time.monotonic()
                 if connection is None:
-                    connection = Connection(message["hello"], writer, now, now)
+                    connection = Connection(str(message["hello"]), writer, now, now)
                     self.connections[connection.worker] = connection
                     if connection.worker in self._stopped:
                         self._send(connection.worker, {"stop": True})
@@ -175,7 +190,7 @@ class LeaseServer:
                 if "dead" in message:
                     connection.dead |= set(message["dead"])
                     connection.ended = bool(message.get("last"))
-        except (OSError, ValueError, KeyError):  # TLS's errors and the kernel's time-out among them
+        except (OSError, ValueError, KeyError, TypeError):  # TLS's errors and the kernel's time-out among them
             pass  # what it had to say is said; its silence is what counts
         finally:
             if connection is not None:

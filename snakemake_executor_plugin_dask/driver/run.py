@@ -13,6 +13,7 @@ from typing import Any
 
 import dask
 from distributed import wait
+from distributed.utils import get_ip
 
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
@@ -82,7 +83,8 @@ class Run:
         interface = options.scheduler_interface or next(
             (found for pool in options.pools if (found := backends[pool.cluster].interface(pool))), None
         )
-        host = _LOOPBACK if here else options.scheduler_host
+        # One address, and no other: a port on all of them is open to more people than have anything to do with it.
+        host = _LOOPBACK if here else options.scheduler_host or (None if interface else get_ip())
         dashboard = dashboard_options(options.dashboard)
         cluster = self._cluster = RunCluster(security, host, None if host else interface, options.scheduler_port)
         hear = Hear(
@@ -98,7 +100,7 @@ class Run:
         leases = self._leases = LeaseServer(server_context(files))
         # What a firewall lets through to the scheduler it lets through here, too.
         port = options.scheduler_port
-        await leases.start(reach if host or interface else None, port + 1 if port else 0)
+        await leases.start(reach, port + 1 if port else 0)
         self._spawn(leases.renew())
         link = Link(
             run_id=setup.run_id,
@@ -124,8 +126,6 @@ class Run:
     def _tell_dashboard(self, cluster: RunCluster) -> None:
         path = self._state_dir / "dashboard"
         write_private(path, f"{cluster.dashboard_link}\n".encode())
-        if cluster.scheduler.note:
-            self._send(Say("warning", cluster.scheduler.note))
         self._send(Say("info", f"Dask's dashboard: the link is in {path}"))
 
     async def watch(self) -> None:

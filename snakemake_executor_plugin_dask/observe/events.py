@@ -19,6 +19,9 @@ SUFFIX = ".events.jsonl"
 #: Fields that are of no use after the run, or that only the run itself should know.
 _LEFT_OUT = frozenset({"environment", "near", "affinity"})
 
+#: Settings that may hold what others must not read, such as a token in a prologue: only their names are kept.
+_NAMES_ALONE = frozenset({"options"})
+
 Event = dict[str, Any]
 
 
@@ -91,7 +94,7 @@ def plain(value: Any) -> Any:
         return round(value, 3) if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = (field.name for field in dataclasses.fields(value))
-        return {name: plain(getattr(value, name)) for name in names if name not in _LEFT_OUT}
+        return {name: _plain_field(name, getattr(value, name)) for name in names if name not in _LEFT_OUT}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
@@ -99,6 +102,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return str(value)
+
+
+def _plain_field(name: str, value: Any) -> Any:
+    if name in _NAMES_ALONE and isinstance(value, Mapping):
+        return {str(key): None for key in value}
+    return plain(value)
 
 
 def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:

@@ -4,6 +4,7 @@ Dask opens plain HTTP on all interfaces for each scheduler and worker, with logs
 dashboard is wanted. Imports Dask; opens the dashboard's socket.
 """
 
+import asyncio
 import hmac
 import logging
 import os
@@ -17,8 +18,12 @@ from distributed import Scheduler, Worker
 from distributed.http.routing import RoutingApplication
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
-from tornado.netutil import bind_sockets
+from tornado.iostream import IOStream, SSLIOStream
+from tornado.netutil import bind_sockets, ssl_wrap_socket
 from tornado.web import ErrorHandler, RedirectHandler
+
+from snakemake_executor_plugin_dask.door import Door
+from snakemake_executor_plugin_dask.errors import ConfigurationError
 
 #: Those that only show something. Left out: `api`, which can stop workers, and `proxy`, which forwards to workers.
 PAGES = (
@@ -28,6 +33,9 @@ PAGES = (
     "distributed.http.health",
     "distributed.http.statics",
 )
+
+
+_BODY_MAX = 1 << 16  # nothing is uploaded
 
 
 class _NoHTTP:
@@ -55,6 +63,7 @@ class _Gate(RoutingApplication):
     def __init__(self, routes: list[Any], prefix: str) -> None:
         super().__init__(routes)  # type: ignore[no-untyped-call]
         self._prefix = prefix.encode()
+        self.strangers: dict[Any, asyncio.Future[None]] = {}  # by stream
         to_status = {"url": f"{prefix}/status", "permanent": False}
         self.add_handlers(".*$", [(rf"{prefix}/?", RedirectHandler, to_status)])
 
@@ -68,14 +77,44 @@ class _Gate(RoutingApplication):
             or (origin and urlsplit(origin).netloc != request.host)
         ):
             return self.get_handler_delegate(request, ErrorHandler, {"status_code": 404})
+        passed = self.strangers.get(getattr(request.connection, "stream", None))
+        if passed is not None and not passed.done():
+            passed.set_result(None)
         return super().find_handler(request, **kwargs)
 
 
+class _GuardedHTTPServer(HTTPServer):
+    """Whoever does not know the secret path is a stranger, and is gone after a while."""
+
+    gate: _Gate
+
+    def add_sockets(self, sockets: Any) -> None:
+        for sock in sockets:
+            self._sockets[sock.fileno()] = sock
+            self._handlers[sock.fileno()] = Door(sock, self._meet).close
+
+    async def _meet(self, connection: socket.socket, address: Any) -> None:
+        stream: IOStream | None = None
+        try:
+            if self.ssl_options is not None:
+                wrapped = ssl_wrap_socket(connection, self.ssl_options, server_side=True, do_handshake_on_connect=False)
+                stream = SSLIOStream(wrapped)
+            else:
+                stream = IOStream(connection)
+            passed = self.gate.strangers[stream] = asyncio.get_running_loop().create_future()
+            self.handle_stream(stream, address)
+            await passed
+        except BaseException:
+            (stream or connection).close()
+            raise
+        finally:
+            self.gate.strangers.pop(stream, None)
+
+
 class DashboardScheduler(Scheduler):
-    """Dask's scheduler with its pages under a secret path. ``link`` is complete; ``note`` is for the user, or empty."""
+    """Dask's scheduler with its pages under a secret path. ``link`` is complete."""
 
     link: str = ""
-    note: str = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # bokeh warns of any wildcard; the gate has checked the origin before bokeh does.
@@ -95,7 +134,10 @@ class DashboardScheduler(Scheduler):
     def start_http_server(
         self, routes: list[Any], dashboard_address: str, default_port: int = 0, ssl_options: Any = None
     ) -> None:
-        """Listen on the one address; where its port is taken, on a free one, with a `note`. Raises OSError."""
+        """Listen on the one address. ConfigurationError where that cannot be.
+
+        Another port instead would leave the user's tunnel, or bookmark, at whoever has taken this one.
+        """
         certificate = dask.config.get("distributed.scheduler.dashboard.tls.cert")
         if certificate:
             ssl_options = ssl.create_default_context(
@@ -105,17 +147,17 @@ class DashboardScheduler(Scheduler):
         host, _, port = dashboard_address.rpartition(":")
         host = host.strip("[]")
         self.http_application = _Gate(routes, self._prefix)
-        self.http_server = HTTPServer(self.http_application, ssl_options=ssl_options)
+        self.http_server = _GuardedHTTPServer(self.http_application, ssl_options=ssl_options, max_body_size=_BODY_MAX)
+        self.http_server.gate = self.http_application
         try:
             sockets = bind_sockets(int(port), host)
         except OSError as error:
-            if not int(port):
-                raise
-            sockets = bind_sockets(0, host)
-            self.note = (
-                f"The dashboard's port {port} on {host} could not be opened ({os.strerror(error.errno or 0)}); "
-                f"it is at port {sockets[0].getsockname()[1]} instead."
+            why = os.strerror(error.errno) if error.errno else str(error)
+            msg = (
+                f"--dask-dashboard {dashboard_address}: the dashboard cannot listen there ({why}); give another port, "
+                "or «auto» for a free one."
             )
+            raise ConfigurationError(msg) from error
         self.http_server.add_sockets(sockets)
         address, port_number = sockets[0].getsockname()[:2]
         self.http_server.address = address  # type: ignore[attr-defined]  # both are read by Dask

@@ -20,7 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from snakemake_executor_plugin_dask.descriptors import raise_limit
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.own_log import bound_log
 from snakemake_executor_plugin_dask.private import write_private
 from snakemake_executor_plugin_dask.worker import processes, rank, task
 from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, near_cores, take_inventory
@@ -37,6 +39,7 @@ def main() -> int:
         processes.die_with_parent()
         if os.getppid() != parent:  # it went before
             return 1
+    raise_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
     name = known.name or rank.worker_name(config["name"], os.environ)
     setup: RunSetup = pickle.loads(Path(config["setup"]).read_bytes())
@@ -72,15 +75,20 @@ async def _serve(
     scratch: str,
 ) -> int:
     import dask
+    from distributed.comm.addressing import get_address_host
     from distributed.security import Security
+    from distributed.utils import get_ip
 
     from snakemake_executor_plugin_dask.driver.configuration import WORKER_CONFIGURATION, quieten
+    from snakemake_executor_plugin_dask.listening import guard
     from snakemake_executor_plugin_dask.observe.quiet import QuietWorker
 
     facts = _facts(config, name, supervisor, started)
     dask.config.set(WORKER_CONFIGURATION)
     quieten()
-    tls = config["tls"]
+    bound_log()
+    guard()
+    tls, interface = config["tls"], config.get("interface")
     security = Security(
         require_encryption=True,
         tls_ca_file=tls["ca"],
@@ -97,8 +105,8 @@ async def _serve(
         memory_limit=0,
         security=security,
         protocol="tls://",
-        host=config.get("host"),
-        interface=config.get("interface"),
+        host=config.get("host") or (None if interface else get_ip(get_address_host(config["scheduler"]))),
+        interface=interface,
         local_directory=scratch,
         death_timeout=config["death_timeout_s"],
         resources={},

@@ -16,7 +16,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.machine import this_machine
 from snakemake_executor_plugin_dask.worker import devices, task
-from snakemake_executor_plugin_dask.worker.processes import SUPERVISOR, all_pids, command_line, job_key, send
+from snakemake_executor_plugin_dask.worker.processes import all_pids, is_supervisor, job_key, send
 
 _STOP_S = 15.0
 _watching: set[asyncio.Task[None]] = set()
@@ -36,7 +36,7 @@ def marked(keys: Collection[str]) -> list[int]:
 
 def seen_here(supervisor: int) -> bool:
     """Whether this is a supervisor's number on this machine, too, and its jobs' keys could be read from here."""
-    return SUPERVISOR in command_line(supervisor) and os.access(f"/proc/{supervisor}/environ", os.R_OK)
+    return is_supervisor(supervisor) and os.access(f"/proc/{supervisor}/environ", os.R_OK)
 
 
 def seen_dead(supervisor: int, keys: Collection[str]) -> bool:

@@ -122,8 +122,23 @@ def tree(table: Mapping[int, Stat], roots: Iterable[int]) -> list[Stat]:
     return queue
 
 
+def is_own(pid: int) -> bool:
+    """Whether it runs as this process's user. Any other one may call itself, and carry, what it likes."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def is_supervisor(pid: int) -> bool:
+    """Whether it is the supervisor of a worker, of any run of this user's."""
+    return SUPERVISOR in command_line(pid) and is_own(pid)
+
+
 def job_key(pid: int) -> str | None:
-    """The attempt's key in a process's environment, as it was when its program was executed."""
+    """The attempt's key in the environment of a process of this user's, as it was when its program was executed."""
+    if not is_own(pid):
+        return None
     try:
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
             data = b"\0" + (file.readall() or b"")
@@ -172,7 +187,7 @@ def kill_run(run_id: str, worker: str, timeout_s: float = 10.0) -> bool:
     """
 
     def jobs() -> list[int]:
-        return [pid for pid in _of_run(run_id, worker) if SUPERVISOR not in command_line(pid)]
+        return [pid for pid in _of_run(run_id, worker) if not is_supervisor(pid)]
 
     def everything() -> list[int]:
         return _of_run(run_id, worker)
@@ -186,9 +201,9 @@ def _of_run(run_id: str, worker: str) -> list[int]:
     ours: set[int] = set()
     theirs: set[int] = set()
     for pid in table:
-        arguments = command_line(pid)
-        if SUPERVISOR not in arguments:
+        if not is_supervisor(pid):
             continue
+        arguments = command_line(pid)
         mine = any(
             argument.endswith(b"/lease-%b.json" % os.fsencode(worker)) and os.fsencode(run_id) in argument
             for argument in arguments

@@ -98,7 +98,7 @@ def test_submitted_running_and_cancelled(batch: BatchSystem, tmp_path: Path) -> 
 
     asyncio.run(check())
     words = (tmp_path / "started").read_text()
-    assert words == f"-m snakemake_executor_plugin_dask.worker --config {tmp_path}/workers/main-0.json\n"
+    assert words == f"-P -m snakemake_executor_plugin_dask.worker --config {tmp_path}/workers/main-0.json\n"
     assert not batch.left()
     assert Record(tmp_path).entries()[0] == []
 

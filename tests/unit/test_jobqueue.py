@@ -152,7 +152,7 @@ def test_script_of_each_batch_system(cluster: str, tmp_path: Path) -> None:
     backend = JobqueueBackend(cluster)
     _, path = backend.write(pool(cluster), "main-0", link(tmp_path))
     script = path.read_text()
-    assert "-m snakemake_executor_plugin_dask.worker --config" in script
+    assert "-P -m snakemake_executor_plugin_dask.worker --config" in script
     assert f"{tmp_path}/workers/main-0.json" in script
     assert "snakemake-ab12cd34-main" in script
     assert f"{tmp_path}/logs" in script
