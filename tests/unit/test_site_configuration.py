@@ -147,9 +147,9 @@ def test_a_python_of_the_sites_own(site: Site, tmp_path: Path, said: str) -> Non
     pool = Pool("main", "pbs", 0, 2, options=own)
     found = asked(pool, plan=True)
     assert found.complaint is None
-    assert f"{wrapper} -m snakemake_executor_plugin_dask.worker" in found.plan
+    assert f"{wrapper} -P -m snakemake_executor_plugin_dask.worker" in found.plan
     _, script = JobqueueBackend("pbs").write(found.options.pools[0], "main-0", _link(tmp_path))
-    assert f"\n{wrapper} -m snakemake_executor_plugin_dask.worker --config" in script.read_text()
+    assert f"\n{wrapper} -P -m snakemake_executor_plugin_dask.worker --config" in script.read_text()
     assert "SNAKEMAKE_DASK_BEFORE_PROLOGUE" in script.read_text(), "jobs get what the wrapper sets"
     assert '"own_python": true' in script.with_suffix(".json").read_text()
 
