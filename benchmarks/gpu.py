@@ -138,8 +138,8 @@ def run(directory: Path, jobs: int, seconds: float, gpus: int) -> tuple[dict[str
         environment["SNAKEMAKE_DASK_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(
             str(index) for index in range(gpus)
         )
-    command = [sys.executable, "-m", "snakemake", "--executor", "dask", "--dask-cluster", "cuda", "--jobs", "5000"]
-    command += ["--scheduler", "greedy", "--max-jobs-per-timespan", "1000/1s"]
+    command = [sys.executable, "-m", "snakemake", "--executor", "dask", "--dask-cluster", "cuda", "--jobs", "10000"]
+    command += ["--scheduler", "firstfit", "--max-jobs-per-timespan", "1000/1s"]
     began = time.monotonic()
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     took = time.monotonic() - began

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 #: Lifts what holds every executor back alike: the ILP scheduler, and the limit of jobs started in a second.
-UNLIMITED = ("--scheduler", "greedy", "--max-jobs-per-timespan", "100000/1s")
+UNLIMITED = ("--scheduler", "firstfit", "--max-jobs-per-timespan", "100000/1s")
 
 #: Independent jobs that write the time.
 TRIVIAL = """

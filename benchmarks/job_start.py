@@ -29,7 +29,7 @@ from harness import (
     with_commands,
 )
 
-DASK = ("--executor", "dask", "--jobs", "5000")
+DASK = ("--executor", "dask", "--jobs", "10000")
 SUBMIT = '#!/bin/sh\nnohup sh "$1" >/dev/null 2>&1 </dev/null &\necho $!\n'
 
 #: Reading this takes so many seconds of CPU time, and leaves a sample sheet in memory.
@@ -185,7 +185,7 @@ class Bench:
         directory.mkdir()
         (directory / "Snakefile").write_text(SLEEPERS.format(number=number))
         with (directory / "output.txt").open("wb") as log:
-            command = [sys.executable, "-m", "snakemake", "--scheduler", "greedy", *DASK]
+            command = [sys.executable, "-m", "snakemake", "--scheduler", "firstfit", *DASK]
             process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log, start_new_session=True)
             with ending(process):
                 deadline = time.monotonic() + 300

@@ -32,7 +32,7 @@ def main() -> None:
 
         def ours() -> float:
             timed = snakemake(
-                trivial(chosen.jobs), *("--executor", "dask", "--jobs", "5000"), *POOL,
+                trivial(chosen.jobs), *("--executor", "dask", "--jobs", "10000"), *POOL,
                 directory=fresh(directory / "runs"), environment=environment,
             )  # fmt: skip
             while cluster.queue():

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from snakemake.spawn_jobs import SpawnedJobArgsFactory
-from snakemake_interface_common import at_least_snakemake_version
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors import remote
 from snakemake_interface_executor_plugins.settings import SharedFSUsage
@@ -108,8 +107,7 @@ class Handover:
         arguments, overrides = job_arguments(
             snakefile=self._snakefile,
             target=job.get_target_spec(),
-            # Before 9.6.2 a job that a checkpoint has changed would get other inputs if it knew its own rule alone.
-            rules=() if job.is_updated and not at_least_snakemake_version("9.6.2") else job.rules,
+            rules=job.rules,
             # A rule may ask for a part of `workflow.cores`, of which a group's Snakemake has no more than it may use.
             cores=held if job.is_group() else settings.cores or held,
             max_threads=max_threads,

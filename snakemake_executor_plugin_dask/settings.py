@@ -7,13 +7,30 @@ them.
 """
 
 import os
+import re
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Optional
 
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
 
 from snakemake_executor_plugin_dask.ranks import started_as_rank
+
+OLDEST_SNAKEMAKE = (9, 19)
+
+
+def too_old(snakemake: str) -> Optional[str]:
+    """The complaint about an older Snakemake that was installed all the same, else None."""
+    # The first two numbers are enough, and what a checkout without a version calls itself is none to compare.
+    numbers = re.match(r"(\d+)\.(\d+)", snakemake)
+    if numbers is None or tuple(map(int, numbers.groups())) >= OLDEST_SNAKEMAKE:
+        return None
+    oldest = ".".join(map(str, OLDEST_SNAKEMAKE))
+    return (
+        f"The dask executor needs Snakemake {oldest} or newer, and this is Snakemake {snakemake}; install a newer one: "
+        f"pip install --upgrade 'snakemake>={oldest},<10'."
+    )
 
 
 def _setting(default: Any, metavar: Optional[str], text: str) -> Any:
@@ -134,6 +151,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
+        if (complaint := too_old(version("snakemake"))) is not None:
+            raise WorkflowError(complaint)
         # An attached cluster may have been brought up by the very launcher, and one of its ranks be Snakemake's.
         complaint = started_as_rank(os.environ) if self.scheduler is None else None
         if complaint is not None:

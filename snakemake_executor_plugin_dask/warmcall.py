@@ -39,12 +39,6 @@ class Call(NamedTuple):
     jobid: int
 
 
-def _may_be_cached(rule: Any) -> bool:
-    """Whether the between-workflow cache may serve it; older Snakemakes 9 keep that elsewhere."""
-    cache = getattr(rule, "cache", None)
-    return cache is None or bool(cache.output)
-
-
 def describe(job: Any) -> bytes | None:
     """The pickled `Call` of a job; None where it needs a DAG and a scheduler of its own, or may need them."""
     if job.is_group():
@@ -57,7 +51,7 @@ def describe(job: Any) -> bytes | None:
         or rule.is_cwl
         or rule.is_template_engine
         or rule.is_handover
-        or (workflow.workflow_settings.cache is not None and _may_be_cached(rule))
+        or (workflow.workflow_settings.cache is not None and rule.cache and rule.cache.output)
         or job.has_queue_input()
         or job.pipe_or_service_output
         or job.pipe_group is not None

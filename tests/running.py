@@ -46,7 +46,7 @@ class SnakemakeRun:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "Snakefile").write_text(snakefile)
         self.mark = f"SNAKEMAKE_TEST_MARK={directory}"
-        command = [sys.executable, "-m", "snakemake", "--executor", executor, "--scheduler", "greedy"]
+        command = [sys.executable, "-m", "snakemake", "--executor", executor, "--scheduler", "firstfit"]
         command += ["--max-jobs-per-timespan", "1000/1s"]
         command += ["--jobs", "500"] if executor == "dask" else ["--cores", "2"]
         self._output = directory / "output.txt"

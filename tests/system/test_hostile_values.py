@@ -155,11 +155,11 @@ def run_by(arguments: tuple[str, ...], directory: Path, snakefile: str, environm
 
 
 COMMON = (
-    *("--scheduler", "greedy", "--max-jobs-per-timespan", "10000/1s", "--keep-going", "--latency-wait", "1"),
+    *("--scheduler", "firstfit", "--max-jobs-per-timespan", "10000/1s", "--keep-going", "--latency-wait", "1"),
     *("--quiet", "rules", "progress", "host", "--cores", "2"),
 )
 LOCAL = ("--executor", "local")
-DASK = ("--executor", "dask", "--jobs", "5000", "--dask-worker-cores", "2")
+DASK = ("--executor", "dask", "--jobs", "10000", "--dask-worker-cores", "2")
 
 
 def both(

@@ -24,7 +24,7 @@ import pytest
 
 WORKFLOWS = Path(__file__).parent / "workflows"
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
-COMMON = ("--cores", "2", "--scheduler", "greedy", "--max-jobs-per-timespan", "1000/1s", "--latency-wait", "3")
+COMMON = ("--cores", "2", "--scheduler", "firstfit", "--max-jobs-per-timespan", "1000/1s", "--latency-wait", "3")
 DASK = ("--executor", "dask", "--jobs", "50", "--dask-worker-cores", "2")
 EXECUTORS = {
     "local": ("--executor", "local"),

@@ -18,6 +18,7 @@ from snakemake_executor_plugin_dask.configure import configure
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.machine import Machine
 from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.settings import too_old
 
 #: One value for each setting, different from its default; a new setting without one here makes a test fail.
 VALUES: dict[str, str | bool] = {
@@ -192,6 +193,19 @@ def test_one_of_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
     with pytest.raises(WorkflowError, match="one of 3 ranks"):
         ExecutorSettings()
+
+
+def test_an_old_snakemake_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was installed all the same is named at the start, with what to do."""
+    assert [too_old(text) for text in ("9.19.0", "9.27.1.dev3+g12ab", "10.0.0", "unknown")] == [None] * 4
+    assert too_old("9.2.0") is not None
+    monkeypatch.setattr("snakemake_executor_plugin_dask.settings.version", {"snakemake": "9.18.2"}.get)
+    with pytest.raises(WorkflowError) as caught:
+        ExecutorSettings()
+    assert str(caught.value) == (
+        "The dask executor needs Snakemake 9.19 or newer, and this is Snakemake 9.18.2; install a newer one: "
+        "pip install --upgrade 'snakemake>=9.19,<10'."
+    )
 
 
 def test_several_ranks_of_a_real_snakemake() -> None:
