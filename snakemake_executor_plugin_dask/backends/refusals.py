@@ -81,6 +81,9 @@ _PASSES = re.compile(
     re.IGNORECASE,
 )
 
+#: So much of what a command says is looked at: time would grow with the square of the length.
+_READ_CHARACTERS = 4000
+
 #: Slurm's rehearsal says this of nodes that are only down, too.
 _DOUBTFUL = "node configuration is not available"
 
@@ -92,6 +95,7 @@ def rehearsed(system: str, said: str) -> str | None:
 
 def what_to_change(system: str, said: str) -> str | None:
     """What a refusal that will not pass asks the user to change; None: another try may be taken."""
+    said = said[:_READ_CHARACTERS]
     return next((advice for pattern, advice in _TABLE[system] if re.search(pattern, said, re.IGNORECASE)), None)
 
 
@@ -99,7 +103,7 @@ def outlook(system: str, said: str) -> Outlook:
     """What to expect of another try."""
     if what_to_change(system, said) is not None:
         return "final"
-    return "passing" if _PASSES.search(said) else "unknown"
+    return "passing" if _PASSES.search(said[:_READ_CHARACTERS]) else "unknown"
 
 
 def no_such(kind: str, name: str, known: Collection[str], change: str) -> str:

@@ -24,7 +24,7 @@ _FRAME = re.compile(
     r"""^(?:\[\w{3}\ \w{3}\ [\ \d]\d\ [\d:]{8}\ \d{4}\]\n)?
         (?:(?:local)?(?:rule|checkpoint)\ [^\n]*:|(?:Error\ in\ [^\n]*:)\n\ {4}message:\ None)\n(?:\ {4}[^\n]*\n)*
     |^RuleException:\nCalledProcessError\ in\ file\ "[^\n]*",\ line\ \d+:\n
-        Command\ '(?s:.*?)'\ (?:returned\ non-zero\ exit\ status\ \d+\.|died\ with\ [^\n]*)\n
+        Command\ '(?:(?!^RuleException:\n)(?s:.))*?'\ (?:returned\ non-zero\ exit\ status\ \d+\.|died\ with\ [^\n]*)\n
     |^SNAKEMAKE\n=+\n(?:\ \ [^\n]*\n)*
     |^(?:host:\ [^\n]*|Building\ DAG\ of\ jobs\.\.\.|Using\ shell:\ [^\n]*|Provided\ (?:remote\ nodes|cores):\ [^\n]*
         |Rules\ claiming\ more\ threads\ will\ be\ scaled\ down\.
@@ -36,11 +36,13 @@ _FRAME = re.compile(
 )
 
 _SEARCHED_BYTES = 1 << 20
-#: What Snakemake prints of a command that failed (the message of CalledProcessError).
+_SEARCHED_HEADS = 100
+#: Before what Snakemake prints of a command that failed (the message of CalledProcessError), and how that ends. Any
+#: number of both may stand in a job's own output, so they are never one expression, which would look from each head
+#: to the end of the log.
+_HEAD = b'\nCalledProcessError in file "'
 _COMMAND_END = re.compile(
-    rb'^CalledProcessError in file "[^\n]*, line \d+:\nCommand .*?(?:returned non-zero exit status (?P<code>\d+)\.'
-    rb"|died with (?:<Signals\.)?(?P<signal>SIG\w+|unknown signal \d+))",
-    re.DOTALL | re.MULTILINE,
+    rb"returned non-zero exit status (?P<code>\d{1,3})\.|died with (?:<Signals\.)?(?P<signal>SIG\w+|unknown signal \d+)"
 )
 
 
@@ -123,12 +125,11 @@ def command_end(path: str) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
-            found = list(_COMMAND_END.finditer(file.read(_SEARCHED_BYTES)))
+            last = _last_end(b"\n" + file.read(_SEARCHED_BYTES))
     except OSError:
         return ""
-    if not found:
+    if last is None:
         return ""
-    last = found[-1]
     if last["code"] is not None:
         code = int(last["code"])
         # A shell tells a signal that ended its command by 128 and the signal's number.
@@ -138,6 +139,22 @@ def command_end(path: str) -> str:
             name = ""
         return f"its command failed with exit code {code}{name}"
     return f"its command was ended by {last['signal'].decode()}"
+
+
+def _last_end(text: bytes) -> re.Match[bytes] | None:
+    """The end of the last command of which Snakemake's message says it. Takes time in proportion to ``text``."""
+    stop = len(text)
+    for _ in range(_SEARCHED_HEADS):
+        head = text.rfind(_HEAD, 0, stop)
+        if head < 0:
+            break
+        line_end = text.find(b"\n", head + 1, stop)
+        if line_end >= 0 and text.startswith(b"Command ", line_end + 1):
+            found = _COMMAND_END.search(text, line_end, stop)
+            if found is not None:
+                return found
+        stop = head + len(_HEAD) - 1  # the line before may end another head
+    return None
 
 
 def clean_tail(data: bytes, cut: bool) -> str:

@@ -1,6 +1,9 @@
 """Where a job's log goes, and what of it is shown."""
 
 import os
+import time
+
+import pytest
 
 from snakemake_executor_plugin_dask.worker.logs import clean_tail, command_end, tail, usable_log
 
@@ -107,3 +110,25 @@ def test_end_of_the_command_itself(tmp_path):
         path.write_bytes(b"output\n" + written + b"    shell: x\n" * 1000)
         assert command_end(str(path)) == said
     assert command_end(str(tmp_path / "none")) == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'RuleException:\nCalledProcessError in file "/w/Snakefile", line 1:\nCommand \'x\n',
+        b'CalledProcessError in file "/w/Snakefile", line 1:\n',
+        b"returned non-zero exit status " + b"1" * 5000 + b".\n",
+        b'CalledProcessError in file "' + b", line 1" * 1000,
+        b"\x1b[0000\x1b]0000",
+        b"Error in rule x:\n    y\n",
+        b"SNAKEMAKE\n=====\n  x",
+    ],
+)
+def test_no_log_takes_long_to_read(tmp_path, line):
+    """The interpreter is held meanwhile, and with it all other jobs of the worker."""
+    path = tmp_path / "log"
+    path.write_bytes(b"\n" + line * ((2 << 20) // len(line)))
+    before = time.thread_time()
+    assert command_end(str(path)) == ""
+    assert tail(str(path))
+    assert time.thread_time() - before < 2
