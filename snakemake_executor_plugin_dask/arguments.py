@@ -30,18 +30,20 @@ _patching = threading.Lock()
 ADDED = ("--max-jobs-per-timespan", "1000/0s", "--preemptible-rules", "--preemptible-retries", "0")
 
 
-def general_arguments(factory: Any, common_settings: CommonSettings) -> list[str]:
+def general_arguments(factory: Any, common_settings: CommonSettings, *, copies_shared: bool = True) -> list[str]:
     """The arguments that are the same for all jobs of a run.
 
-    ``factory`` is the workflow's ``spawned_job_args_factory``.
+    ``factory`` is the workflow's ``spawned_job_args_factory``. Unless local copies of storage files are shared, where
+    they are is not among them: each attempt has a place of its own.
     """
+    own = ("--max-threads",) if copies_shared else ("--max-threads", "--local-storage-prefix")
     with _marked_formatting():
         text = factory.general_args(executor_common_settings=common_settings)
     arguments = []
     for piece in text.split(_BETWEEN):
         if piece.startswith(_ARGUMENT):
             flag, *values = piece[1:].split(_PART)
-            if flag != "--max-threads":  # each job has its own
+            if flag not in own:
                 arguments += [flag, *values]
         else:  # a literal in Snakemake's own code, such as "--retries 0"
             arguments.extend(piece.split())
@@ -59,11 +61,13 @@ def job_arguments(
     groupid: str | None,
     unneeded_temp_files: Iterable[str],
     wait_for_files: Iterable[str],
+    local_copies: str | None = None,
 ) -> tuple[tuple[str, ...], bytes | None]:
     """One job's own arguments, and the pickled overrides (argparse destination to value) where some are needed.
 
     ``rules``: those that the job's Snakemake is to consider; none: all of them. ``cores`` are what the job's rules see
-    as `workflow.cores`; ``groupid`` is given for group jobs only.
+    as `workflow.cores`; ``groupid`` is given for group jobs only. ``local_copies``: where its local copies of storage
+    files are, if it does not share them.
     """
     overrides: dict[str, Any] = {}
     target = [TargetSpec(spec.rulename, dict(spec.wildcards_dict)) for spec in target]
@@ -84,6 +88,8 @@ def job_arguments(
     arguments += ["--cores", str(cores), "--max-threads", str(max_threads), "--attempt", str(attempt)]
     if groupid is None:
         arguments.append("--force-use-threads")
+    if local_copies is not None:
+        arguments += ["--local-storage-prefix", encode_as_base64(local_copies)]
     for flag, values in (
         # Plain text: Snakemake's own kind of file name holds its rule, which cannot be pickled.
         ("--unneeded-temp-files", [str(value) for value in unneeded_temp_files]),

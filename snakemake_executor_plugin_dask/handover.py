@@ -53,7 +53,13 @@ class Handover:
         cached = self._workflow.workflow_settings.cache
         # `--cache` alone means all rules that are eligible; Snakemake hands on only names.
         all_cached = ("--cache",) if cached is not None and not cached else ()
-        self._general = (*general_arguments(factory, common_settings), *all_cached, "--mode", "remote")
+        copies_shared = SharedFSUsage.STORAGE_LOCAL_COPIES in usage
+        general = general_arguments(factory, common_settings, copies_shared=copies_shared)
+        self._general = (*general, *all_cached, "--mode", "remote")
+        # Two jobs that use the same place would take each other's half-written copies, and remove each other's.
+        storage = self._workflow.storage_settings
+        self._copies = None if copies_shared else os.fspath(storage.remote_job_local_storage_prefix)
+        self._copies_here = os.path.join(storage.local_storage_prefix, "")
         self._precommand = factory.precommand(executor_common_settings=common_settings)
         together = {
             *(SharedFSUsage.SOURCES, SharedFSUsage.INPUT_OUTPUT, SharedFSUsage.PERSISTENCE),
@@ -86,6 +92,7 @@ class Handover:
             plugin_version=plugin_version(),
             precommand=self._precommand,
             scratch=self._scratch,
+            copies_dir=os.getcwd(),
             job_start=options.job_start if self._warm_possible else "cold",
             warm_depth=int(environment.get("SNAKEMAKE_DASK_WARM_DEPTH", "3")),
             enforce_runtime=options.enforce_runtime,
@@ -104,6 +111,11 @@ class Handover:
         """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""
         settings, held = self._workflow.resource_settings, max(1, request.cores)
         max_threads = min(held, settings.max_threads or held)
+        copies = None
+        unneeded = [str(path) for path in self._dag.get_unneeded_temp_files(job)]
+        if self._copies is not None:
+            copies = os.path.join(self._copies, f"{self._run_id}-{job.jobid}-{job.attempt}")
+            unneeded = [_moved(path, self._copies_here, copies) for path in unneeded]
         arguments, overrides = job_arguments(
             snakefile=self._snakefile,
             target=job.get_target_spec(),
@@ -113,8 +125,9 @@ class Handover:
             max_threads=max_threads,
             attempt=job.attempt,
             groupid=job.jobid if job.is_group() else None,
-            unneeded_temp_files=self._dag.get_unneeded_temp_files(job),
+            unneeded_temp_files=unneeded,
             wait_for_files=job.get_wait_for_files() if self._wait_for_inputs else (),
+            local_copies=copies,
         )
         wants_cold = starts_cold(dict(job.resources.items()))
         spec = JobSpec(
@@ -130,6 +143,7 @@ class Handover:
             if self._warm_possible and not wants_cold and self._options.job_start == "warm"
             else None,
             start="cold" if wants_cold or not self._warm_possible else "warm",
+            local_copies=copies,
             output_dirs=tuple({os.path.dirname(os.path.abspath(path)) for path in job.output}),
         )
         if self._jobscript:
@@ -195,6 +209,11 @@ class Handover:
         path.write_text(content)
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IRUSR)
         return os.fspath(path)
+
+
+def _moved(path: str, source: str, target: str) -> str:
+    """A path below ``source`` (with a slash at its end) as it is below ``target``; others as they are."""
+    return os.path.join(target, path.removeprefix(source)) if path.startswith(source) else path
 
 
 def _safe(text: str) -> str:

@@ -45,6 +45,9 @@ class RunSetup:
     #: Where each job gets a directory of its own to work in, since sources and files come from a storage; empty: where
     #: temporary files are. None: jobs work in ``workdir``.
     scratch: str | None = None
+    copies_dir: str = (
+        ""  # absolute; from where `JobSpec.local_copies` counts, unless jobs have a directory of their own
+    )
     job_start: JobStart = "warm"
     warm_depth: int = 3  # 1: imports; 2: imports and workflow; 3: the job's own function. For benchmarks and tests
     enforce_runtime: bool = True
@@ -77,6 +80,9 @@ class JobSpec:
     #: Set (or, where None, removed) in the job's environment: devices, host lists.
     environment: tuple[tuple[str, str | None], ...] = ()
     affinity: tuple[int, ...] = ()  # the cores that its processes may use; empty: all of the worker's
+    #: Directory for its local copies of storage files, removed with the attempt; may hold variables ($TMPDIR), and be
+    #: relative. None: it shares them.
+    local_copies: str | None = None
     #: Listed before success is reported, so that a network file system shows late outputs.
     output_dirs: tuple[str, ...] = ()
 
@@ -138,7 +144,7 @@ def task_group(rule: str) -> str:
     """What Dask will show for a rule: its name; where Dask would misread that, a readable and unique form of it."""
     first, *words = rule.split("-")
     if (
-        len(rule) <= 80
+        len(rule.encode("utf-8", "surrogatepass")) <= 80  # it becomes part of files' names
         and _FIRST_WORD.fullmatch(first)
         and all(word.isalpha() and not (len(word) == 8 and _HEX_WORD.match(word)) for word in words)
         and not _HEX_NAME.fullmatch(rule)

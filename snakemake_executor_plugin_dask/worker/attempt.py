@@ -41,6 +41,7 @@ class Attempt:
     warm: WarmProcess | None = None
     log: str = ""
     directory: str | None = None  # of its own, removed after it
+    copies: str | None = None  # directory of its local copies of storage files, removed after it, too
     started: float = 0.0
     began: float = 0.0
     ended: float = 0.0

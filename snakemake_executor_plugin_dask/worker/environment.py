@@ -8,6 +8,7 @@ that Dask and launchers add. Names and values are text as `os.fsdecode` makes it
 import base64
 import binascii
 import os
+import re
 from collections.abc import Mapping
 
 from snakemake_executor_plugin_dask.worker.rank import RESTARTS
@@ -61,6 +62,7 @@ _NANNY = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "PYTHONHASHSEED": "6640",
 }
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)
 _SHELL = {"_", "SHLVL", "PWD", "OLDPWD"}
 
 
@@ -104,6 +106,11 @@ def job_environment(
             result[name] = value
     result[JOB] = key
     return result
+
+
+def expand(text: str, environment: Mapping[str, str]) -> str:
+    """``$NAME`` and ``${NAME}`` as `os.path.expandvars` replaces them, by the values of another environment."""
+    return _VARIABLE.sub(lambda found: environment.get(found[1] or found[2], found[0]), text)
 
 
 def _of_allocation(environment: Mapping[str, str]) -> dict[str, str]:

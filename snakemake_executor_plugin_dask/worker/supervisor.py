@@ -27,7 +27,7 @@ from snakemake_executor_plugin_dask.worker import attempt, logs, processes
 from snakemake_executor_plugin_dask.worker.attempt import Attempt, NotStarted, note
 from snakemake_executor_plugin_dask.worker.cgroups import JobGroups
 from snakemake_executor_plugin_dask.worker.ending import Endings
-from snakemake_executor_plugin_dask.worker.environment import base_environment, job_environment
+from snakemake_executor_plugin_dask.worker.environment import base_environment, expand, job_environment
 from snakemake_executor_plugin_dask.worker.frames import frame, receive
 from snakemake_executor_plugin_dask.worker.lease import Lease, LeaseConfig, LeaseLine
 from snakemake_executor_plugin_dask.worker.usage import Excess, Monitor, ProcFiles
@@ -35,7 +35,7 @@ from snakemake_executor_plugin_dask.worker.warming import Warming
 
 _LOG_S = 30.0
 _READ_S = 10.0
-_LISTING_S = 10.0
+_LISTING_S = 10.0  # and the removal of what is an attempt's own
 _MEMORY_GRACE_S = 0.2  # who exceeds its memory may go on doing so
 _TOLD_S = 30.0  # so long a signal to this process counts as the end of its allocation
 _LAST_WORDS_S = 10.0  # how long a worker that was told to end may take
@@ -230,8 +230,9 @@ class Supervisor:
             await self._abandon(current)
         if current.time_limit is not None:
             current.time_limit.cancel()  # it would keep the attempt in memory until then
-        if current.directory is not None:
-            await asyncio.to_thread(shutil.rmtree, current.directory, ignore_errors=True)
+        for directory in (current.directory, current.copies):
+            if directory is not None:
+                await self._remove(directory)
         current.peak = self._monitor.remove(current.key)
         self._endings.leaders.pop(current.pid, None)
         if failure is not None and current.verdict is not None:
@@ -252,6 +253,12 @@ class Supervisor:
             current.notes.append("its log was removed while it ran")
         except TimeoutError:
             current.notes.append(f"the log {current.log} could not be read within {_READ_S:.0f} s")
+
+    async def _remove(self, directory: str) -> None:
+        """A file server that hangs holds up nothing else."""
+        with contextlib.suppress(TimeoutError):
+            removing = self._loop.run_in_executor(self._listings, _remove_tree, directory)
+            await asyncio.wait_for(removing, _LISTING_S)
 
     async def _find_cause(self, current: Attempt) -> None:
         """Whether a job that ended badly was ended with its worker's other processes, and has not failed.
@@ -276,6 +283,10 @@ class Supervisor:
             raise NotStarted(msg)
         await self._choose_log(current)
         current.kernel_kills = self._kernel_kills
+        if spec.local_copies is not None and self._scratch is None:
+            environment = job_environment(self._environment, spec.key, spec.environment)
+            current.copies = os.path.join(setup.copies_dir, expand(spec.local_copies, environment))
+            await self._remove(current.copies)  # what an earlier run of the attempt left, whose worker was lost
         self._check_verdict(current)
         if not await self._warming.start(current):
             self._check_verdict(current)
@@ -441,6 +452,10 @@ class Supervisor:
             after = self._loop.time() - current.began
             text = f"runtime of {attempt.seconds(limit)} exceeded after {attempt.seconds(after)}"
             self._endings.stop(current, "out-of-time", text)
+
+
+def _remove_tree(directory: str) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _settle(future: "asyncio.Future[Any]", value: str | None) -> None:
