@@ -183,6 +183,36 @@ def test_three_nodes_of_slurm(tmp_path: Path, slurm: VirtualSlurm, launcher: str
     assert shutil.which(launcher)
 
 
+ONE_NODE = """
+launchers = ["srun", "mpirun.openmpi", "mpiexec.hydra"]
+
+rule all:
+    input: expand("mpi/{launcher}", launcher=launchers)
+
+rule mpi:
+    output: "mpi/{launcher}"
+    resources: mpi=lambda wildcards: wildcards.launcher, tasks=2
+    shell:
+        "timeout 60 {resources.mpi} -n {resources.tasks} bash -c 'echo rank "
+        "${{OMPI_COMM_WORLD_RANK:-${{PMI_RANK:-$SLURM_PROCID}}}}' > {output}"
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.slurm
+def test_one_node_of_slurm(tmp_path: Path, slurm: VirtualSlurm) -> None:
+    """In an allocation of one node launchers work, too: Slurm's knows the node by its own name alone."""
+    (tmp_path / "Snakefile").write_text(ONE_NODE)
+    script = tmp_path / "batch.sh"
+    text = BATCH.format(directory=tmp_path, python=sys.executable, arguments="--keep-going")
+    script.write_text(text.replace("--nodes=3", "--nodes=1"))
+    slurm.run("sbatch", "--wait", str(script), check=False, timeout_s=280)
+    output = (tmp_path / "batch.out").read_text()
+    for launcher in ["srun", "mpirun.openmpi", "mpiexec.hydra"]:
+        assert (tmp_path / "mpi" / launcher).exists(), output
+        assert ranks(tmp_path / "mpi" / launcher) == ["0", "1"], output
+
+
 RANKS_FIRST = """#!/bin/bash
 #SBATCH --nodes=3 --ntasks-per-node=2 --partition=cpu --output={directory}/batch.out --time=10
 cd {directory}
