@@ -91,7 +91,8 @@ def configure(
         keep_successful_logs=settings.keep_successful_logs,
         dashboard=_read(settings, "dashboard", _parse_dashboard),
         report=None if settings.report is None else _report_file(settings.report),
-        plan=settings.plan,
+        plan=settings.plan or settings.plan_scripts is not None,
+        plan_scripts=None if settings.plan_scripts is None else str(_absolute(settings.plan_scripts)),
         local_by_default=local_by_default,
     )
     return options, tuple(warnings)

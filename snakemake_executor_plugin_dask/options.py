@@ -30,4 +30,5 @@ class Options:
     dashboard: str = "none"
     report: str | None = None
     plan: bool = False
+    plan_scripts: str | None = None  # directory for the plan's batch scripts
     local_by_default: bool = True  # the single local pool, and `--dask-cluster` was not given

@@ -12,76 +12,143 @@ import pickle
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.options import Options
+from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
 from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace
 from snakemake_executor_plugin_dask.requests import Request
+
+Named = tuple[str, Request]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The settings, and the requests of the jobs that are known, by rule."""
+    """The settings, and the requests of the jobs that are known, by rule.
+
+    For a plan also the rules of the other jobs, the problems that were found already, and where to write the scripts.
+    """
 
     options: Options
-    named: tuple[tuple[str, Request], ...]
+    named: tuple[Named, ...]
     plan: bool = False
+    unknown: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``options`` with complete pools; ``complaint`` where they cannot work; ``plan`` for `--dask-plan`."""
+    """``options`` with complete pools; ``complaints`` where they cannot work; ``plan`` for `--dask-plan`."""
 
     options: Options
     notes: tuple[str, ...] = ()
-    complaint: str | None = None
+    complaints: tuple[str, ...] = ()
     plan: str = ""
     possible: bool = True
 
 
 def ask(question: Question) -> Answer:
-    """Ask in a process of its own. Raises ConfigurationError with its complaint, or where it failed."""
+    """Ask in a process of its own. Raises ConfigurationError with its complaints, or where it failed.
+
+    In a plan complaints are part of the text.
+    """
     command = [sys.executable, "-P", "-c", "from snakemake_executor_plugin_dask.prepare import main; main()"]
     done = subprocess.run(command, input=pickle.dumps(question), capture_output=True, check=False)
     if done.returncode != 0:
         msg = f"The pools could not be checked: {done.stderr.decode(errors='replace').strip()}"
         raise ConfigurationError(msg)
     answer: Answer = pickle.loads(done.stdout)
-    if answer.complaint is not None:
-        raise ConfigurationError(answer.complaint)
+    if answer.complaints and not question.plan:
+        raise ConfigurationError("\n".join(answer.complaints))
     return answer
 
 
 def answer(question: Question) -> Answer:
     """The answer itself. Imports Dask, and asks batch systems what they have."""
+    options, notes, complaints, refused = _completed(question)
+    if not question.plan:
+        return Answer(options, tuple(notes), tuple(complaints))
+    from snakemake_executor_plugin_dask.plan import Known, plan_text
+
+    known = Known(question.named, question.unknown, (*question.problems, *complaints), frozenset(refused))
+    scripts = None if options.plan_scripts is None else Path(options.plan_scripts)
+    text, possible = plan_text(options, known, scripts)
+    return Answer(options, tuple(notes), plan=text, possible=possible)
+
+
+def _completed(question: Question) -> tuple[Options, list[str], list[str], set[Named]]:
+    """The options with complete pools, notes, every complaint about a pool, and the jobs that can have none."""
     from snakemake_executor_plugin_dask.backends import backend_for
 
     options = question.options
-    try:
-        if options.make_slurm_pools:
-            from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
-            from snakemake_executor_plugin_dask.slurm_resources import make_pools
-
-            JobqueueBackend("slurm").check_commands(options.pools[0])
-            pools = make_pools(options.pools[0], question.named)
-            options = replace(options, pools=tuple(pools), slurm_template=options.pools[0])
-        notes: list[str] = []
-        complete = []
-        for pool in options.pools:
-            backend = backend_for(pool.cluster)
+    complaints: list[str] = []
+    notes: list[str] = []
+    refused: set[Named] = set()
+    if options.make_slurm_pools:
+        pools, complaints, refused = _slurm_pools(options.pools[0], question.named)
+        options = replace(options, pools=pools, slurm_template=options.pools[0])
+    complete = []
+    for pool in options.pools:
+        if pool.cluster == ATTACHED:
+            complete.append(pool)
+            continue
+        backend = backend_for(pool.cluster)
+        try:
             backend.check(pool)
             notes += getattr(backend, "notes", lambda _: ())(pool)
             complete.append(backend.complete(pool))
-        options = _placed(replace(options, pools=tuple(complete)))
+        except ConfigurationError as error:
+            complaints.append(str(error))
+            complete.append(pool)
+    options = replace(options, pools=tuple(complete))
+    try:
+        options = _placed(options)
     except ConfigurationError as error:
-        return Answer(question.options, complaint=str(error))
-    if not question.plan:
-        return Answer(options, tuple(notes))
-    from snakemake_executor_plugin_dask.plan import plan_text
+        complaints.append(str(error))
+    return options, notes, complaints, refused
 
-    text, possible = plan_text(options, question.named)
-    return Answer(options, tuple(notes), plan=text, possible=possible)
+
+def _slurm_pools(template: Pool, named: Sequence[Named]) -> tuple[tuple[Pool, ...], list[str], set[Named]]:
+    """The pools for the jobs that can have one, the complaints about the others, and these."""
+    from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
+    from snakemake_executor_plugin_dask.slurm_resources import make_pools
+
+    def refusal(some: Sequence[Named]) -> str | None:
+        try:
+            make_pools(template, some)
+        except ConfigurationError as error:
+            return str(error)
+        return None
+
+    try:
+        JobqueueBackend("slurm").check_commands(template)
+        return tuple(make_pools(template, named)), [], set()
+    except ConfigurationError as error:
+        complaints = [str(error)]
+    # Jobs that agree in their resources share a pool, and so what is wrong with it, unless that is one rule's size.
+    together: dict[object, list[Named]] = {}
+    for item in named:
+        together.setdefault(item[1].slurm or (), []).append(item)
+    good: list[Named] = []
+    refused: list[str] = []
+    for some in together.values():
+        if (why := refusal(some)) is None:
+            good += some
+            continue
+        by_rule = [[item for item in some if item[0] == rule] for rule in dict.fromkeys(rule for rule, _ in some)]
+        alone = [refusal(jobs) for jobs in by_rule]
+        fitting = [item for jobs, complaint in zip(by_rule, alone, strict=True) if not complaint for item in jobs]
+        if not fitting or refusal(fitting) is not None:
+            refused.append(why)
+            continue
+        refused += [complaint for complaint in alone if complaint]
+        good += fitting
+    if not good or refusal(good) is not None:
+        return (), refused or complaints, set(named)
+    return tuple(make_pools(template, good)), refused, set(named).difference(good)
 
 
 def _placed(options: Options) -> Options:
@@ -93,6 +160,8 @@ def _placed(options: Options) -> Options:
 
     if options.scheduler_interface is None and options.scheduler_host is None:
         for pool in options.pools:
+            if pool.cluster == ATTACHED:
+                continue
             place = getattr(backend_for(pool.cluster), "place", lambda _: SchedulerPlace())(pool)
             if place != SchedulerPlace():
                 port = options.scheduler_port or place.port

@@ -225,6 +225,8 @@ class Session:
         """Stop the run where a request can never be held; say once what is not declared."""
         named: list[tuple[str, Request]] = []
         slurm: list[tuple[str, tuple[str, ...]]] = []
+        unknown: dict[Any, str] = {}  # jobs whose requests are not known yet, with their rules
+        problems: dict[str, None] = {}
         groups: dict[Any, Request] = {}
         for single in self._workflow.dag.needrun_jobs():
             job = self._workflow.dag.get_job_group(single) or single
@@ -235,22 +237,25 @@ class Session:
                 continue
             resources = _known_resources(job)
             if resources is None:
+                unknown[job] = job.name
                 continue
             slurm.append((job.name, slurm_names(resources)))
             try:
                 request = self._adapted(job)
             except RequestError as error:
-                msg = f"Job of {job.name}: {error}"
-                raise WorkflowError(msg) from None
+                problems[f"Job of {job.name}: {error}"] = None
+                continue
             named.append((job.name, request))
             self._known[single] = request
             if job.is_group():
                 groups[job] = request
         if self._options.local_by_default and (complaint := routing.slurm_on_local(slurm)):
-            raise WorkflowError(complaint)
+            problems[complaint] = None
+        if problems and not self._options.plan:
+            raise WorkflowError("\n".join(problems))
         if self._executor.executor_settings.pools is not None and (warning := routing.slurm_ignored(slurm)):
             self._logger.warning(warning)
-        self._prepare(named)
+        self._prepare(named, unknown.values(), problems)
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
             raise WorkflowError(complaint)
         if not self._single_local:
@@ -260,12 +265,12 @@ class Session:
             for name in routing.unused(self._options.pools, named, self._shapes):
                 self._logger.warning(f"No job of this run can use pool {name}.")
 
-    def _prepare(self, named: list[tuple[str, Request]]) -> None:
+    def _prepare(self, named: list[tuple[str, Request]], unknown: Iterable[str], problems: Iterable[str]) -> None:
         """Complete and check pools that are not simply this machine; show the plan, where it is asked for."""
         plan = self._options.plan
         if plan or any(pool.gpus or pool.cluster not in ("local", ATTACHED) for pool in self._options.pools):
             try:
-                answer = ask(Question(self._options, tuple(named), plan))
+                answer = ask(Question(self._options, tuple(named), plan, tuple(unknown), tuple(problems)))
             except ConfigurationError as error:
                 raise WorkflowError(str(error)) from None
             for note in answer.notes:

@@ -146,8 +146,13 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     plan: bool = _setting(
         default=False,
         metavar=None,
-        text="Print the pools, where the jobs of each rule would run and why, and the batch scripts, and end without "
-        "starting any worker or job.",
+        text="Print the pools, where the jobs of each rule would run and why, every problem, and the batch scripts, "
+        "and end without starting any worker or job.",
+    )
+    plan_scripts: Optional[str] = _setting(
+        None,
+        "DIR",
+        "Do what --dask-plan does, and write each pool's batch script to this directory, ready for the submit command.",
     )
 
     def __post_init__(self) -> None:

@@ -423,14 +423,25 @@ class JobqueueBackend:
             raise ConfigurationError(msg)
 
     def describe(self, pool: Pool) -> str:
-        """The batch script; what is only known in the run stands in angle brackets."""
+        """The batch script as a run submits it, for worker 0; RUN stands for the run's name."""
         with tempfile.TemporaryDirectory(prefix="snakemake-dask-") as logs:
-            state = ".snakemake/dask/<run>"
-            link = Link(run_id="<run>", scheduler="", lease=None, tls=None, state_dir=state, setup=None)
+            state = ".snakemake/dask/RUN"
+            link = Link(run_id="RUN", scheduler="", lease=None, tls=None, state_dir=state, setup=None)
             python = self.setting(pool, "python") or link.python
-            command = f"{python} -P -m {WORKER_MODULE} --config {state}/workers/{pool.name}-<n>.json"
-            job = self.job(pool, f"{pool.name}-<n>", link, command, Path(logs))
+            command = f"{python} -P -m {WORKER_MODULE} --config {state}/workers/{pool.name}-0.json"
+            job = self.job(pool, f"{pool.name}-0", link, command, Path(logs))
             return str(job.job_script()).replace(logs, f"{state}/logs")
+
+    def trial(self, pool: Pool, module: str, directory: Path) -> tuple[str, str]:
+        """The same script with another module, its output going to ``directory``, and the call that submits it.
+
+        In the call `{}` stands for the script's path, quoted for a shell.
+        """
+        link = Link(run_id="plan", scheduler="", lease=None, tls=None, state_dir="", setup=None)
+        python = self.setting(pool, "python") or shlex.quote(link.python)
+        job = self.job(pool, f"{pool.name}-0", link, f"{python} -P -m {module}", directory)
+        before = {"lsf": " < ", "oar": " -S "}.get(self.name, " ")  # bsub reads it; oarsub looks for options with -S
+        return str(job.job_script()), f"{job.submit_command}{before}{{}}"
 
     # Submitting
 

@@ -76,21 +76,39 @@ def test_terse(slurm: VirtualSlurm, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["campus", "gpu-centre", "terse"])
-def test_plan_shows_what_would_be_submitted(name: str, slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """`--dask-plan` prints the scripts, submits nothing, and leaves no output."""
-    done = snakemake(changed(name, tmp_path), slurm, "--dask-plan")
-    assert done.returncode == 0, done.stderr
-    assert "#SBATCH -p big" in done.stdout or "#SBATCH -p gpu" in done.stdout
+def test_plan_and_its_scripts(name: str, slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """The plan shows the scripts and submits nothing; each script that it writes is taken by sbatch, and runs."""
+    done = snakemake(changed(name, tmp_path), slurm, "--dask-plan-scripts", "my scripts")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n#!/usr/bin/env bash\n\n#SBATCH " in done.stdout, "what is copied from the plan is a script"
+    assert "<" not in done.stdout
     assert "jobs of rule align" in done.stdout
     assert not slurm.queue()
     assert not (tmp_path / "align").exists()
+    scripts = sorted((tmp_path / "my scripts").iterdir())
+    assert len(scripts) >= 2
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for script in scripts:
+        slurm.run("sbatch", f"--chdir={elsewhere}", str(script))
+    wait_for(lambda: not slurm.queue(), "an empty queue", 120)
+    found = [path.read_text() for path in (*elsewhere.iterdir(), *script.parent.iterdir()) if path.suffix == ".out"]
+    assert len(found) == len(scripts)
+    assert all("This allocation has started, on " in text for text in found), found
 
 
-def test_plan_of_an_impossible_request(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """A job that no node of its partition holds: the plan ends with 1, or the run with the reason."""
-    done = snakemake(changed("campus", tmp_path), slurm, "--dask-plan", "--set-threads", "assemble=64", "--cores", "64")
+def test_plan_names_every_problem(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Three rules that cannot run, each for another reason: the plan has them all, with what can run, and exits 1."""
+    impossible = ["--set-threads", "assemble=64", "--cores", "64"]
+    impossible += ["--set-resources", "train:slurm_partition=cpuu", "evaluate:dask_job_start=hot"]
+    done = snakemake(changed("campus", tmp_path), slurm, "--dask-plan", *impossible)
     assert done.returncode == 1
-    assert "64 cores" in done.stdout + done.stderr
+    assert "3 jobs of rule align, each 1 core" in done.stdout, done.stdout + done.stderr
+    assert "2 jobs of rule train" in done.stdout
+    assert "\nProblems: 3\n" in done.stdout
+    for said in ("there is no partition cpuu", "64 cores", "Job of evaluate: "):
+        assert said in done.stdout
+    assert "#SBATCH -p cpu" in done.stdout
 
 
 @pytest.mark.parametrize(
