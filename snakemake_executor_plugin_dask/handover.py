@@ -24,7 +24,7 @@ from snakemake_executor_plugin_dask.backends.attached import address_of
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup, task_key
 from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.requests import Request, request_from_resources, starts_cold
+from snakemake_executor_plugin_dask.requests import Request, pending, request_from_resources, starts_cold
 from snakemake_executor_plugin_dask.worker.task import plugin_version, snakemake_version
 
 _SOFT_LIMITS = tuple(
@@ -105,7 +105,14 @@ class Handover:
         """Raises RequestError where the declared resources make no sense."""
         resources = dict(job.resources.items())
         starts_cold(resources)  # so that a misspelt word is told before the first job
-        return request_from_resources(resources, job.threads)
+        request = request_from_resources(resources, job.threads)
+        if not job.is_group():
+            return request
+        # A group's resources leave out what is not known of its members.
+        unknown = dict.fromkeys(name for member in job for name in pending(dict(member.resources.items())))
+        members = tuple(dict.fromkeys(sorted(member.rule.name for member in job)))
+        origin = dataclasses.replace(request.origin, pending=tuple(unknown), members=members)
+        return dataclasses.replace(request, origin=origin)
 
     def queued(self, job: Any, request: Request) -> QueuedJob:
         """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.requests import Request, cores_on_node, memory_on_node
 from snakemake_executor_plugin_dask.routing import counts_devices, nodes_needed
 
 #: A job that needs a whole allocation's life is ended so long before the allocation is.
@@ -52,15 +52,15 @@ class Need:
     extra: tuple[tuple[str, int], ...]  # of each worker; only what the pool lists
 
 
-def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None) -> Need:
-    """What the request takes of the pool's workers, where a node has so many cores and GPUs."""
-    nodes = nodes_needed(request, pool, cores, gpus)
+def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> Need:
+    """What the request takes of the pool's workers, where a node has so many cores, GPUs and usable memory."""
+    nodes = nodes_needed(request, pool, cores, gpus, memory_mb)
     listed = dict(pool.resources)
     return Need(
         workers=1 if pool.nodes is not None else nodes,
         nodes=nodes if pool.nodes is not None else 1,
-        cores=-(-request.cores // nodes),
-        memory_mb=request.memory_mb,
+        cores=cores_on_node(request, nodes),
+        memory_mb=memory_on_node(request, nodes),
         gpus=-(-request.gpus // nodes),
         extra=tuple((name, amount) for name, amount in request.extra if name in listed),
     )
@@ -261,7 +261,8 @@ class Ledger:
         states = self.states(pool.name).values()
         cores = max((state.cores for state in states), default=pool.cores)
         gpus = max((len(state.devices) for state in states), default=pool.gpus)
-        return need_of(request, pool, cores, gpus)
+        memory_mb = max((state.memory_mb for state in states), default=None)
+        return need_of(request, pool, cores, gpus, memory_mb)
 
     def hold(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Lease:
         """Take what the request needs on these workers; the caller has looked whether it fits.
@@ -279,7 +280,7 @@ class Ledger:
         lease = Lease(
             key=key,
             workers=tuple(state.name for state in states),
-            cores_by_worker=_cores_by_worker(states, request.cores),
+            cores_by_worker=_cores_by_worker(states, request),
             memory_mb=min(state.memory_for(need) for state in states),
             devices={
                 state.name: devices
@@ -355,10 +356,12 @@ class Ledger:
             self._gained.setdefault(state.pool.name, set()).add(state.name)
 
 
-def _cores_by_worker(states: Sequence[WorkerState], cores: int) -> dict[str, int]:
-    """The job's cores as it uses them: as evenly as they divide, the first workers one more."""
-    share, more = divmod(cores, len(states))
-    return {state.name: share + (position < more) for position, state in enumerate(states)}
+def _cores_by_worker(states: Sequence[WorkerState], request: Request) -> dict[str, int]:
+    """The job's cores as it uses them: as evenly as its tasks divide, the first workers one more."""
+    tasks = request.tasks if request.tasks and request.cores % request.tasks == 0 else request.cores
+    share, more = divmod(tasks, len(states))
+    per_task = request.cores // tasks if tasks else 0
+    return {state.name: (share + (position < more)) * per_task for position, state in enumerate(states)}
 
 
 def _in_order(names: tuple[str, ...], some: Sequence[str]) -> list[str]:

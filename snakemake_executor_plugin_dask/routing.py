@@ -5,14 +5,17 @@ nodes for). What is not known of a pool yet counts as enough; the same question 
 """
 
 import difflib
+import math
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from snakemake_executor_plugin_dask import remedies
 from snakemake_executor_plugin_dask.errors import RequestError
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.requests import Request, cores_on_node, memory_on_node
 
 _MAX_NAMES = 8  # rules named in one sentence
 _FINDS_DEVICES = ("cuda", ATTACHED)  # these count the devices they find; elsewhere a pool holds GPUs only if it says so
@@ -39,7 +42,7 @@ class Shortage:
     """What one pool lacks for a request: the sentence's part, and the setting for a rule that would make it fit."""
 
     text: str
-    setting: str | None = None  # as `mem_mb=1000` or `threads=4`; None: no smaller number would help
+    settings: tuple[str, ...] = ()  # as `mem_mb=1000` or `threads=4`; none: no smaller number would help
     kept: float = 0.0  # part of what was asked for that the setting leaves
 
 
@@ -105,16 +108,31 @@ def largest(shapes: Sequence[Shape]) -> Shape:
     )
 
 
-def nodes_needed(request: Request, pool: Pool, cores: int | None, gpus: int | None) -> int:
-    """How many nodes the job takes, where one has so many cores and GPUs.
+def nodes_needed(
+    request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None
+) -> int:
+    """How many nodes the job takes, where one has so many cores, GPUs and usable memory.
 
-    An MPI job that names no number of nodes spreads over as many as its cores and GPUs need, where a pool allows that.
+    An MPI job that names no number of nodes spreads over as many as it needs, where a pool allows that.
     """
-    if request.nodes > 1 or not request.mpi or (pool.nodes is None and pool.cluster != "mpi"):
+    if not request.spreads or (pool.nodes is None and pool.cluster != "mpi"):
         return request.nodes
-    by_cores = -(-request.cores // cores) if cores else 1
+    return spread_over(request, cores, gpus, memory_mb)
+
+
+def spread_over(request: Request, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> int:
+    """As many nodes of this size as a job that spreads needs, with whole tasks on each."""
+    most: float = math.inf if cores is None else cores
+    if memory_mb is not None and request.mb_per_cpu:
+        most = min(most, memory_mb // request.mb_per_cpu)
+    nodes = 1.0
+    if most and not math.isinf(most):
+        tasks = request.tasks
+        per_task = request.cores // tasks if tasks and request.cores % tasks == 0 else 1
+        # A task that no node holds is told as such, and not as a number of nodes.
+        nodes = -(-(tasks or 1) // (most // per_task)) if tasks and 0 < per_task <= most else -(-request.cores // most)
     by_gpus = -(-request.gpus // gpus) if gpus else 1
-    return max(1, by_cores, by_gpus)
+    return max(1, int(nodes), by_gpus)
 
 
 def model_matches(wanted: str, found: str) -> bool:
@@ -122,53 +140,78 @@ def model_matches(wanted: str, found: str) -> bool:
     return re.search(rf"(?<![a-z0-9]){re.escape(wanted.lower())}(?![a-z0-9])", found.lower()) is not None
 
 
+def made_for(pool: Pool, request: Request) -> bool:
+    """Whether the pool takes jobs with the request's Slurm resources: those it was made for, or any.
+
+    What a job spreads over is not known from its resources, so the number of nodes in a pool's key is not compared.
+    """
+    if pool.slurm is None:
+        return True
+    wanted, key = request.slurm or (), pool.slurm
+    return wanted == (tuple(pair for pair in key if pair[0] != "nodes") if request.spreads else key)
+
+
 def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...]:
     """What an empty, new worker of this pool lacks for the request; nothing: the pool can hold it."""
-    if pool.slurm is not None and pool.slurm != (request.slurm or ()):
+    if not made_for(pool, request):
         return (Shortage("it is made for other Slurm resources"),)
     if pool.nodes is not None and request.nodes == 1 and not request.mpi:
         return (Shortage("it takes only jobs that declare nodes or mpi"),)
-    nodes = nodes_needed(request, pool, shape.cores, shape.gpus)
+    nodes = nodes_needed(request, pool, shape.cores, shape.gpus, shape.memory_mb)
     most = pool.workers_max if pool.cluster == "mpi" and pool.nodes is None else shape.nodes
+    room = remedies.Room(min(nodes, most), shape.cores, shape.memory_mb, shape.gpus)
     short: list[Shortage] = []
-    if nodes > most:
+    too_wide = nodes > most
+    if too_wide:
         what = f"nodes={nodes}" if request.nodes > 1 else f"an MPI job of {nodes} nodes"
         held = "a job may have one node" if most == 1 else f"a job may have {most} nodes"
-        short.append(Shortage(f"{what} is too much, {held}", f"nodes={most}", most / nodes))
-        nodes = most if request.nodes == 1 else nodes
+        settings = (f"nodes={most}",) if request.nodes > 1 else remedies.cores(request, room)
+        short.append(Shortage(f"{what} is too much, {held}", settings, most / nodes))
+        nodes = most
     on_node = "" if nodes == 1 else " on each node"
-    cores = -(-request.cores // nodes)
-    if shape.cores is not None and cores > shape.cores:
-        text = f"{_count(cores, 'core')}{on_node} is more than the {shape.cores} of a worker"
-        short.append(Shortage(text, f"threads={shape.cores * nodes}", shape.cores / cores))
-    if request.memory_mb is not None and shape.memory_mb is not None and request.memory_mb > shape.memory_mb:
-        text = f"mem_mb={request.memory_mb}{on_node} is more than the {shape.memory_mb} MB usable on a worker"
-        short.append(Shortage(text, f"mem_mb={shape.memory_mb}", shape.memory_mb / request.memory_mb))
-    short += _gpu_shortages(request, nodes, shape, on_node)
+    cores, memory_mb = cores_on_node(request, nodes), memory_on_node(request, nodes)
+    if shape.cores is not None and cores > shape.cores and not (too_wide and request.spreads):
+        text = f"{_count(cores, 'core')}{_of_tasks(request, nodes)}{on_node} is more than the {shape.cores} of a worker"
+        if request.origin.times == "tasks_per_node" and request.mpi and nodes == 1:
+            text += "; tasks_per_node without nodes is one node: declare tasks, or nodes"
+        short.append(Shortage(text, remedies.cores(request, room), shape.cores / cores))
+    if memory_mb is not None and shape.memory_mb is not None and memory_mb > shape.memory_mb:
+        text = f"mem_mb={memory_mb}{on_node} is more than the {shape.memory_mb} MB usable on a worker"
+        short.append(Shortage(text, remedies.memory(request, room), shape.memory_mb / memory_mb))
+    short += _gpu_shortages(request, nodes, shape, on_node, room)
     for name, amount in shape.extra:
         wanted = dict(request.extra).get(name, 0)
         if wanted > amount:
             text = f"{name}={wanted} is more than the {amount} of a worker"
-            short.append(Shortage(text, f"{name}={amount}", amount / wanted))
+            short.append(Shortage(text, (f"{name}={amount}",), amount / wanted))
     if request.runtime_s is not None and shape.lifetime_s is not None and request.runtime_s > shape.lifetime_s:
         largest = int((shape.lifetime_s - pool.margin) // 60)
         text = (
             f"runtime={_minutes(request.runtime_s)} min is more than the walltime of {_minutes(shape.lifetime_s)} min"
             f" (the largest that fits beside the margin is {largest})"
         )
-        short.append(Shortage(text, f"runtime={largest}", largest * 60 / request.runtime_s))
+        settings = (f"runtime={largest}",) if largest > 0 else ()
+        short.append(Shortage(text, settings, largest * 60 / request.runtime_s))
     return tuple(short)
 
 
-def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str) -> list[Shortage]:
+def _of_tasks(request: Request, nodes: int) -> str:
+    """« (3 tasks)», where the cores of a node are those of several tasks."""
+    if not request.tasks or request.cores % request.tasks:
+        return ""
+    return f" ({_count(-(-request.tasks // nodes), 'task')})"
+
+
+def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str, room: remedies.Room) -> list[Shortage]:
     if not request.gpus:
         return []
     short: list[Shortage] = []
     gpus = -(-request.gpus // nodes)
     if shape.gpus is not None and gpus > shape.gpus:
         held = f"is more than the {shape.gpus} of a worker" if shape.gpus else "is asked for and it has none"
-        setting = f"gpu={shape.gpus * nodes}" if shape.gpus else None
-        short.append(Shortage(f"{_count(gpus, 'GPU')}{on_node} {held}", setting, shape.gpus / gpus))
+        short.append(
+            Shortage(f"{_count(gpus, 'GPU')}{on_node} {held}", remedies.gpus(request, room), shape.gpus / gpus)
+        )
     model = request.gpu_model
     if shape.gpus != 0 and model and shape.gpu_model and not model_matches(model, shape.gpu_model):
         short.append(Shortage(f"gpu_model={model} is wanted and it has {shape.gpu_model}"))
@@ -191,7 +234,7 @@ def route(
         names = [pool.name for pool in pools]
         close = difflib.get_close_matches(request.pool or "", names, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
-        msg = f"{_who(name)} asks for dask_pool={request.pool}, but the pools are {', '.join(names)}{hint}"
+        msg = f"{who(name, request)} asks for dask_pool={request.pool}, but the pools are {', '.join(names)}{hint}"
         raise NoPool(msg)
     short: dict[str, tuple[Shortage, ...]] = {}
     fitting: list[Pool] = []
@@ -201,6 +244,8 @@ def route(
             short[pool.name] += (Shortage(_GIVEN_UP),)
         if not short[pool.name]:
             fitting.append(pool)
+    if request.spreads:
+        fitting.sort(key=lambda pool: pool.slurm is not None and (pool.nodes or 0))  # no more nodes than it needs
     if fitting and request.gpus and request.gpu_model:
         # A pool that states the model is a surer choice than one that states none.
         fitting.sort(key=lambda pool: pool.gpu_model is None)
@@ -249,9 +294,10 @@ def missing(named: Iterable[tuple[str, Request]], *, ending: bool) -> tuple[str,
     no_memory: dict[str, None] = {}
     no_runtime: dict[str, None] = {}
     for name, request in named:
-        if request.memory_mb is None:
+        # What a function of inputs declares is known once these are there.
+        if request.memory_mb is None and "mem_mb" not in request.origin.pending:
             no_memory[name] = None
-        if request.runtime_s is None:
+        if request.runtime_s is None and "runtime" not in request.origin.pending:
             no_runtime[name] = None
     sentences = []
     if no_memory:
@@ -265,6 +311,26 @@ def missing(named: Iterable[tuple[str, Request]], *, ending: bool) -> tuple[str,
             "walltime is judged by the pool's default_runtime."
         )
     return tuple(sentences)
+
+
+def few_jobs(
+    jobs: int | None, named: Sequence[tuple[str, Request]], pools: Sequence[Pool], shapes: Mapping[str, Shape]
+) -> str | None:
+    """The hint where `--jobs` lets fewer jobs through than the workers could run at once; None: it does not.
+
+    Jobs are taken to be of average size; a pool whose size is not known yet counts as its least.
+    """
+    if not jobs or len(named) <= jobs:
+        return None
+    cores = sum(pool.workers_max * (shapes[pool.name].cores or 1) * (pool.nodes or 1) for pool in pools)
+    average = sum(max(1, request.cores) for _, request in named) / len(named)
+    if jobs * average >= cores:
+        return None
+    return (
+        f"--jobs {jobs} lets the plugin see {_count(jobs, 'job')} at once, and its workers have "
+        f"{_count(cores, 'core')}: it caps everything. Give several times what they hold, such as --jobs 10000; "
+        "--cores caps the threads of one job, and --dask-workers and --dask-worker-cores cap how much runs at once."
+    )
 
 
 def unused(pools: Sequence[Pool], named: Iterable[tuple[str, Request]], shapes: Mapping[str, Shape]) -> tuple[str, ...]:
@@ -304,13 +370,13 @@ def adapt_to_local(request: Request, shape: Shape) -> tuple[Request, tuple[str, 
 
 def local_warning(kind: str, name: str, request: Request, shape: Shape) -> str:
     """The sentence for one kind of `adapt_to_local`, with the rule where it was met first."""
-    who = _who(name)
+    rule = who(name, request)
     return {
-        "dask_pool": f"{who} names the pool {request.pool}, which is ignored: the local pool is the only one.",
-        "nodes": f"{who} asks for {request.nodes} nodes, which count as 1 on the local pool.",
-        "threads": f"{who} asks for {_count(request.cores, 'core')}; jobs are capped to the local worker's"
+        "dask_pool": f"{rule} names the pool {request.pool}, which is ignored: the local pool is the only one.",
+        "nodes": f"{rule} asks for {request.nodes} nodes, which count as 1 on the local pool.",
+        "threads": f"{rule} asks for {_count(request.cores, 'core')}; jobs are capped to the local worker's"
         f" {shape.cores}.",
-        "gpu": f"{who} asks for {_count(request.gpus, 'GPU')}; GPUs are not counted on the local pool, and jobs share"
+        "gpu": f"{rule} asks for {_count(request.gpus, 'GPU')}; GPUs are not counted on the local pool, and jobs share"
         " what CUDA_VISIBLE_DEVICES shows, unless --dask-worker-gpus is given.",
     }[kind]
 
@@ -346,27 +412,41 @@ def _slurm_declared(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, 
 
 
 def _message(request: Request, pools: Sequence[Pool], short: Mapping[str, tuple[Shortage, ...]], name: str) -> str:
-    lines = [f"{_who(name)} asks for {describe(request)}, which no pool can hold:"]
+    lines = [f"{who(name, request)} asks for {describe(request)}, which no pool can hold:"]
     lines += [f"  pool {pool.name}: {'; '.join(part.text for part in short[pool.name])}." for pool in pools]
-    calls = make_it_fit(name, short.values())
+    calls = make_it_fit(name, request, short.values())
     if calls:
         lines.append(f"  To make it fit: {calls}")
     elif any(part.text == _GIVEN_UP for parts in short.values() for part in parts if len(parts) == 1):
         lines.append("  The reason was said when the pool was given up; mend that, and run Snakemake again.")
     else:
-        lines.append("  To make it fit, change what the rule asks for, or add a pool that holds it.")
+        lines.append(f"  To make it fit, change what {_its_rules(request)} for, or add a pool that holds it.")
     return "\n".join(lines)
 
 
-def make_it_fit(name: str, short: Iterable[tuple[Shortage, ...]]) -> str:
-    """The call that makes a rule's jobs fit where the fewest things have to change, and those the least; or nothing."""
-    fixable = [parts for parts in short if all(part.setting for part in parts)]
+def _its_rules(request: Request) -> str:
+    members = request.origin.members
+    return f"{rule_names(members)} {'asks' if len(members) == 1 else 'ask'}" if members else "the rule asks"
+
+
+def make_it_fit(name: str, request: Request, short: Iterable[tuple[Shortage, ...]]) -> str:
+    """What makes a rule's jobs fit where the fewest things have to change, and those the least; or nothing.
+
+    A call for a rule. A group has no resources of its own: what its jobs may ask for together, and by which rules.
+    """
+    fixable = [parts for parts in short if all(part.settings for part in parts)]
     if not fixable:
         return ""
     nearest = min(fixable, key=lambda parts: (len(parts), -min(part.kept for part in parts)))
-    settings = [part.setting or "" for part in nearest]
+    settings = list(dict.fromkeys(text for part in nearest for text in part.settings))
+    if request.origin.members:
+        return (
+            f"the jobs that run at once in the group may ask for {' and '.join(settings)} together: set less for "
+            f"{rule_names(request.origin.members)} (--set-resources, --set-threads), or take some of its rules out "
+            "(--groups RULE=OTHER)."
+        )
     rule = name or "RULE"
-    resources = [f"{rule}:{text}" for text in settings if not text.startswith("threads=")]
+    resources = [shlex.quote(f"{rule}:{text}") for text in settings if not text.startswith("threads=")]
     threads = [f"--set-threads {rule}={text.partition('=')[2]}" for text in settings if text.startswith("threads=")]
     return " ".join(([f"--set-resources {' '.join(resources)}"] if resources else []) + threads)
 
@@ -389,7 +469,10 @@ def describe(request: Request) -> str:
     return ", ".join(parts)
 
 
-def _who(name: str) -> str:
+def who(name: str, request: Request | None = None) -> str:
+    """«Rule a», «Group g (rules a, b)»."""
+    if request is not None and request.origin.members:
+        return f"Group {name} ({rule_names(request.origin.members)})"
     return f"Rule {name}" if name else "The job"
 
 

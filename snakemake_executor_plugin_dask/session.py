@@ -47,7 +47,12 @@ from snakemake_executor_plugin_dask.messages import (
 from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options
 from snakemake_executor_plugin_dask.pools import ATTACHED
 from snakemake_executor_plugin_dask.prepare import Question, ask
-from snakemake_executor_plugin_dask.requests import Request, slurm_names
+from snakemake_executor_plugin_dask.requests import (
+    Request,
+    slurm_names,
+    unknown_slurm_names,
+    unknown_slurm_warning,
+)
 from snakemake_executor_plugin_dask.routing import Shape
 
 _LOOK_EVERY_S = 0.5
@@ -258,6 +263,8 @@ class Session:
         self._prepare(named, unknown.values(), problems)
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
             raise WorkflowError(complaint)
+        if hint := routing.few_jobs(self._workflow.resource_settings.nodes, named, self._options.pools, self._shapes):
+            self._logger.warning(hint)
         if not self._single_local:
             for sentence in routing.missing(named, ending=self._workers_end()):
                 self._logger.warning(sentence)
@@ -294,6 +301,10 @@ class Session:
         """The job's request; on the single local pool a workflow written for a cluster runs as it does locally."""
         found = self._handover.request(job)
         request = self._requests.setdefault(found, found)
+        if self._options.make_slurm_pools:
+            for name in set(unknown_slurm_names(dict(job.resources.items()))) - self._warned:
+                self._warned.add(name)
+                self._logger.warning(unknown_slurm_warning(name, job.name))
         pool = self._options.pools[0]
         if len(self._options.pools) != 1 or pool.cluster != "local":
             return request

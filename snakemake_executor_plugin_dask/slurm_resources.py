@@ -10,21 +10,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from snakemake_executor_plugin_dask import remedies
 from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS
 from snakemake_executor_plugin_dask.backends.directives import parse_walltime
 from snakemake_executor_plugin_dask.backends.refusals import no_such
 from snakemake_executor_plugin_dask.driver.allocations import Ran, run_here
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.requests import Request, cores_on_node, memory_on_node
 from snakemake_executor_plugin_dask.routing import (
     Shape,
+    Shortage,
     describe,
     make_it_fit,
     model_matches,
     rule_names,
     shortages,
+    spread_over,
     usable_memory_mb,
+    who,
 )
 
 Key = tuple[tuple[str, str], ...]
@@ -35,7 +39,7 @@ _MIB = 2**20
 _LEAST_WALLTIME_S = 3600.0
 _LEAST_JOBS = 4  # of the largest kind that a worker is to hold at once, where so many are known and a node has room
 _TINY = 1e-9
-_SINFO_FORMAT = "%P|%l|%L|%c|%m|%G|%f"
+_SINFO_FORMAT = "%P|%l|%L|%c|%m|%G|%f|%D"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class NodeKind:
     memory_mib: int
     gpus: tuple[tuple[str, int], ...]
     features: frozenset[str]
+    nodes: int  # so many of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,42 @@ class Size:
     memory_mb: int
     memory_mib: int | None
     gpus: int
+
+
+class _Nodes:
+    """What sinfo tells of the nodes on which jobs with the same Slurm resources can run. ConfigurationError."""
+
+    def __init__(
+        self,
+        template: Pool,
+        wanted: Mapping[str, str],
+        named: Named,
+        setting: Callable[[str], Any],
+        run: Callable[[Sequence[str]], Ran],
+    ) -> None:
+        rules = list(dict.fromkeys(rule for rule, _ in named if rule))
+        whose = f"R{rule_names(rules)[1:]}" if rules else f"Pool {wanted.get('slurm_partition') or template.name}"
+        self._template = template
+        self.partition = wanted.get("slurm_partition") or setting("queue")
+        self.kinds, self.problem = _node_kinds(whose, wanted, self.partition, run)
+
+    def needed(self, request: Request, model: str | None) -> int:
+        """How many nodes the request takes: as many as it says, or, of a job that spreads, as few as hold its tasks."""
+        if not request.spreads:
+            return request.nodes
+        template = self._template
+        sizes: list[tuple[int | None, int | None, int | None]] = [
+            (
+                template.cores or kind.cores,
+                template.gpus or _of_model(kind, model),
+                template.memory_mb or (_mb(kind) if kind.memory_mib > 1 else None),
+            )
+            for kind in self.kinds
+        ]
+        return min(
+            spread_over(request, cores, gpus, None if memory_mb is None else usable_memory_mb(memory_mb))
+            for cores, gpus, memory_mb in sizes or [(template.cores, template.gpus, template.memory_mb)]
+        )
 
 
 def make_pools(
@@ -79,16 +120,19 @@ def make_pools(
         backend = JobqueueBackend("slurm")
         setting = lambda key: backend.setting(template, key)  # noqa: E731
     template = _from_configuration(template, setting)
-    groups: dict[tuple[Key, str | None], list[tuple[str, Request]]] = {}
-    for key, of_key in _by_key(named).items():
+    pools: list[Pool] = []
+    for key, of_key in (_by_key(named) or {(): []}).items():
+        nodes = _Nodes(template, dict(key), of_key, setting, run)
+        groups: dict[tuple[int, str | None], list[tuple[str, Request]]] = {}
         models = list(dict.fromkeys(request.gpu_model for _, request in of_key if request.gpu_model))
         for rule, request in of_key:
             # One model or none: one pool for all of them. Several models: a pool for each.
-            groups.setdefault((key, request.gpu_model or (models[0] if models else None)), []).append((rule, request))
-    pools: list[Pool] = []
-    for (key, model), members in (groups or {((), None): []}).items():
-        name = _name(dict(key), template, model if len(groups) > 1 else None, {pool.name for pool in pools})
-        pools.append(_make(template, name, key, model, members, setting, run))
+            model = request.gpu_model or (models[0] if models else None)
+            groups.setdefault((nodes.needed(request, model), model), []).append((rule, request))
+        for (number, model), members in (groups or {(1, None): []}).items():
+            wide = dict(key) | ({"nodes": str(number)} if number > 1 else {})
+            name = _name(wide, template, model if len(models) > 1 else None, {pool.name for pool in pools})
+            pools.append(_make(template, name, tuple(sorted(wide.items())), model, members, nodes, setting))
     return pools
 
 
@@ -129,20 +173,17 @@ def _make(
     key: Key,
     model: str | None,
     named: Named,
+    found: _Nodes,
     setting: Callable[[str], Any],
-    run: Callable[[Sequence[str]], Ran],
 ) -> Pool:
     requests = [request for _, request in named]
-    rules = list(dict.fromkeys(rule for rule, _ in named if rule))
-    whose = f"R{rule_names(rules)[1:]}" if rules else f"Pool {name}"
     wanted = dict(key)
     nodes = int(wanted["nodes"]) if "nodes" in wanted else None
-    partition = wanted.get("slurm_partition") or setting("queue")
     sized = template.cores is not None and template.memory_mb is not None
-    kinds, problem = _node_kinds(whose, wanted, partition, run)
-    if problem and not sized:
+    kinds = found.kinds
+    if found.problem and not sized:
         msg = (
-            f"Pool {name}: sinfo does not tell what its nodes have ({problem}); try again once it does, or give "
+            f"Pool {name}: sinfo does not tell what its nodes have ({found.problem}); try again once it does, or give "
             "--dask-worker-cores and --dask-worker-memory."
         )
         raise ConfigurationError(msg)
@@ -150,12 +191,12 @@ def _make(
     options = dict(template.options)
     pool = replace(template, name=name, nodes=nodes, slurm=key, gpu_model=model)
     if sized:
-        most = max((_each(request.gpus, request) for request in requests), default=0)
+        most = max((-(-request.gpus // (nodes or 1)) for request in requests), default=0)
         pool = replace(pool, gpus=gpus if gpus is not None else most)
     else:
         if complaint := too_large(kinds, named, pool):
             raise ConfigurationError(complaint)
-        size = share(kinds, requests, template, model, wide=nodes is not None)
+        size = share(kinds, requests, template, model, nodes)
         pool = replace(pool, cores=size.cores, memory_mb=size.memory_mb, gpus=size.gpus)
         if template.memory_mb is None and setting("job_mem") is None:
             # Exact: Dask-Jobqueue rounds up to whole GiB, which may be more than the node has.
@@ -230,13 +271,13 @@ def _no_partition(whose: str, wanted: Mapping[str, str], partition: str | None, 
 
 
 def parse_sinfo(out: str) -> list[NodeKind]:
-    """Lines of `sinfo --format=%P|%l|%L|%c|%m|%G|%f`."""
+    """Lines of `sinfo --format=%P|%l|%L|%c|%m|%G|%f|%D`."""
     kinds = []
     for line in out.splitlines():
         fields = [field.strip() for field in line.split("|")]
-        if len(fields) != 7 or not fields[0]:
+        if len(fields) != 8 or not fields[0]:
             continue  # «CLUSTER: name»
-        name, limit, default_time, cores, memory, gres, features = fields
+        name, limit, default_time, cores, memory, gres, features, nodes = fields
         kinds.append(
             NodeKind(
                 partition=name.rstrip("*"),
@@ -247,6 +288,7 @@ def parse_sinfo(out: str) -> list[NodeKind]:
                 memory_mib=int(memory.rstrip("+")),
                 gpus=_gpus(gres),
                 features=frozenset(re.findall(r"[^,\s()]+", features)),
+                nodes=int(nodes),
             )
         )
     return kinds
@@ -278,33 +320,25 @@ def _has(kind: NodeKind, constraint: str | None) -> bool:
 def too_large(kinds: Sequence[NodeKind], named: Named, pool: Pool) -> str | None:
     """The complaint where no kind of node holds the largest of each that jobs ask for; a paragraph for each rule."""
     requests = [request for _, request in named]
-    if _holding(kinds, requests, pool.gpu_model):
+    nodes = pool.nodes or 1
+    if not named or _holding(kinds, requests, pool.gpu_model, nodes):
         return None
     partition = kinds[0].partition
     shapes = [_shape(kind, pool) for kind in kinds]
     told: dict[str, str] = {}
     for rule, request in dict.fromkeys(named):
-        short = [shortages(request, pool, shape) for shape in shapes]
+        short = [_short(request, pool, kind, shape) for kind, shape in zip(kinds, shapes, strict=True)]
         if rule in told or not all(short):
             continue
-        largest = max(shapes, key=lambda shape: (shape.gpus or 0, shape.cores or 0, shape.memory_mb or 0))
-        has = [f"{largest.cores} cores"]
-        has += [f"{largest.memory_mb} MB usable"] if largest.memory_mb is not None else []
-        has += [f"{largest.gpus} {f'{pool.gpu_model} ' if pool.gpu_model else ''}GPUs"] if request.gpus else []
-        calls = make_it_fit(rule, short)
-        told[rule] = (
-            f"{f'Rule {rule}' if rule else 'The job'} asks for {describe(request)}, which no node of partition "
-            f"{partition} holds; the largest has {', '.join(has)}.\n  To make it fit"
-            f"{f': {calls}' if calls else ', change what the rule asks for'}; or name another slurm_partition."
-        )
+        told[rule] = _complaint(rule, request, pool, partition, kinds, shapes, short)
     if told:
         return "\n".join(told.values())
     most = dict.fromkeys(
         max(named, key=by)
         for by in (
-            lambda item: _each(item[1].cores, item[1]),
-            lambda item: item[1].memory_mb or 0,
-            lambda item: _each(item[1].gpus, item[1]),
+            lambda item: cores_on_node(item[1], nodes),
+            lambda item: memory_on_node(item[1], nodes) or 0,
+            lambda item: item[1].gpus,
         )
     )
     asked = "; ".join(f"{f'rule {rule}' if rule else 'one'} asks for {describe(request)}" for rule, request in most)
@@ -313,6 +347,60 @@ def too_large(kinds: Sequence[NodeKind], named: Named, pool: Pool) -> str | None
         "one size: name another slurm_partition or constraint for one of these rules, or describe pools by "
         "--dask-pools."
     )
+
+
+def _short(request: Request, pool: Pool, kind: NodeKind, shape: Shape) -> tuple[Shortage, ...]:
+    """What this kind of node lacks for the request: on each of them, and their number."""
+    short = shortages(request, pool, shape)
+    nodes = pool.nodes or 1
+    if nodes <= kind.nodes:
+        return short
+    room = remedies.Room(kind.nodes, shape.cores, shape.memory_mb, shape.gpus)
+    fewer = (f"nodes={kind.nodes}",) if request.nodes > 1 else remedies.cores(request, room)
+    return (*short, Shortage(f"{nodes} nodes are more than there are", fewer, kind.nodes / nodes))
+
+
+def _complaint(
+    rule: str,
+    request: Request,
+    pool: Pool,
+    partition: str,
+    kinds: Sequence[NodeKind],
+    shapes: Sequence[Shape],
+    short: Sequence[tuple[Shortage, ...]],
+) -> str:
+    """The paragraph about one rule: what it asks for, what the largest nodes have, and what to change."""
+    largest = max(shapes, key=lambda shape: (shape.gpus or 0, shape.cores or 0, shape.memory_mb or 0))
+    has = [f"{largest.cores} cores"]
+    has += [f"{largest.memory_mb} MB usable"] if largest.memory_mb is not None else []
+    has += [f"{largest.gpus} {f'{pool.gpu_model} ' if pool.gpu_model else ''}GPUs"] if request.gpus else []
+    nodes = pool.nodes or 1
+    if all(kind.nodes < nodes for kind in kinds):
+        over = "" if request.nodes > 1 else f", for which {nodes} nodes are needed"
+        what = (
+            f"asks for {describe(request)}{over}: partition {partition} has {max(kind.nodes for kind in kinds)} nodes"
+        )
+    elif nodes > 1:
+        what = f"asks for {describe(request)}, which {nodes} nodes of partition {partition} do not hold"
+    else:
+        what = f"asks for {describe(request)}, which no node of partition {partition} holds"
+    calls = [make_it_fit(rule, request, short)]
+    if request.nodes > 1 and request.origin.times == "tasks":
+        more = min((spread_over(replace(request, nodes=1, mpi=True), *_capacity(shape)) for shape in shapes), default=0)
+        if request.nodes < more <= max(kind.nodes for kind in kinds):
+            calls.insert(0, f"--set-resources {rule or 'RULE'}:nodes={more}")
+    if request.mpi and nodes == 1 and request.origin.times == "tasks_per_node":
+        what += " (tasks_per_node without nodes is one node; with tasks instead, they spread over several)"
+    told = ", or ".join(filter(None, calls))
+    return (
+        f"{who(rule, request)} {what}; the largest has {', '.join(has)}.\n"
+        f"  To make it fit{f': {told}' if told else ', change what the rule asks for'}; "
+        "or name another slurm_partition."
+    )
+
+
+def _capacity(shape: Shape) -> tuple[int | None, int | None, int | None]:
+    return shape.cores, shape.gpus, shape.memory_mb
 
 
 def _shape(kind: NodeKind, pool: Pool) -> Shape:
@@ -325,42 +413,45 @@ def _shape(kind: NodeKind, pool: Pool) -> Shape:
     )
 
 
-def _largest(requests: Sequence[Request]) -> tuple[int, int, int]:
-    """Cores, memory of a worker that leaves enough of it, and GPUs: the most that any job has on one node."""
+def _largest(requests: Sequence[Request], nodes: int) -> tuple[int, int, int]:
+    """Cores, memory of a worker that leaves enough of it, and GPUs: the most that any job has on one of its nodes."""
     return (
-        max((_each(request.cores, request) for request in requests), default=1),
-        max((granting(request.memory_mb or 0) for request in requests), default=0),
-        max((_each(request.gpus, request) for request in requests), default=0),
+        max((cores_on_node(request, nodes) for request in requests), default=1),
+        max((granting(memory_on_node(request, nodes) or 0) for request in requests), default=0),
+        max((-(-request.gpus // nodes) for request in requests), default=0),
     )
 
 
-def _holding(kinds: Sequence[NodeKind], requests: Sequence[Request], model: str | None) -> list[NodeKind]:
-    """The kinds of node that hold the largest job."""
-    cores, memory_mb, gpus = _largest(requests)
+def _holding(kinds: Sequence[NodeKind], requests: Sequence[Request], model: str | None, nodes: int) -> list[NodeKind]:
+    """The kinds of node that hold the largest job, and are enough of them."""
+    cores, memory_mb, gpus = _largest(requests, nodes)
     return [
         kind
         for kind in kinds
-        if kind.cores >= cores and _of_model(kind, model) >= gpus and (kind.memory_mib <= 1 or _mb(kind) >= memory_mb)
+        if kind.cores >= cores
+        and _of_model(kind, model) >= gpus
+        and (kind.memory_mib <= 1 or _mb(kind) >= memory_mb)
+        and kind.nodes >= nodes
     ]
 
 
 def share(
-    kinds: Sequence[NodeKind], requests: Sequence[Request], template: Pool, model: str | None, *, wide: bool
+    kinds: Sequence[NodeKind], requests: Sequence[Request], template: Pool, model: str | None, nodes: int | None
 ) -> Size:
     """The part of a node that one worker is to have, where some kind of node holds the largest job.
 
     At least one job's, better four; and so much that all known jobs, spread over the workers, find room at once. GPUs
     come in multiples of the largest job's, so that none is left over; cores and memory in proportion.
     """
-    cores, memory_mb, gpus = _largest(requests)
-    fitting = _holding(kinds, requests, model)
+    cores, memory_mb, gpus = _largest(requests, nodes or 1)
+    fitting = _holding(kinds, requests, model, nodes or 1) or list(kinds)
     # The commonest small node: a larger one is scarce, and holds these workers too.
     kind = min(fitting, key=lambda kind: (_of_model(kind, model), kind.cores, kind.memory_mib))
     has_gpus = _of_model(kind, model)
     memory_of_node = _mb(kind) if kind.memory_mib > 1 else 0
     one = max(cores / kind.cores, memory_mb / memory_of_node if memory_of_node else 0.0)
     part = one
-    if not wide:  # a wide worker's nodes are leased whole
+    if nodes is None:  # a wide worker's nodes are leased whole
         total = max(
             sum(request.cores for request in requests) / kind.cores,
             sum(granting(request.memory_mb or 0) for request in requests) / memory_of_node if memory_of_node else 0.0,
@@ -383,11 +474,6 @@ def share(
     else:
         worker_mb, mib = max(memory_mb, 1000 * worker_cores), None
     return Size(worker_cores, worker_mb, mib, template.gpus if template.gpus is not None else gpus)
-
-
-def _each(total: int, request: Request) -> int:
-    """A total over the job's nodes, on each of them."""
-    return -(-total // request.nodes)
 
 
 def _mb(kind: NodeKind) -> int:

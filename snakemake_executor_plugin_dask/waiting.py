@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from snakemake_executor_plugin_dask.ledger import Need, WorkerState, need_of, needs_fresh, planned_runtime_s
 from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.requests import Origin, Request
+from snakemake_executor_plugin_dask.routing import usable_memory_mb
 
 Order = tuple[int, int]  # -priority, arrival
 
@@ -74,7 +75,7 @@ class JobClass:
     @property
     def spreads(self) -> bool:
         """Whether the number of nodes follows from the workers' size."""
-        return self.request.mpi and self.request.nodes == 1
+        return self.request.spreads
 
 
 @dataclass(slots=True, eq=False)
@@ -154,6 +155,11 @@ class Queue:
         return state.free_cores >= min(self._cores, default=0) and state.free_memory_mb >= (self._memory or [0])[0]
 
 
+def _origin(request: Request) -> Origin:
+    """Of where the numbers came from only what decides."""
+    return Origin(times=request.origin.times) if request.mpi else Origin()
+
+
 def _order_of(item: tuple[Order, JobClass]) -> Order:
     return item[0]
 
@@ -182,10 +188,11 @@ class Waiting:
         # What the pool does not count must not split classes.
         listed = {name for name, _ in pool.resources}
         extra = tuple(pair for pair in job.request.extra if pair[0] in listed)
-        request = replace(job.request, extra=extra, pool=None, slurm=None)
+        request = replace(job.request, extra=extra, pool=None, slurm=None, origin=_origin(job.request))
         cls = queue.classes.get((request, fresh))
         if cls is None:
-            cls = JobClass(pool, request, fresh, need_of(request, pool, pool.cores, pool.gpus))
+            memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
+            cls = JobClass(pool, request, fresh, need_of(request, pool, pool.cores, pool.gpus, memory_mb))
         entry = Entry(job, (-job.priority, next(self._arrivals)), now, cls)
         self._entries[key] = entry
         queue.add(entry)

@@ -327,7 +327,8 @@ class Controller:
             spec,
             key=spec.key.rpartition(".")[0] + f".{job.run}",
             log_path=log,
-            memory_limit_mb=request.memory_mb if self._setup.enforce_memory else None,
+            # Of a job that spreads, its part on a node.
+            memory_limit_mb=lease.memory_mb if self._setup.enforce_memory and request.memory_mb is not None else None,
             runtime_limit_s=limit_s,
             environment=tuple(environment),
             affinity=affinity,

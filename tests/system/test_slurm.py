@@ -331,6 +331,35 @@ rule mpi:
         assert values(run, "out/*") == ["m1\nm2"] * 2
 
 
+def test_mpi_job_spreads_over_as_many_nodes_as_its_tasks_need(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """`tasks` without `nodes`, as users of the Slurm executor write it: three ranks on nodes of two cores.
+
+    The same run declares a resource that means nothing, and one by a function of its input, which is not missing.
+    """
+    snakefile = """
+rule all:
+    input: "out/3", "out/2", "size"
+rule mpi:
+    output: "out/{n}"
+    resources: mpi="srun", tasks=lambda wildcards: int(wildcards.n), mem_mb_per_cpu=300, runtime=5, slurm_partion="big"
+    shell: "{resources.mpi} -n {resources.tasks} bash -c 'echo $SLURMD_NODENAME' | sort > {output}"
+rule size:
+    input: "out/2"
+    output: "size"
+    resources: mem_mb=lambda wildcards, input: max(input.size, 200), runtime=5
+    shell: "echo done > {output}"
+"""
+    with snakemake(tmp_path, snakefile, "--dask-cluster", "slurm", "--dask-workers", "0-1") as run:
+        assert run.wait(RUN_S) == 0, run.output
+        assert len(set((tmp_path / "out/3").read_text().split())) == 2
+        assert len((tmp_path / "out/3").read_text().split()) == 3
+        assert len(set((tmp_path / "out/2").read_text().split())) == 1
+        joined = {event["pool"]: event["facts"] for event in run.events("worker-joined")}
+        assert {pool: len(facts["hosts"]) for pool, facts in joined.items()} == {"slurm": 0, "slurm-2nodes": 2}
+        assert run.output.count("slurm_partion, which is ignored; did you mean slurm_partition?") == 1
+        assert "No mem_mb is declared" not in run.output
+
+
 @contextlib.contextmanager
 def _path_without(tmp_path: Path, *commands: str) -> Iterator[None]:
     """PATH with only the commands that a run needs beside the named ones."""

@@ -58,7 +58,7 @@ def test_one_request_too_large_keeps_no_other_from_a_pool(monkeypatch: pytest.Mo
 
     def sinfo(command: Sequence[str]) -> Ran:
         asked.append(command)
-        return Ran(0, "new*|1-00:00:00|01:00:00|16|64000|(null)|(null)\n", "")
+        return Ran(0, "new*|1-00:00:00|01:00:00|16|64000|(null)|(null)|4\n", "")
 
     key = (("slurm_partition", "new"),)
     large = Request(64, slurm=key)

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.errors import RequestError
-from snakemake_executor_plugin_dask.requests import Request, request_from_resources, slurm_names, starts_cold
+from snakemake_executor_plugin_dask.requests import (
+    Origin,
+    Request,
+    request_from_resources,
+    slurm_names,
+    starts_cold,
+    unknown_slurm_names,
+    unknown_slurm_warning,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +26,16 @@ from snakemake_executor_plugin_dask.requests import Request, request_from_resour
         ({"cpus_per_task": 2, "tasks_per_node": 8, "nodes": 2}, 32),
         ({"tasks": 6, "tasks_per_node": 8, "nodes": 2}, 18),
         ({"nodes": 2}, 3),
-        ({"cpus_per_task": 0}, 0),
+        ({"cpus_per_task": 0}, 3),
+        ({"cpus_per_task": -1}, 3),
+        ({"tasks": 0}, 3),
+        ({"tasks": 0, "tasks_per_node": 2}, 6),
+        ({"gpu": 2, "cpus_per_gpu": 8}, 16),
+        ({"gpu": 2, "cpus_per_gpu": 8, "cpus_per_task": 1}, 1),
+        ({"gpu": 2, "cpus_per_gpu": 0}, 3),
+        ({"cpus_per_gpu": 8}, 3),
+        ({"gpu": 2, "tasks_per_gpu": 2}, 12),
+        ({"gpu": 2, "tasks_per_gpu": 0, "tasks": 0}, 3),
         ({"cpus_per_task": "4"}, 4),
     ],
 )
@@ -34,7 +51,7 @@ def test_cores_follow_the_table(resources: dict[str, object], cores: int) -> Non
         ({"mem_mb": 5000}, 5000),
         ({"mem_mb_per_cpu": 1000}, 4000),
         ({"mem_mb_per_cpu": 1000, "nodes": 2, "tasks_per_node": 3}, 12000),
-        ({"mem_mb_per_cpu": 1000, "tasks": 3, "nodes": 2}, 6000),
+        ({"mem_mb_per_cpu": 1000, "tasks": 3, "nodes": 2}, 8000),  # two whole tasks on one of them
         ({"mem_mb": 500, "mem_mb_per_cpu": 1000}, 500),
         ({"mem_mb": "<TBD>", "mem_mb_per_cpu": 1000}, 4000),
         ({"mem_mb": 0}, None),
@@ -55,7 +72,7 @@ def test_what_is_not_known_yet_is_not_declared() -> None:
     """Snakemake's placeholder for values that need inputs counts as no declaration."""
     tbd = "<TBD>"
     resources = {"mem_mb": tbd, "runtime": tbd, "gpu": tbd, "mpi": tbd, "dask_pool": tbd, "gres": tbd, "licences": tbd}
-    assert request_from_resources(resources, 2) == Request(cores=2)
+    assert request_from_resources(resources, 2) == Request(2, origin=Origin(pending=("mem_mb", "runtime")))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +81,15 @@ def test_what_is_not_known_yet_is_not_declared() -> None:
         ({"gpu": 2}, 2, None),
         ({"gpus": 3}, 3, None),
         ({"gpu": 1, "gpu_model": "a100"}, 1, "a100"),
+        ({"gpu_model": "a100"}, 1, "a100"),
+        ({"gpu_model": "a100", "gres": "gpu:2"}, 2, "a100"),
+        ({"gpu_model": "a100", "gpu": 0}, 0, "a100"),
+        ({"gpu": "a100:2"}, 2, "a100"),
+        ({"gpu": "a100"}, 1, "a100"),
+        ({"gpu": "2"}, 2, None),
+        ({"gpu": "a100:2,h100:1"}, 3, "a100"),
+        ({"gres": "gpu:tesla.v2:2"}, 2, "tesla.v2"),
+        ({"gres": "gpu:a100"}, 1, "a100"),
         ({"gres": "gpu:2"}, 2, None),
         ({"gres": "gpu:a100:2"}, 2, "a100"),
         ({"gres": "gpu"}, 1, None),
@@ -136,7 +162,7 @@ def test_any_launcher_makes_an_mpi_job(value: object) -> None:
         {"mem_mb": -1},
         {"runtime": "2 h"},
         {"nodes": 0},
-        {"tasks": 0},
+        {"tasks": -1},
         {"gpu": -1},
         {"gpu": [1]},
         {"cpus_per_task": True},
@@ -157,6 +183,24 @@ def test_slurm_resources_are_named() -> None:
     assert slurm_names({"nodes": 2, "mem_mb": 5, "qos": ""}) == ()
     assert slurm_names({"slurm_extra": "--gres=gpu:1", "gres": "gpu:1"}) == ("gres", "slurm_extra")
     assert slurm_names({"slurm_partition": "p"}) == ("slurm_partition",)
+
+
+@pytest.mark.parametrize("name", ["cluster", "clusters", "slurm_cluster"])
+def test_a_cluster_has_three_names(name: str) -> None:
+    """The Slurm executor takes each of them; the first that is declared counts."""
+    assert request_from_resources({name: "far"}, 1).slurm == (("clusters", "far"),)
+    assert slurm_names({name: "far"}) == (name,)
+    assert request_from_resources({"slurm_cluster": "b", "cluster": "a"}, 1).slurm == (("clusters", "a"),)
+
+
+def test_unknown_slurm_resources_are_found() -> None:
+    """A misspelt name is told with the nearest one; what the Slurm executor knows is not."""
+    known = {"slurm_account": "a", "slurm_partition": "p", "slurm_extra": "", "slurm_cluster": "c", "qos": "q"}
+    assert unknown_slurm_names(known) == ()
+    assert unknown_slurm_names({**known, "slurm_partion": "x"}) == ("slurm_partion",)
+    assert "slurm_partion, which is ignored; did you mean slurm_partition?" in unknown_slurm_warning(
+        "slurm_partion", "a"
+    )
 
 
 @given(

@@ -3,12 +3,14 @@
 import pytest
 from deciding import UUIDS, a_pool, facts_of
 
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.ledger import need_of
+from snakemake_executor_plugin_dask.requests import Origin, Request, request_from_resources
 from snakemake_executor_plugin_dask.routing import (
     NoPool,
     Shape,
     adapt_to_local,
     check_all,
+    few_jobs,
     local_warning,
     missing,
     model_matches,
@@ -195,6 +197,34 @@ def test_missing_declarations_are_named_once() -> None:
     assert "runtime is declared by rules a, b:" in runtime
     assert missing(named[-1:], ending=True) == ()
     assert missing(named, ending=False) == (memory,), "where no worker ends, runtime decides nothing"
+
+
+def test_what_a_function_of_inputs_declares_is_not_missing() -> None:
+    """It is known once the inputs are there."""
+    declared = Request(1, origin=Origin(pending=("mem_mb", "runtime")))
+    assert missing([("a", declared)], ending=True) == ()
+
+
+def test_few_jobs_are_hinted_at() -> None:
+    """Where --jobs is less than what the workers could run, and jobs wait for it."""
+    pool, ten = a_pool("p", workers_max=1, cores=2), [("a", Request(1))] * 10
+    text = few_jobs(1, ten, [pool], {"p": shape_of(pool)})
+    assert text is not None
+    assert text.startswith("--jobs 1 lets the plugin see 1 job at once, and its workers have 2 cores")
+    assert few_jobs(2, ten, [pool], {"p": shape_of(pool)}) is None
+    assert few_jobs(1, ten[:1], [pool], {"p": shape_of(pool)}) is None
+    assert few_jobs(1, [("a", Request(2))] * 10, [pool], {"p": shape_of(pool)}) is None
+
+
+def test_an_mpi_job_takes_whole_tasks_on_each_node() -> None:
+    """Three tasks of two cores, on nodes of three cores: one on each; memory for each core counts by node."""
+    pool = a_pool("wide", cores=3, memory_mb=4000, nodes=3)
+    request = request_from_resources({"mpi": "srun", "tasks": 3, "cpus_per_task": 2, "mem_mb_per_cpu": 1000}, 1)
+    need = need_of(request, pool, 3, 0, usable_memory_mb(4000))
+    assert (need.nodes, need.cores, need.memory_mb) == (3, 2, 2000)
+    assert route(request, [pool], {}) == "wide"
+    by_memory = request_from_resources({"mpi": "srun", "tasks": 4, "mem_mb_per_cpu": 2000}, 1)
+    assert need_of(by_memory, pool, 3, 0, usable_memory_mb(4000)).nodes == 4, "its memory decides"
 
 
 def test_unused_pools_are_found() -> None:

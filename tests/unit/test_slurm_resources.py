@@ -19,11 +19,11 @@ from snakemake_executor_plugin_dask.requests import Request, request_from_resour
 from snakemake_executor_plugin_dask.slurm_resources import granting, make_pools, parse_sinfo
 
 SINFO = {
-    None: "cpu*|1-00:00:00|01:00:00|48|192000|(null)|intel\n",
-    "cpu": "cpu*|1-00:00:00|01:00:00|48|192000|(null)|intel\n",
-    "boost": "boost|08:00:00|n/a|32|512000|gpu:a100:4(S:0-1)|gpu,a100\n",
-    "mixed": "mixed|infinite|infinite|16|64000|(null)|old\nmixed|infinite|infinite|64|256000|(null)|new,ib\n",
-    "open": "open|infinite|n/a|8|1|(null)|(null)\n",
+    None: "cpu*|1-00:00:00|01:00:00|48|192000|(null)|intel|20\n",
+    "cpu": "cpu*|1-00:00:00|01:00:00|48|192000|(null)|intel|20\n",
+    "boost": "boost|08:00:00|n/a|32|512000|gpu:a100:4(S:0-1)|gpu,a100|4\n",
+    "mixed": "mixed|infinite|infinite|16|64000|(null)|old|2\nmixed|infinite|infinite|64|256000|(null)|new,ib|2\n",
+    "open": "open|infinite|n/a|8|1|(null)|(null)|2\n",
 }
 TEMPLATE = Pool("slurm", "slurm", 0, 10)
 
@@ -120,7 +120,7 @@ def test_gpus_are_asked_for_with_their_model() -> None:
 def test_models_that_differ_need_pools_of_their_own() -> None:
     """One worker has GPUs of one model."""
     partition = {"slurm_partition": "two"}
-    sinfo_of_two = Ran(0, "two|infinite|n/a|8|64000|gpu:a100:4|x\ntwo|infinite|n/a|8|64000|gpu:v100:2|y\n", "")
+    sinfo_of_two = Ran(0, "two|infinite|n/a|8|64000|gpu:a100:4|x|1\ntwo|infinite|n/a|8|64000|gpu:v100:2|y|1\n", "")
     named = [(model, request_from_resources({**partition, "gres": f"gpu:{model}:1"}, 1)) for model in ("a100", "v100")]
     pools = make_pools(TEMPLATE, named, setting=lambda _: None, run=lambda _: sinfo_of_two)
     assert [(pool.name, pool.gpu_model) for pool in pools] == [("two-a100", "a100"), ("two-v100", "v100")]
@@ -137,6 +137,27 @@ def test_constraint_chooses_the_nodes() -> None:
         match=r"^Rules Quick, b: no node of partition mixed has fast \(they have ib, new, old\); change constraint",
     ):
         make({"rule": "Quick", **fast}, {"rule": "b", **fast})
+
+
+def test_an_mpi_job_gets_as_many_nodes_as_its_tasks_need() -> None:
+    """As if `nodes` had been declared: whole tasks on each, and a pool for each number of nodes."""
+    ranks = [{"slurm_partition": "open", "mpi": "srun", "tasks": tasks, "cpus_per_task": 3} for tasks in (2, 3, 4)]
+    pools = make(*ranks)
+    assert [(pool.name, pool.nodes, pool.cores) for pool in pools] == [("open", None, 6), ("open-2nodes", 2, 6)]
+    shapes = {pool.name: routing.shape_of(pool) for pool in pools}
+    requests = [request_from_resources(each, 1) for each in ranks]
+    assert [routing.route(request, pools[::-1], shapes) for request in requests] == ["open", *["open-2nodes"] * 2]
+    with pytest.raises(
+        ConfigurationError, match=r"15 cores, MPI, for which 3 nodes are needed: partition open has 2 nodes"
+    ):
+        make({**ranks[0], "tasks": 5})
+    with pytest.raises(ConfigurationError, match=r"tasks_per_node without nodes is one node; with tasks instead"):
+        make({"slurm_partition": "open", "mpi": "srun", "tasks_per_node": 9})
+    with pytest.raises(ConfigurationError, match=r"r1:nodes=3, or .*r1:tasks=96"):
+        make({"slurm_partition": "cpu", "nodes": 2, "tasks": 100})
+    template = replace(TEMPLATE, cores=4, memory_mb=8000)
+    (pool,) = make({**ranks[0], "tasks": 3}, template=template)
+    assert (pool.nodes, pool.cores) == (3, 4)
 
 
 def test_settings_win_over_the_partition() -> None:
@@ -194,7 +215,7 @@ def test_nodes_that_are_too_small() -> None:
 
 def test_jobs_that_are_too_large_together() -> None:
     """Each fits some node and no node fits both: the rules are named, each with what it asks for."""
-    two = "two|infinite|n/a|64|64000|(null)|x\ntwo|infinite|n/a|8|512000|(null)|y\n"
+    two = "two|infinite|n/a|64|64000|(null)|x|1\ntwo|infinite|n/a|8|512000|(null)|y|1\n"
     named = [("many", Request(60, 1000)), ("much", Request(1, 400_000)), ("small", Request(1, 1))]
     named = [(rule, replace(request, slurm=(("slurm_partition", "two"),))) for rule, request in named]
     with pytest.raises(ConfigurationError) as told:
@@ -244,7 +265,7 @@ def test_slurm_that_counts_no_memory() -> None:
 
 def test_sinfo_is_read() -> None:
     """Stars, limits, GPUs with and without models, and lines that are not about nodes."""
-    kinds = parse_sinfo("CLUSTER: far\na*|infinite|n/a|4+|100+|gpu:2,gpu:h100:1(S:0),nvme:1|x,y\n")
+    kinds = parse_sinfo("CLUSTER: far\na*|infinite|n/a|4+|100+|gpu:2,gpu:h100:1(S:0),nvme:1|x,y|3\n")
     (kind,) = kinds
     assert (kind.partition, kind.default, kind.limit_s, kind.cores, kind.memory_mib) == ("a", True, None, 4, 100)
     assert kind.gpus == (("", 2), ("h100", 1))
