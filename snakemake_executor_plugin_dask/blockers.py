@@ -13,9 +13,10 @@ from snakemake_executor_plugin_dask.waiting import JobClass, Queue, Reservation,
 class Blocker:
     """What a class of waiting jobs waits for.
 
-    ``short`` has of `worker` (none is there), `cores`, `memory`, `gpus`, `nodes`, `life` (of the allocations that are
-    there), `fresh` (a new allocation), `workers` (so many at once), `reserved` (kept for another job), and the names of
-    resources that the pool lists; empty: they fit, and start at the next look.
+    ``short`` has of `worker` (none is there), `cores`, `memory`, `gpus`, `nodes`, `coreless` (a place among the jobs
+    with `threads: 0`, which are bounded in number), `life` (of the allocations that are there), `fresh` (a new
+    allocation), `workers` (so many at once), `reserved` (kept for another job), and the names of resources that the
+    pool lists; empty: they fit, and start at the next look.
     """
 
     pool: str
@@ -67,6 +68,7 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
             "memory": state.memory_mb if state.wide else state.free_memory_mb,
             "gpus": len(state.free_devices),
             "nodes": len(state.free_hosts),
+            "coreless": state.free_coreless,
             "workers": fitting,
             **state.free_extra,
         }
@@ -74,6 +76,7 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
         "cores": need.cores,
         "memory": max((state.memory_for(need) for state in states), default=need.memory_mb or 0),
         "gpus": need.gpus,
+        "coreless": 1,
         "nodes": need.nodes,
         "workers": need.workers,
         **dict(need.extra),
@@ -101,6 +104,7 @@ def _short_on(state: WorkerState, cls: JobClass, now: float) -> tuple[str, ...]:
         short += ["nodes"] if need.nodes > len(state.free_hosts) else []
     else:
         short += ["cores"] if need.cores > state.free_cores else []
+        short += ["coreless"] if not need.cores and state.free_coreless < 1 else []
         # The cores' share of the memory is short whenever the cores are.
         if (need.memory_mb is not None or not short) and state.memory_for(need) > state.free_memory_mb:
             short.append("memory")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.ledger import (
+    CORELESS_FOR_EACH_CORE,
     Held,
     Ledger,
     Need,
@@ -63,6 +64,7 @@ class _Bin:
         self.cores: float = self.total_cores
         self.memory_mb: float = self.total_memory_mb
         self.gpus: float = unknown if shape.gpus is None else shape.gpus
+        self.coreless: float = CORELESS_FOR_EACH_CORE * max(1.0, self.total_cores)  # jobs without cores
         self.nodes: float = shape.nodes
         self.extra = dict(shape.extra)
         self.life_s = unknown  # what a job may plan with; a new allocation covers whatever the pool can hold
@@ -82,6 +84,7 @@ class _Bin:
             found.life_s = state.end - now - state.pool.margin
         if not state.wide:
             found.cores, found.memory_mb = state.free_cores, state.free_memory_mb
+            found.coreless = state.free_coreless
         found.end_leases(lambda held: held.lease.until is not None and held.lease.until <= now + startup_s)
         return found
 
@@ -92,6 +95,7 @@ class _Bin:
                 self.cores += held.cores
                 self.memory_mb += held.memory_mb
                 self.gpus += len(held.devices)
+                self.coreless += held.coreless
                 self.nodes += len(held.hosts)
                 for name, amount in held.extra:
                     self.extra[name] += amount
@@ -99,6 +103,7 @@ class _Bin:
     def empty(self, shape: Shape) -> None:
         """Nothing runs there any more."""
         self.cores, self.memory_mb = self.total_cores, self.total_memory_mb
+        self.coreless = CORELESS_FOR_EACH_CORE * max(1.0, self.total_cores)
         if self.state is not None:
             self.gpus, self.nodes = len(self.state.devices), len(self.state.hosts)
             self.extra = dict(self.state.extra)
@@ -123,12 +128,15 @@ class _Bin:
             for have, wanted in amounts:
                 if wanted and not math.isinf(have):
                     number = min(number, have // wanted)
+            if not need.cores:
+                number = min(number, self.coreless)
         for name, amount in need.extra:
             number = min(number, self.extra[name] // amount)
         if number < 1:
             return
         self.taken = True
         item.left -= int(number)
+        self.coreless -= 0 if need.cores else number
         self.cores -= 0 if self.wide else number * need.cores
         self.memory_mb -= number * memory_mb
         self.gpus -= 0 if self.wide else number * need.gpus
@@ -139,7 +147,7 @@ class _Bin:
     def _share_mb(self, need: Need) -> float:
         if math.isinf(self.total_cores) or math.isinf(self.total_memory_mb):
             return 0.0
-        return int(self.total_memory_mb * max(need.cores, 0.1) / max(self.total_cores, 1))
+        return int(self.total_memory_mb * need.cores / max(self.total_cores, 1))
 
 
 def recommend(

@@ -16,6 +16,8 @@ from snakemake_executor_plugin_dask.routing import counts_devices, nodes_needed
 END_BEFORE_S = 30.0
 #: An allocation that has carried nothing counts as new for so long after its worker joined.
 FRESH_S = 60.0
+#: Jobs with `threads: 0` at once, for each core of the worker: they hold no core, but processes and descriptors.
+CORELESS_FOR_EACH_CORE = 10
 #: It still does for so long after its first job started, so that jobs which need a new one can share it.
 SHARED_S = 10.0
 
@@ -77,7 +79,7 @@ def planned_runtime_s(request: Request, pool: Pool) -> float | None:
 
 def renewable(pool: Pool) -> bool:
     """Whether a new allocation can take the place of an old one."""
-    return pool.cluster not in {"mpi", ATTACHED}
+    return not pool.beside_snakemake and pool.cluster != ATTACHED
 
 
 def needs_fresh(request: Request, pool: Pool) -> bool:
@@ -110,6 +112,7 @@ class Held:
     extra: tuple[tuple[str, int], ...]
     devices: tuple[str, ...]
     hosts: tuple[str, ...]  # whole nodes of a wide worker
+    coreless: int = 0  # 1: it holds no core, and counts among those
 
 
 class WorkerState:
@@ -120,7 +123,8 @@ class WorkerState:
         self.pool = pool
         self.facts = facts
         self.joined = now
-        self.end = None if facts.remaining_s is None else now + facts.remaining_s
+        # Jobs beside Snakemake run as long as its own allocation lets them: there is nothing to wait for.
+        self.end = None if facts.remaining_s is None or pool.beside_snakemake else now + facts.remaining_s
         self.wide = pool.nodes is not None
         # Other workers of an allocation of several nodes know all its hosts too, but hold one node each.
         self.hosts = (facts.hosts if self.wide else ()) or (facts.host,)
@@ -128,6 +132,7 @@ class WorkerState:
         self.cores, self.memory_mb, self.extra = facts.cores, facts.memory_mb, dict(pool.resources)
         self.free_cores, self.free_memory_mb, self.free_extra = self.cores, self.memory_mb, dict(self.extra)
         self.free_devices, self.free_hosts = list(self.devices), list(self.hosts)
+        self.free_coreless = CORELESS_FOR_EACH_CORE * max(1, self.cores)
         self.held: dict[str, Held] = {}
         self.others = Others()
         self.used_since: float | None = None
@@ -140,11 +145,11 @@ class WorkerState:
         return self.used_since is not None
 
     def memory_for(self, need: Need) -> int:
-        """Memory held on this worker. Without mem_mb: the cores' share; without cores too: a tenth of one core's."""
+        """Memory held on this worker. Without mem_mb: the cores' share; without cores too: none."""
         if need.memory_mb is not None:
             return need.memory_mb
         # Rounded down, so that the shares of all cores together are never more than the whole.
-        return int(self.memory_mb * max(need.cores, 0.1) / max(self.cores, 1))
+        return self.memory_mb * need.cores // max(self.cores, 1)
 
     def has_room(self, need: Need) -> bool:
         """Whether the amounts fit now; life and draining are other questions."""
@@ -152,7 +157,8 @@ class WorkerState:
             if len(self.free_hosts) < need.nodes or not self.could_hold(need):
                 return False
         elif (
-            need.cores > self.free_cores
+            (not need.cores and self.free_coreless < 1)
+            or need.cores > self.free_cores
             or need.gpus > len(self.free_devices)
             or (self.memory_for(need) if need.memory_mb is None else need.memory_mb) > self.free_memory_mb
         ):
@@ -297,9 +303,11 @@ class Ledger:
         for state, (devices, on) in zip(states, picked, strict=True):
             # Whole nodes of a wide worker are held, whatever the job uses of them.
             cores, memory_mb = (0, 0) if state.wide else (need.cores, state.memory_for(need))
-            held = Held(lease, cores, memory_mb, need.extra, devices, on if state.wide else ())
+            coreless = int(not need.cores and not state.wide)
+            held = Held(lease, cores, memory_mb, need.extra, devices, on if state.wide else (), coreless)
             state.free_cores -= held.cores
             state.free_memory_mb -= held.memory_mb
+            state.free_coreless -= held.coreless
             for name, amount in held.extra:
                 state.free_extra[name] -= amount
             if state.wide:
@@ -320,6 +328,7 @@ class Ledger:
             del state.held[key]
             state.free_cores += held.cores
             state.free_memory_mb += held.memory_mb
+            state.free_coreless += held.coreless
             for name, amount in held.extra:
                 state.free_extra[name] += amount
             if state.wide:

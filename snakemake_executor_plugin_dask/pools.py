@@ -41,6 +41,11 @@ class Pool:
         return self.workers_min < self.workers_max
 
     @property
+    def beside_snakemake(self) -> bool:
+        """Whether its workers run where Snakemake does: if that is in an allocation, no other one can be waited for."""
+        return self.cluster in ("local", "cuda", "mpi")
+
+    @property
     def margin(self) -> float:
         """Seconds of an allocation's life that no job is planned into."""
         if self.margin_s is not None:

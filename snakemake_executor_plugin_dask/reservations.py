@@ -72,6 +72,7 @@ class Lacks:
         self.cores = 0 if state.wide else need.cores - state.free_cores
         self.memory_mb = 0 if state.wide else state.memory_for(need) - state.free_memory_mb
         self.gpus = 0 if state.wide else need.gpus - len(state.free_devices)
+        self.coreless = 0 if state.wide else int(not need.cores) - state.free_coreless
         self._extra = {name: amount - state.free_extra[name] for name, amount in need.extra}
 
     def end(self, held: Held) -> None:
@@ -79,6 +80,7 @@ class Lacks:
         self.cores -= held.cores
         self.memory_mb -= held.memory_mb
         self.gpus -= len(held.devices)
+        self.coreless -= held.coreless
         if self._extra:
             for name, amount in held.extra:
                 if name in self._extra:
@@ -90,6 +92,7 @@ class Lacks:
             self.nodes += other.nodes
         else:
             self.cores += other.cores
+            self.coreless += int(not other.cores)
             self.memory_mb += state.memory_for(other)
             self.gpus += other.gpus
         for name, amount in other.extra:
@@ -100,6 +103,7 @@ class Lacks:
             self.cores > 0
             or self.memory_mb > 0
             or self.gpus > 0
+            or self.coreless > 0
             or self.nodes > 0
             or any(amount > 0 for amount in self._extra.values())
         )

@@ -94,7 +94,8 @@ def shape_of(pool: Pool, seen: Shape | None = None) -> Shape:
 def shape_of_worker(pool: Pool, facts: WorkerFacts) -> Shape:
     """The shape that a worker which joined really has."""
     gpus = len(facts.devices[: pool.gpus]) if counts_devices(pool) else 0
-    seen = Shape(cores=facts.cores, memory_mb=facts.memory_mb, gpus=gpus, lifetime_s=facts.remaining_s)
+    lifetime_s = None if pool.beside_snakemake else facts.remaining_s
+    seen = Shape(cores=facts.cores, memory_mb=facts.memory_mb, gpus=gpus, lifetime_s=lifetime_s)
     return shape_of(pool, seen)
 
 

@@ -37,6 +37,9 @@ Named = Sequence[tuple[str, Request]]  # requests with their rules, as far as th
 _MIB = 2**20
 #: An allocation is worth its wait only if it lives for more than one short job; unused time is given back anyway.
 _LEAST_WALLTIME_S = 3600.0
+#: A pool beside smaller ones of the same resources has so much more than its jobs ask for, so that few are needed
+#: where each job asks for a little more than the one before.
+_FURTHER = 1.5
 _LEAST_JOBS = 4  # of the largest kind that a worker is to hold at once, where so many are known and a node has room
 _TINY = 1e-9
 _SINFO_FORMAT = "%P|%l|%L|%c|%m|%G|%f|%D"
@@ -109,10 +112,12 @@ def make_pools(
     *,
     setting: Callable[[str], Any] | None = None,
     run: Callable[[Sequence[str]], Ran] = run_here,
+    further: bool = False,
 ) -> list[Pool]:
     """The pools that these requests need, in the order in which they are met. ConfigurationError, which names rules.
 
     ``setting`` gives an argument of Dask-Jobqueue's class from ``template.options`` or Dask's configuration.
+    ``further``: there are pools of the same resources already, which are too small.
     """
     if setting is None:
         from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
@@ -131,9 +136,31 @@ def make_pools(
             groups.setdefault((nodes.needed(request, model), model), []).append((rule, request))
         for (number, model), members in (groups or {(1, None): []}).items():
             wide = dict(key) | ({"nodes": str(number)} if number > 1 else {})
-            name = _name(wide, template, model if len(models) > 1 else None, {pool.name for pool in pools})
-            pools.append(_make(template, name, tuple(sorted(wide.items())), model, members, nodes, setting))
+            for part in _parts(nodes.kinds, members, model, number, template):
+                name = _name(wide, template, model if len(models) > 1 else None, {pool.name for pool in pools})
+                growth = _FURTHER if further else 1.0
+                pools.append(_make(template, name, tuple(sorted(wide.items())), model, part, nodes, setting, growth))
     return pools
+
+
+def _parts(kinds: Sequence[NodeKind], named: Named, model: str | None, nodes: int, template: Pool) -> Sequence[Named]:
+    """The jobs by workers of one size: all together where some kind of node holds the largest of each amount."""
+    sized = template.cores is not None and template.memory_mb is not None
+    single = [_holding(kinds, [request], model, nodes) for _, request in named]
+    if (
+        sized
+        or not kinds
+        or not named
+        or not all(single)
+        or _holding(kinds, [request for _, request in named], model, nodes)
+    ):
+        return [named]
+    parts, rest = [], list(zip(named, single, strict=True))
+    while rest:
+        chosen = max(kinds, key=lambda kind: sum(kind in fitting for _, fitting in rest))
+        parts.append([each for each, fitting in rest if chosen in fitting])
+        rest = [(each, fitting) for each, fitting in rest if chosen not in fitting]
+    return parts
 
 
 def _from_configuration(template: Pool, setting: Callable[[str], Any]) -> Pool:
@@ -175,6 +202,7 @@ def _make(
     named: Named,
     found: _Nodes,
     setting: Callable[[str], Any],
+    growth: float,
 ) -> Pool:
     requests = [request for _, request in named]
     wanted = dict(key)
@@ -196,13 +224,13 @@ def _make(
     else:
         if complaint := too_large(kinds, named, pool):
             raise ConfigurationError(complaint)
-        size = share(kinds, requests, template, model, nodes)
+        size = share(kinds, requests, template, model, nodes, growth)
         pool = replace(pool, cores=size.cores, memory_mb=size.memory_mb, gpus=size.gpus)
         if template.memory_mb is None and setting("job_mem") is None:
             # Exact: Dask-Jobqueue rounds up to whole GiB, which may be more than the node has.
             options["job_mem"] = "0" if size.memory_mib is None else f"{size.memory_mib}M"
     options |= _options(wanted, pool, setting)
-    return replace(pool, walltime_s=_walltime_s(template, kinds, requests), options=options)
+    return replace(pool, walltime_s=_walltime_s(template, kinds, requests, growth), options=options)
 
 
 def _options(wanted: Mapping[str, str], pool: Pool, setting: Callable[[str], Any]) -> dict[str, Any]:
@@ -318,7 +346,7 @@ def _has(kind: NodeKind, constraint: str | None) -> bool:
 
 
 def too_large(kinds: Sequence[NodeKind], named: Named, pool: Pool) -> str | None:
-    """The complaint where no kind of node holds the largest of each that jobs ask for; a paragraph for each rule."""
+    """The complaint where no kind of node holds the jobs, a paragraph for each rule; None: one holds them all."""
     requests = [request for _, request in named]
     nodes = pool.nodes or 1
     if not named or _holding(kinds, requests, pool.gpu_model, nodes):
@@ -331,22 +359,7 @@ def too_large(kinds: Sequence[NodeKind], named: Named, pool: Pool) -> str | None
         if rule in told or not all(short):
             continue
         told[rule] = _complaint(rule, request, pool, partition, kinds, shapes, short)
-    if told:
-        return "\n".join(told.values())
-    most = dict.fromkeys(
-        max(named, key=by)
-        for by in (
-            lambda item: cores_on_node(item[1], nodes),
-            lambda item: memory_on_node(item[1], nodes) or 0,
-            lambda item: item[1].gpus,
-        )
-    )
-    asked = "; ".join(f"{f'rule {rule}' if rule else 'one'} asks for {describe(request)}" for rule, request in most)
-    return (
-        f"No node of partition {partition} is large enough for each of its jobs: {asked}. Workers of a pool have "
-        "one size: name another slurm_partition or constraint for one of these rules, or describe pools by "
-        "--dask-pools."
-    )
+    return "\n".join(told.values())
 
 
 def _short(request: Request, pool: Pool, kind: NodeKind, shape: Shape) -> tuple[Shortage, ...]:
@@ -436,12 +449,18 @@ def _holding(kinds: Sequence[NodeKind], requests: Sequence[Request], model: str 
 
 
 def share(
-    kinds: Sequence[NodeKind], requests: Sequence[Request], template: Pool, model: str | None, nodes: int | None
+    kinds: Sequence[NodeKind],
+    requests: Sequence[Request],
+    template: Pool,
+    model: str | None,
+    nodes: int | None,
+    growth: float = 1.0,
 ) -> Size:
     """The part of a node that one worker is to have, where some kind of node holds the largest job.
 
-    At least one job's, better four; and so much that all known jobs, spread over the workers, find room at once. GPUs
-    come in multiples of the largest job's, so that none is left over; cores and memory in proportion.
+    At least one job's (and ``growth`` times as much), better four; and so much that all known jobs, spread over the
+    workers, find room at once. GPUs come in multiples of the largest job's, so that none is left over; cores and memory
+    in proportion.
     """
     cores, memory_mb, gpus = _largest(requests, nodes or 1)
     fitting = _holding(kinds, requests, model, nodes or 1) or list(kinds)
@@ -449,7 +468,7 @@ def share(
     kind = min(fitting, key=lambda kind: (_of_model(kind, model), kind.cores, kind.memory_mib))
     has_gpus = _of_model(kind, model)
     memory_of_node = _mb(kind) if kind.memory_mib > 1 else 0
-    one = max(cores / kind.cores, memory_mb / memory_of_node if memory_of_node else 0.0)
+    one = min(1.0, growth * max(cores / kind.cores, memory_mb / memory_of_node if memory_of_node else 0.0))
     part = one
     if nodes is None:  # a wide worker's nodes are leased whole
         total = max(
@@ -492,13 +511,13 @@ def granting(memory_mb: int) -> int:
     return worker_mb
 
 
-def _walltime_s(template: Pool, kinds: Sequence[NodeKind], requests: Sequence[Request]) -> float:
+def _walltime_s(template: Pool, kinds: Sequence[NodeKind], requests: Sequence[Request], growth: float) -> float:
     """The setting, else the longest runtime and its margin, at most the partition's limit."""
-    limits = [kind.limit_s for kind in kinds if kind.limit_s is not None]
-    limit = min(limits) if limits else math.inf
     if template.walltime_s is not None:
         return template.walltime_s
-    longest = max((request.runtime_s or 0.0 for request in requests), default=0.0)
+    # Of several partitions the longest: Slurm starts the allocation in one that allows it.
+    limit = max((math.inf if kind.limit_s is None else kind.limit_s for kind in kinds), default=math.inf)
+    longest = growth * max((request.runtime_s or 0.0 for request in requests), default=0.0)
     if any(request.runtime_s is None for request in requests):
         # What Slurm itself gives to jobs that say nothing.
         longest = max(longest, *(kind.default_time_s or 0.0 for kind in kinds), 0.0)

@@ -66,8 +66,9 @@ class Job:
     reported: bool = False  # Snakemake was told that it started
 
 
-#: Pools for Slurm resources that come up during the run, and why some of the requests can have none.
-MakePools = Callable[[Sequence[Request]], Awaitable[tuple[Sequence[Pool], Mapping[Request, str]]]]
+#: Pools for Slurm resources that come up during the run, and why some of the requests can have none. The second
+#: argument: whether they are larger ones beside those of the same resources.
+MakePools = Callable[[Sequence[Request], bool], Awaitable[tuple[Sequence[Pool], Mapping[Request, str]]]]
 
 
 class NotNow(Exception):
@@ -202,11 +203,15 @@ class Controller:
         self._finish(job, Outcome(job.queued.key, "not-started", detail=why), message=why)
 
     def _unmade_pool(self, request: Request) -> Slurm | None:
-        """Slurm resources for which there is no pool, since no job had them so far (a checkpoint or a retry did)."""
-        slurm = request.slurm or ()
+        """Slurm resources for which a pool is to be made: no job had them so far, or asked for so much with them.
+
+        A checkpoint, a retry or a function of inputs brings such jobs. What pools are meant to have counts: where
+        workers turn out to have less, those of a further pool would, too.
+        """
         if self._options.slurm_template is None or request.pool is not None:
             return None
-        return slurm if all(pool.slurm != slurm for pool in self.pools.values()) else None
+        holds = any(not routing.shortages(request, pool, routing.shape_of(pool)) for pool in self.pools.values())
+        return None if holds else request.slurm or ()
 
     def _ask_for_pool(self, slurm: Slurm, job: Job) -> None:
         """The batch system may take its time to answer, and jobs of the same kind share the answer."""
@@ -217,21 +222,28 @@ class Controller:
     async def _make_pool(self, slurm: Slurm) -> None:
         requests = list(dict.fromkeys(job.queued.request for job in self._unmade[slurm]))
         assert self._around.make_pools is not None
-        pools, refused = await self._around.make_pools(requests)
+        further = any(routing.made_for(pool, request) for pool in self.pools.values() for request in requests)
+        pools, refused = await self._around.make_pools(requests, further)
+        asked = set(requests)
         for pool in pools:
-            self.pools[pool.name] = pool
-            self.shapes[pool.name] = routing.shape_of(pool)
-            self._around.event("pool-up", pool=pool.name, **_shape_fields(pool))
+            shape = routing.shape_of(pool)
+            # One that settings make as small as those that are there is of no use.
+            if not further or any(not routing.shortages(request, pool, shape) for request in requests):
+                self.pools[pool.name], self.shapes[pool.name] = pool, shape
+                self._around.event("pool-up", pool=pool.name, **_shape_fields(pool))
         for job in self._unmade.pop(slurm):
-            why = refused.get(job.queued.request)
+            request = job.queued.request
             if self.jobs.get(job.queued.key) is not job:
                 continue  # dropped meanwhile
-            if why is not None:
-                self._finish_unstarted(job, why)
-            elif not pools:
-                self._ask_for_pool(slurm, job)  # it came while another question was on its way
-            else:
+            unmade = self._unmade_pool(request)
+            if request in refused:
+                self._finish_unstarted(job, refused[request])
+            elif unmade is None:
                 self._route(job)
+            elif request in asked:
+                self._finish_unstarted(job, _why_not(request, pools or list(self.pools.values()), job.queued.name))
+            else:
+                self._ask_for_pool(unmade, job)  # it came while another question was on its way
         self.place_soon()
 
     def _wait_in(self, job: Job, name: str) -> None:
@@ -253,6 +265,17 @@ class Controller:
             f"Rule {rule} asks for runtime={units.format_duration(runtime_s)}, which leaves no margin in pool "
             f"{pool.name}'s walltime of {units.format_duration(pool.walltime_s or 0)}: its jobs wait for new "
             f"allocations, and are ended {END_BEFORE_S:.0f} s before these.",
+        )
+
+    def _warn_of_own_end(self, job: Job, runtime_s: float, remaining_s: float) -> None:
+        if "own end" in self._warned:
+            return
+        self._warned.add("own end")
+        self._say(
+            "warning",
+            f"Rule {job.queued.name} asks for runtime={units.format_duration(runtime_s)}, and the allocation in which "
+            f"Snakemake runs ends in {units.format_duration(round(max(0.0, remaining_s)))}: jobs are ended "
+            f"{END_BEFORE_S:.0f} s before it.",
         )
 
     def place_soon(self) -> None:
@@ -315,11 +338,15 @@ class Controller:
             )
         runtime_s = request.runtime_s if self._setup.enforce_runtime else None
         limits = [limit for limit in (runtime_s, lease.limit_s) if limit is not None]
-        if runtime_s is None and member.facts is not None and member.facts.remaining_s is not None:
+        ends = member.facts is not None and member.facts.remaining_s is not None
+        if ends and (runtime_s is None or pool.beside_snakemake):
             # Nothing else ends it: do so while its end can still be told apart from a lost worker.
-            remaining = member.facts.remaining_s - (self._clock() - member.since)
+            assert member.facts is not None
+            remaining = (member.facts.remaining_s or 0.0) - (self._clock() - member.since)
             # Less than the margin, which placement left beside the job: of a short allocation not its last 30 s.
             limits.append(max(1.0, remaining - min(END_BEFORE_S, pool.margin / 2)))
+            if runtime_s is not None and limits[-1] < runtime_s:
+                self._warn_of_own_end(job, runtime_s, remaining)
         limit_s = min(limits, default=None)
         job.limited_by_allocation = limit_s is not None and limit_s != runtime_s
         log = spec.log_path if job.run == 1 else f"{spec.log_path}.{job.run}"
@@ -421,6 +448,13 @@ class Controller:
         """Its allocation's end came before any limit of its own."""
         rule, request, pool = job.queued.name, job.queued.request, self.pools[job.pool]
         says = "no runtime" if request.runtime_s is None else f"runtime={units.format_duration(request.runtime_s)}"
+        if pool.beside_snakemake:
+            message = (
+                f"Rule {rule} declares {says}, and its job did not end within the life of the allocation in which "
+                f"Snakemake runs ({outcome.ended - outcome.started:.0f} s): start Snakemake in a longer one."
+            )
+            self._finish(job, outcome, message=message)
+            return
         if job.outlived or needs_fresh(request, pool):
             lives = "two allocations" if job.outlived else "a new allocation"
             last = " the last time" if job.outlived else ""
@@ -657,6 +691,15 @@ class Controller:
     def _say(self, level: Literal["debug", "info", "warning", "error"], text: str) -> None:
         self._around.event("said", level=level, text=text)
         self._around.send(Say(level, text))
+
+
+def _why_not(request: Request, pools: Sequence[Pool], name: str) -> str:
+    """What the largest pools that can be made lack for the request."""
+    try:
+        routing.route(request, pools, {}, name=name)
+    except RequestError as error:
+        return str(error)
+    raise AssertionError
 
 
 def _shape_fields(pool: Pool) -> dict[str, Any]:

@@ -233,16 +233,16 @@ class Run:
             task.kill_job, self._begin.setup.run_id, key, reason, workers=[member.address], on_error="ignore"
         )
 
-    async def _make_pools(self, requests: Sequence[Request]) -> tuple[list[Pool], dict[Request, str]]:
+    async def _make_pools(self, requests: Sequence[Request], further: bool) -> tuple[list[Pool], dict[Request, str]]:
         """Checked and complete, with a name of their own; and why some of the requests can have none."""
         template = self._begin.options.slurm_template
         assert template is not None
         # Slurm's commands may hang for longer than leases last without the loop that renews them.
-        pools, refused = await asyncio.to_thread(pools_for, template, requests)
+        pools, refused = await asyncio.to_thread(pools_for, template, requests, further=further)
         named: list[Pool] = []
         for pool in pools:
             name, number = pool.name, 2
-            while name in self.controller.pools:
+            while name in self.controller.pools or any(other.name == name for other in named):
                 name, number = f"{pool.name}-{number}", number + 1
             named.append(dataclasses.replace(pool, name=name))
         return named, refused
@@ -269,7 +269,11 @@ class Run:
 
 
 def pools_for(
-    template: Pool, requests: Sequence[Request], run: Callable[[Sequence[str]], Ran] = run_here
+    template: Pool,
+    requests: Sequence[Request],
+    run: Callable[[Sequence[str]], Ran] = run_here,
+    *,
+    further: bool = False,
 ) -> tuple[list[Pool], dict[Request, str]]:
     """Pools for these requests, and why some can have none. Asks Slurm each question once."""
     from snakemake_executor_plugin_dask.slurm_resources import make_pools
@@ -280,7 +284,8 @@ def pools_for(
 
     def make(part: Sequence[Request]) -> list[Pool]:
         # Without names of rules: the job that fails by it has one.
-        return make_pools(template, [("", request) for request in part], run=lambda command: ask(*command))
+        named = [("", request) for request in part]
+        return make_pools(template, named, run=lambda command: ask(*command), further=further)
 
     for request in requests:  # one that no node holds must not keep the others from a pool
         try:

@@ -142,6 +142,7 @@ _WHAT = {
     "cores": "cores",
     "memory": "memory",
     "gpus": "GPUs",
+    "coreless": "a place among the jobs with threads: 0, of which a worker runs ten for each of its cores",
     "nodes": "nodes",
     "life": "an allocation that lasts long enough",
     "fresh": "a fresh allocation",

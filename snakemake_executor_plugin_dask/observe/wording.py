@@ -77,7 +77,7 @@ def amount(what: str, number: int) -> str:
     """«64 GB», «8 cores», «2 GPUs», «3 licences»."""
     if what == "memory":
         return format_memory(number)
-    noun = {"cores": "core", "gpus": "GPU", "nodes": "node", "workers": "worker"}.get(what)
+    noun = {"cores": "core", "gpus": "GPU", "nodes": "node", "workers": "worker", "coreless": "place"}.get(what)
     return count(number, noun) if noun else f"{number:,} {what}"
 
 

@@ -166,9 +166,10 @@ def _facts(config: dict[str, Any], name: str, supervisor: task.Supervisor, start
 
 def _remaining_s(config: dict[str, Any], started: float) -> float | None:
     """Seconds until the allocation ends: what the batch system says, else the walltime from this process's start."""
-    end = os.environ.get("SLURM_JOB_END_TIME")
-    if end:
-        return float(end) - time.time()
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    # An end that is over is that of another allocation, in which a shell was started that outlived it.
+    if end.isdecimal() and (remaining := float(end) - time.time()) > 0:
+        return remaining
     if config.get("walltime_s") is None:
         return None
     return float(config["walltime_s"]) - (time.monotonic() - started)

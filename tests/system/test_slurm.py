@@ -144,6 +144,52 @@ rule gpu:
         assert all(len(line[1].split(",")) == 2 for line in gpus), gpus
 
 
+def test_pools_made_for_slurm_resources_grow(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Retries that ask for more time or memory, and jobs behind a checkpoint or of a size that their input gives."""
+    snakefile = """
+rule all:
+    input: "time", "memory", "gathered", "by_input"
+rule time:
+    output: "time"
+    retries: 1
+    resources: slurm_partition="big", mem_mb=300, runtime=lambda wildcards, attempt: 50 * attempt
+    shell: "echo >> time.tries; [ $(wc -l < time.tries) = 2 ] && touch {output}"
+rule memory:
+    output: "memory"
+    retries: 1
+    resources: slurm_partition="gpu", runtime=2, mem_mb=lambda wildcards, attempt: 1500 * attempt
+    shell: "echo >> memory.tries; [ $(wc -l < memory.tries) = 2 ] && touch {output}"
+checkpoint split:
+    output: directory("parts")
+    resources: runtime=2, mem_mb=300
+    shell: "mkdir parts; touch parts/1"
+def parts(wildcards):
+    return [f"made/{path.name}" for path in Path(checkpoints.split.get().output[0]).iterdir()]
+rule gathered:
+    input: parts
+    output: "gathered"
+    resources: runtime=2, mem_mb=300
+    shell: "touch {output}"
+rule made:
+    input: "parts/{i}"
+    output: "made/{i}"
+    threads: 2
+    resources: slurm_partition="gpu", runtime=2, mem_mb=300
+    shell: "touch {output}"
+rule by_input:
+    input: "gathered"
+    output: "by_input"
+    resources: slurm_partition="big", mem_mb=300, runtime=lambda wildcards, input: 100 + input.size
+    shell: "touch {output}"
+"""
+    arguments = ["--dask-cluster", "slurm", "--dask-workers", "0-1", "--cores", "4"]
+    with snakemake(tmp_path, "from pathlib import Path" + snakefile, *arguments) as run:
+        assert run.wait(RUN_S) == 0, run.output
+        made = {event["pool"]: event for event in run.events("pool-up")}
+        assert len([name for name in made if name.startswith("big")]) == 1, "the longer jobs need one further pool"
+        assert 1 <= len([name for name in made if name.startswith("gpu")]) <= 2
+
+
 def test_workers_come_and_go_with_the_work(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """Several jobs bring several allocations; while one long job is left, only its own is kept."""
     file = pools(tmp_path, one_pool("0-3", "idle_timeout: 3s"))

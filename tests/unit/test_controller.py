@@ -42,6 +42,7 @@ class World:
     alive: dict[str, asyncio.Event] = field(default_factory=dict)  # by lost worker: its jobs are dead once this is set
     now: float = 1000.0
     called_back: list[tuple[str, int]] = field(default_factory=list)
+    largest_mb: int = 9000  # of a further pool of the same Slurm resources
     asked: list[Sequence[Request]] = field(default_factory=list)  # for which pools are to be made
     answer: asyncio.Event = field(default_factory=asyncio.Event)  # Slurm does, once this is set
 
@@ -102,12 +103,14 @@ def play(
             if member.name in world.standing:
                 await asyncio.Event().wait()
 
-        async def make_pools(requests: Sequence[Request]) -> tuple[list[Pool], dict[Request, str]]:
+        async def make_pools(requests: Sequence[Request], further: bool) -> tuple[list[Pool], dict[Request, str]]:
             world.asked.append(requests)
             await world.answer.wait()
             refused = {request: "no node holds it" for request in requests if request.cores > 4}
             made = len(refused) < len(requests)
-            return [replace(SLURM, name="new", slurm=requests[0].slurm)] if made else [], refused
+            size = {"memory_mb": world.largest_mb} if further else {}
+            name = f"new{len(world.asked)}" if further else "new"
+            return [replace(SLURM, name=name, slurm=requests[0].slurm or (), **size)] if made else [], refused
 
         async def confirm(member: Any, keys: Any) -> str | None:
             if member.name in world.alive:
@@ -773,3 +776,45 @@ def test_a_job_is_bound_near_to_its_devices() -> None:
 
     world = play(script, pool)
     assert sorted(spec.affinity for _, spec in world.submitted) == [(), (0, 1), (2, 3)]
+
+
+def test_a_larger_request_gets_a_further_pool() -> None:
+    """A retry with more memory than the pool for its resources holds; the small ones stay where they are."""
+
+    async def script(world: World) -> None:
+        world.answer.set()
+        world.controller.enqueue(Enqueue((job("small"), job("large", 2, memory_mb=6000, slurm=()))))
+        await asyncio.sleep(0.05)
+        assert {each.queued.name: each.pool for each in world.controller.jobs.values()} == {
+            "small": "known",
+            "large": "new1",
+        }
+        world.controller.enqueue(Enqueue((job("larger", 3, memory_mb=9999),)))
+        await asyncio.sleep(0.05)
+        (finished,) = world.messages(Finished)
+        assert finished.outcome.status == "not-started"
+        assert "pool new2: mem_mb=9999 is more than the 8700 MB usable on a worker" in finished.message
+        assert list(world.controller.pools) == ["known", "new1"], "a pool that holds no job is of no use"
+
+    play(script, SLURM, template=SLURM)
+
+
+@pytest.mark.parametrize("cluster", ["local", "cuda", "mpi"])
+def test_jobs_beside_snakemake_run_as_long_as_its_allocation(cluster: str) -> None:
+    """A runtime that is longer than what is left of it keeps no job waiting; its end is told as that."""
+
+    async def script(world: World) -> None:
+        world.worker("here-0", remaining_s=600.0)
+        world.now += 100.0
+        world.controller.enqueue(Enqueue((job("long", runtime_s=7200.0), job("short", 2, runtime_s=60.0))))
+        await asyncio.sleep(0.05)
+        limits = {spec.name: spec.runtime_limit_s for _, spec in world.submitted}
+        assert limits == {"long": 470.0, "short": 60.0}
+        (said,) = world.messages(Say)
+        assert "Rule long asks for runtime=2h, and the allocation in which Snakemake runs ends in 8m20s" in said.text
+        (key,) = [spec.key for _, spec in world.submitted if spec.name == "long"]
+        world.end(key, "out-of-time")
+        (finished,) = world.messages(Finished)
+        assert "start Snakemake in a longer one" in finished.message
+
+    play(script, Pool("here", cluster, cores=4, memory_mb=4000))

@@ -1,9 +1,11 @@
 """What workers have free."""
 
 import pytest
-from deciding import MIG, UUIDS, a_ledger, a_pool, facts_of, fits, hold, worker
+from deciding import MIG, UUIDS, a_job, a_ledger, a_pool, facts_of, fits, hold, waiting_for, worker
 
 from snakemake_executor_plugin_dask.ledger import FRESH_S, SHARED_S, Ledger
+from snakemake_executor_plugin_dask.observe.picture import waiting_states
+from snakemake_executor_plugin_dask.placement import blockers, place
 from snakemake_executor_plugin_dask.requests import Request
 
 POOL = a_pool(cores=4, memory_mb=8000, resources=(("licence", 2),))
@@ -59,7 +61,7 @@ def test_without_mem_mb_a_job_holds_its_cores_share() -> None:
     for key in "abc":
         assert hold(ledger, key, ["w"], Request(1), 0.0).memory_mb == 333
     assert not fits(ledger, "w", Request(1), 0.0)
-    assert not fits(ledger, "w", Request(0), 0.0), "a job without cores holds a little memory"
+    assert fits(ledger, "w", Request(0), 0.0), "a job without cores holds no memory"
 
 
 def test_devices_are_leased_by_name() -> None:
@@ -199,14 +201,15 @@ def test_what_needs_a_new_allocation_waits_for_one() -> None:
 
 
 def test_an_allocation_that_cannot_be_renewed_is_used_to_its_end() -> None:
-    """In an mpi pool nothing better comes later, so the margin keeps no job waiting."""
+    """In an mpi pool nothing better comes later, so neither margin nor runtime keeps a job waiting."""
     pool = a_pool("m", "mpi")
     ledger = a_ledger(pool, "w", remaining_s=1000.0)
     hold(ledger, "a", ["w"], Request(1), 0.0)
     assert fits(ledger, "w", Request(1, runtime_s=900.0), 70.0)
-    assert not fits(ledger, "w", Request(1, runtime_s=900.0), 71.0)
-    lease = hold(ledger, "b", ["w"], Request(1, runtime_s=900.0), 0.0)
-    assert lease.limit_s == 970.0
+    assert fits(ledger, "w", Request(1, runtime_s=9000.0), 71.0), (
+        "it is ended before the allocation, by its worker's end alone"
+    )
+    assert hold(ledger, "b", ["w"], Request(1, runtime_s=9000.0), 71.0).limit_s is None
 
 
 def test_no_known_end_is_no_limit() -> None:
@@ -214,3 +217,25 @@ def test_no_known_end_is_no_limit() -> None:
     ledger = a_ledger(a_pool(cluster="local"), "w")
     lease = hold(ledger, "a", ["w"], Request(1, runtime_s=1e9), 7.0, fresh=True)
     assert (lease.limit_s, lease.until) == (None, 7.0 + 1e9)
+
+
+def test_jobs_without_cores_hold_no_memory_and_are_bounded_in_number() -> None:
+    """Ten for each core of a worker, never fewer than Snakemake's own executor runs (cores + 5); others go on."""
+    pool = a_pool(cores=2, memory_mb=4000)
+    ledger = a_ledger(pool, "w")
+    hold(ledger, "busy", ["w"], Request(2, 4000), 0.0)
+    for number in range(20):
+        lease = hold(ledger, f"small-{number}", ["w"], Request(0), 0.0)
+        assert lease.memory_mb == 0
+    assert not fits(ledger, "w", Request(0), 0.0)
+    ledger.release("busy", 0.0)
+    assert fits(ledger, "w", Request(2, 4000), 0.0)
+    assert not fits(ledger, "w", Request(0), 0.0)
+    ledger.release("small-3", 0.0)
+    assert fits(ledger, "w", Request(0), 0.0)
+    waiting = waiting_for(pool, [a_job(cores=0)])
+    hold(ledger, "small-again", ["w"], Request(0), 0.0)
+    assert place(waiting, ledger, 1.0) == []
+    (blocker,) = blockers(waiting, ledger, 1.0)
+    assert blocker.short == ("coreless",)
+    assert "threads: 0, of which a worker runs ten" in waiting_states([blocker], 1.0)[0].what

@@ -35,13 +35,16 @@ def sinfo(command: Sequence[str]) -> Ran:
     return Ran(0, SINFO.get(partition, ""), "")
 
 
-def make(*resources: dict[str, Any], template: Pool = TEMPLATE, **configuration: Any) -> list[Pool]:
+def make(
+    *resources: dict[str, Any], template: Pool = TEMPLATE, further: bool = False, **configuration: Any
+) -> list[Pool]:
     """Each job's rule is called as `rule` says, else r1, r2 and so on."""
     named = [
         (given.get("rule", f"r{number}"), request_from_resources(given, given.get("threads", 1)))
         for number, given in enumerate(resources, 1)
     ]
-    return make_pools(template, named, setting=lambda key: template.options.get(key, configuration.get(key)), run=sinfo)
+    setting = lambda key: template.options.get(key, configuration.get(key))  # noqa: E731
+    return make_pools(template, named, setting=setting, run=sinfo, further=further)
 
 
 def test_jobs_that_agree_share_a_pool() -> None:
@@ -213,14 +216,30 @@ def test_nodes_that_are_too_small() -> None:
         make({"slurm_partition": "boost", "gpu": 5})
 
 
-def test_jobs_that_are_too_large_together() -> None:
-    """Each fits some node and no node fits both: the rules are named, each with what it asks for."""
+def test_jobs_that_no_single_node_holds_together() -> None:
+    """Each fits some kind of node, and no kind holds both: a pool for each kind, of the same resources."""
     two = "two|infinite|n/a|64|64000|(null)|x|1\ntwo|infinite|n/a|8|512000|(null)|y|1\n"
     named = [("many", Request(60, 1000)), ("much", Request(1, 400_000)), ("small", Request(1, 1))]
     named = [(rule, replace(request, slurm=(("slurm_partition", "two"),))) for rule, request in named]
-    with pytest.raises(ConfigurationError) as told:
-        make_pools(TEMPLATE, named, setting=lambda _: None, run=lambda _: Ran(0, two, ""))
-    assert "rule many asks for 60 cores, mem_mb=1000; rule much asks for 1 core, mem_mb=400000." in str(told.value)
+    pools = make_pools(TEMPLATE, named, setting=lambda _: None, run=lambda _: Ran(0, two, ""))
+    assert [pool.name for pool in pools] == ["two", "two-2"]
+    assert [routing.route(request, pools, {}) for _, request in named] == ["two", "two-2", "two"]
+
+
+def test_a_further_pool_has_more_than_its_job_asks_for() -> None:
+    """Jobs that each ask for a little more need few pools; none asks for more than nodes and partition have."""
+    (pool,) = make({"slurm_partition": "cpu", "threads": 8, "mem_mb": 20_000, "runtime": 100}, further=True)
+    assert (pool.cores, pool.walltime_s) == (12, 155 * 60)
+    (pool,) = make({"slurm_partition": "cpu", "threads": 48, "runtime": 1435}, further=True)
+    assert (pool.cores, pool.walltime_s) == (48, 24 * 3600)
+
+
+def test_of_several_partitions_the_longest_limit_counts() -> None:
+    """Slurm takes either for an allocation; only those whose nodes hold the jobs."""
+    both = "main|04:00:00|n/a|8|64000|(null)|x|4\nfast|00:30:00|n/a|8|64000|(null)|x|4\n"
+    named = [("r", replace(Request(1, runtime_s=3 * 3600.0), slurm=(("slurm_partition", "main,fast"),)))]
+    (pool,) = make_pools(TEMPLATE, named, setting=lambda _: None, run=lambda _: Ran(0, both, ""))
+    assert pool.walltime_s == 3 * 3600 + 300
 
 
 def test_partition_that_slurm_does_not_know() -> None:
