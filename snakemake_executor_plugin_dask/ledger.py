@@ -5,7 +5,7 @@ free and never with what a worker declares in total. Devices are leased by ident
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
@@ -351,6 +351,14 @@ class Ledger:
         held = {device for part in state.held.values() for device in part.devices}
         state.free_devices = [d for d in state.devices if d not in held and d not in others.devices]
         self._gain(state)
+
+    def count_also(self, pool: Pool) -> None:
+        """The pool lists further resources: workers that are there have none of them."""
+        for state in self.states(pool.name).values():
+            for name, _ in pool.resources:
+                state.extra.setdefault(name, 0)
+                state.free_extra.setdefault(name, 0)
+            state.pool = replace(state.pool, resources=tuple(sorted(state.extra.items())))
 
     def lease(self, key: str) -> Lease | None:
         found = self._parts.get(key)

@@ -106,6 +106,7 @@ def largest(shapes: Sequence[Shape]) -> Shape:
         cores=max(shape.cores or 0 for shape in shapes),
         memory_mb=max(shape.memory_mb or 0 for shape in shapes),
         gpus=max(shape.gpus or 0 for shape in shapes),
+        extra=tuple((name, max(dict(shape.extra).get(name, 0) for shape in shapes)) for name, _ in shapes[0].extra),
     )
 
 

@@ -212,6 +212,12 @@ class Waiting:
         queue = self._queues.get(pool)
         return [] if queue is None else [described(cls) for _, cls in queue.heads]
 
+    def keys(self, pool: str, request: Request) -> list[str]:
+        """The jobs of the classes that `classes` gives with this request, in no order."""
+        queue = self._queues.get(pool)
+        classes = [] if queue is None else [cls for (wanted, _), cls in queue.classes.items() if wanted == request]
+        return [entry.job.key for cls in classes for _, entry in cls.heap if entry.waits]
+
     def queues(self) -> Iterable[Queue]:
         """For `place` and `blockers`."""
         return [queue for queue in self._queues.values() if queue.heads]

@@ -5,12 +5,15 @@ Leases are renewed through the workers, which have no connection of ours.
 """
 
 import asyncio
+import contextlib
 import dataclasses
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from snakemake_executor_plugin_dask import demand
 from snakemake_executor_plugin_dask.backends.attached import (
     Seen,
     check,
@@ -28,12 +31,15 @@ from snakemake_executor_plugin_dask.driver.members import Listener, Member, Memb
 from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.driver.shared import OUTLIVES_S, PLUGIN_NAME, PROTOCOL, TOPIC, SharedLeasesPlugin
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
+from snakemake_executor_plugin_dask.driver.unfit import Unfit
 from snakemake_executor_plugin_dask.errors import ConfigurationError, PoolError
 from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.ledger import Lease, Others
 from snakemake_executor_plugin_dask.messages import Begin, Say
 from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
 from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.routing import Shape, largest, shape_of_worker
+from snakemake_executor_plugin_dask.waiting import WaitingClass
 from snakemake_executor_plugin_dask.worker import attach, task
 
 RENEW_EVERY_S = 5.0
@@ -42,6 +48,13 @@ _LAST_WORDS_S = 1.0  # after a supervisor is gone, the ends of its jobs are told
 _JOIN_S = 60.0  # modules may come from a slow file system
 #: Workers' leases are renewed only while what their jobs hold is reserved for certain: it must outlast them.
 _RESERVED_S = 20.0
+_MUTE_S = 60.0  # a scheduler that answers nothing for so long is lost, although the connection stands
+#: A scheduler that was lost may come back, with workers. Longer than it takes until all jobs are known to be dead.
+_BACK_S = 90.0
+_TRY_EVERY_S = 1.0
+_CLOSE_S = 5.0
+_PLENTY = 10**9  # of what nothing is known of
+_MOST_WORKERS = 10_000  # that are asked for; a cluster that grows has a limit of its own
 
 
 class AttachedFleet(Members):
@@ -51,7 +64,7 @@ class AttachedFleet(Members):
 
     def __init__(self, client: Any, setup: RunSetup, listener: Listener, clock: Callable[[], float]) -> None:
         super().__init__(listener, clock)
-        self._client = client
+        self.client = client  # another one once the scheduler was lost and is back
         self._setup = setup
         self._renewed: dict[str, float] = {}  # by worker: when the last renewal was sent that it answered
         self._sent: dict[str, float] = {}  # the same of the last one that was sent: it may arrive all the same
@@ -61,6 +74,7 @@ class AttachedFleet(Members):
         self._joining: dict[str, str] = {}  # by address: the name that the worker gets
         self.reserved_at = clock()  # when the reservations were last renewed
         self.names: tuple[str, ...] = ()  # of the resources that workers declare
+        self.names_changed: Callable[[tuple[str, ...]], None] = lambda _: None
 
     def add(self, pool: Pool, count: int) -> None:
         """Others decide how many workers there are."""
@@ -78,8 +92,8 @@ class AttachedFleet(Members):
         """What a function gives on one worker, or the error; a worker that hangs holds up no other one."""
         try:
             async with asyncio.timeout(within_s):
-                done = await self._client.run(function, *arguments, workers=[address], on_error="return")
-        except (OSError, TimeoutError) as error:
+                done = await self.client.run(function, *arguments, workers=[address], on_error="return")
+        except Exception as error:  # noqa: BLE001 - a client that is closed meanwhile raises what it happens to meet
             return error
         return done.get(address, OSError("the worker is not there"))
 
@@ -105,6 +119,7 @@ class AttachedFleet(Members):
             for device in m.facts.devices
         }
         facts = dataclasses.replace(facts, devices=devices_of_worker(resources, facts.devices, taken))
+        self._count(resource_names([resources]))
         pool = pool_of_worker(resources, self.names, len(facts.devices))
         now = self._clock()
         member = Member(unique, pool, WorkerProcess(pool, unique, None), "up", now, address, facts)  # type: ignore[arg-type]
@@ -114,6 +129,15 @@ class AttachedFleet(Members):
             self._here[unique] = facts.supervisor_pid
         self._listener.event("worker-joined", worker=unique, pool=pool.name, waited_s=0.0, facts=facts)
         self._listener.worker_joined(member)
+
+    def _count(self, names: Sequence[str]) -> None:
+        """A worker that joins may declare resources that none had so far: jobs hold them now, and others lack them."""
+        if new := set(names) - set(self.names):
+            self.names = tuple(sorted({*self.names, *new}))
+            for member in self.members.values():
+                held = dict.fromkeys(self.names, 0) | dict(member.pool.resources)
+                member.pool = dataclasses.replace(member.pool, resources=tuple(sorted(held.items())))
+            self.names_changed(self.names)
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Its supervisor ends the jobs once the worker is gone, or no renewal comes; on this machine we do."""
@@ -156,7 +180,8 @@ class AttachedFleet(Members):
         done = await asyncio.gather(
             *(self._call(member.address, _CALL_S + 10, attach.detach, self._setup.run_id) for member in members)
         )
-        return tuple(member.name for member, gone in zip(members, done, strict=True) if gone is not True)
+        lost = [member.name for member in self.members.values() if member.state == "lost"]
+        return (*lost, *(member.name for member, gone in zip(members, done, strict=True) if gone is not True))
 
 
 class AttachedRun(Run):
@@ -174,27 +199,47 @@ class AttachedRun(Run):
         self._renewal_due = False
         self._ready = False  # the workers that were there at the start have been looked at
         self._clock = time.monotonic
+        self._address = ""
+        self._scheduler_id: Any = None
+        self._mute_since: float | None = None  # since when no question to the scheduler was answered
+        self._lost_at: float | None = None  # when the scheduler was lost; None: it is there
+        self._ran = 0  # how many jobs that ended
+        self._unfit = Unfit()
+        self._adaptive = False
+        self._shape = Shape()  # of a new worker, as far as one was seen
+        self._more = 0  # workers that the waiting jobs could use
 
     async def start(self) -> None:
         """Connect, look at every worker, and put this package's part on each."""
+        await self._connect()
+        fleet = self._attached = AttachedFleet(self._client, self._setup, self.controller, self._clock)
+        fleet.names_changed = self._count_also
+        self._fleet = self.controller.fleet = fleet  # type: ignore[assignment]
+        try:
+            await self._begin_with(fleet)
+        except Exception as error:
+            if not self._lost():
+                raise
+            msg = f"The Dask scheduler at {self._address} was lost while the run was prepared: {_in_words(error)}"
+            raise ConfigurationError(msg) from error
+
+    async def _connect(self) -> None:
         scheduler = self._begin.options.scheduler
         assert scheduler is not None
-        self._client, address = await connect(scheduler)
-        fleet = self._attached = AttachedFleet(self._client, self._setup, self.controller, self._clock)
-        self._fleet = self.controller.fleet = fleet  # type: ignore[assignment]
-        await self._share(address)
+        self._client, self._address = await connect(scheduler)
+        self._scheduler_id = self._client.scheduler_info().get("id")
+
+    async def _begin_with(self, fleet: AttachedFleet) -> None:
+        await self._share(self._address)
         if not self._setup.replace_environment:
-            self._send(Say("warning", f"{address} is not encrypted: jobs get only the variables of `envvars:`."))
+            self._send(Say("warning", f"{self._address} is not encrypted: jobs get only the variables of `envvars:`."))
         self._observer.event("run-started", run_id=self._setup.run_id, options=self._begin.options, versions={})
-        self._client.subscribe_topic("all", self._cluster_event)
-        self._client.subscribe_topic(TOPIC, lambda _: self._renew_soon())
-        own = task.event_topic(self._setup.run_id)
-        self._client.subscribe_topic(own, lambda event: self._worker_event(event[1]))
+        self._subscribe()
         workers = await self._workers()
-        fleet.names = resource_names([worker.get("resources", {}) for worker in workers.values()])
-        self.controller.pools[ATTACHED] = Pool(ATTACHED, ATTACHED, resources=tuple((name, 0) for name in fleet.names))
+        self._count_also(resource_names([worker.get("resources", {}) for worker in workers.values()]))
+        fleet.names = tuple(name for name, _ in self.controller.pools[ATTACHED].resources)
         seen = await fleet.look(list(workers))
-        check(list(seen.values()), self._setup, address)
+        check(list(seen.values()), self._setup, self._address)
         self._ready = True
         await asyncio.gather(*(self._join(where, workers[where]) for where in seen))
         for where in workers.keys() - seen.keys():
@@ -202,7 +247,20 @@ class AttachedRun(Run):
         await self._renew_once()
         self._renewing = self._tasks.spawn(self._renew())
         if not workers:
-            self._send(Say("warning", f"{address} has no workers yet; jobs wait until some come."))
+            self._send(Say("warning", f"{self._address} has no workers yet; jobs wait until some come."))
+
+    def _subscribe(self) -> None:
+        self._client.subscribe_topic("all", self._cluster_event)
+        self._client.subscribe_topic(TOPIC, lambda _: self._renew_soon())
+        own = task.event_topic(self._setup.run_id)
+        self._client.subscribe_topic(own, lambda event: self._worker_event(event[1]))
+
+    def _count_also(self, names: Sequence[str]) -> None:
+        """The names of all resources that workers declare: of these a job holds what it asks for, and of no others."""
+        pool = Pool(ATTACHED, ATTACHED, resources=tuple((name, 0) for name in names))
+        self.controller.pools[ATTACHED] = pool
+        self.controller.ledger.count_also(pool)
+        self.controller.route_again(pool)
 
     async def _share(self, address: str) -> None:
         """The leases in the scheduler there, which another run may have put there already."""
@@ -283,6 +341,8 @@ class AttachedRun(Run):
 
     async def _compare(self) -> None:
         """Notice what no event told: workers that came before events were subscribed to, or while nothing was heard."""
+        if self._lost_at is not None:
+            return
         there = set(await self._client.scheduler.ncores())
         members = self._attached.members.values()
         # A lost one comes back only once its jobs are known to be dead: a new renewal would let them live on.
@@ -302,9 +362,11 @@ class AttachedRun(Run):
         try:
             async with self._asking:
                 held = await self._ask("reserve", key=spec.key, amounts=amounts, capacity=_capacity(member))
-        except (OSError, TimeoutError):
+        except Exception as error:
+            if not isinstance(error, OSError | TimeoutError) and not self._lost():
+                raise
             held = False  # if it was held nevertheless, the next renewal gives it back
-        if not held:
+        if not held and not self._lost():
             await self._renew_once()
         # Its worker may have been lost meanwhile.
         if not held or self.controller.sent(spec.key) is not job or job.limbo is not None:
@@ -314,6 +376,10 @@ class AttachedRun(Run):
         try:
             outcome: Outcome = await future.result()
             return outcome
+        except Exception:
+            if self._lost():
+                return None  # what becomes of it is known once its worker's end is
+            raise
         finally:
             future.release()
 
@@ -326,8 +392,11 @@ class AttachedRun(Run):
         self._spawn(self._give_up(key))
 
     def _failed(self, error: BaseException) -> None:
-        """A call that the cluster of others did not answer ends no run: what is reserved there runs out by itself."""
-        if isinstance(error, TimeoutError | OSError):
+        """A call that the cluster of others did not answer ends no run: what is reserved there runs out by itself.
+
+        Whatever a client raises that has lost its scheduler, is said by `_look_for_scheduler`.
+        """
+        if isinstance(error, TimeoutError | OSError) or self._lost():
             self._observer.event("call-failed", error=repr(error))
         else:
             super()._failed(error)
@@ -346,11 +415,18 @@ class AttachedRun(Run):
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
+            if self._lost():
+                continue
             try:
                 await self._renew_once()
                 await self._compare()
-            except (OSError, TimeoutError) as error:
+            except Exception as error:
+                if not isinstance(error, OSError | TimeoutError) and not self._lost():
+                    raise
+                self._mute_since = self._clock() if self._mute_since is None else self._mute_since
                 self._observer.event("renewal-failed", error=repr(error))
+            else:
+                self._mute_since = None
 
     def _renew_soon(self) -> None:
         if not self._renewal_due:
@@ -362,31 +438,137 @@ class AttachedRun(Run):
         async with self._asking:
             self._renewal_due = False
             asked, keys = self._clock(), self.controller.attempts()
-            others = await self._ask("renew", length_s=self._setup.lease_s + OUTLIVES_S, keys=keys)
+            seen = len(self._attached.of(ATTACHED, "up")) + len(self._refused)
+            length_s = self._setup.lease_s + OUTLIVES_S
+            told = await self._ask("renew", length_s=length_s, keys=keys, seen=seen, more=self._more)
         self._attached.reserved_at = asked
+        self._adaptive = told["adaptive"]
         for member in self._attached.members.values():
             if member.state == "up" and member.name in self.controller.ledger.workers(ATTACHED):
-                self.controller.ledger.set_others(member.name, _others(others, member))
+                others = _all_of(member) if member.address in told["closing"] else _others(told["others"], member)
+                self.controller.ledger.set_others(member.name, others)
         self.controller.place_soon()
 
+    # Jobs that wait
+
     async def watch(self) -> None:
-        if self._client.status not in ("running", "connecting"):
-            msg = "the connection to the Dask scheduler is lost"
-            raise PoolError(msg)
+        self._look_for_scheduler()
+        if not self.controller.stopping:
+            self._look_at_waiting()
         await super().watch()
+
+    def _look_at_waiting(self) -> None:
+        """What no worker can hold fails in the end; for the rest the cluster should grow, where it does."""
+        now, controller = self._clock(), self.controller
+        states = [state for state in controller.ledger.states(ATTACHED).values() if not state.draining]
+        verdict = self._unfit.look(controller.waiting.classes(ATTACHED), states, now, adaptive=self._adaptive)
+        for text in verdict.said:
+            self._send(Say("warning", text))
+        for request, why in verdict.over:
+            for key in controller.waiting.keys(ATTACHED, request):
+                controller.give_up_waiting(key, why)
+        if states:
+            self._shape = largest([shape_of_worker(state.pool, state.facts) for state in states])
+        before, self._more = self._more, self._wanted(verdict.fitting, len(states), now)
+        if self._more > before and self._lost_at is None:
+            self._renew_soon()
+
+    def _wanted(self, waiting: Sequence[WaitingClass], there: int, now: float) -> int:
+        """How many workers more these jobs could use; one, where nothing is known of a worker."""
+        pool = dataclasses.replace(
+            self.controller.pools[ATTACHED], workers_min=0, workers_max=_MOST_WORKERS, idle_timeout_s=math.inf
+        )
+        seen, unknown = dict(self._shape.extra), _PLENTY if self._shape.cores is None else 0
+        extra = tuple((name, seen.get(name, unknown)) for name, _ in pool.resources)
+        shape = dataclasses.replace(self._shape, extra=extra)
+        soon = self.controller.ahead.of(ATTACHED)
+        advice = demand.recommend(pool, waiting, self.controller.ledger, 0, soon, now, shape)
+        return max(0, advice.workers - there)
+
+    # The scheduler goes, and may come back
+
+    def _lost(self) -> bool:
+        """Whether the scheduler is lost: it was said so, or its connection is not what it was."""
+        if self._lost_at is not None:
+            return True
+        known = self._client.scheduler_info().get("id")
+        return bool(self._client.status != "running" or known != self._scheduler_id)
+
+    def _look_for_scheduler(self) -> None:
+        mute = self._mute_since is not None and self._clock() - self._mute_since > _MUTE_S
+        if self._lost_at is None and (mute or self._lost()):
+            self._lost_at = self._clock()
+            self._ran = len(self.controller.attempts())
+            what = f"answers nothing for {_MUTE_S:.0f} s" if mute else "closed its connection"
+            ran = f" while {_jobs(self._ran)} ran on its workers" if self._ran else ""
+            again = ", and runs these again," if self._ran else ""
+            text = (
+                f"The Dask scheduler at {self._address} was lost: it {what}{ran}. The run goes on{again} if it is back "
+                f"with workers within {_BACK_S:.0f} s."
+            )
+            self._send(Say("warning", text))
+            for member in list(self._attached.members.values()):
+                self._attached.lose(member, "the scheduler was lost", told=True)
+            self._refused.clear()
+            self._tasks.spawn(self._come_back(self._client))
+
+    async def _come_back(self, old: Any) -> None:
+        """Connect anew once the scheduler is there, and follow its workers. Ends the run where it does not come."""
+        assert self._lost_at is not None
+        await _close(old)
+        while self._clock() - self._lost_at < _BACK_S:
+            try:
+                await self._connect()
+                if await self._workers():
+                    await self._share(self._address)
+                    self._subscribe()
+                    break
+                await _close(self._client)
+            except Exception as error:  # noqa: BLE001 - whatever a scheduler raises that is not quite there yet
+                self._observer.event("call-failed", error=repr(error))
+            await asyncio.sleep(_TRY_EVERY_S)
+        else:
+            waiting = len(self.controller.waiting)
+            ended = f"the {_jobs(self._ran)} on its workers ended with it" if self._ran else "no job ran"
+            kept = f", {_jobs(waiting)} did not start" if waiting else ""
+            msg = (
+                f"The Dask scheduler at {self._address} was lost, and is not back with workers after {_BACK_S:.0f} s: "
+                f"{ended}{kept}; bring the cluster up, and run Snakemake again."
+            )
+            super()._failed(ConfigurationError(msg))
+            return
+        self._attached.client = self._client
+        self._lost_at = self._mute_since = None
+        self._send(Say("info", f"The Dask scheduler is back at {self._address}; the run goes on."))
+        await self._compare()
 
     async def close(self, *, failed: bool = False) -> tuple[tuple[str, ...], dict[str, Any]]:
         if self._renewing is not None:
             self._renewing.cancel()
         left, summary = await super().close(failed=failed)
         if self._client is not None:
-            if not left:  # else jobs may still live there; what they hold runs out after them
+            if not left and not self._lost():  # else jobs may still live there; what they hold runs out after them
                 try:
                     await self._ask("end")
-                except (OSError, TimeoutError) as error:
+                except Exception as error:  # noqa: BLE001 - it is told to a scheduler that may be gone by now
                     self._observer.event("renewal-failed", error=repr(error))
-            await self._client.close()
+            await _close(self._client)
         return left, summary
+
+
+def _jobs(number: int) -> str:
+    return "1 job" if number == 1 else f"{number} jobs"
+
+
+def _in_words(error: BaseException) -> str:
+    return " ".join(str(error).split()) or repr(error)
+
+
+async def _close(client: Any) -> None:
+    """Close a client that may have lost its scheduler, and would wait for it."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_CLOSE_S):
+            await client.close()
 
 
 # What is reserved. The GPUs of a host are one place: workers there may see the same ones, and two runs may have met
@@ -420,6 +602,12 @@ def _capacity(member: Member) -> dict[str, dict[str, float]]:
         },
         _gpus_of(member): dict.fromkeys(member.facts.devices, 1.0),
     }
+
+
+def _all_of(member: Member) -> Others:
+    """Nothing more is placed on a worker that is about to be closed."""
+    assert member.facts is not None
+    return Others(member.facts.cores, member.facts.memory_mb, member.facts.devices, dict(member.pool.resources))
 
 
 def _others(held: Mapping[str, Mapping[str, float]], member: Member) -> Others:

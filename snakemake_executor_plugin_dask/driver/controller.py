@@ -251,9 +251,24 @@ class Controller:
         job.pool, job.state, job.worker, job.lease, job.limbo = name, "waiting", "", None, None
         self._warn_of_waived_margin(job, self.pools[name])
         if job.alone:
-            cores = max(queued.request.cores, self.shapes[name].cores or 0)
+            cores = self._cores_alone(queued.request, name)
             queued = dataclasses.replace(queued, request=dataclasses.replace(queued.request, cores=cores))
         self.waiting.add(queued, self.pools[name], self._clock(), fresh=job.outlived)
+
+    def _cores_alone(self, request: Request, name: str) -> int:
+        """So many that the job has a worker for itself. On an attached cluster workers differ."""
+        largest = max((state.cores for state in self.ledger.states(name).values()), default=0)
+        return max(request.cores, self.shapes[name].cores or largest)
+
+    def give_up_waiting(self, key: str, why: str) -> None:
+        """A waiting job that nothing can hold any more fails with the reason."""
+        job, waited = self.jobs.get(key), self.waiting.discard(key)
+        if job is None or waited is None:
+            return
+        if job.alone and self._cores_alone(job.queued.request, job.pool) < waited.request.cores:
+            self._wait_in(job, job.pool)  # the largest worker is a smaller one by now
+        else:
+            self._finish_unstarted(job, why)
 
     def _warn_of_waived_margin(self, job: Job, pool: Pool) -> None:
         rule, runtime_s = job.queued.name, job.queued.request.runtime_s
@@ -533,34 +548,37 @@ class Controller:
         pool = self.pools[member.pool.name]
         self._failures.pop(pool.name, None)
         up = self.fleet.of(pool.name, "up")
-        self.shapes[pool.name] = routing.largest(
-            [routing.shape_of(m.pool, routing.shape_of_worker(m.pool, m.facts)) for m in up if m.facts is not None]
-        )
+        if pool.cluster != ATTACHED:  # where each worker is of its own kind, and `unfit` looks at all of them
+            self.shapes[pool.name] = routing.largest(
+                [routing.shape_of(m.pool, routing.shape_of_worker(m.pool, m.facts)) for m in up if m.facts is not None]
+            )
         self.ledger.add_worker(member.name, member.pool, member.facts, self._clock())
         if member.facts.too_few and pool.name not in self._too_few:
             self._too_few.add(pool.name)
             self._say("warning", f"Pool {pool.name}: {member.facts.too_few}")
         if member.facts.too_few or (pool.cluster == "mpi" and not self.fleet.of(pool.name, "starting")):
-            self._route_again(pool)  # only now is it known what its nodes hold
+            self.route_again(pool)  # only now is it known what its nodes hold
         self.place_soon()
 
-    def _route_again(self, pool: Pool) -> None:
+    def route_again(self, pool: Pool) -> None:
+        """What is known of the pool has changed."""
         for job in [job for job in self.jobs.values() if job.state == "waiting" and job.pool == pool.name]:
             self.waiting.discard(job.queued.key)
             self._route(job)
 
-    def worker_lost(self, member: Member, why: str) -> None:
+    def worker_lost(self, member: Member, why: str, *, told: bool = False) -> None:
         runs = [run for run, job in self._by_run.items() if job.lease is not None and member.name in job.lease.workers]
         self.ledger.drain(member.name)
         life = member.facts.remaining_s if member.facts is not None else None
         planned = life is not None and self._clock() - member.since > life - END_BEFORE_S
+        planned |= member.pool.cluster == ATTACHED and not runs  # others take away what is idle
         self._around.event(
             "worker-lost", worker=member.name, pool=member.pool.name, reason=why, jobs=runs, planned=planned
         )
         if not planned:
             self.counts.lost_workers += 1
             jobs = f"; {len(runs)} job{'s' * (len(runs) != 1)} ran on it" if runs else ""
-            self._say("warning", f"Worker {member.name} was lost: {why}{jobs}.")
+            self._say("debug" if told else "warning", f"Worker {member.name} was lost: {why}{jobs}.")
         why = f"worker {member.name} was lost ({why})"
         for job in [self._by_run[run] for run in runs]:
             if job.limbo is None:
@@ -635,7 +653,7 @@ class Controller:
         self.given_up[pool.name] = why
         self._around.event("pool-given-up", pool=pool.name, reason=why)
         self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
-        self._route_again(pool)
+        self.route_again(pool)
         self.place_soon()
 
     def event(self, kind: str, **fields: Any) -> None:

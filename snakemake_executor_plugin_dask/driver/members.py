@@ -35,7 +35,7 @@ class Listener(Protocol):
 
     def worker_joined(self, member: Member) -> None: ...
 
-    def worker_lost(self, member: Member, why: str) -> None: ...
+    def worker_lost(self, member: Member, why: str, *, told: bool = False) -> None: ...
 
     def fit_elsewhere(self, pool: Pool) -> bool: ...
 
@@ -71,8 +71,9 @@ class Members:
         if member is not None and member.state == "up":
             self.lose(member, self._HOW_LOST)
 
-    def lose(self, member: Member, why: str) -> None:
+    def lose(self, member: Member, why: str, *, told: bool = False) -> None:
+        """``told``: the user knows already why many go at once."""
         if member.state in ("lost", "leaving"):
             return
         member.state = "lost"  # it joined when it did: whether its allocation had ended by itself follows from that
-        self._listener.worker_lost(member, why)
+        self._listener.worker_lost(member, why, told=told)

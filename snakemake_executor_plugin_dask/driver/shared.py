@@ -2,13 +2,20 @@
 
 `SharedLeases` decides, and is pure; `SharedLeasesPlugin` runs in that scheduler's process and answers the drivers.
 Other clients' tasks hold no leases there, and cannot be counted.
+
+Where that cluster is adaptive it grows for the jobs that wait in the drivers, of which Dask sees nothing, and closes no
+worker that holds jobs.
 """
 
+import asyncio
+import math
+import pickle
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 #: Beyond the lease by which a job lives: what a dead run held is free only once its jobs are dead. More than may pass
@@ -16,7 +23,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 OUTLIVES_S = 60.0
 
 #: Raised when what runs say to the plugin changes: all runs on a cluster must speak the same.
-PROTOCOL = 2
+PROTOCOL = 3
 
 PLUGIN_NAME = "snakemake-executor-plugin-dask"
 TOPIC = "snakemake-leases"  # tells that something was given back
@@ -26,10 +33,26 @@ Amounts = Mapping[str, float]
 Places = Mapping[str, Amounts]
 
 
+_WANTED_S = 20.0  # what a run wanted counts for so long: it says so every five seconds
+_ADAPTIVE_S = 60.0  # a cluster that asked so recently how large it should be is adaptive
+#: Closing follows at once on asking which workers may be closed. A job that is placed on one meanwhile would be lost.
+_CLOSING_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How many workers a run saw, and how many more it could use for jobs that wait."""
+
+    seen: int = 0
+    more: int = 0
+
+
 @dataclass(slots=True)
 class _Run:
     until: float
     held: dict[str, Places] = field(default_factory=dict)  # by the attempt's key
+    wanted: Wanted = Wanted()
+    wanted_until: float = 0.0
 
 
 class SharedLeases:
@@ -39,11 +62,12 @@ class SharedLeases:
         self._clock = clock
         self._runs: dict[str, _Run] = {}
 
-    def renew(self, run: str, length_s: float, keys: Collection[str]) -> None:
+    def renew(self, run: str, length_s: float, keys: Collection[str], wanted: Wanted = Wanted()) -> None:
         """The run lives: what it holds for these attempts is held for ``length_s`` more, and for others no longer."""
         self.expire()
         known = self._runs.setdefault(run, _Run(0.0))
         known.until = self._clock() + length_s
+        known.wanted, known.wanted_until = wanted, self._clock() + _WANTED_S
         known.held = {key: places for key, places in known.held.items() if key in keys}
 
     def reserve(self, run: str, key: str, amounts: Places, capacity: Places) -> bool:
@@ -82,6 +106,20 @@ class SharedLeases:
         held = [self.end(run) for run in over]
         return any(held)
 
+    def target(self) -> int:
+        """How many workers there should be for all runs' jobs that wait; 0: none waits for a further worker.
+
+        Counted from the workers that a run had seen when it said so: one that has come since is among those it wants.
+        """
+        now = self._clock()
+        wanted = [known.wanted for known in self._runs.values() if known.wanted_until >= now]
+        more = sum(one.more for one in wanted)
+        return more and more + max(one.seen for one in wanted)
+
+    def holding(self) -> set[str]:
+        """The places where anything is held."""
+        return {place for known in self._runs.values() for held in known.held.values() for place in held}
+
     def used(self, place: str, but: str | None = None) -> dict[str, float]:
         """What all runs, or all ``but`` one, hold in a place."""
         total: dict[str, float] = {}
@@ -108,10 +146,55 @@ class SharedLeasesPlugin(SchedulerPlugin):
     def __init__(self) -> None:
         self.leases = SharedLeases()
         self._scheduler: Any = None
+        self._asked = -math.inf  # when the cluster last wanted to know its size
+        self._closing: dict[str, float] = {}  # by address: when the cluster was told that it may close this worker
+        self._key: Callable[[Any], Any] = _address
 
     async def start(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         scheduler.handlers["snakemake_leases"] = self.answer
+        self._target, self._to_close = scheduler.adaptive_target, scheduler.workers_to_close
+        for name in ("adaptive_target", "workers_to_close"):
+            setattr(scheduler, name, getattr(self, name))
+            scheduler.handlers[name] = getattr(self, name)
+
+    def adaptive_target(self, target_duration: Any = None) -> int:
+        """In the place of the scheduler's own, which adaptive clusters ask: at least what the runs' jobs need."""
+        self._asked = time.monotonic()
+        self.leases.expire()
+        own: int = self._target(target_duration)
+        return max(own, self.leases.target())
+
+    def workers_to_close(self, **how: Any) -> list[Any]:
+        """In the place of the scheduler's own, with a note of what it answers."""
+        key = how.get("key")
+        self._key = pickle.loads(key) if isinstance(key, bytes) else key or _address
+        try:
+            found: list[Any] = self._to_close(**how)
+        finally:
+            self._key = _address
+        attribute, now = how.get("attribute", "address"), time.monotonic()
+        named = set(found)
+        if key is not None or "target" in how or "n" in how:  # else they are only counted
+            for state in self._scheduler.workers.values():
+                if getattr(state, attribute) in named:
+                    self._closing[state.address] = now
+        return found
+
+    def valid_workers_downscaling(self, scheduler: Any, workers: list[Any]) -> list[Any]:
+        """Those without a run's jobs, and without one in the same group, since groups are closed together."""
+        holding = self.leases.holding()
+        groups = {self._key(state) for state in scheduler.workers.values() if state.address in holding}
+        return [state for state in workers if self._key(state) not in groups]
+
+    def _closes(self, address: str) -> bool:
+        """Whether the worker is about to go."""
+        state = self._scheduler.workers.get(address)
+        named = time.monotonic() - self._closing.get(address, -math.inf) < _CLOSING_S
+        return state is not None and (named or state.status is not Status.running)
+
+    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        self._closing.pop(worker, None)
 
     async def answer(self, what: str, run: str, **more: Any) -> Any:
         """One question; ``what`` is hello, renew, reserve, release or end."""
@@ -121,9 +204,17 @@ class SharedLeasesPlugin(SchedulerPlugin):
             case "renew":
                 if self.leases.expire():
                     self._tell()
-                self.leases.renew(run, more["length_s"], set(more["keys"]))
-                return self.leases.used_by_others(run)
+                wanted = Wanted(more.get("seen", 0), more.get("more", 0))
+                self.leases.renew(run, more["length_s"], set(more["keys"]), wanted)
+                return {
+                    "others": self.leases.used_by_others(run),
+                    "closing": [address for address in self._scheduler.workers if self._closes(address)],
+                    "adaptive": time.monotonic() - self._asked < _ADAPTIVE_S,
+                }
             case "reserve":
+                if any(self._closes(place) for place in more["amounts"]):
+                    asyncio.get_running_loop().call_later(_CLOSING_S, self._tell)  # if it stays after all
+                    return False
                 return self.leases.reserve(run, more["key"], more["amounts"], more["capacity"])
             case "release":
                 if self.leases.release(run, more["key"]):
@@ -135,3 +226,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
 
     def _tell(self) -> None:
         self._scheduler.log_event(TOPIC, {"released": True})
+
+
+def _address(state: Any) -> str:
+    return str(state.address)

@@ -31,10 +31,12 @@ class Cluster:
         self.environment = environment
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, *command: str, stdin: int = subprocess.DEVNULL, **environment: str
+    ) -> subprocess.Popen[bytes]:
         with (self.directory / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory,
+                command, stdin=stdin, stdout=log, stderr=log, cwd=self.directory,
                 env=os.environ | self.environment | environment, start_new_session=True,
             )  # fmt: skip
         self.processes.append(process)
@@ -58,6 +60,14 @@ class Cluster:
         log = self.directory / f"{name}.log"
         wait_for(lambda: "Registered to" in log.read_text(), f"worker {name}")
         return process
+
+    def lose_scheduler(self) -> None:
+        """Kill it; its workers end by themselves."""
+        self.processes[0].kill()
+        for process in self.processes:
+            process.wait(60)
+        self.processes.clear()
+        self.file.unlink()
 
     def end(self) -> None:
         for process in reversed(self.processes):
@@ -121,6 +131,165 @@ def test_workers_come_and_go(tmp_path: Path, running: Cluster) -> None:
         (run.directory / "go").touch()
         assert run.wait(180) == 0, run.output
         assert len(started(run)) == 3
+
+
+KINDS = """
+rule all:
+    input: "licence.txt", "plain.txt", "big.txt", "huge.txt"
+
+rule plain:
+    output: "plain.txt"
+    shell: "sleep 1; touch {output}"
+
+rule licence:
+    output: "licence.txt"
+    resources: licence=1
+    shell: "sleep 1; touch {output}"
+
+rule big:
+    output: "big.txt"
+    threads: 2
+    shell: "touch {output}"
+
+rule huge:
+    output: "huge.txt"
+    resources: mem_mb=9000
+    shell: "touch {output}"
+"""
+
+
+def test_workers_of_different_kinds(tmp_path: Path, running: Cluster) -> None:
+    """A job goes where it fits; one that fits nowhere waits for a larger worker, which is said, and fails then."""
+    running.worker("plain", 1)
+    running.worker("lic", 1, "--resources", "licence=1")
+    with snakemake(tmp_path / "a", KINDS, "--dask-scheduler", str(running.file), "--keep-going", "--cores", "8") as run:
+        for rule in ("big asks for 2 cores", "huge asks for 1 core, mem_mb=9000"):
+            said = f"Rule {rule}, which no worker of the cluster can hold now: its jobs wait 1m for a worker that can"
+            wait_for(lambda said=said: said in run.output, said)  # type: ignore[misc]
+        running.worker("larger", 2)
+        wait_for((run.directory / "big.txt").exists, "the larger job on the newcomer")
+        assert run.wait(180) == 1, run.output
+        assert "mem_mb=9000 is more than the 4000 MB usable on a worker" in run.output
+        assert "--set-resources huge:mem_mb=4000" in run.output
+        outcomes = {event["outcome"]["key"].split("-")[0]: event["outcome"] for event in run.events("job-ended")}
+        assert outcomes["licence"]["worker"] == "lic"
+        assert outcomes["big"]["worker"] == "larger"
+        assert run.output.count("Rule big asks") == 1, run.output
+
+
+ADAPTIVE = """
+import os, sys
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    with LocalCluster(n_workers=0, threads_per_worker=1, memory_limit="2GB", dashboard_address=None) as cluster:
+        cluster.adapt(minimum=0, maximum=3, interval="500ms")
+        with open(sys.argv[1] + ".new", "w") as file:
+            file.write('{"address": "%s"}' % cluster.scheduler_address)
+        os.rename(sys.argv[1] + ".new", sys.argv[1])
+        input()
+"""
+
+ADAPTIVE_SLURM = """
+import os, sys
+from dask_jobqueue import SLURMCluster
+
+if __name__ == "__main__":
+    options = dict(queue="cpu", cores=1, memory="900MB", walltime="00:10:00", interface="lo")
+    with SLURMCluster(log_directory=sys.argv[2], scheduler_options=dict(dashboard=False), **options) as cluster:
+        cluster.adapt(minimum_jobs=0, maximum_jobs=3, interval="500ms")
+        with open(sys.argv[1] + ".new", "w") as file:
+            file.write('{"address": "%s"}' % cluster.scheduler_address)
+        os.rename(sys.argv[1] + ".new", sys.argv[1])
+        input()
+"""
+
+
+def grows_and_shrinks(tmp_path: Path, cluster: Cluster, text: str) -> None:
+    """Six jobs bring up three workers; when one long job is left the others are closed, and it runs on."""
+    script = cluster.directory / "adaptive.py"
+    script.write_text(text)
+    process = cluster.start(
+        "adaptive", sys.executable, "-P", str(script), str(cluster.file), str(cluster.directory), stdin=subprocess.PIPE
+    )
+    wait_for(cluster.file.exists, "the scheduler's file")
+    body = "while ! test -e go && ! test {wildcards.i} -lt 5 -a -e others; do sleep 0.1; done"
+    with snakemake(tmp_path / "a", logged_jobs(6, body), "--dask-scheduler", str(cluster.file)) as run:
+        wait_for(lambda: len(started(run)) == 3, "three jobs at once", 240)
+        (run.directory / "others").touch()
+        # Whichever of the jobs does not listen to the file is the last one.
+        wait_for(lambda: len(ended(run)) == 5, "all but one ended", 240)
+        wait_for(lambda: len(run.events("worker-lost")) >= 2, "idle workers closed", 120)
+        assert len(started(run)) == 6, "a worker was closed that held a job"
+        (run.directory / "go").touch()
+        assert run.wait(180) == 0, run.output
+        assert len(started(run)) == 6
+        assert not any(event["jobs"] for event in run.events("worker-lost")), run.output
+        assert "was lost" not in run.output
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait(60)
+
+
+def test_an_adaptive_cluster_follows_the_jobs(tmp_path: Path) -> None:
+    """Dask's own `LocalCluster`, which sees nothing of the jobs that wait in the plugin."""
+    directory = tmp_path / "cluster"
+    directory.mkdir()
+    cluster = Cluster(directory)
+    try:
+        grows_and_shrinks(tmp_path, cluster, ADAPTIVE)
+    finally:
+        cluster.end()
+
+
+@pytest.mark.slurm
+def test_an_adaptive_slurm_cluster_follows_the_jobs(tmp_path: Path, slurm: VirtualSlurm) -> None:
+    """dask-jobqueue's `SLURMCluster`, whose workers come through the queue."""
+    directory = tmp_path / "cluster"
+    directory.mkdir()
+    cluster = Cluster(directory)
+    try:
+        grows_and_shrinks(tmp_path, cluster, ADAPTIVE_SLURM)
+    finally:
+        cluster.end()
+        slurm.run("scancel", "--user", str(os.getuid()), check=False)
+        wait_for(lambda: not slurm.queue(), "an empty queue")
+
+
+def test_a_scheduler_that_comes_back(tmp_path: Path) -> None:
+    """Killed, and started again with a worker: that is said in one sentence, and the run goes on.
+
+    The second time it stays away: the run ends, and one sentence says what became of the jobs.
+    """
+    directory = tmp_path / "cluster"
+    directory.mkdir()
+    cluster = Cluster(directory)
+    try:
+        cluster.scheduler()
+        cluster.worker("one", 1)
+        body = "while ! test -e go{wildcards.i}; do sleep 0.1; done"
+        with snakemake(tmp_path / "a", logged_jobs(3, body), "--dask-scheduler", str(cluster.file)) as run:
+            wait_for(lambda: len(started(run)) == 1, "the first job started")
+            cluster.lose_scheduler()
+            wait_for(lambda: "The Dask scheduler at tcp://" in run.output, "the loss is said")
+            cluster.scheduler()
+            cluster.worker("two", 1)
+            wait_for(lambda: len(started(run)) == 2, "a job on the new worker", 180)
+            (run.directory / f"go{started(run)[1].split()[1]}").touch()
+            wait_for(lambda: len(started(run)) == 3, "the second job started")
+            assert "it closed its connection while 1 job ran on its workers. The run goes on, and" in run.output, (
+                run.output
+            )
+            assert "Worker one was lost" not in run.output
+            cluster.lose_scheduler()
+            assert run.wait(240) == 1, run.output
+            output = " ".join(run.output.split())
+            assert "was lost, and is not back with workers after 90 s: the 1 job on its workers ended with it" in output
+            assert "1 job did not start; bring the cluster up" in output
+            assert "Traceback" not in output
+            run.expect_gone(20)
+    finally:
+        cluster.end()
 
 
 def test_no_secrets_without_encryption(tmp_path: Path, running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_the_lease_of_a_silent_worker_counts_from_the_last_renewal_that_was_sent
     listener: Any = SimpleNamespace(
         event=lambda *_, **__: None,
         worker_joined=lambda _: None,
-        worker_lost=lambda _, why: lost.append(why),
+        worker_lost=lambda _, why, **__: lost.append(why),
         failed=None,
     )
 

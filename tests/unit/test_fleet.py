@@ -49,7 +49,7 @@ class World:
     def __post_init__(self) -> None:
         listener: Any = SimpleNamespace(
             worker_joined=lambda member: self.joined.append(member.name),
-            worker_lost=lambda *_: None,
+            worker_lost=lambda *_, **__: None,
             fit_elsewhere=lambda _: True,
             pool_failed=lambda _, why: self.failed.append(why),
             pool_given_up=lambda _, why: self.given_up.append(why),

@@ -1,10 +1,17 @@
 """Leases that runs on one attached cluster share, with a clock that tests move."""
 
+import asyncio
+import pickle
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from distributed.core import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.driver.shared import SharedLeases
+from snakemake_executor_plugin_dask.driver.shared import SharedLeases, SharedLeasesPlugin, Wanted
 
 CAPACITY = {"w": {"cores": 4.0, "memory_mb": 1000.0}, "other": {"cores": 4.0}, "gpus of host": {"0": 1.0, "1": 1.0}}
 KEYS = {"a", "b", "c"}
@@ -127,3 +134,76 @@ def test_never_more_than_there_is(steps: list[Step]) -> None:
             case _:
                 clock.now += 20.0 * amount
         assert shared.used("w").get("cores", 0) <= CAPACITY["w"]["cores"]
+
+
+def test_a_cluster_is_to_grow_for_what_waits(leases: SharedLeases, clock: Clock) -> None:
+    """By what all runs could use, from what they saw when they said so; a run that is silent wants nothing any more."""
+    assert leases.target() == 0
+    leases.renew("one", 90.0, KEYS, Wanted(seen=2, more=0))
+    assert leases.target() == 0, "nothing waits: what is there is the cluster's own business"
+    leases.renew("one", 90.0, KEYS, Wanted(seen=2, more=3))
+    assert leases.target() == 5
+    leases.renew("two", 90.0, KEYS, Wanted(seen=3, more=1))
+    assert leases.target() == 7
+    leases.renew("one", 90.0, KEYS, Wanted(seen=3, more=2))
+    assert leases.target() == 6, "one came"
+    clock.now = 30.0
+    leases.renew("two", 90.0, KEYS, Wanted(seen=3, more=1))
+    assert leases.target() == 4
+
+
+class Worker(SimpleNamespace):
+    """A worker as a scheduler knows it."""
+
+    address: str
+    name: str
+    host: str
+    status: Status
+
+
+@pytest.fixture
+def plugin() -> SharedLeasesPlugin:
+    """In a scheduler of three idle workers, two of them on one host, that would close any of them."""
+    workers = [Worker(address=f"tcp://{n}", name=n, host=n[0], status=Status.running) for n in ("a1", "a2", "b1")]
+    found = SharedLeasesPlugin()
+
+    def to_close(attribute: str = "address", **_: Any) -> list[str]:
+        return [getattr(worker, attribute) for worker in found.valid_workers_downscaling(scheduler, workers)]
+
+    scheduler = SimpleNamespace(
+        workers={worker.address: worker for worker in workers},
+        handlers={},
+        adaptive_target=lambda _: 1,
+        workers_to_close=to_close,
+        log_event=lambda *_: None,
+    )
+    asyncio.run(found.start(scheduler))
+    return found
+
+
+def ask(plugin: SharedLeasesPlugin, what: str, **more: Any) -> Any:
+    return asyncio.run(plugin.answer(what, "one", **more))
+
+
+def test_no_worker_with_jobs_is_closed(plugin: SharedLeasesPlugin) -> None:
+    """Nor one whose group is closed together with it."""
+    ask(plugin, "renew", length_s=90.0, keys=["k"])
+    held = {"tcp://a1": {"cores": 1.0}}
+    assert ask(plugin, "reserve", key="k", amounts=held, capacity=held)
+    assert plugin.workers_to_close(target=0, attribute="name") == ["a2", "b1"]
+    key = pickle.dumps(attrgetter("host"))
+    assert plugin.workers_to_close(target=0, attribute="name", key=key) == ["b1"]
+
+
+def test_nothing_is_placed_on_a_worker_that_is_being_closed(plugin: SharedLeasesPlugin) -> None:
+    """From the moment on at which the cluster was told that it may; other workers take jobs as before."""
+    assert not ask(plugin, "renew", length_s=90.0, keys=["k", "m"])["adaptive"]
+    plugin._scheduler.workers["tcp://b1"].status = Status.closing_gracefully
+    assert plugin.adaptive_target("5s") == 1
+    told = ask(plugin, "renew", length_s=90.0, keys=["k", "m"])
+    assert (told["adaptive"], told["closing"]) == (True, ["tcp://b1"])
+    plugin.workers_to_close(target=2, attribute="name")
+    held = {"tcp://a1": {"cores": 1.0}}
+    assert not ask(plugin, "reserve", key="k", amounts=held, capacity=held)
+    plugin._closing.clear()
+    assert ask(plugin, "reserve", key="k", amounts=held, capacity=held)
