@@ -1,5 +1,6 @@
 """Profiles of the kind that sites publish for the Slurm executor: two lines changed, and they run."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -127,3 +128,36 @@ def test_what_slurm_does_not_have(resource: str, said: str, slurm: VirtualSlurm,
     assert done.returncode != 0
     assert said in done.stdout + done.stderr, done.stderr
     assert not slurm.queue()
+
+
+def test_pools_file_from_the_site(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """What is written from this Slurm works with `--dask-plan`, and a job of each kind goes where it belongs."""
+    written = subprocess.run(
+        [sys.executable, "-m", "snakemake_executor_plugin_dask.slurm_site", "--from-slurm", "--output", "pools.yaml"],
+        cwd=tmp_path, env=slurm.environment, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert written.returncode == 0, written.stderr
+    (tmp_path / "Snakefile").write_text("""
+rule all:
+    input: "small.txt", "large.txt", "gpu.txt"
+rule small:
+    output: "small.txt"
+    shell: "touch {output}"
+rule large:
+    output: "large.txt"
+    threads: 4
+    shell: "touch {output}"
+rule gpu:
+    output: "gpu.txt"
+    resources: gpu=2, gpu_model="a100"
+    shell: "touch {output}"
+""")
+    command = [sys.executable, "-m", "snakemake", "--executor", "dask", "--jobs", "100", "--dask-pools", "pools.yaml"]
+    plan = subprocess.run(
+        [*command, "--dask-plan"],
+        cwd=tmp_path, env=slurm.environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert plan.returncode == 0, plan.stderr
+    for rule, pool in (("small", "cpu"), ("large", "big"), ("gpu", "gpu")):
+        assert re.search(rf"of rule {rule}, .*: pool {pool}\b", plan.stdout), plan.stdout
+    assert "#SBATCH --mem=4000M" in plan.stdout
