@@ -69,6 +69,5 @@ def host_environment(hosts: Hosts, manager: Literal["slurm", "other"], path: str
             ("SLURM_TASKS_PER_NODE", ",".join(str(ranks) for _, ranks in hosts)),
             ("SLURM_JOB_CPUS_PER_NODE", None),
             ("SLURM_NTASKS_PER_NODE", None),
-            ("SLURM_DISTRIBUTION", None),
         ]
     return tuple(variables)

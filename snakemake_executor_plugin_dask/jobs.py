@@ -59,6 +59,17 @@ class RunSetup:
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """What a job holds, for the variables in which its batch system states the size of the whole allocation."""
+
+    cores: int  # on its (first) node
+    tasks: int | None  # None: it declares none
+    cores_per_task: int
+    memory_mb: int | None  # on each node, 10^6 bytes
+    devices: int | None  # on its (first) node; None: they are not counted
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """One attempt of one job (or group job), placed on one worker."""
 
@@ -79,6 +90,7 @@ class JobSpec:
     runtime_limit_s: float | None = None
     #: Set (or, where None, removed) in the job's environment: devices, host lists.
     environment: tuple[tuple[str, str | None], ...] = ()
+    size: Size | None = None  # None: the variables of a batch system stay as they are
     affinity: tuple[int, ...] = ()  # the cores that its processes may use; empty: all of the worker's
     #: Directory for its local copies of storage files, removed with the attempt; may hold variables ($TMPDIR), and be
     #: relative. None: it shares them.

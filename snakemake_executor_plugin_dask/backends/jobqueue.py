@@ -99,7 +99,11 @@ _KEPT = {
     "SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_CONF_SERVER", "SLURM_JWT",
     "PBS_ACCOUNT", "PBS_CONF_FILE", "PBS_DEFAULT", "PBS_EXEC", "PBS_SERVER",
 }  # fmt: skip
-_INSIDE = {"SLURM_JOB_ID": "SLURM_", "PBS_JOBID": "PBS_", "OAR_JOB_ID": "OAR_"}
+#: Who unsets the id alone, so that an inner `srun` stands by itself, leaves the others there.
+_INSIDE = {
+    **dict.fromkeys(("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_JOB_NODELIST", "SLURM_PROCID"), "SLURM_"),
+    "PBS_JOBID": "PBS_", "OAR_JOB_ID": "OAR_",
+}  # fmt: skip
 
 
 def outside_allocation(environment: Mapping[str, str]) -> dict[str, str]:

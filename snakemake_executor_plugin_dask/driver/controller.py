@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.driver.fleet import Fleet
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.errors import RequestError
-from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
+from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, Size
 from snakemake_executor_plugin_dask.ledger import END_BEFORE_S, Lease, Ledger, needs_fresh
 from snakemake_executor_plugin_dask.lookahead import LookAhead
 from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
@@ -373,6 +373,7 @@ class Controller:
             memory_limit_mb=lease.memory_mb if self._setup.enforce_memory and request.memory_mb is not None else None,
             runtime_limit_s=limit_s,
             environment=tuple(environment),
+            size=None if pool.cluster in ("local", "cuda") else _size(lease, request, member.name),
             affinity=affinity,
         )
 
@@ -718,6 +719,21 @@ def _why_not(request: Request, pools: Sequence[Pool], name: str) -> str:
     except RequestError as error:
         return str(error)
     raise AssertionError
+
+
+def _size(lease: Lease, request: Request, worker: str) -> Size:
+    """What a job holds, as seen from its first worker. An MPI job without `tasks` has a rank for each core."""
+    cores = sum(lease.cores_by_worker.values())
+    mpi = request.mpi or request.nodes > 1 or len(lease.hosts) > 1
+    tasks = request.tasks or (cores if mpi else None)
+    here = lease.cores_by_worker[worker] if len(lease.cores_by_worker) > 1 else cores // max(1, len(lease.hosts))
+    return Size(
+        cores=max(1, here),
+        tasks=tasks,
+        cores_per_task=max(1, cores // (tasks or 1)),
+        memory_mb=lease.memory_mb,
+        devices=len(lease.devices[worker]) if worker in lease.devices else None,
+    )
 
 
 def _shape_fields(pool: Pool) -> dict[str, Any]:

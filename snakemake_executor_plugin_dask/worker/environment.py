@@ -9,8 +9,10 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from snakemake_executor_plugin_dask.jobs import Size
+from snakemake_executor_plugin_dask.ranks import SLURM_SPECIAL_STEPS
 from snakemake_executor_plugin_dask.worker.rank import RESTARTS
 
 #: The environment as it stood before the pool's prologue: base64 of what `env -0` prints.
@@ -41,11 +43,31 @@ _OF_THE_NODE = {
     *("SLURM_TOPOLOGY_ADDR", "SLURM_TOPOLOGY_ADDR_PATTERN", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"),
 }
 #: Of a job step or rank of Slurm: with them an inner `srun` or `mpirun` takes itself for a part of the launched step.
-_STEP_PREFIXES = ("SLURM_STEP_", "SLURM_SRUN_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_PMI", "SLURM_GPU_BIND")
+_STEP_PREFIXES = ("SLURM_STEP_", "SLURM_SRUN_", "SLURM_PMI")
 _STEP = {
     *("SLURM_STEPID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS", "SLURM_TASK_PID", "SLURM_LAUNCH_NODE_IPADDR"),
-    *("SLURM_UMASK", "SLURM_PRIO_PROCESS", "SLURM_DISTRIBUTION", "SLURM_MPI_TYPE", "SLURM_WORKING_CLUSTER"),
+    *("SLURM_UMASK", "SLURM_PRIO_PROCESS", "SLURM_WORKING_CLUSTER"),
 }
+#: Settings for `srun`. In a step they are those of the `srun` that made it, elsewhere those of the user or the site.
+_STEP_SETTINGS = ("SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_GPU_BIND", "SLURM_DISTRIBUTION", "SLURM_MPI_TYPE")
+#: With NONE, as `sbatch --export=NONE` sets it, an inner `srun` would start its program without the job's environment.
+_EXPORT = "SLURM_EXPORT_ENV"
+
+# What states the size of the whole allocation; docs/slurm.md has the table.
+#: Becomes the number of cores that a job holds on its node.
+_CORES = (
+    *("SLURM_CPUS_ON_NODE", "SLURM_JOB_CPUS_PER_NODE", "PBS_NCPUS", "PBS_NP", "PBS_NUM_PPN", "MOAB_PROCCOUNT"),
+    *("LSB_DJOB_NUMPROC", "LSB_MAX_NUM_PROCESSORS"),
+)
+_PER_TASK = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK")
+_TASKS = ("SLURM_NTASKS", "SLURM_NPROCS")
+_MEMORY = ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU")
+#: `srun` takes them for what each of its steps asks for, which may be more than, or contradict, what it is told.
+_OF_THE_WHOLE = (
+    *("SLURM_NTASKS_PER_NODE", "SLURM_NTASKS_PER_CORE", "SLURM_NTASKS_PER_SOCKET", "SLURM_NTASKS_PER_GPU"),
+    *("SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_SOCKET", "SLURM_GPUS_PER_TASK", "SLURM_CPUS_PER_GPU"),
+    *("SLURM_JOB_GPUS", "SLURM_TRES_PER_TASK", "SLURM_EXCLUSIVE", "SLURM_EXACT"),
+)
 #: How the launcher was called; right for the allocation only where no launcher stands between.
 _STEP_SIZE = {"SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_NODELIST"}
 
@@ -82,14 +104,15 @@ def base_environment(environment: Mapping[str, str], replace: bool, own: Mapping
         base = {
             name: value
             for name, value in environment.items()
-            if not (_is_step(name) or (rank and _is_launcher(name)))  # a user's own OMPI_MCA_… stay
+            if not (_is_step(name, environment) or (rank and _is_launcher(name)))  # a user's own OMPI_MCA_… stay
         }
         base.update({name: own[name] for name in _OF_THE_NODE if name in own})
     else:
         base = _without_allocation(environment)
-        base.update({name: value for name, value in _of_allocation(own).items() if not _is_step(name)})
+        base.update({name: value for name, value in _of_allocation(own).items() if not _is_step(name, own)})
         _undo_step_size(base, own)
     _let_steps_in(base, own)
+    base.pop(_EXPORT, None)
     _apply_prologue(base, own)
     return base
 
@@ -106,6 +129,58 @@ def job_environment(
             result[name] = value
     result[JOB] = key
     return result
+
+
+def size_changes(base: Mapping[str, str], size: Size, kept: Collection[str]) -> tuple[tuple[str, str | None], ...]:
+    """What a job's variables say of its size, as changes for `job_environment`.
+
+    Only what ``base`` has is changed, and nothing that is in ``kept``.
+    """
+    tasks = size.tasks or 1
+    stated: dict[str, int | None] = dict.fromkeys(_CORES, size.cores)
+    stated |= dict.fromkeys(_PER_TASK, size.cores_per_task)
+    stated |= dict.fromkeys(_TASKS, tasks)
+    stated |= dict.fromkeys(_OF_THE_WHOLE)
+    stated["SLURM_TASKS_PER_NODE"] = size.tasks or size.cores  # the slots of Open MPI; `srun` does not read it
+    if "SGE_TASK_ID" in base:
+        stated["NSLOTS"] = size.cores
+    if size.devices is not None:
+        stated["SLURM_GPUS_ON_NODE"] = size.devices
+    # No memory for a step means all of the allocation's, together with other steps (see `_let_steps_in`).
+    memory = [name for name in _MEMORY if name in base]
+    if memory and size.memory_mb and base.get(_MEMORY[0]) != "0" and not any(name in kept for name in _MEMORY):
+        stated |= dict.fromkeys(memory)
+        return (*_changes(base, stated, kept), (_MEMORY[0], str(max(1, size.memory_mb * 10**6 // 2**20))))
+    return _changes(base, stated, kept)
+
+
+def node_changes(base: Mapping[str, str], host_file: str, kept: Collection[str]) -> tuple[tuple[str, str | None], ...]:
+    """Let `srun` in a job on one node stay on it, where the allocation of Slurm holds several.
+
+    ``host_file`` is a file that names this node once for each core. It is what decides; empty: nothing is changed.
+    """
+    node = base.get("SLURMD_NODENAME")
+    if not host_file or node is None or "SLURM_HOSTFILE" in kept:
+        return ()
+    one = dict.fromkeys(("SLURM_JOB_NODELIST", "SLURM_NODELIST"), node)
+    one |= dict.fromkeys(("SLURM_JOB_NUM_NODES", "SLURM_NNODES"), "1")
+    return (*_changes(base, one, kept), ("SLURM_HOSTFILE", host_file))
+
+
+def holds_several_nodes(base: Mapping[str, str]) -> bool:
+    """Whether the environment is that of an allocation of Slurm with more than one node."""
+    count = base.get("SLURM_JOB_NUM_NODES", base.get("SLURM_NNODES", "1"))
+    return "SLURM_JOB_ID" in base and count != "1"
+
+
+def _changes(
+    base: Mapping[str, str], stated: Mapping[str, str] | Mapping[str, int | None], kept: Collection[str]
+) -> tuple[tuple[str, str | None], ...]:
+    return tuple(
+        (name, None if value is None else str(value))
+        for name, value in stated.items()
+        if name in base and name not in kept
+    )
 
 
 def expand(text: str, environment: Mapping[str, str]) -> str:
@@ -127,8 +202,16 @@ def _is_allocation(name: str) -> bool:
     return name.startswith(_ALLOCATION_PREFIXES) and name not in _SETTINGS
 
 
-def _is_step(name: str) -> bool:
+def _is_step(name: str, environment: Mapping[str, str]) -> bool:
+    """Whether a variable of ``environment`` belongs to a step of Slurm, and not to its allocation."""
+    if name.startswith(_STEP_SETTINGS):
+        return _in_step(environment)
     return name in _STEP or name.startswith(_STEP_PREFIXES)
+
+
+def _in_step(environment: Mapping[str, str]) -> bool:
+    step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
+    return step.isdecimal() and int(step) < SLURM_SPECIAL_STEPS
 
 
 def _is_launcher(name: str) -> bool:
@@ -189,7 +272,8 @@ def _cleaned(own: Mapping[str, str]) -> dict[str, str]:
         name: value
         for name, value in own.items()
         if not name.startswith(("DASK_", "SNAKEMAKE_DASK_"))
-        and not _is_step(name)
+        and not _is_step(name, own)
+        and name != _EXPORT
         and not (rank and _is_launcher(name))
         and not (nanny and _NANNY.get(name) == value)
     }
@@ -199,20 +283,26 @@ def _cleaned(own: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def _apply_prologue(base: dict[str, str], own: Mapping[str, str]) -> None:
+def of_prologue(own: Mapping[str, str]) -> frozenset[str]:
+    """The variables that the pool's prologue set, changed or removed. ``own`` is the worker's environment."""
     before = read_dump(own.get(BEFORE_PROLOGUE, ""))
     if not before:
-        return
+        return frozenset()
     rank = any(name in own for name in _RANKS)
-    for name in before.keys() | own.keys():
-        if (
-            own.get(name) == before.get(name)
-            or name in _SHELL
-            or name.startswith(("DASK_", "SNAKEMAKE_DASK_"))
-            or _is_step(name)
-            or (rank and (_is_launcher(name) or _is_allocation(name)))
-        ):
-            continue
+    return frozenset(
+        name
+        for name in before.keys() | own.keys()
+        if own.get(name) != before.get(name)
+        and name not in _SHELL
+        and not name.startswith(("DASK_", "SNAKEMAKE_DASK_"))
+        and not _is_step(name, own)
+        and not (rank and (_is_launcher(name) or _is_allocation(name)))
+    )
+
+
+def _apply_prologue(base: dict[str, str], own: Mapping[str, str]) -> None:
+    before = read_dump(own.get(BEFORE_PROLOGUE, ""))
+    for name in of_prologue(own):
         if name not in own:
             base.pop(name, None)
         else:

@@ -9,6 +9,7 @@ without a lease, it ends them all, says so to the driver, and exits.
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import resource
@@ -27,7 +28,15 @@ from snakemake_executor_plugin_dask.worker import attempt, logs, processes
 from snakemake_executor_plugin_dask.worker.attempt import Attempt, NotStarted, note
 from snakemake_executor_plugin_dask.worker.cgroups import JobGroups
 from snakemake_executor_plugin_dask.worker.ending import Endings
-from snakemake_executor_plugin_dask.worker.environment import base_environment, expand, job_environment
+from snakemake_executor_plugin_dask.worker.environment import (
+    base_environment,
+    expand,
+    holds_several_nodes,
+    job_environment,
+    node_changes,
+    of_prologue,
+    size_changes,
+)
 from snakemake_executor_plugin_dask.worker.frames import frame, receive
 from snakemake_executor_plugin_dask.worker.lease import Lease, LeaseConfig, LeaseLine
 from snakemake_executor_plugin_dask.worker.usage import Excess, Monitor, ProcFiles
@@ -44,7 +53,11 @@ _LAST_WORDS_S = 10.0  # how long a worker that was told to end may take
 class Supervisor:
     """Everything of one worker's jobs."""
 
-    def __init__(self, worker: socket.socket, lease: LeaseConfig | None) -> None:
+    def __init__(self, worker: socket.socket, lease: LeaseConfig | None, directory: str | None = None) -> None:
+        """``directory`` is the worker's own, for what its jobs need."""
+        self._directory = directory
+        self._host_file = ""  # names this node for `srun`, which else would go to the allocation's others
+        self._of_prologue: frozenset[str] = frozenset()
         self._socket = worker
         self._loop = asyncio.get_running_loop()
         self._setup: RunSetup | None = None
@@ -138,6 +151,12 @@ class Supervisor:
     def _prepare(self, setup: RunSetup) -> None:
         own = dict(os.environ)
         self._environment = base_environment(setup.environment, setup.replace_environment, own)
+        self._of_prologue = of_prologue(own)
+        node = self._environment.get("SLURMD_NODENAME")
+        if node is not None and self._directory is not None and holds_several_nodes(self._environment):
+            self._host_file = os.path.join(self._directory, "hosts")
+            with open(self._host_file, "w") as file:
+                file.write(f"{node}\n" * (os.cpu_count() or 1))
         if not os.path.isabs(setup.python):
             # Software is not shared with the main process: its name means the Python that this worker runs with.
             path = self._environment.get("PATH", os.defpath)
@@ -281,6 +300,10 @@ class Supervisor:
         if setup is None:
             msg = "the worker was given no description of the run"
             raise NotStarted(msg)
+        if spec.size is not None:
+            changes = size_changes(self._environment, spec.size, self._of_prologue)
+            changes += node_changes(self._environment, self._host_file, self._of_prologue)
+            current.spec = spec = dataclasses.replace(spec, environment=(*changes, *spec.environment))
         await self._choose_log(current)
         current.kernel_kills = self._kernel_kills
         if spec.local_copies is not None and self._scratch is None:
@@ -477,7 +500,7 @@ def main(exit_process: Callable[[int], None] = os._exit) -> None:
     processes.become_subreaper()
 
     async def run() -> None:
-        await Supervisor(worker, lease).serve()
+        await Supervisor(worker, lease, options.scratch).serve()
 
     asyncio.run(run())
     if options.scratch:

@@ -23,7 +23,9 @@ rule all:
 
 rule small:
     output: "small/{{i}}"
-    shell: "env | sort > {{output}}; sleep 0.5"
+    shell:
+        "env | sort > {{output}}; sleep 0.5; test -z \"$SLURM_JOB_ID\" || "
+        "timeout 60 srun bash -c 'echo srun on $SLURMD_NODENAME' >> {{output}}"
 
 rule wide:
     output: "wide/{{i}}"
@@ -180,6 +182,11 @@ def test_three_nodes_of_slurm(tmp_path: Path, slurm: VirtualSlurm, launcher: str
     for number in range(4):
         hosts = (tmp_path / f"wide/{number}").read_text().strip().split(",")
         assert len(set(hosts)) == 2, output
+    for number in range(6):
+        lines = (tmp_path / f"small/{number}").read_text().splitlines()
+        (node,) = [line.partition("=")[2] for line in lines if line.startswith("SLURMD_NODENAME=")]
+        assert f"srun on {node}" in lines, output
+        assert {"SLURM_CPUS_ON_NODE=1", "SLURM_NNODES=1"} <= set(lines)
     assert shutil.which(launcher)
 
 

@@ -1,15 +1,24 @@
 """A job's environment: what comes from Snakemake, from the allocation, from the prologue, and what must not."""
 
 import base64
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snakemake_executor_plugin_dask.jobs import Size
 from snakemake_executor_plugin_dask.worker.environment import (
+    _CORES,
+    _MEMORY,
+    _OF_THE_WHOLE,
+    _PER_TASK,
+    _TASKS,
     BEFORE_PROLOGUE,
     base_environment,
     job_environment,
     read_dump,
+    size_changes,
 )
 
 LOGIN = {"HOME": "/home/u", "PATH": "/conda/bin:/usr/bin", "LANG": "C", "OMP_NUM_THREADS": "8"}
@@ -145,6 +154,62 @@ def test_steps_of_others_let_inner_steps_have_memory():
     assert result == {"HOME": "/w", "SLURM_JOB_ID": "77", "SLURM_OVERLAP": "1", "SLURM_MEM_PER_NODE": "0"}
     batch = {"SLURM_JOB_ID": "77", "SLURM_MEM_PER_CPU": "1000"}
     assert base_environment({}, False, batch)["SLURM_MEM_PER_CPU"] == "1000"
+
+
+def test_settings_for_steps_are_the_users_outside_of_one():
+    """What a batch script or a prologue set for `srun` reaches jobs; what the `srun` of a worker set does not."""
+    settings = {"SLURM_MPI_TYPE": "pmix", "SLURM_CPU_BIND": "none", "SLURM_CPU_BIND_TYPE": "none"}
+    settings |= {"SLURM_DISTRIBUTION": "cyclic", "SLURM_MEM_BIND": "none"}
+    prologue = {**BATCH, **settings, BEFORE_PROLOGUE: dump(BATCH)}
+    assert base_environment(LOGIN, True, prologue).items() >= settings.items()
+    batch = {**LOGIN, **BATCH, **settings}
+    of_srun = {**batch, **STEP, "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_MPI_TYPE": "none"}
+    assert base_environment(batch, True, of_srun).items() >= settings.items()
+    assert not base_environment(LOGIN, True, of_srun).keys() & settings.keys()
+
+
+def test_inner_steps_get_the_jobs_environment():
+    """`sbatch --export=NONE` would let `srun` start programs without it, unless the prologue wants that."""
+    batch = {**BATCH, "SLURM_EXPORT_ENV": "NONE"}
+    assert "SLURM_EXPORT_ENV" not in base_environment(LOGIN, True, batch)
+    assert "SLURM_EXPORT_ENV" not in base_environment({**LOGIN, **batch}, True, {**batch, **STEP})
+    assert "SLURM_EXPORT_ENV" not in base_environment({}, False, {**LOGIN, **batch})
+    wanted = {**BATCH, "SLURM_EXPORT_ENV": "NONE", BEFORE_PROLOGUE: dump(BATCH)}
+    assert base_environment(LOGIN, True, wanted)["SLURM_EXPORT_ENV"] == "NONE"
+
+
+SIZE = Size(cores=4, tasks=2, cores_per_task=2, memory_mb=1049, devices=1)
+
+
+@pytest.mark.parametrize(
+    ("base", "kept", "said"),
+    [
+        (
+            {"SLURM_CPUS_PER_TASK": "48", "SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "1", "SLURM_JOB_ID": "7"},
+            (),
+            {"SLURM_CPUS_PER_TASK": "2", "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "2", "SLURM_JOB_ID": "7"},
+        ),
+        ({"SLURM_CPUS_PER_TASK": "48"}, {"SLURM_CPUS_PER_TASK"}, {"SLURM_CPUS_PER_TASK": "48"}),
+        ({"SLURM_MEM_PER_CPU": "99", "SLURM_NTASKS_PER_NODE": "1"}, (), {"SLURM_MEM_PER_NODE": "1000"}),
+        ({"SLURM_MEM_PER_CPU": "99"}, {"SLURM_MEM_PER_CPU"}, {"SLURM_MEM_PER_CPU": "99"}),
+        ({"SLURM_MEM_PER_NODE": "0"}, (), {"SLURM_MEM_PER_NODE": "0"}),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS": "4"}, (), {"SLURM_GPUS_ON_NODE": "1"}),
+        ({"PBS_NCPUS": "48", "LSB_DJOB_NUMPROC": "48"}, (), {"PBS_NCPUS": "4", "LSB_DJOB_NUMPROC": "4"}),
+        ({"SGE_TASK_ID": "undefined", "NSLOTS": "48"}, (), {"SGE_TASK_ID": "undefined", "NSLOTS": "4"}),
+        ({"NSLOTS": "mine", "OMP_NUM_THREADS": "8"}, (), {"NSLOTS": "mine", "OMP_NUM_THREADS": "8"}),
+    ],
+)
+def test_size_is_the_jobs_own(base, kept, said):
+    """Variables that state the allocation's size state the job's, but for those that the prologue set."""
+    found = job_environment(base, "k", size_changes(base, SIZE, kept))
+    assert found == {**said, "SNAKEMAKE_DASK_JOB": "k"}
+
+
+def test_documented_variables_are_those_that_change():
+    """The table in the documentation names each variable that states a size."""
+    text = Path(__file__).parents[2].joinpath("docs/slurm.md").read_text()
+    names = [name for group in (_CORES, _PER_TASK, _TASKS, _MEMORY, _OF_THE_WHOLE) for name in group]
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 def test_job_environment_sets_and_removes():
