@@ -10,6 +10,7 @@ import resource
 import shlex
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ _SOFT_LIMITS = tuple(
 )
 _UNSAFE = re.compile(r"[^\w.=+-]+")
 _NAME_LENGTH = 100
+
+
+def members(job: Any) -> Iterable[Any]:
+    """The single jobs of a job, which may be a group."""
+    return job if job.is_group() else (job,)
 
 
 class Handover:
@@ -92,7 +98,7 @@ class Handover:
             plugin_version=plugin_version(),
             precommand=self._precommand,
             scratch=self._scratch,
-            copies_dir=os.getcwd(),
+            files_dir=os.getcwd(),
             job_start=options.job_start if self._warm_possible else "cold",
             warm_depth=int(environment.get("SNAKEMAKE_DASK_WARM_DEPTH", "3")),
             enforce_runtime=options.enforce_runtime,
@@ -151,6 +157,8 @@ class Handover:
             else None,
             start="cold" if wants_cold or not self._warm_possible else "warm",
             local_copies=copies,
+            wildcards=() if job.is_group() else tuple(job.wildcards_dict.items()),
+            rule_logs=tuple(str(path) for single in members(job) for path in single.log if not path.is_storage),
             output_dirs=tuple({os.path.dirname(os.path.abspath(path)) for path in job.output}),
         )
         if self._jobscript:

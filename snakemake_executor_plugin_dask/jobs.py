@@ -45,8 +45,8 @@ class RunSetup:
     #: Where each job gets a directory of its own to work in, since sources and files come from a storage; empty: where
     #: temporary files are. None: jobs work in ``workdir``.
     scratch: str | None = None
-    copies_dir: str = (
-        ""  # absolute; from where `JobSpec.local_copies` counts, unless jobs have a directory of their own
+    files_dir: str = (
+        ""  # absolute; relative paths of jobs' files count from it, unless a job has a directory of its own
     )
     job_start: JobStart = "warm"
     warm_depth: int = 3  # 1: imports; 2: imports and workflow; 3: the job's own function. For benchmarks and tests
@@ -95,6 +95,9 @@ class JobSpec:
     #: Directory for its local copies of storage files, removed with the attempt; may hold variables ($TMPDIR), and be
     #: relative. None: it shares them.
     local_copies: str | None = None
+    wildcards: tuple[tuple[str, str], ...] = ()
+    #: The log files that its rule (or its members' rules) declares; shown where it fails.
+    rule_logs: tuple[str, ...] = ()
     #: Listed before success is reported, so that a network file system shows late outputs.
     output_dirs: tuple[str, ...] = ()
 
@@ -107,6 +110,7 @@ class Outcome:
     status: Status
     worker: str = ""
     host: str = ""
+    allocation: str = ""  # the batch system's id
     pid: int = 0
     start: JobStart = "cold"
     exit_code: int | None = None
@@ -117,6 +121,9 @@ class Outcome:
     cpu_s: float | None = None  # user + system of the whole process tree
     log_path: str = ""
     log_tail: str = ""  # at most 20 lines and 4 kB; only of attempts that did not succeed
+    rule_logs: tuple[
+        tuple[str, str], ...
+    ] = ()  # the same of the rule's own log files that it wrote, behind their paths
     detail: str = ""  # one sentence for people, where the fields above do not say it
 
 

@@ -28,8 +28,8 @@ from snakemake_executor_plugin_dask.driver import state
 from snakemake_executor_plugin_dask.driver.allocations import cancel_hints, cancel_recorded, cancel_run
 from snakemake_executor_plugin_dask.driver_link import DriverLink
 from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
-from snakemake_executor_plugin_dask.failures import explain
-from snakemake_executor_plugin_dask.handover import Handover
+from snakemake_executor_plugin_dask.failures import explain, label
+from snakemake_executor_plugin_dask.handover import Handover, members
 from snakemake_executor_plugin_dask.jobs import Outcome
 from snakemake_executor_plugin_dask.messages import (
     Begin,
@@ -83,8 +83,8 @@ def not_started_text(count: int) -> str:
     return f"{count} jobs that waited were not started; their outputs are as they were before."
 
 
-def _members(job: Any) -> Iterable[Any]:
-    return job if job.is_group() else (job,)
+def _label(job: Any) -> str:
+    return label(job.name, {} if job.is_group() else job.wildcards_dict)
 
 
 def unfit_directory(path: Path) -> str | None:
@@ -195,7 +195,7 @@ class Session:
             return ()
         dag, found = self._workflow.dag, []
         seen: set[Any] = set()
-        for job in itertools.chain.from_iterable(map(_members, jobs)):
+        for job in itertools.chain.from_iterable(map(members, jobs)):
             for single in itertools.islice(dag.depending[job], _SOON_MOST):
                 later = dag.get_job_group(single) or single
                 if later in seen or len(seen) >= _SOON_MOST:
@@ -208,10 +208,10 @@ class Session:
 
     def _awaited(self, later: Any) -> set[str]:
         """Keys of all that a job waits for; none where some of it was not handed over yet."""
-        dag, members = self._workflow.dag, set(_members(later))
+        dag, own = self._workflow.dag, set(members(later))
         keys = set()
-        for other in itertools.chain.from_iterable(dag.dependencies[member] for member in members):
-            if other in members or dag.finished(other) or not dag.needrun(other):
+        for other in itertools.chain.from_iterable(dag.dependencies[member] for member in own):
+            if other in own or dag.finished(other) or not dag.needrun(other):
                 continue
             key = self._keys.get(dag.get_job_group(other) or other)
             if key is None:
@@ -406,7 +406,7 @@ class Session:
             with self._lock:
                 self._dropped.append(info.job)
         elif untouched:
-            self._refuse(info, explain(info.job.name, outcome, message.runs, message.message))
+            self._refuse(info, explain(_label(info.job), outcome, message.runs, message.message))
         else:
             if not started:
                 self._executor.report_job_submission(info)
@@ -421,7 +421,7 @@ class Session:
         elif outcome.status in ("cancelled", "lost") and self._ended:
             pass  # Snakemake asked for it, and is leaving
         else:
-            text = explain(info.job.name, outcome, message.runs, message.message)
+            text = explain(_label(info.job), outcome, message.runs, message.message)
             self._note_error(info, text)
             logs = [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else []
             self._executor.report_job_error(info, msg=text, aux_logs=logs)

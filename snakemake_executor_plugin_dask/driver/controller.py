@@ -743,4 +743,6 @@ def _shape_fields(pool: Pool) -> dict[str, Any]:
 def _identity(queued: QueuedJob) -> dict[str, Any]:
     spec = queued.spec()
     group = "--local-groupid" in spec.arguments
-    return {"key": queued.key, "rule": queued.name, "jobid": spec.jobid, "attempt": spec.attempt, "group": group}
+    wildcards = {"wildcards": dict(spec.wildcards)} if spec.wildcards else {}
+    identity = {"key": queued.key, "rule": queued.name, "jobid": spec.jobid, "attempt": spec.attempt, "group": group}
+    return identity | wildcards

@@ -1,6 +1,7 @@
 """One attempt of one job on this worker: its state, the command of a cold start, its outcome. Reads its log."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, JobStart, Outcome, RunSetup, Status
-from snakemake_executor_plugin_dask.worker.logs import command_end, tail
+from snakemake_executor_plugin_dask.worker.logs import command_end, failed_members, tail
 from snakemake_executor_plugin_dask.worker.processes import exit_status
 from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 
@@ -20,11 +21,23 @@ HOST = os.uname().nodename
 _OF_WHO_ENDS_ALL = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)
 _ENDED_BY = re.compile("SIG(?:TERM|KILL|INT|HUP)")
 _DOUBT_S = 1.0
+_CLOCKS_DIFFER_S = 5.0  # those of this host and of a file server
+_RULE_LOGS = 3  # of a group may be many
 _LITTLE_DOUBT_S = 0.1  # a program may answer a signal with an exit code of its own
 
 
 class NotStarted(Exception):
     """The attempt's process could not be started; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What an attempt that did not succeed wrote."""
+
+    command_end: str = ""  # what its Snakemake said of the job's own command, if that failed
+    members: str = ""  # of a group: the rules that failed
+    log_tail: str = ""
+    rule_logs: tuple[tuple[str, str], ...] = ()  # path and last lines
 
 
 @dataclass(slots=True, eq=False)
@@ -47,8 +60,7 @@ class Attempt:
     ended: float = 0.0
     cpu_s: float = 0.0
     peak: int | None = None  # bytes
-    command_end: str = ""  # what its Snakemake said of the job's own command, if that failed
-    log_tail: str = ""
+    words: Words = Words()
     time_limit: asyncio.TimerHandle | None = None
     kernel_kills: int = 0  # of the kernel's out-of-memory killer, on this node before the start
     #: Set once the attempt is to end: the status and the reason that it will have.
@@ -71,20 +83,39 @@ class Attempt:
             return 0.0
         code, number = exit_status(status)
         if code is not None:
-            found = _ENDED_BY.search(self.command_end)
+            found = _ENDED_BY.search(self.words.command_end)
             number = signal.Signals[found[0]] if found else code - 128
         return _DOUBT_S if number in _OF_WHO_ENDS_ALL else _LITTLE_DOUBT_S
 
-    def read_log(self) -> tuple[str, str]:
-        """What its Snakemake said of the job's own command, if that failed; the last lines. May block as files do.
+    def read_log(self, files_dir: str) -> Words:
+        """What was written, of an attempt that did not succeed. May block as files do.
 
-        Raises FileNotFoundError where the log is no longer there.
+        Relative paths of its rule's logs count from ``files_dir``. Raises FileNotFoundError where the log is no longer
+        there.
         """
         if self.log:
             os.stat(self.log)
         status = self.leader.result() if self.leader.done() else None
         failed = status is not None and exit_status(status)[0] == 1 and self.spec.script is None
-        return command_end(self.log) if failed else "", tail(self.log)
+        group = "--local-groupid" in self.spec.arguments
+        return Words(
+            command_end(self.log) if failed else "",
+            failed_members(self.log) if failed and group else "",
+            tail(self.log),
+            self._rule_logs(files_dir),
+        )
+
+    def _rule_logs(self, files_dir: str) -> tuple[tuple[str, str], ...]:
+        """The end of those that it has written to, the newest first."""
+        written = []
+        for name in self.spec.rule_logs:
+            with contextlib.suppress(OSError):
+                path = os.path.join(files_dir, name)
+                changed = os.stat(path).st_mtime
+                if changed >= self.started - _CLOCKS_DIFFER_S:  # else of an earlier attempt
+                    written.append((changed, path))
+        newest = (path for _, path in sorted(written, reverse=True)[:_RULE_LOGS])
+        return tuple((path, text) for path in newest if (text := tail(path)))
 
     def outcome(self, not_started: str | None, kernel_kills: Callable[[], int]) -> Outcome:
         """How it ended. ``not_started``: why it could not be started; ``kernel_kills``: counts those of this node."""
@@ -103,7 +134,7 @@ class Attempt:
         else:
             verdict = "succeeded" if status == 0 else "failed"
             if verdict == "failed":
-                notes.insert(0, self.command_end)
+                notes.insert(0, " ".join(filter(None, (self.words.command_end, self.words.members))))
         killed = signal.SIGKILL.name in " ".join(notes) or number == signal.SIGKILL
         if verdict == "failed" and killed and kernel_kills() > self.kernel_kills:
             notes.append(f"meanwhile the kernel killed processes on {HOST}, since memory was full")
@@ -120,7 +151,8 @@ class Attempt:
             peak_memory_mb=None if self.peak is None else round(self.peak / 1e6, 1),
             cpu_s=round(self.cpu_s, 3) if self.started else None,
             log_path=self.log or self.spec.log_path,
-            log_tail=self.log_tail,
+            log_tail=self.words.log_tail,
+            rule_logs=self.words.rule_logs,
             detail="; ".join(note for note in notes if note),
         )
 

@@ -5,6 +5,7 @@ A job must not be lost because its log cannot be written, so there are places to
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import signal
@@ -25,6 +26,8 @@ _FRAME = re.compile(
         (?:(?:local)?(?:rule|checkpoint)\ [^\n]*:|(?:Error\ in\ [^\n]*:)\n\ {4}message:\ None)\n(?:\ {4}[^\n]*\n)*
     |^RuleException:\nCalledProcessError\ in\ file\ "[^\n]*",\ line\ \d+:\n
         Command\ '(?:(?!^RuleException:\n)(?s:.))*?'\ (?:returned\ non-zero\ exit\ status\ \d+\.|died\ with\ [^\n]*)\n
+    |^Removing\ output\ files\ of\ failed\ job\ [^\n]*\ since\ they\ might\ be\ corrupted:\n[^\n]*\n
+    |^(?:\[\w{3}\ \w{3}\ [\ \d]\d\ [\d:]{8}\ \d{4}\]\n)?Finished\ jobid:\ [^\n]*\n(?:\d+\ of\ \d+\ steps[^\n]*\n)?
     |^SNAKEMAKE\n=+\n(?:\ \ [^\n]*\n)*
     |^(?:host:\ [^\n]*|Building\ DAG\ of\ jobs\.\.\.|Using\ shell:\ [^\n]*|Provided\ (?:remote\ nodes|cores):\ [^\n]*
         |Rules\ claiming\ more\ threads\ will\ be\ scaled\ down\.
@@ -37,6 +40,10 @@ _FRAME = re.compile(
 
 _SEARCHED_BYTES = 1 << 20
 _SEARCHED_HEADS = 100
+_MEMBER = b"\nError in rule "
+_SHOWN_MEMBERS = 3
+_BLOCK_BYTES = 4096
+_SHOWN_CHARACTERS = 100
 #: Before what Snakemake prints of a command that failed (the message of CalledProcessError), and how that ends. Any
 #: number of both may stand in a job's own output, so they are never one expression, which would look from each head
 #: to the end of the log.
@@ -141,6 +148,31 @@ def command_end(path: str) -> str:
     return f"its command was ended by {last['signal'].decode()}"
 
 
+def failed_members(path: str) -> str:
+    """«in rule c (output c.txt)»: which rules of a group failed, as its Snakemake wrote it; empty where it did not."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
+            text = b"\n" + file.read(_SEARCHED_BYTES)
+    except OSError:
+        return ""
+    found: list[str] = []
+    stop = len(text)
+    for _ in range(_SHOWN_MEMBERS):
+        start = text.rfind(_MEMBER, 0, stop)
+        if start < 0:
+            break
+        first, *rest = text[start + len(_MEMBER) : min(stop, start + _BLOCK_BYTES)].decode(errors="replace").split("\n")
+        lines = list(itertools.takewhile(lambda line: line.startswith("    "), rest))
+        output = next((line for line in lines if line.startswith("    output: ")), "").strip()
+        rule = first.rstrip(":")[:_SHOWN_CHARACTERS]
+        name = f"{rule} ({output.replace(':', '', 1)[:_SHOWN_CHARACTERS]})" if output else rule
+        if lines[:1] == ["    message: None"] and name not in found:
+            found.insert(0, name)
+        stop = start
+    return f"in rule {', '.join(found)}" if found else ""
+
+
 def _last_end(text: bytes) -> re.Match[bytes] | None:
     """The end of the last command of which Snakemake's message says it. Takes time in proportion to ``text``."""
     stop = len(text)
@@ -158,12 +190,12 @@ def _last_end(text: bytes) -> re.Match[bytes] | None:
 
 
 def clean_tail(data: bytes, cut: bool) -> str:
-    """The last lines of ``data``, without control characters, and of Snakemake's own only where there are no others.
+    """The last lines of ``data``, without control characters and without what Snakemake says of each job.
 
     With ``cut`` the first line is not whole, and is dropped if others follow.
     """
     whole = data.decode(errors="replace")
-    lines = (_FRAME.sub("", whole).strip("\n") or whole).split("\n")
+    lines = _FRAME.sub("", whole).strip("\n").split("\n")
     # What a progress bar wrote over is gone on a terminal, too.
     lines = [_CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip() for line in lines]
     if cut and len(lines) > 1:

@@ -265,9 +265,10 @@ class Supervisor:
 
     async def _read_log(self, current: Attempt) -> None:
         """What an attempt that did not succeed wrote last. A file server that hangs holds up nothing else."""
-        reading = self._loop.run_in_executor(self._logs, current.read_log)
+        files_dir = current.directory or (self._setup.files_dir if self._setup is not None else "")
+        reading = self._loop.run_in_executor(self._logs, current.read_log, files_dir)
         try:
-            current.command_end, current.log_tail = await asyncio.wait_for(reading, _READ_S)
+            current.words = await asyncio.wait_for(reading, _READ_S)
         except FileNotFoundError:
             current.notes.append("its log was removed while it ran")
         except TimeoutError:
@@ -308,7 +309,7 @@ class Supervisor:
         current.kernel_kills = self._kernel_kills
         if spec.local_copies is not None and self._scratch is None:
             environment = job_environment(self._environment, spec.key, spec.environment)
-            current.copies = os.path.join(setup.copies_dir, expand(spec.local_copies, environment))
+            current.copies = os.path.join(setup.files_dir, expand(spec.local_copies, environment))
             await self._remove(current.copies)  # what an earlier run of the attempt left, whose worker was lost
         self._check_verdict(current)
         if not await self._warming.start(current):

@@ -139,7 +139,7 @@ class Link:
             case ("started", key, pid, start, started):
                 self._report({"started": key, "pid": pid, "start": start, "time": started, "worker": self.worker})
             case ("ended", outcome):
-                outcome = dataclasses.replace(outcome, worker=self.worker)
+                outcome = dataclasses.replace(outcome, worker=self.worker, allocation=self._allocation())
                 future = self._waiting.pop(outcome.key, None)
                 if future is not None and not future.done():
                     future.set_result(outcome)
@@ -166,6 +166,10 @@ class Link:
         # Its jobs' leaders died with it; whatever they had started is now this process's child.
         return await asyncio.to_thread(kill_descendants, os.getpid())
 
+    def _allocation(self) -> str:
+        known = described.get(self.run_id)
+        return "" if known is None else known.allocation_id or ""
+
     def _lost(self, key: str) -> Outcome:
         code = self.supervisor.process.poll()
         how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
@@ -174,6 +178,7 @@ class Link:
             status="lost",
             worker=self.worker,
             host=platform.node(),
+            allocation=self._allocation(),
             detail=f"the worker's supervisor process ended ({how})",
         )
 

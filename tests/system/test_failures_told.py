@@ -15,7 +15,8 @@ pytestmark = pytest.mark.xdist_group("failures-told")
 
 FAILING = """
 rule all:
-    input: "failing.txt", "missing.txt", "signal.txt", "killed.txt", "second.txt", "error.txt", "fine.txt"
+    input: "failing.txt", "missing.txt", "signal.txt", "killed.txt", "second.txt", "error.txt", "fine.txt",
+        "logged.a.txt"
 
 rule failing:
     output: "failing.txt"
@@ -43,6 +44,11 @@ rule second:
     output: "second.txt"
     group: "pair"
     shell: "echo the second one; exit 9"
+
+rule logged:
+    output: "logged.{x}.txt"
+    log: "logs/{x}.log"
+    shell: "echo the reason > {log}; touch {output}; exit 3"
 
 rule error:
     output: "error.txt"
@@ -76,9 +82,17 @@ def test_failed_jobs(tmp_path: Path, start: str) -> None:
             "missing": ("it failed with exit code 1.", ["made nothing", "MissingOutputException", "missing.txt"]),
             "signal": ("its command was ended by SIGSEGV.", ["about to crash"]),
             "killed": ("it was ended by signal 9 (SIGKILL).", ["all of it"]),
-            "pair_first_second": ("its command failed with exit code 9.", ["the second one"]),
+            "pair_first_second": (
+                "its command failed with exit code 9 in rule second (output second.txt).",
+                ["the second one"],
+            ),
             "error": ("it failed with exit code 1.", ["not this way"]),
         }
+        logged = message(run.output, r"logged \(x=a\)")
+        assert re.search(
+            rf"exit code 3\.{WHERE}The last lines of {tmp_path}/logs/a.log:\n    the reason\nIts log: ", logged
+        )
+        assert {event["wildcards"]["x"] for event in run.events("job-queued") if event["rule"] == "logged"} == {"a"}
         for name, (cause, lines) in expected.items():
             text = message(run.output, name)
             assert re.match(rf"Job of {name}: {re.escape(cause)}{WHERE}The last lines of its log:\n    ", text), text

@@ -93,7 +93,7 @@ def test_the_kernel_is_named_only_where_something_of_the_job_was_killed(tmp_path
         loop = asyncio.get_running_loop()
         attempt = Attempt(spec(), loop.create_future(), loop.create_future(), log=str(path))
         attempt.leader.set_result(wait_status)
-        attempt.command_end, attempt.log_tail = attempt.read_log()
+        attempt.words = attempt.read_log(str(tmp_path))
         return attempt.outcome(None, lambda: 1)
 
     assert ("the kernel killed processes" in asyncio.run(ended()).detail) is told
@@ -128,7 +128,7 @@ def test_whether_a_job_failed_by_itself_is_doubted(tmp_path, status, log, verdic
         attempt = Attempt(spec(), loop.create_future(), loop.create_future(), log=str(tmp_path / "log"))
         attempt.leader.set_result(status)
         attempt.verdict = verdict and (verdict, "why")
-        attempt.command_end, attempt.log_tail = attempt.read_log()
+        attempt.words = attempt.read_log(str(tmp_path))
         return attempt.doubt_s()
 
     assert asyncio.run(doubted()) == doubt

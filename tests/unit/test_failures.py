@@ -1,6 +1,6 @@
 """The words in which a failed job is told."""
 
-from snakemake_executor_plugin_dask.failures import explain
+from snakemake_executor_plugin_dask.failures import explain, label
 from snakemake_executor_plugin_dask.jobs import Outcome
 
 
@@ -21,6 +21,28 @@ def test_exit_code() -> None:
         "Job of align: it failed with exit code 3. (on host n7, worker cpu-1, after 12.5 s)\n"
         "The last lines of its log:\n    one\n    two\nIts log: /l/a.log\n"
     )
+
+
+def test_member_of_a_group() -> None:
+    """The member that failed is named, also where no command of its own did."""
+    group = Outcome("k", "failed", exit_code=1, detail="in rule c (output c.txt)", allocation="17", host="n1")
+    assert explain("pair", group) == (
+        "Job of pair: it failed with exit code 1 in rule c (output c.txt). (on host n1, allocation 17)\n"
+    )
+
+
+def test_rules_own_log() -> None:
+    """What the rule's own log files end with comes before what else was written."""
+    text = explain("a", Outcome("k", "failed", exit_code=1, rule_logs=(("/w/a.log", "reason"),), log_tail="more"))
+    assert text.endswith("\nThe last lines of /w/a.log:\n    reason\nThe last lines of its log:\n    more\n")
+
+
+def test_label() -> None:
+    """A rule with its wildcards, in one line of limited length."""
+    assert label("align", {}) == "align"
+    assert label("align", {"sample": "a", "lane": "3"}) == "align (sample=a, lane=3)"
+    assert label("align", {"sample": "a\nb\x1b[0m"}) == "align (sample=a?b?[0m)"
+    assert len(label("align", {"sample": "x" * 1000})) < 220
 
 
 def test_signal() -> None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from snakemake_executor_plugin_dask.worker.logs import clean_tail, command_end, tail, usable_log
+from snakemake_executor_plugin_dask.worker.logs import clean_tail, command_end, failed_members, tail, usable_log
 
 
 def test_directories_are_made_and_content_stays(tmp_path):
@@ -74,6 +74,8 @@ Error in rule align:
     shell:
         bwa
         (command exited with non-zero exit code)
+Removing output files of failed job align since they might be corrupted:
+a.bam, a.bai
 Shutting down, this might take some time.
 Exiting because a job execution failed. Look above for error messages
 WorkflowError:
@@ -82,13 +84,23 @@ At least one job did not complete successfully.
 
 
 def test_tail_is_what_the_job_wrote():
-    """Snakemake's blocks around it do not push it out; they are shown where a job wrote nothing."""
+    """Snakemake's blocks around it do not push it out, and are not shown where a job wrote nothing."""
     assert clean_tail(FRAMED % b"bwa: index not found\n    see: bwa index\n", cut=False) == (
         "bwa: index not found\n    see: bwa index"
     )
-    assert clean_tail(FRAMED % b"", cut=False).endswith("At least one job did not complete successfully.")
+    assert clean_tail(FRAMED % b"", cut=False) == ""
     error = b'RuleException:\nValueError in file "/w/Snakefile", line 3:\nnot this way\n'
     assert clean_tail(FRAMED % error, cut=False) == error.decode().strip()
+
+
+def test_failed_members_of_a_group(tmp_path):
+    """Their rules and outputs, as the group's Snakemake tells of them."""
+    path = tmp_path / "log"
+    path.write_bytes(FRAMED % b"Error in rule none:\n    of the job's own\n" + FRAMED.replace(b"align", b"sort") % b"")
+    assert failed_members(str(path)) == "in rule align, sort"
+    path.write_bytes(b"\nError in rule a:\n    message: None\n    jobid: 1\n    output: a.txt, b.txt\n")
+    assert failed_members(str(path)) == "in rule a (output a.txt, b.txt)"
+    assert failed_members(str(tmp_path / "none")) == ""
 
 
 def test_tail_of_nothing(tmp_path):
@@ -130,5 +142,6 @@ def test_no_log_takes_long_to_read(tmp_path, line):
     path.write_bytes(b"\n" + line * ((2 << 20) // len(line)))
     before = time.thread_time()
     assert command_end(str(path)) == ""
-    assert tail(str(path))
+    assert failed_members(str(path)) == ""
+    tail(str(path))
     assert time.thread_time() - before < 2
