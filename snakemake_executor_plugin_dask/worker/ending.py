@@ -9,15 +9,35 @@ import contextlib
 import os
 import signal
 from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.jobs import Status
 from snakemake_executor_plugin_dask.worker import processes
-from snakemake_executor_plugin_dask.worker.attempt import HOST, Attempt
+from snakemake_executor_plugin_dask.worker.attempt import HOST, Attempt, note
 from snakemake_executor_plugin_dask.worker.usage import Monitor
 from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 
 _RECHECK_S = 0.05
 WARM_ENDED = f"the warm process on {HOST} ended, and the job with it"
+
+
+@dataclass(slots=True)
+class _View:
+    """What was seen of the process table at one time (the loop's), for all attempts."""
+
+    at: float
+    orphans: dict[str, list[int]] = field(default_factory=dict)  # by attempt
+    table: dict[int, processes.Stat] | None = None  # None: not needed so far
+    children: dict[int, list[processes.Stat]] = field(default_factory=dict)
+
+    def tree(self, roots: list[int]) -> list[int]:
+        """The living ones of ``roots`` and their descendants."""
+        if not roots:
+            return []
+        if self.table is None:
+            self.table = processes.process_table()
+            self.children = processes.children_in(self.table)
+        return [stat.pid for stat in processes.tree(self.table, roots, self.children) if not stat.dead]
 
 
 class Endings:
@@ -32,6 +52,11 @@ class Endings:
         self._adopted: dict[int, str] = {}
         self._loop = asyncio.get_running_loop()
         self._reaped: asyncio.Future[None] = self._loop.create_future()
+        #: To be ended, and not gone so far; with whether they were told.
+        self._stopped: dict[str, bool] = {}
+        self._ending: asyncio.Task[None] | None = None
+        self._seen = _View(float("-inf"))
+        self._stirred = float("-inf")  # when something ended, or is to end, for the last time
 
     def wake_stopped_parents(self) -> None:
         """Let who started a job's shell tell that it has ended, where the job stopped it (SIGSTOP of its parent)."""
@@ -58,19 +83,39 @@ class Endings:
             return
         current.verdict, current.kill_at = (status, why), kill_at
         current.stopping.set()
-        current.killing = asyncio.create_task(self._kill(current))
+        self._stopped[current.key] = False
+        if self._ending is None or self._ending.done():
+            self._ending = asyncio.create_task(self._end())
+        else:
+            self._stir()
+        current.killing = self._ending
 
-    async def _kill(self, current: Attempt) -> None:
-        if self._loop.time() < current.kill_at:
-            members = self._tree(current)
-            processes.send(members, signal.SIGTERM)
-            processes.send(members, signal.SIGCONT)
-        while not current.gone.is_set():
-            if self._loop.time() >= current.kill_at:
-                members = self._tree(current)
-                processes.send(members, signal.SIGKILL)
-                self._look_for_leader(current)
+    async def _end(self) -> None:
+        """End all attempts that are to be ended. One reading of the process table serves them all."""
+        while self._stopped:
+            began = self._loop.time()
+            try:
+                self._signal_stopped(began)
+            except OSError as error:
+                note(f"the process table could not be read: {error}")
+            # Not more than half of the time: with thousands of processes a look takes long, and something always ends.
+            await asyncio.sleep(min(_RECHECK_S, self._loop.time() - began))
             await self.something_ended()
+
+    def _signal_stopped(self, now: float) -> None:
+        view = self._view(now)
+        for key, told in list(self._stopped.items()):
+            current = self.attempts.get(key)
+            if current is None or current.gone.is_set():
+                del self._stopped[key]
+            elif now >= current.kill_at:
+                processes.send(self._tree(current, view), signal.SIGKILL)
+                self._look_for_leader(current)
+            elif not told:
+                self._stopped[key] = True
+                members = self._tree(current, view)
+                processes.send(members, signal.SIGTERM)
+                processes.send(members, signal.SIGCONT)
 
     def _look_for_leader(self, current: Attempt) -> None:
         """The end of a leader that its warm process had waited for before it died is told by nobody."""
@@ -80,35 +125,43 @@ class Endings:
             if stat is None or stat.start != current.start_ticks:
                 current.leader.set_result(None)
 
-    def _tree(self, current: Attempt) -> list[int]:
+    def _tree(self, current: Attempt, view: _View) -> list[int]:
         """All living processes of an attempt."""
-        table = processes.process_table()
-        roots = self._orphans(current)
-        leader = table.get(current.pid)
-        if leader is not None and leader.start == current.start_ticks and not current.leader.done():
-            roots.append(current.pid)
-        return [stat.pid for stat in processes.tree(table, roots) if not stat.dead]
+        roots = list(view.orphans.get(current.key, ()))
+        if current.pid and not current.leader.done():
+            stat = processes.read_stat(current.pid)
+            if stat is not None and stat.start == current.start_ticks:
+                roots.append(current.pid)
+        return view.tree(roots)
 
     async def clear(self, current: Attempt) -> None:
         """Once the leader has ended: end the rest of the tree, and return when nothing is left."""
-        while orphans := self._orphans(current):
+        since = self._loop.time()
+        while orphans := (view := self._view(since)).orphans.get(current.key):
             if self._loop.time() >= current.kill_at:
-                members = processes.tree(processes.process_table(), orphans)
-                processes.send((stat.pid for stat in members), signal.SIGKILL)
+                processes.send(view.tree(orphans), signal.SIGKILL)
             await self.something_ended()
+            # Whoever comes first looks for all. What an ended child leaves is an orphan before its end is noticed.
+            since = max(self._stirred, self._loop.time() - _RECHECK_S / 2)
 
-    def _orphans(self, current: Attempt) -> list[int]:
-        """Processes that lost their parent, came to the supervisor, and belong to the attempt."""
-        return [
-            pid
-            for pid in processes.own_children()
-            if self._may_be_orphan(pid, current) and pid not in self.warms and self._owner(pid) == current.key
-        ]
+    def _view(self, since: float) -> _View:
+        """One that is not older than ``since``."""
+        if self._seen.at < since:
+            self._seen = _View(self._loop.time(), self._orphans())
+        return self._seen
 
-    def _may_be_orphan(self, pid: int, current: Attempt) -> bool:
-        """The shell of a runner that died is one: its warm process told of the end, and the shell lives on."""
-        leader = self.leaders.get(pid)
-        return leader is None or (leader is current and current.leader.done())
+    def _orphans(self) -> dict[str, list[int]]:
+        """Processes that lost their parent and came to the supervisor, by the attempts that they belong to."""
+        found: dict[str, list[int]] = {}
+        for pid in processes.own_children():
+            leader = self.leaders.get(pid)
+            # The shell of a runner that died is one: its warm process told of the end, and the shell lives on.
+            if pid in self.warms or (leader is not None and not leader.leader.done()):
+                continue
+            key = self._owner(pid)
+            if key is not None and (leader is None or leader.key == key):
+                found.setdefault(key, []).append(pid)
+        return found
 
     def left_by_warm(self, unanswered: Collection[str]) -> list[int]:
         """Orphans of a warm process that could not tell of them: of those attempts, or of none that is known."""
@@ -175,5 +228,9 @@ class Endings:
                         # Its warm process would have waited for it, so that one is gone, and took the job along.
                         current.verdict = ("lost", WARM_ENDED)
                     current.leader.set_result(status)
+        self._stir()
+
+    def _stir(self) -> None:
+        self._stirred = self._loop.time()
         self._reaped.set_result(None)
         self._reaped = self._loop.create_future()

@@ -90,6 +90,14 @@ def process_table() -> dict[int, Stat]:
     return {stat.pid: stat for stat in stats if stat is not None}
 
 
+def children_in(table: Mapping[int, Stat]) -> dict[int, list[Stat]]:
+    """The direct children of each process in a table that has any."""
+    children: dict[int, list[Stat]] = {}
+    for stat in table.values():
+        children.setdefault(stat.ppid, []).append(stat)
+    return children
+
+
 def own_children() -> list[int]:
     """This process's direct children, adopted ones included."""
     return children_of(os.getpid())
@@ -107,11 +115,11 @@ def children_of(pid: int) -> list[int]:
         return [stat.pid for stat in process_table().values() if stat.ppid == pid]
 
 
-def tree(table: Mapping[int, Stat], roots: Iterable[int]) -> list[Stat]:
-    """The roots that exist, and all their descendants, parents first."""
-    children: dict[int, list[Stat]] = {}
-    for stat in table.values():
-        children.setdefault(stat.ppid, []).append(stat)
+def tree(
+    table: Mapping[int, Stat], roots: Iterable[int], children: Mapping[int, list[Stat]] | None = None
+) -> list[Stat]:
+    """The roots that exist, and all their descendants, parents first. ``children``: what `children_in` gave."""
+    children = children_in(table) if children is None else children
     found = {root: table[root] for root in roots if root in table}
     queue = list(found.values())
     for stat in queue:  # grows while it is walked

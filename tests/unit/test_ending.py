@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from snakemake_executor_plugin_dask.jobs import JobSpec
+from snakemake_executor_plugin_dask.worker import processes
 from snakemake_executor_plugin_dask.worker.attempt import Attempt
 from snakemake_executor_plugin_dask.worker.ending import Endings
 from snakemake_executor_plugin_dask.worker.environment import JOB
@@ -53,6 +54,44 @@ def test_what_a_dead_warm_process_left_is_found(start: Start) -> None:
         assert others not in found
 
     asyncio.run(look())
+
+
+def test_one_look_serves_all_that_are_to_be_ended(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process table is read a few times, however many attempts end at once."""
+    count, reads = 40, 0
+    read = processes.process_table
+
+    def counted() -> dict[int, processes.Stat]:
+        nonlocal reads
+        reads += 1
+        return read()
+
+    monkeypatch.setattr(processes, "process_table", counted)
+
+    async def end() -> None:
+        endings = Endings(Monitor(ProcFiles(), os.getpid()))
+        loop = asyncio.get_running_loop()
+        for number in range(count):
+            key = f"job-{number}"
+            current = Attempt(JobSpec(key, "rule", "1", 1, (), 1, "/log"), loop.create_future(), loop.create_future())
+            current.pid = start(key)
+            current.start_ticks = read_stat(current.pid).start
+            endings.attempts[key] = endings.leaders[current.pid] = current
+        attempts = list(endings.attempts.values())
+        for current in attempts:
+            endings.stop(current, "cancelled", "enough", grace_s=0.0)
+        async with asyncio.timeout(60):
+            while not all(current.leader.done() for current in attempts):
+                endings.reap()
+                await asyncio.sleep(0.01)
+            for current in attempts:
+                await endings.clear(current)
+                current.gone.set()
+            await attempts[0].killing
+        assert {current.verdict for current in attempts} == {("cancelled", "enough")}
+
+    asyncio.run(end())
+    assert reads < count / 2
 
 
 def test_a_shell_that_outlives_its_runner_is_ended(start: Start) -> None:
