@@ -32,7 +32,7 @@ _SOFT_LIMITS = tuple(
     getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 )
 _UNSAFE = re.compile(r"[^\w.=+-]+")
-_NAME_LENGTH = 100
+_NAME_BYTES = 100  # two of them and some numbers make a file name, which may have 255
 
 
 def members(job: Any) -> Iterable[Any]:
@@ -233,4 +233,5 @@ def _moved(path: str, source: str, target: str) -> str:
 
 def _safe(text: str) -> str:
     """A part of a path that says what it is of, whatever the text holds."""
-    return _UNSAFE.sub("_", text).strip(".-")[:_NAME_LENGTH] or "_"
+    name = _UNSAFE.sub("_", text).strip(".-")[:_NAME_BYTES]
+    return name.encode()[:_NAME_BYTES].decode(errors="ignore") or "_"

@@ -24,7 +24,7 @@ rule all:
 rule small:
     output: "small/{{i}}"
     shell:
-        "env | sort > {{output}}; sleep 0.5; test -z $SLURM_JOB_ID || "
+        "env | sort > {{output}}; sleep 0.5; test -z ${{{{SLURM_JOB_ID:-}}}} || "
         "timeout 60 srun bash -c 'echo srun on $SLURMD_NODENAME' >> {{output}}"
 
 rule wide:
