@@ -158,6 +158,6 @@ def test_without_one_workers_run_with_snakemakes(site: Site, tmp_path: Path) -> 
     """As before, and quoted, since it is a path."""
     site("jobqueue:\n  pbs:\n    cores: 2\n    memory: 4 GB\n")
     _, script = JobqueueBackend("pbs").write(PBS, "main-0", _link(tmp_path))
-    assert f"\n{sys.executable} -m" in script.read_text()
+    assert f"\n{sys.executable} -P -m" in script.read_text()
     assert '"own_python": false' in script.with_suffix(".json").read_text()
     assert stat.S_IMODE(script.with_suffix(".json").stat().st_mode) == 0o600
