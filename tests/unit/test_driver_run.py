@@ -10,12 +10,13 @@ from typing import Any
 
 import dask
 import pytest
+from distributed.utils import get_ip
 
 from snakemake_executor_plugin_dask.driver import run as run_module
 from snakemake_executor_plugin_dask.driver.allocations import Ran
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.jobs import RunSetup
-from snakemake_executor_plugin_dask.messages import Begin, Say
+from snakemake_executor_plugin_dask.messages import Begin
 from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.requests import Request
@@ -121,8 +122,8 @@ def test_leases_are_renewed_where_the_scheduler_listens(tmp_path: Path) -> None:
 
     def look(run: run_module.Run) -> None:
         assert run._leases is not None
-        assert run._leases._server is not None
-        where.extend(found.getsockname() for found in run._leases._server.sockets)
+        assert run._leases._socket is not None
+        where.append(run._leases._socket.getsockname())
 
     pool = Pool("cpu", "slurm", 0, 2, 4, 4000)
     bring_up(tmp_path, pool, look, scheduler_interface="lo", scheduler_port=port)
@@ -130,17 +131,27 @@ def test_leases_are_renewed_where_the_scheduler_listens(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("dask_configuration")
-def test_another_port_of_the_dashboard_is_told(tmp_path: Path) -> None:
-    """The one that was asked for is taken; the link is private."""
-    modes = []
+def test_on_a_cluster_one_address_is_listened_on(tmp_path: Path) -> None:
+    """The one that workers are given, where nothing else is said; not all that this host has."""
+    where: set[str] = set()
 
     def look(run: run_module.Run) -> None:
-        modes.append((run._state_dir / "dashboard").stat().st_mode & 0o777)
+        assert run._leases is not None
+        assert run._leases._socket is not None
+        assert run._cluster is not None
+        tls = [listener for listener in run._cluster.scheduler.listeners if listener.prefix == "tls://"]
+        where.update(sock.getsockname()[0] for listener in tls for sock in listener.tcp_server._sockets.values())
+        where.add(run._leases._socket.getsockname()[0])
 
+    bring_up(tmp_path, Pool("cpu", "slurm", 0, 2, 4, 4000), look)
+    assert where == {get_ip()}
+
+
+@pytest.mark.usefixtures("dask_configuration")
+def test_a_dashboards_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    """The run does not come up: at another port nobody would look for it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         pool = Pool("local", "local", 1, 1, 1, 1000)
-        told = bring_up(tmp_path, pool, look, dashboard=f"127.0.0.1:{port}")
-    warnings = [message.text for message in told if isinstance(message, Say) and message.level == "warning"]
-    assert any(f"port {port}" in text and "instead" in text for text in warnings)
-    assert modes == [0o600]
+        with pytest.raises(ConfigurationError, match=f"127.0.0.1:{port}"):
+            bring_up(tmp_path, pool, lambda _: None, dashboard=f"127.0.0.1:{port}")
