@@ -30,6 +30,10 @@ _patching = threading.Lock()
 ADDED = ("--max-jobs-per-timespan", "1000/0s", "--preemptible-rules", "--preemptible-retries", "0")
 
 
+#: A command line holds 2 MB, or less, with the environment, and 128 kB in one argument.
+_MOST_BYTES = 60_000
+
+
 def general_arguments(factory: Any, common_settings: CommonSettings, *, copies_shared: bool = True) -> list[str]:
     """The arguments that are the same for all jobs of a run.
 
@@ -72,12 +76,15 @@ def job_arguments(
     overrides: dict[str, Any] = {}
     target = [TargetSpec(spec.rulename, dict(spec.wildcards_dict)) for spec in target]
     encoded = encode_target_jobs_cli_args(target)
-    if not _survives_parsing(encoded, target):
+    unneeded, awaited = [str(path) for path in unneeded_temp_files], [str(path) for path in wait_for_files]
+    allowed = sorted(set(rules))
+    length = sum(len(text.encode(errors="surrogatepass")) + 1 for text in (*encoded, *allowed, *unneeded, *awaited))
+    too_long = length > _MOST_BYTES
+    if too_long or not _survives_parsing(encoded, target):
         overrides["target_jobs"] = target
         # The parser wants a value that it can read; it is replaced afterwards.
         encoded = ["replaced:"]
-    allowed = sorted(set(rules))
-    if any(rule.startswith("-") for rule in allowed):
+    if (too_long and allowed) or any(rule.startswith("-") for rule in allowed):
         overrides["allowed_rules"] = allowed
         allowed = ["replaced"]
     arguments = ["--snakefile", snakefile, "--target-jobs", *encoded]
@@ -92,10 +99,10 @@ def job_arguments(
         arguments += ["--local-storage-prefix", encode_as_base64(local_copies)]
     for flag, values in (
         # Plain text: Snakemake's own kind of file name holds its rule, which cannot be pickled.
-        ("--unneeded-temp-files", [str(value) for value in unneeded_temp_files]),
-        ("--wait-for-files", [str(value) for value in wait_for_files]),
+        ("--unneeded-temp-files", unneeded),
+        ("--wait-for-files", awaited),
     ):
-        if any(value.startswith("-") for value in values):
+        if (too_long and values) or any(value.startswith("-") for value in values):
             overrides[flag[2:].replace("-", "_")] = values
         elif values:
             arguments += [flag, *values]

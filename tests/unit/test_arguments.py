@@ -72,6 +72,17 @@ def test_files_with_leading_dashes_travel_as_overrides(files: list[str]) -> None
         assert list(arguments[arguments.index("--wait-for-files") + 1 :]) == files
 
 
+def test_what_no_command_line_holds_travels_as_overrides() -> None:
+    """Thousands of input files, or members of a group."""
+    files = [f"a/rather/long/path/of/a/sample/{number}.txt" for number in range(5000)]
+    target = [TargetSpec("a", {"x": f"a-sample-with-a-name-{number}"}) for number in range(5000)]
+    for changes in ({"wait_for_files": files}, {"target": target}, {"unneeded_temp_files": files}):
+        arguments, overrides = job(**changes)
+        assert sum(map(len, arguments)) < 1000
+        for name, value in changes.items():
+            assert overrides[{"target": "target_jobs"}.get(name, name)] == value
+
+
 class Factory:
     """Formats one argument as Snakemake's own factory does, through the functions that its module has at the time."""
 
