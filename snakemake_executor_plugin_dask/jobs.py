@@ -140,6 +140,7 @@ class WorkerFacts:
     #: Identifiers as the worker's own CUDA_VISIBLE_DEVICES (or the driver library) names them.
     devices: tuple[str, ...] = ()
     too_few: str = ""  # why there are fewer devices than the pool declares, as a sentence
+    cold: str = ""  # why jobs cannot start warm there, though they should, as a sentence
     near: tuple[tuple[int, ...], ...] = ()  # for each device the cores nearest to it; empty where that is not known
     remaining_s: float | None = None  # of the allocation's life; None: no end known
     hosts: tuple[str, ...] = ()  # the nodes of a worker that holds several

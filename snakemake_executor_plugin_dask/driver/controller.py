@@ -110,7 +110,7 @@ class Controller:
         self.pools: dict[str, Pool] = {pool.name: pool for pool in options.pools}
         self.shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in options.pools}
         self.given_up: dict[str, str] = {}
-        self._too_few: set[str] = set()  # pools whose workers have fewer GPUs than declared, which was said
+        self._lacks: set[tuple[str, str]] = set()  # pools, and what their workers lack, which was said
         self.ledger = Ledger()
         self.waiting = placement.Waiting()
         self._unmade: dict[Slurm, list[Job]] = {}  # jobs for whose resources Slurm is being asked
@@ -554,9 +554,10 @@ class Controller:
                 [routing.shape_of(m.pool, routing.shape_of_worker(m.pool, m.facts)) for m in up if m.facts is not None]
             )
         self.ledger.add_worker(member.name, member.pool, member.facts, self._clock())
-        if member.facts.too_few and pool.name not in self._too_few:
-            self._too_few.add(pool.name)
-            self._say("warning", f"Pool {pool.name}: {member.facts.too_few}")
+        for kind in ("too_few", "cold"):
+            if (text := getattr(member.facts, kind)) and (pool.name, kind) not in self._lacks:
+                self._lacks.add((pool.name, kind))
+                self._say("warning", f"Pool {pool.name}: {text}")
         if member.facts.too_few or (pool.cluster == "mpi" and not self.fleet.of(pool.name, "starting")):
             self.route_again(pool)  # only now is it known what its nodes hold
         self.place_soon()

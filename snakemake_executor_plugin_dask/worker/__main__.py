@@ -83,7 +83,7 @@ async def _serve(
     from snakemake_executor_plugin_dask.listening import guard
     from snakemake_executor_plugin_dask.observe.quiet import QuietWorker
 
-    facts = _facts(config, name, supervisor, started)
+    facts = _facts(config, name, setup, supervisor, started)
     dask.config.set(WORKER_CONFIGURATION)
     quieten()
     bound_log()
@@ -137,7 +137,9 @@ async def _serve(
     return 0
 
 
-def _facts(config: dict[str, Any], name: str, supervisor: task.Supervisor, started: float) -> WorkerFacts:
+def _facts(
+    config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
+) -> WorkerFacts:
     from snakemake_executor_plugin_dask.machine import this_machine
     from snakemake_executor_plugin_dask.routing import usable_memory_mb
 
@@ -155,6 +157,7 @@ def _facts(config: dict[str, Any], name: str, supervisor: task.Supervisor, start
         memory_mb=usable_memory_mb(config["memory_mb"] or memory_mb),
         devices=found.devices,
         too_few=complaint(config.get("gpus"), found, host) or "",
+        cold=processes.why_cold() if setup.job_start == "warm" else "",
         near=near_cores(found.devices, os.sched_getaffinity(0)) if found.devices else (),
         remaining_s=remaining,
         hosts=_hosts() if config["nodes"] else (),

@@ -35,7 +35,7 @@ class Warming:
 
     def begin(self, setup: RunSetup, environment: Mapping[str, str]) -> None:
         """Start the warm process, if the run is to have one."""
-        if setup.job_start == "warm" and not setup.precommand:
+        if setup.job_start == "warm" and not setup.precommand and not processes.why_cold():
             self._setup, self._environment = setup, environment
             self._launch()
 

@@ -6,9 +6,11 @@ import socket
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from supervising import run_setup
 
 from snakemake_executor_plugin_dask.jobs import JobSpec
 from snakemake_executor_plugin_dask.messages import Channel
@@ -134,6 +136,20 @@ def test_a_job_that_is_stopped_does_not_wait_for_the_warm_process() -> None:
         await current.killing
 
     asyncio.run(stop())
+
+
+def test_a_kernel_without_pidfds_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No warm process is started that could start no job, and there is a sentence for the user."""
+    assert processes.why_cold() == ""
+    monkeypatch.delattr(os, "pidfd_open")
+    assert "jobs start cold" in processes.why_cold()
+
+    async def begin() -> None:
+        endings = Endings(Monitor(ProcFiles(), os.getpid()))
+        warming.Warming(endings, lambda *_: None).begin(run_setup(tmp_path, job_start="warm"), {})
+        assert not endings.warms
+
+    asyncio.run(begin())
 
 
 @pytest.mark.parametrize(("state", "killed"), [("D", False), ("S", True)])
