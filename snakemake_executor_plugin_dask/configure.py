@@ -176,11 +176,10 @@ def _fit_machine(pools: tuple[Pool, ...], machine: Machine, warnings: list[str])
     has_memory = f"this machine has {machine.memory_mb} MB"
     for pool in sized.values():
         if (pool.cores or 0) > machine.cores:
-            msg = (
+            warnings.append(
                 f"{_whose(pool, pools)} is to have {_count(pool.cores or 0, 'core')}, but {has_cores} for this process "
-                f"(its affinity and cgroup count); ask for at most {machine.cores}."
+                "(its affinity and cgroup count): jobs share them."
             )
-            raise ConfigurationError(msg)
         if (pool.memory_mb or 0) > machine.memory_mb:
             msg = (
                 f"{_whose(pool, pools)} is to have {pool.memory_mb} MB of memory, but {has_memory} for this process "
@@ -195,7 +194,7 @@ def _fit_machine(pools: tuple[Pool, ...], machine: Machine, warnings: list[str])
         )
         raise ConfigurationError(msg)
     cores = sum(pool.workers_max * (pool.cores or 0) for pool in sized.values())
-    if cores > machine.cores:
+    if cores > machine.cores and all((pool.cores or 0) <= machine.cores for pool in sized.values()):
         warnings.append(f"The {workers} workers on this machine have {cores} cores together, but {has_cores}.")
     return tuple(sized.get(pool.name, pool) for pool in pools)
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,18 +60,20 @@ class DriverLink:
 
     def stop(self, *, kill: bool, timeout_s: float) -> bool:
         """Ask it to give everything back and wait for that. False: it did not end in time. May be repeated."""
+        deadline = time.monotonic() + timeout_s
         if not self._stopped.is_set():
             self.send(Stop(kill))
-        ended = self._stopped.wait(timeout_s)
+        if not self._stopped.wait(timeout_s):
+            return False
         if threading.current_thread() is not self._reader:
-            self._reader.join(5.0 if ended else 0.1)
-        if ended:
-            try:
-                self._process.wait(10.0)
-            except subprocess.TimeoutExpired:
-                return False
-            self._channel.close()
-        return ended
+            self._reader.join(5.0)
+        try:
+            # After its last word only the process has to leave, which takes a loaded machine its time.
+            self._process.wait(max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return False
+        self._channel.close()
+        return True
 
     def _read(self) -> None:
         while True:

@@ -10,6 +10,7 @@ import resource
 import shlex
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ class Handover:
 
     def queued(self, job: Any, request: Request) -> QueuedJob:
         """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""
-        settings, held = self._workflow.resource_settings, max(1, request.cores)
+        settings, held = self._workflow.resource_settings, max(1, request.cores, cores_at_once(job))
         max_threads = min(held, settings.max_threads or held)
         copies = None
         unneeded = [str(path) for path in self._dag.get_unneeded_temp_files(job)]
@@ -163,7 +164,7 @@ class Handover:
         )
         if self._jobscript:
             spec = dataclasses.replace(spec, script=self._write_script(job, spec))
-        return QueuedJob.of(spec, request, int(job.priority), last=self.is_last(job))
+        return QueuedJob.of(spec, request, float(job.priority), last=self.is_last(job))
 
     def is_last(self, job: Any) -> bool:
         """Whether Snakemake starts no more jobs once this attempt of the job has failed."""
@@ -229,6 +230,20 @@ class Handover:
 def _moved(path: str, source: str, target: str) -> str:
     """A path below ``source`` (with a slash at its end) as it is below ``target``; others as they are."""
     return os.path.join(target, path.removeprefix(source)) if path.startswith(source) else path
+
+
+def cores_at_once(job: Any) -> int:
+    """The cores of the most members of a group job that pipes or services join, and that must therefore run at once.
+
+    A group's Snakemake that has fewer refuses to run it, so it gets them also where the worker has less.
+    """
+    if not job.is_group():
+        return 0
+    joined: Counter[Any] = Counter()
+    for member in job:
+        if member.pipe_group is not None:
+            joined[member.pipe_group] += member.threads
+    return max(joined.values(), default=0)
 
 
 def _safe(text: str) -> str:

@@ -40,11 +40,11 @@ class QueuedJob:
     name: str  # of its rule or group
     packed: bytes
     request: Request
-    priority: int = 0
+    priority: float = 0.0
     last: bool = False  # once it has failed, Snakemake starts no more jobs
 
     @classmethod
-    def of(cls, spec: JobSpec, request: Request, priority: int = 0, *, last: bool = False) -> "QueuedJob":
+    def of(cls, spec: JobSpec, request: Request, priority: float = 0.0, *, last: bool = False) -> "QueuedJob":
         return cls(spec.key, spec.name, pickle.dumps(spec, protocol=pickle.HIGHEST_PROTOCOL), request, priority, last)
 
     def spec(self) -> JobSpec:

@@ -348,10 +348,11 @@ def unused(pools: Sequence[Pool], named: Iterable[tuple[str, Request]], shapes: 
     )
 
 
-def adapt_to_local(request: Request, shape: Shape) -> tuple[Request, tuple[str, ...]]:
+def adapt_to_local(request: Request, shape: Shape, at_once: int = 0) -> tuple[Request, tuple[str, ...]]:
     """The request as the single local pool takes it, and the kinds of warning that this is worth.
 
     So a workflow written for a cluster runs as it does with Snakemake's local executor. Memory is never adapted.
+    ``at_once`` are the cores of a group's members that must run at once, of which none is capped.
     """
     kinds: list[str] = []
     adapted = request
@@ -362,7 +363,7 @@ def adapt_to_local(request: Request, shape: Shape) -> tuple[Request, tuple[str, 
         kinds.append("nodes")
         adapted = replace(adapted, nodes=1)
     if shape.cores is not None and request.cores > shape.cores:
-        kinds.append("threads")
+        kinds.append("at once" if at_once > shape.cores else "threads")
         adapted = replace(adapted, cores=shape.cores)
     if request.gpus and not shape.gpus:
         kinds.append("gpu")
@@ -378,6 +379,8 @@ def local_warning(kind: str, name: str, request: Request, shape: Shape) -> str:
         "nodes": f"{rule} asks for {request.nodes} nodes, which count as 1 on the local pool.",
         "threads": f"{rule} asks for {_count(request.cores, 'core')}; jobs are capped to the local worker's"
         f" {shape.cores}.",
+        "at once": f"{rule} joins jobs by pipes or services that must run at once, with"
+        f" {_count(request.cores, 'core')}; they share the local worker's {shape.cores}.",
         "gpu": f"{rule} asks for {_count(request.gpus, 'GPU')}; GPUs are not counted on the local pool, and jobs share"
         " what CUDA_VISIBLE_DEVICES shows, unless --dask-worker-gpus is given.",
     }[kind]

@@ -29,7 +29,7 @@ from snakemake_executor_plugin_dask.driver.allocations import cancel_hints, canc
 from snakemake_executor_plugin_dask.driver_link import DriverLink
 from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.failures import explain, label
-from snakemake_executor_plugin_dask.handover import Handover, members
+from snakemake_executor_plugin_dask.handover import Handover, cores_at_once, members
 from snakemake_executor_plugin_dask.jobs import Outcome
 from snakemake_executor_plugin_dask.messages import (
     Begin,
@@ -54,6 +54,7 @@ from snakemake_executor_plugin_dask.requests import (
     unknown_slurm_warning,
 )
 from snakemake_executor_plugin_dask.routing import Shape
+from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 _LOOK_EVERY_S = 0.5
 _HANDED_OVER_AT_ONCE = 200  # jobs in a message: thousands would take as much memory again on both sides
@@ -85,6 +86,14 @@ def not_started_text(count: int) -> str:
 
 def _label(job: Any) -> str:
     return label(job.name, {} if job.is_group() else job.wildcards_dict)
+
+
+def queue_text(rule: str) -> str:
+    """Why a rule's job cannot run on a worker: its own Snakemake would wait for the queue's items for ever."""
+    return (
+        f"Rule {rule} takes its input from a queue (from_queue), which only Snakemake's own process can read; list it "
+        "under localrules, and let it be in no group."
+    )
 
 
 def unfit_directory(path: Path) -> str | None:
@@ -124,6 +133,8 @@ class Session:
         self._executor = executor
         self._workflow = executor.workflow
         self._logger = executor.logger
+        # Who calls Snakemake's own API may give none.
+        settings = executor.executor_settings or ExecutorSettings()
         if self._workflow.remote_execution_settings.immediate_submit:
             msg = (
                 "--immediate-submit cannot work with the dask executor: jobs wait here until their input exists; "
@@ -131,7 +142,7 @@ class Session:
             )
             raise WorkflowError(msg)
         try:
-            self._options, warnings = configure_here(executor.executor_settings)
+            self._options, warnings = configure_here(settings)
             dashboard_options(self._options.dashboard)  # that bokeh is missing is told before anything starts
         except ConfigurationError as error:
             raise WorkflowError(str(error)) from None
@@ -158,7 +169,7 @@ class Session:
         self._handover = Handover(executor, self._options, self._run_id)
         self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
         self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
-        self._check_known_jobs()
+        self._check_known_jobs(slurm_ignored=settings.pools is not None)
 
     # From Snakemake
 
@@ -180,6 +191,9 @@ class Session:
         """The job as it waits in the driver; None where it cannot be run, which Snakemake has been told then."""
         self._executor.run_job_pre(job)
         try:
+            for member in members(job):
+                if member.has_queue_input():  # it came with a checkpoint
+                    raise WorkflowError(queue_text(member.rule.name))  # noqa: TRY301 - told as what else cannot be run
             item = self._handover.queued(job, self._adapted(job))
         except (RequestError, WorkflowError, OSError) as error:
             self._refuse(SubmittedJobInfo(job), str(error))
@@ -221,12 +235,16 @@ class Session:
 
     def job_failed(self, job: Any) -> None:
         """Snakemake counts the job as failed; after the last attempt, and without --keep-going, it starts no more."""
+        if job.attempt <= job.restart_times:
+            # It becomes ready again, but Snakemake leaves it among those that run. Where a checkpoint ends while it
+            # waits, all ready jobs are looked for anew, and those that run are passed over: it would never start.
+            self._workflow.dag._running.discard(job)  # noqa: SLF001
         if self._handover.is_last(job):
             self._drop_waiting()
 
     # Before the first job
 
-    def _check_known_jobs(self) -> None:
+    def _check_known_jobs(self, *, slurm_ignored: bool) -> None:
         """Stop the run where a request can never be held; say once what is not declared."""
         named: list[tuple[str, Request]] = []
         slurm: list[tuple[str, tuple[str, ...]]] = []
@@ -236,6 +254,10 @@ class Session:
         for single in self._workflow.dag.needrun_jobs():
             job = self._workflow.dag.get_job_group(single) or single
             if job.is_local:
+                continue
+            if single.has_queue_input():
+                if complaint := self._keep_here(single):
+                    problems[complaint] = None
                 continue
             if job in groups:
                 self._known[single] = groups[job]
@@ -258,7 +280,7 @@ class Session:
             problems[complaint] = None
         if problems and not self._options.plan:
             raise WorkflowError("\n".join(problems))
-        if self._executor.executor_settings.pools is not None and (warning := routing.slurm_ignored(slurm)):
+        if slurm_ignored and (warning := routing.slurm_ignored(slurm)):
             self._logger.warning(warning)
         self._prepare(named, unknown.values(), problems)
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
@@ -271,6 +293,18 @@ class Session:
         if len(self._options.pools) > 1:
             for name in routing.unused(self._options.pools, named, self._shapes):
                 self._logger.warning(f"No job of this run can use pool {name}.")
+
+    def _keep_here(self, job: Any) -> str | None:
+        """On this machine alone a job with input from a queue runs as a local rule does; elsewhere the complaint."""
+        name = job.rule.name
+        if not self._single_local or job.rule.group is not None:
+            return queue_text(name)
+        self._workflow.localrules(name)
+        self._logger.warning(
+            f"Rule {name} takes its input from a queue (from_queue), which only Snakemake's own process can read: it "
+            "runs there, as a local rule does."
+        )
+        return None
 
     def _prepare(self, named: list[tuple[str, Request]], unknown: Iterable[str], problems: Iterable[str]) -> None:
         """Complete and check pools that are not simply this machine; show the plan, where it is asked for."""
@@ -309,7 +343,7 @@ class Session:
         if len(self._options.pools) != 1 or pool.cluster != "local":
             return request
         shape = self._shapes[pool.name]
-        adapted, kinds = routing.adapt_to_local(request, shape)
+        adapted, kinds = routing.adapt_to_local(request, shape, cores_at_once(job))
         for kind in kinds:
             if kind not in self._warned:
                 self._warned.add(kind)
@@ -335,7 +369,9 @@ class Session:
             # Only the main thread may set a handler; elsewhere (an API caller's thread) the table is not to be had.
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGUSR1, lambda *_: self._woken.put("show"))
-                self._look_at_once_after(signal.SIGTERM)
+                # Snakemake's own handler waits for a lock that the interrupted thread may hold: another one calls it.
+                if signal.getsignal(signal.SIGTERM) == self._workflow.scheduler.exit_gracefully:
+                    signal.signal(signal.SIGTERM, lambda *_: self._woken.put("leave"))
         return self._link
 
     def _clear_up_after_dead_runs(self) -> None:
@@ -344,17 +380,6 @@ class Session:
             self._logger.warning(sentence)
         for directory in state.left_by_dead_runs(self._state_dir.parent):
             state.clear(directory, keep_logs=True)
-
-    def _look_at_once_after(self, number: signal.Signals) -> None:
-        """Snakemake's handler tells no executor that no more jobs start; until it is seen, waiting ones would."""
-        former = signal.getsignal(number)
-        if callable(former):
-
-            def handle(received: int, frame: Any) -> None:
-                former(received, frame)
-                self._woken.put("look")
-
-            signal.signal(number, handle)
 
     def _received(self, message: object) -> None:
         match message:
@@ -467,6 +492,9 @@ class Session:
                 wanted = self._woken.get(timeout=_LOOK_EVERY_S)
             if wanted == "show" and self._link is not None:
                 self._link.send(ShowStatus())
+            elif wanted == "leave":
+                self._drop_waiting()  # at once: the scheduler's lock may be held for seconds
+                scheduler.exit_gracefully()
             failed = getattr(scheduler, "_errors", False) and not self._workflow.execution_settings.keep_going
             if failed or getattr(scheduler, "_user_kill", None):
                 self._drop_waiting()
@@ -497,15 +525,27 @@ class Session:
         self._ended = True
         self._woken.put("look")
         if self._link is not None:
-            if not self._link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S):
-                self._logger.error(f"The driver process did not end within {_STOP_TIMEOUT_S:.0f} s.")
-            elif self._link.last is not None:
-                hints = cancel_hints(self._state_dir)
-                for worker in self._link.last.left:
-                    hint = f", in {hints[worker]}" if worker in hints else ""
-                    self._logger.error(f"Worker {worker} was not seen to be gone{hint} (see {self._state_dir}).")
+            try:
+                self._stop(self._link, kill=kill)
+            except KeyboardInterrupt:
+                if not kill:
+                    raise  # the first Ctrl-C, which Snakemake answers by `cancel`
+                self._logger.warning(
+                    "Snakemake leaves without waiting; the driver process goes on ending jobs and giving workers back."
+                )
         self._handover.close()
         self._remove_empty_log_directories()
+
+    def _stop(self, link: DriverLink, *, kill: bool) -> None:
+        ended = link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S)
+        if link.last is not None:
+            hints = cancel_hints(self._state_dir)
+            for worker in link.last.left:
+                hint = f", in {hints[worker]}" if worker in hints else ""
+                self._logger.error(f"Worker {worker} was not seen to be gone{hint} (see {self._state_dir}).")
+        if not ended:
+            done = "did not end" if link.last is None else "has given everything back, and did not end"
+            self._logger.error(f"The driver process {done} within {_STOP_TIMEOUT_S:.0f} s.")
 
     def _remove_empty_log_directories(self) -> None:
         for directory, _, _ in os.walk(self._options.logdir, topdown=False):

@@ -54,9 +54,9 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     )
     pools: Optional[str] = _setting(
         None,
-        "FILE",
+        "FILE|none",
         "A YAML file that describes several pools of workers; each job runs in the first pool that can hold it. It "
-        "wins over the cluster and the worker sizes set elsewhere.",
+        "wins over the cluster and the worker sizes set elsewhere. none undoes a profile's file.",
     )
     scheduler: Optional[str] = _setting(
         None,
@@ -73,8 +73,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     worker_cores: Optional[str] = _setting(
         None,
         "N",
-        "Cores of one worker. Default: for local this machine's cores divided by the workers, for batch systems what "
-        "Dask's configuration says.",
+        "Cores of one worker. Default: for local this machine's cores divided by the workers (more may be asked for, "
+        "with a warning), for batch systems what Dask's configuration says.",
     )
     worker_memory: Optional[str] = _setting(
         None,
@@ -158,6 +158,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     def __post_init__(self) -> None:
         if (complaint := too_old(version("snakemake"))) is not None:
             raise WorkflowError(complaint)
+        if self.pools == "none":
+            self.pools = None
         # An attached cluster may have been brought up by the very launcher, and one of its ranks be Snakemake's.
         complaint = started_as_rank(os.environ) if self.scheduler is None else None
         if complaint is not None:

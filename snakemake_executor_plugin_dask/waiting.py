@@ -17,7 +17,7 @@ from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.requests import Origin, Request
 from snakemake_executor_plugin_dask.routing import usable_memory_mb
 
-Order = tuple[int, int]  # -priority, arrival
+Order = tuple[float, int]  # -priority, arrival
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,13 @@ def test_machine_is_divided() -> None:
 
 
 def test_more_cores_together_than_the_machine_has() -> None:
-    """Cores of all workers may exceed the machine's, with a warning."""
+    """Cores of all workers, or of one, may exceed the machine's, with one warning."""
+    assert pool(
+        "A worker is to have 9 cores, but this machine has 8 cores for this process (its affinity and cgroup count): "
+        "jobs share them.",
+        worker_cores=9,
+    ) == Pool("local", "local", 1, 1, 9, 16000)
+    assert pool("A worker is to have 9 cores", cluster="cuda", worker_cores=9, workers=2).cores == 9
     assert pool("6 workers on this machine have 18 cores together, but this machine has 8", workers=6, worker_cores=3)
     assert pool("have 9 cores together", workers=9).cores == 1
 
@@ -94,15 +100,13 @@ def test_more_cores_together_than_the_machine_has() -> None:
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        ({"worker_cores": 9}, ("to have 9 cores", "has 8 cores", "at most 8")),
         ({"worker_memory": "17 GB"}, ("to have 17000 MB", "has 16000 MB")),
         ({"workers": 3, "worker_memory": "6 GB"}, ("3 workers", "18000 MB", "has 16000 MB", "at most 5333 MB")),
         ({"workers": "0-3", "worker_memory": "6 GB"}, ("18000 MB",)),
-        ({"cluster": "cuda", "worker_cores": 9}, ("to have 9 cores",)),
     ],
 )  # fmt: skip
 def test_larger_than_the_machine(given: dict[str, object], parts: tuple[str, ...]) -> None:
-    """One worker may not exceed the machine, nor may memory together."""
+    """One worker's memory may not exceed the machine, nor may memory together."""
     message = complaint(**given)
     for part in parts:
         assert part in message
@@ -176,11 +180,11 @@ def test_pools_file_wins() -> None:
 
 
 def test_local_pools_of_a_file_share_the_machine() -> None:
-    """Pools on this machine without sizes share it; beyond it they are refused, by name."""
+    """Pools on this machine without sizes share it; a worker with more memory is refused, by name."""
     Path("pools.yaml").write_text("pools:\n  a: {cluster: local}\n  b: {cluster: local, workers: 3}\n")
     assert [(each.cores, each.memory_mb) for each in options(pools="pools.yaml").pools] == [(2, 4000), (2, 4000)]
-    Path("pools.yaml").write_text("pools:\n  a: {cluster: local, cores: 9}\n  b: {cluster: slurm, cores: 99}\n")
-    assert "A worker of pool a is to have 9 cores" in complaint(pools="pools.yaml")
+    Path("pools.yaml").write_text("pools:\n  a: {cluster: local, memory: 17 GB}\n  b: {cluster: slurm, cores: 99}\n")
+    assert "A worker of pool a is to have 17000 MB" in complaint(pools="pools.yaml")
 
 
 def test_attach() -> None:

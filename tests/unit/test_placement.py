@@ -15,8 +15,8 @@ def started(waiting: Waiting, ledger: Ledger, now: float = 0.0) -> list[str]:
 
 
 def test_priority_comes_first_then_arrival() -> None:
-    """Snakemake's priority rules, and the rest is first come, first served."""
-    jobs = [a_job("second"), a_job("third"), a_job("first", priority=1), a_job("last")]
+    """Snakemake's priority rules, also where it is no whole number, and the rest is first come, first served."""
+    jobs = [a_job("second", priority=0.1), a_job("third"), a_job("first", priority=0.9), a_job("last")]
     waiting, ledger = waiting_for(POOL, jobs), a_ledger(POOL, "w")
     order = []
     for now in range(4):
