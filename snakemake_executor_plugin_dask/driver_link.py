@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.messages import Begin, Channel, Stop, Stopped
+from snakemake_executor_plugin_dask.private import append_private, open_own
 
 _LOG_TAIL_BYTES = 2000
 
@@ -36,7 +37,7 @@ class DriverLink:
         self._log = Path(begin.state_dir, "driver.log")
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.driver", "--fd", str(theirs.fileno())]
-        with theirs, self._log.open("ab") as log:
+        with theirs, open(append_private(self._log), "ab") as log:
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -105,7 +106,7 @@ class DriverLink:
     def log_tail(self) -> str:
         """The end of the driver's own output."""
         try:
-            with self._log.open("rb") as file:
+            with open(open_own(self._log), "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
                 return file.read().decode(errors="replace").strip()
         except OSError:

@@ -166,6 +166,10 @@ class Session:
         self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
         if complaint := unfit_directory(self._state_dir):
             raise WorkflowError(complaint)
+        try:
+            state.check(self._state_dir.parent)
+        except ConfigurationError as error:
+            raise WorkflowError(str(error)) from None
         self._handover = Handover(executor, self._options, self._run_id)
         self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
         self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
@@ -354,9 +358,7 @@ class Session:
 
     def _driver(self) -> DriverLink:
         if self._link is None:
-            self._state_dir.parent.mkdir(parents=True, exist_ok=True)
-            self._clear_up_after_dead_runs()
-            self._state_dir.mkdir(mode=0o700)
+            self._make_state_directory()
             begin = Begin(
                 setup=self._handover.setup(dict(os.environ)),
                 options=self._options,
@@ -374,12 +376,26 @@ class Session:
                     signal.signal(signal.SIGTERM, lambda *_: self._woken.put("leave"))
         return self._link
 
+    def _make_state_directory(self) -> None:
+        try:
+            state.make(self._state_dir)
+        except ConfigurationError as error:
+            raise WorkflowError(str(error)) from None
+        # Without Snakemake's lock another run may be here, of which this one knows nothing.
+        if self._workflow.execution_settings.lock:
+            self._clear_up_after_dead_runs()
+
     def _clear_up_after_dead_runs(self) -> None:
         """Cancel allocations that a run in this directory recorded before its host died, and remove its keys."""
-        for sentence in cancel_recorded(self._state_dir.parent):
-            self._logger.warning(sentence)
-        for directory in state.left_by_dead_runs(self._state_dir.parent):
-            state.clear(directory, keep_logs=True)
+        root = self._state_dir.parent
+        try:
+            for sentence in cancel_recorded(root):
+                self._logger.warning(sentence)
+            for directory, fate, _ in state.former_runs(root):
+                if fate == "dead":
+                    state.clear(directory, keep_logs=True)
+        except OSError as error:
+            self._logger.warning(f"What earlier runs left in {root} was left alone: {error.strerror or error}.")
 
     def _received(self, message: object) -> None:
         match message:
@@ -508,8 +524,11 @@ class Session:
         """On the reader's thread; `end` waits for it. What the driver did not give back is given back here."""
         assert self._link is not None
         tail = self._link.log_tail()
-        left = cancel_run(self._state_dir)
-        state.clear(self._state_dir, keep_logs=True)
+        try:
+            left = cancel_run(self._state_dir)
+            state.clear(self._state_dir, keep_logs=True)
+        except OSError as error:
+            left = [f"Its records in {self._state_dir} were left alone: {error.strerror or error}."]
         if self._ended:
             what = " while it gave everything back; its workers end by themselves."
         else:

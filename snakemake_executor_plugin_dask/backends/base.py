@@ -17,7 +17,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from snakemake_executor_plugin_dask.driver.allocations import Outlook
 from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.private import write_private
+from snakemake_executor_plugin_dask.private import opened, write_private
 
 WORKER_MODULE = "snakemake_executor_plugin_dask.worker"
 
@@ -137,10 +137,16 @@ def worker_config(pool: Pool, name: str, link: Link, **more: Any) -> dict[str, A
 def write_worker_config(pool: Pool, name: str, link: Link, **more: Any) -> Path:
     """Write the configuration to ``<state_dir>/workers/<name>.json`` (0600); raises OSError."""
     directory = Path(link.state_dir, "workers")
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(directory)
     path = directory / f"{name}.json"
     write_private(path, json.dumps(worker_config(pool, name, link, **more)).encode())
     return path
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory in one of the user's own, for the user alone. Raises NotPrivate, OSError."""
+    with opened(directory.parent) as above, opened(directory.name, make=True, dir_fd=above):
+        pass
 
 
 def worker_command(config: Path, link: Link) -> list[str]:

@@ -45,6 +45,7 @@ class System:
     #: How a script's directives begin, where variables of the environment (SBATCH_ACCOUNT) would win over them.
     overruled: str | None = None
     submitted: str | None = None  # in the submit command's output; group 1 is the id
+    id: str = r"[1-9]\d*"  # what an id looks like; `bkill 0` would end all of a user's jobs
     #: Cancels by name, for an allocation whose submission was cut off before its id was known.
     cancel_name: Callable[[str, str | None], list[str]] | None = None
 
@@ -52,6 +53,19 @@ class System:
     def commands(self) -> tuple[str, ...]:
         """What must be on PATH."""
         return (self.submit, self.cancel("0", None)[0], self.query(("0",), "", None)[0])
+
+
+_CLUSTER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,-]{0,199}")
+
+
+def is_id(system: System, text: str) -> bool:
+    """Whether a text can be the id of one allocation: no option, no user's name, and no word for all of them."""
+    return len(text) < 100 and re.fullmatch(system.id, text, re.ASCII) is not None
+
+
+def is_cluster(text: object) -> bool:
+    """Whether it can name Slurm's clusters."""
+    return isinstance(text, str) and _CLUSTER.fullmatch(text) is not None
 
 
 def bare(allocation_id: str) -> str:
@@ -234,7 +248,7 @@ SYSTEMS: Mapping[str, System] = {
             name="slurm",
             job_class="SLURMJob",
             submit="sbatch",
-            cancel=lambda job, where: ["scancel", *_slurm_clusters(where), job],
+            cancel=lambda job, where: ["scancel", *_slurm_clusters(where), "--", job],
             query=_slurm_query,
             parse=_slurm_parse,
             no_requeue=("--no-requeue",),
@@ -251,6 +265,7 @@ SYSTEMS: Mapping[str, System] = {
             cancel=lambda job, _where: ["qdel", job],
             query=lambda ids, _user, _where: ["qstat", "-f", *ids],
             parse=_pbs_parse,
+            id=r"[1-9]\d*(\[\d*\])?(\.[\w-]+)*",
             no_requeue=("-r n",),
             missing=r"(?:Unknown Job Id(?: Error)?\s+|qstat:\s+(?=\d+\S*\s+Job has finished))(\d+)",
         ),
@@ -295,6 +310,7 @@ SYSTEMS: Mapping[str, System] = {
             cancel=lambda job, _where: ["canceljob", job],
             query=lambda _ids, user, _where: ["showq", "-u", user],
             parse=_moab_parse,
+            id=r"(\w+\.)?[1-9]\d*(\.[\w-]+)*",
             no_requeue=("-r n",),
         ),
         System(
@@ -312,6 +328,7 @@ SYSTEMS: Mapping[str, System] = {
                 "HoldReason",
             ],
             parse=_htcondor_parse,
+            id=r"[1-9]\d*(\.\d+)?",
             cancel_name=lambda name, _where: ["condor_rm", "-constraint", f'JobBatchName == "{name}"'],
         ),
     )

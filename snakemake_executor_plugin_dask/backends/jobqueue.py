@@ -41,6 +41,7 @@ from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Re
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace
+from snakemake_executor_plugin_dask.private import NotPrivate, open_own, write_private
 
 _COMMAND_TIMEOUT_S = 60.0
 #: How often the queue is asked at most while nothing hurries: sites ask not to be polled more often.
@@ -258,11 +259,16 @@ def log_tail(directory: Path, allocation_id: str) -> str:
     own = re.compile(rf"(?:(?<![A-Za-z0-9])|\.p?[oe]){re.escape(number)}(?![A-Za-z0-9])")
     parts = []
     for path in sorted(directory.glob(f"*{number}*")):
-        if not path.is_file() or not own.search(path.name):
+        if not own.search(path.name):
             continue
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            lines = stream.read().decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
+        try:
+            with open(open_own(path), "rb") as stream:
+                stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL_BYTES))
+                lines = stream.read().decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
+        except NotPrivate as error:
+            lines = [f"({path} is not shown: {error.strerror})"]
+        except OSError:
+            continue  # removed meanwhile
         if lines:
             parts.append("\n".join(lines))
     return "\n".join(parts)
@@ -471,7 +477,7 @@ class JobqueueBackend:
         command = f"{python or shlex.quote(interpreter)} {shlex.join(arguments)}"
         job = self.job(pool, name, link, command, logs)
         script = config.with_suffix(".sh")
-        script.write_text(job.job_script())
+        write_private(script, job.job_script().encode())
         return job, script
 
     def winning(self, command: list[str]) -> list[str]:

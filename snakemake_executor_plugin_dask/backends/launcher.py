@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.backends.base import (
     AllocationState,
     Link,
     WorkerProcess,
+    make_private,
     worker_command,
     write_worker_config,
 )
@@ -27,6 +28,7 @@ from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, spread
 from snakemake_executor_plugin_dask.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.private import append_private, open_own, write_private
 from snakemake_executor_plugin_dask.ranks import allocation_nodes, in_allocation
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
@@ -252,7 +254,7 @@ class LaunchedWorkers(WorkerProcess):
             launcher = await asyncio.to_thread(find_launcher, self.pool, self._environ)
             self._kind = launcher.kind
             config = write_worker_config(self.pool, self.name, self.link, **self._more())
-            with self.log.open("ab") as log:
+            with os.fdopen(append_private(self.log), "ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     *launch_command(launcher, config, self.link),
                     stdin=subprocess.DEVNULL,
@@ -288,7 +290,7 @@ class LaunchedWorkers(WorkerProcess):
     def log_tail(self) -> str:
         """The end of what launcher and workers printed."""
         try:
-            with self.log.open("rb") as file:
+            with open(open_own(self.log), "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
                 return file.read().decode(errors="replace").strip()
         except OSError:
@@ -356,8 +358,8 @@ def job_environment(
         cores = [max(1, sum(cores) // len(names))] * len(names)
     hosts = spread(names, cores, tasks)
     directory = Path(state_dir, "hosts")
-    directory.mkdir(mode=0o700, exist_ok=True)
+    make_private(directory)
     path = directory / lease.key
-    path.write_text(host_file(hosts))
-    directory.joinpath(f"{lease.key}.hydra").write_text(hydra_file(hosts))
+    write_private(path, host_file(hosts).encode())
+    write_private(directory / f"{lease.key}.hydra", hydra_file(hosts).encode())
     return host_environment(hosts, "slurm" if slurm else "other", str(path))

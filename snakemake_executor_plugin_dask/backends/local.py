@@ -21,6 +21,7 @@ from snakemake_executor_plugin_dask.backends.base import (
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.private import append_private, open_own
 from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, take_inventory
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
@@ -55,7 +56,7 @@ class LocalWorker(WorkerProcess):
                 local_directory=self.link.state_dir,  # what a killed worker leaves there is cleared with it
             )
             command = worker_command(config, self.link)
-            with self.log.open("ab") as log:
+            with os.fdopen(append_private(self.log), "ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     *command,
                     stdin=subprocess.DEVNULL,
@@ -152,7 +153,7 @@ class LocalBackend:
 
 def _tail(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open(open_own(path), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
             return file.read().decode(errors="replace")
     except OSError:

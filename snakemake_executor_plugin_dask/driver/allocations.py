@@ -7,6 +7,7 @@ Imports nothing of Dask: Snakemake's own process cancels with it when the driver
 import json
 import os
 import pwd
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, look
+from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, is_cluster, is_id, look
+from snakemake_executor_plugin_dask.driver import state
+from snakemake_executor_plugin_dask.private import append_private, read_private
 
 _NOT_FOUND = 127  # as shells say it
 TIMED_OUT = 124  # the exit code of a command that did not answer, as of timeout(1)
 RECORD = "allocations.jsonl"
+_NAME = re.compile(r"snakemake-[A-Za-z0-9_.-]{1,200}")
 _QUERY_TIMEOUT_S = 30.0
 
 
@@ -99,7 +103,7 @@ class Record:
 
     def submitting(self, worker: str, name: str, system: str, where: str | None) -> None:
         """Before the submit command runs: it may be cut off before the id is known."""
-        self._append({"submitting": worker, "name": name, "system": system, "where": where, "owner": _owner()})
+        self._append({"submitting": worker, "name": name, "system": system, "where": where})
 
     def submitted(self, worker: str, allocation_id: str) -> None:
         self._append({"submitted": worker, "id": allocation_id})
@@ -109,40 +113,41 @@ class Record:
         self._append({"gone": worker})
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = append_private(self.path)
         try:
             os.write(descriptor, json.dumps(line).encode() + b"\n")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    def entries(self) -> tuple[list[Entry], list[str]]:
-        """What is not known to be gone, and the owners (`host pid start-time`) of the processes that submitted it."""
+    def entries(self) -> list[Entry]:
+        """What is not known to be gone. Raises OSError where the record is not this user's own, or cannot be read."""
         left: dict[str, Entry] = {}
-        owners: dict[str, None] = {}
         for line in self._lines():
-            if "submitting" in line:
-                left[line["submitting"]] = Entry(
-                    line["name"], line["submitting"], line["system"], line.get("where"), None
-                )
-                owners[line["owner"]] = None
-            elif "submitted" in line and line["submitted"] in left:
-                left[line["submitted"]] = left[line["submitted"]]._replace(id=line["id"])
-            elif "gone" in line:
-                left.pop(line["gone"], None)
-        return list(left.values()), list(owners)
+            match line:
+                case {"submitting": str(worker), "name": str(name), "system": str(system)}:
+                    where = line.get("where")
+                    if system in SYSTEMS and _NAME.fullmatch(name) and (where is None or is_cluster(where)):
+                        left[worker] = Entry(name, worker, system, where, None)
+                case {"submitted": str(worker), "id": str(number)} if worker in left:
+                    if is_id(SYSTEMS[left[worker].system], number):
+                        left[worker] = left[worker]._replace(id=number)
+                case {"gone": str(worker)}:
+                    left.pop(worker, None)
+        return list(left.values())
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:
-            text = self.path.read_text(errors="replace")
+            text = read_private(self.path).decode(errors="replace")
         except FileNotFoundError:
             return
         for line in text.splitlines():
             try:
-                yield json.loads(line)
-            except ValueError:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
                 continue  # cut off when the host died
+            if isinstance(value, dict):
+                yield value
 
 
 def user_name() -> str:
@@ -151,25 +156,6 @@ def user_name() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
-
-
-def _owner() -> str:
-    return f"{os.uname().nodename} {os.getpid()} {_start_time(os.getpid())}"
-
-
-def _start_time(pid: int) -> str:
-    """The start time of a process, which tells it from a later one with the same id; empty if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _lives(owner: str) -> bool:
-    host, pid, start = owner.split(" ")
-    return host == os.uname().nodename and bool(start) and _start_time(int(pid)) == start
 
 
 # Cancelling
@@ -210,7 +196,7 @@ def cancel_run(
     Returns a sentence for each allocation that may be left, with the command to cancel it.
     """
     record = Record(state_dir)
-    left = record.entries()[0]
+    left = record.entries()
     if not left:
         return []
     codes = {_cancel(entry, run) for entry in left}
@@ -237,7 +223,7 @@ def cancel_run(
 def cancel_unanswered(state_dir: str | Path, run: Callable[[Sequence[str]], Ran] = run_here) -> None:
     """At a run's end: cancel, by the name, what may have been queued though the submit command did not answer."""
     record = Record(state_dir)
-    for entry in record.entries()[0]:
+    for entry in record.entries():
         if entry.id is None:
             _cancel(entry, run)
             record.gone(entry.worker)
@@ -247,21 +233,38 @@ def cancel_hints(state_dir: str | Path) -> dict[str, str]:
     """For each worker whose allocation a run did not see go: that allocation, and the command to cancel it."""
     return {
         entry.worker: f"allocation {entry.id or entry.name}; cancel it with `{_shown_command(entry)}`"
-        for entry in Record(state_dir).entries()[0]
+        for entry in Record(state_dir).entries()
     }
 
 
-def cancel_recorded(state_root: str | Path, *, timeout_s: float = 60.0) -> list[str]:
-    """Cancel what earlier runs of this directory left; ``state_root`` is `.snakemake/dask`.
+def cancel_recorded(state_root: Path, *, timeout_s: float = 60.0) -> list[str]:
+    """Cancel what dead runs of this directory left; ``state_root`` is `.snakemake/dask`.
 
-    Call it while holding Snakemake's lock of the directory: a run that submitted from another host is then known to
-    have ended. A run whose driver lives on this host is left alone. Returns sentences as `cancel_run` does.
+    Call it while holding Snakemake's lock of the directory. Only what is known to be dead is cleared up after: of a run
+    on another machine nobody here can tell. Returns sentences: what is left of dead runs, as `cancel_run` does, and
+    what was not touched, with the commands for it.
     """
     sentences: list[str] = []
-    for path in sorted(Path(state_root).glob(f"*/{RECORD}")):
-        entries, owners = Record(path.parent).entries()
-        if entries and not any(_lives(owner) for owner in owners):
-            sentences += cancel_run(path.parent, timeout_s=timeout_s)
+    for path, fate, former in state.former_runs(state_root):
+        if fate == "alive":
+            continue
+        try:
+            entries = Record(path).entries()
+        except OSError as error:
+            sentences.append(f"The record {path / RECORD} was left alone: {error.strerror or error}.")
+            continue
+        if not entries:
+            continue
+        if fate == "dead":
+            sentences += cancel_run(path, timeout_s=timeout_s)
+        else:
+            where = f", on {former.host}," if former is not None else ""
+            commands = ", ".join(f"`{_shown_command(entry)}`" for entry in entries)
+            sentences.append(
+                f"An earlier run in this directory{where} recorded allocations that were not seen to end. Whether it "
+                f"still runs cannot be told from here, so they are left alone; cancel them with {commands}, and remove "
+                f"{path}."
+            )
     return sentences
 
 

@@ -63,7 +63,7 @@ class Run:
                 released=self._released,
             ),
         )
-        self._lock = state.hold(self._state_dir)
+        self._held = state.Held(self._state_dir)
         self._cluster: RunCluster | None = None
         self._leases: LeaseServer | None = None
         self._fleet: Fleet | None = None
@@ -179,8 +179,8 @@ class Run:
         line = self._observer.finish(summary=summary, left=left)
         if counts.attempts:
             self._send(Say("info", line))
-        state.clear(self._state_dir, keep_logs=failed or bool(left))
-        os.close(self._lock)
+        self._held.clear(keep_logs=failed or bool(left))
+        self._held.release()
         return left, summary
 
     async def _give_back(self, fleet: Fleet) -> tuple[str, ...]:

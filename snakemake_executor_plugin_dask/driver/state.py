@@ -1,73 +1,145 @@
 """The state directory of a run, `.snakemake/dask/<run>`: keys, configurations, logs. Makes and clears directories.
 
-A living driver holds a lock on its own, so that what dead runs left can be told from what another run beside this one
-uses. Where a file system knows no locks (Lustre without them), the process that it names stands for the lock.
+`.snakemake` may be open to a group, so all is done by descriptors of directories that were seen to be the user's own. A
+living driver holds a lock on its own one, in which it has written which process it is. Where a file system knows no
+locks (Lustre without them), the process that it names stands for the lock.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from snakemake_executor_plugin_dask.worker.processes import read_stat
+from snakemake_executor_plugin_dask.driver.former import Fate, Process, judge, this_process
+from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.private import NotPrivate, open_directory, opened, read_private
 
 _LOCK = "lock"
-_HOST = os.uname().nodename
 #: The file system has no locks, or its lock service does not run.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _KEPT = (".log", ".jsonl")
+_RUN = re.compile(r"[a-z0-9]{1,64}")
 
 
-def hold(state_dir: Path) -> int:
-    """Lock the directory for this process's life; returns the descriptor that holds the lock."""
-    descriptor = os.open(state_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    me = read_stat(os.getpid())
-    if me is not None:
-        os.pwrite(descriptor, f"{_HOST} {me.pid} {me.start}".encode(), 0)
+def check(root: Path) -> None:
+    """Raises ConfigurationError where `.snakemake/dask` is there and is not the user's own."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with opened(root):
+            pass
+    except FileNotFoundError:
+        pass
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return descriptor
+        raise ConfigurationError(_complaint(root, error)) from None
 
 
-def clear(state_dir: Path, *, keep_logs: bool) -> None:
-    """Remove keys and configurations, and the directory where nothing is left in it. May be repeated."""
-    for path in sorted(state_dir.rglob("*"), reverse=True):
-        if path.is_dir():
-            with contextlib.suppress(OSError):  # logs are left in it
-                path.rmdir()
-        elif not (keep_logs and path.suffix in _KEPT):
-            path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        state_dir.rmdir()
+def make(state_dir: Path) -> None:
+    """Make a run's directory, and those above it: nobody else can enter them. ConfigurationError."""
+    root = state_dir.parent
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with opened(root, make=True) as above:
+            os.mkdir(state_dir.name, 0o700, dir_fd=above)
+    except OSError as error:
+        raise ConfigurationError(_complaint(root, error)) from None
 
 
-def left_by_dead_runs(state_root: Path) -> Iterator[Path]:
-    """The state directories below `.snakemake/dask` whose driver does not live."""
-    for lock in sorted(state_root.glob(f"*/{_LOCK}")):
+def _complaint(root: Path, error: OSError) -> str:
+    if isinstance(error, NotPrivate):
+        return (
+            f"The run's keys and records have to lie in {root}, which nobody else may write, but {error.strerror}; "
+            "remove it, or run the workflow in a directory of your own (--directory)."
+        )
+    return f"The run's keys and records have to lie in {root}, which cannot be used: {error.strerror or error}."
+
+
+class Held:
+    """A run's own directory while its driver lives, by descriptors: a link put in its place changes nothing."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Lock it. Raises NotPrivate, OSError."""
+        self._name = state_dir.name
+        self._root = open_directory(state_dir.parent)
+        self._run = open_directory(self._name, dir_fd=self._root)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._lock = os.open(_LOCK, flags, 0o600, dir_fd=self._run)
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, this_process().to_json())
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno in _NO_LOCKS and _names_dead_process(os.pread(descriptor, 1024, 0)):
-                yield lock.parent
-        else:
-            yield lock.parent
-        finally:
+            if error.errno not in _NO_LOCKS:
+                raise
+
+    def clear(self, *, keep_logs: bool) -> None:
+        """As `clear` does."""
+        _clear(self._root, self._name, self._run, keep_logs=keep_logs)
+
+    def release(self) -> None:
+        for descriptor in (self._lock, self._run, self._root):
             os.close(descriptor)
 
 
-def _names_dead_process(text: bytes) -> bool:
-    """False where the process lives, is another host's, or cannot be told."""
-    match text.decode(errors="replace").split():
-        case [host, pid, start] if host == _HOST and pid.isdecimal() and start.isdecimal():
-            stat = read_stat(int(pid))
-            return stat is None or stat.dead or stat.start != int(start)
-    return False
+def clear(state_dir: Path, *, keep_logs: bool) -> None:
+    """Remove keys and configurations, and the directory where nothing is left in it. May be repeated.
+
+    Raises NotPrivate, and touches nothing, where it is not the user's own.
+    """
+    try:
+        with opened(state_dir.parent) as root, opened(state_dir.name, dir_fd=root) as run:
+            _clear(root, state_dir.name, run, keep_logs=keep_logs)
+    except FileNotFoundError:
+        pass
+
+
+def _clear(root: int, name: str, run: int, *, keep_logs: bool) -> None:
+    for _, directories, files, directory in os.fwalk(".", topdown=False, dir_fd=run):
+        for file in files:
+            if not (keep_logs and file.endswith(_KEPT)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file, dir_fd=directory)
+        for inner in directories:
+            try:
+                os.rmdir(inner, dir_fd=directory)
+            except NotADirectoryError:  # a link to one
+                os.unlink(inner, dir_fd=directory)
+            except OSError:
+                pass  # logs are left in it
+    with contextlib.suppress(OSError):
+        os.rmdir(name, dir_fd=root)
+
+
+def former_runs(root: Path) -> Iterator[tuple[Path, Fate, Process | None]]:
+    """The runs whose directories lie in `.snakemake/dask`: what became of each, and which process it was.
+
+    Directories that are not the user's own are passed over. Raises NotPrivate where `.snakemake/dask` itself is not.
+    """
+    try:
+        with opened(root) as above:
+            for name in sorted(filter(_RUN.fullmatch, os.listdir(above))):
+                try:
+                    with opened(name, dir_fd=above) as run:
+                        yield root / name, *_fate(run)
+                except OSError:
+                    continue
+    except FileNotFoundError:
+        return
+
+
+def _fate(run: int) -> tuple[Fate, Process | None]:
+    try:
+        former = Process.from_json(read_private(_LOCK, dir_fd=run))
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=run)
+    except OSError:
+        return "unknown", None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            return "alive", former
+    finally:
+        os.close(lock)
+    # Not every network file system tells other machines of a lock, so that it is free says little.
+    return judge(former, this_process()), former

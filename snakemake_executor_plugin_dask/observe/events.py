@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from snakemake_executor_plugin_dask.private import append_private
+
 SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes; new kinds and new fields do not raise it
 SUFFIX = ".events.jsonl"
 
@@ -64,10 +66,7 @@ class EventLog:
     def _append(self, line: bytes) -> None:
         try:
             if self._descriptor is None:
-                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(
-                    self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-                )
+                self._descriptor = append_private(Path(self._path))
             # A line that was cut off by a full disk must not swallow the next one.
             data = (b"\n" if self._torn else b"") + line + b"\n"
             written = os.write(self._descriptor, data)

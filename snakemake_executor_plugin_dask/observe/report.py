@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,12 @@ def write_report(model: RunModel, path: str | os.PathLike[str]) -> None:
     makers = {".tsv": tsv, ".json": json_text}
     text = makers.get(target.suffix.lower(), page)(model)
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.{os.getpid()}.new")
+    # Others may be able to write there, and could have put a link under a name that they can guess.
+    new = target.with_name(f".report.{secrets.token_hex(8)}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        new.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(text)
         new.replace(target)
     finally:
         new.unlink(missing_ok=True)

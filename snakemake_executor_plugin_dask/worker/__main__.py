@@ -23,7 +23,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.descriptors import raise_limit
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.own_log import bound_log
-from snakemake_executor_plugin_dask.private import write_private
+from snakemake_executor_plugin_dask.private import read_private, write_private
 from snakemake_executor_plugin_dask.worker import processes, rank, task
 from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, near_cores, take_inventory
 
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--name")
     known, _ = parser.parse_known_args()  # dask-jobqueue appends arguments of dask's own worker command
     started = time.monotonic()
-    config: dict[str, Any] = json.loads(known.config.read_text())
+    config: dict[str, Any] = json.loads(read_private(known.config))
     if parent := config.get("die_with_parent"):
         processes.die_with_parent()
         if os.getppid() != parent:  # it went before
@@ -42,7 +42,7 @@ def main() -> int:
     raise_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
     name = known.name or rank.worker_name(config["name"], os.environ)
-    setup: RunSetup = pickle.loads(Path(config["setup"]).read_bytes())
+    setup: RunSetup = pickle.loads(read_private(config["setup"]))
     if config.get("own_python"):
         setup = replace(setup, python=sys.executable)  # the pool names another one than Snakemake's
     host, port = config["lease"]
@@ -88,7 +88,9 @@ async def _serve(
     quieten()
     bound_log()
     guard()
-    tls, interface = config["tls"], config.get("interface")
+    interface = config.get("interface")
+    # Read here, and not by their paths: whoever replaced them would be this worker's scheduler.
+    tls = {name: read_private(path).decode() for name, path in config["tls"].items()}
     security = Security(
         require_encryption=True,
         tls_ca_file=tls["ca"],

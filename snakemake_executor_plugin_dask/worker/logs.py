@@ -12,6 +12,8 @@ import signal
 import stat
 from collections.abc import Sequence
 
+from snakemake_executor_plugin_dask.private import open_own
+
 _TAIL_LINES = 20
 _TAIL_BYTES = 4096
 _READ_BYTES = 4 * _TAIL_BYTES  # with what is left out of it
@@ -89,14 +91,13 @@ def _own_directory(path: str) -> None:
 
 def _probe(path: str, make: bool) -> None:
     """Make the file, and write to it: a full file system lets one make a file that takes nothing."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = open_log(path)
     except FileNotFoundError:
         if not make:
             raise
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = open_log(path)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -111,10 +112,25 @@ def _probe(path: str, make: bool) -> None:
         os.close(descriptor)
 
 
+def open_log(path: str) -> int:
+    """A descriptor that appends to a log, which is made where it is missing. Raises NotPrivate, OSError.
+
+    Others may be able to write in its directory: what is there already is used only if it is this user's own, and no
+    link.
+    """
+    if path == os.devnull:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    except FileExistsError:
+        return open_own(path, flags)
+
+
 def tail(path: str) -> str:
     """The last lines, at most 20 and 4 kB, as `clean_tail` makes them; empty where the file cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open(open_own(path), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             start = max(0, size - _READ_BYTES)
             file.seek(start)
@@ -130,7 +146,7 @@ def command_end(path: str) -> str:
     The Snakemake around a command ends with exit code 1, whatever the command did.
     """
     try:
-        with open(path, "rb") as file:
+        with open(open_own(path), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
             last = _last_end(b"\n" + file.read(_SEARCHED_BYTES))
     except OSError:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from snakemake_executor_plugin_dask.worker.environment import JOB
+from snakemake_executor_plugin_dask.worker.logs import open_log
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -308,7 +309,7 @@ def _child(launch: Launch, parent: int, report: int) -> NoReturn:
         os.dup2(null, 0)
         if launch.output is not None:
             stage = f"the log {launch.output} cannot be opened"
-            output = os.open(launch.output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            output = open_log(launch.output)
             os.dup2(output, 1)
             os.dup2(output, 2)
         for descriptor in launch.keep:

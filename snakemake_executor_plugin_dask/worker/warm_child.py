@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.worker import warm_snakemake, warm_workflow
+from snakemake_executor_plugin_dask.worker.logs import open_log
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.messages import Channel
@@ -43,7 +44,7 @@ def become_job(setup: RunSetup, spec: JobSpec) -> None:
 
     Raises OSError where the log cannot be opened.
     """
-    log = os.open(spec.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    log = open_log(spec.log_path)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for descriptor, stream in ((null, 0), (log, 1), (log, 2)):
         os.dup2(descriptor, stream, inheritable=True)

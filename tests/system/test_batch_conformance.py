@@ -92,7 +92,7 @@ def test_submitted_running_and_cancelled(batch: BatchSystem, tmp_path: Path) -> 
         assert process.allocation_id
         await until(process, "running")
         await asyncio.to_thread(wait_for, (tmp_path / "started").exists, "the script's start")
-        assert [entry.id for entry in Record(tmp_path).entries()[0]] == [process.allocation_id]
+        assert [entry.id for entry in Record(tmp_path).entries()] == [process.allocation_id]
         assert await process.kill()
         assert (await process.state()).kind == "gone"
 
@@ -100,7 +100,7 @@ def test_submitted_running_and_cancelled(batch: BatchSystem, tmp_path: Path) -> 
     words = (tmp_path / "started").read_text()
     assert words == f"-P -m snakemake_executor_plugin_dask.worker --config {tmp_path}/workers/main-0.json\n"
     assert not batch.left()
-    assert Record(tmp_path).entries()[0] == []
+    assert Record(tmp_path).entries() == []
 
 
 def test_end_by_itself_shows_the_last_output(batch: BatchSystem, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_refused_submission_keeps_the_words(batch: BatchSystem, tmp_path: Path) 
         assert (await process.state()).kind == "gone"
 
     asyncio.run(check())
-    assert Record(tmp_path).entries()[0] == []
+    assert Record(tmp_path).entries() == []
 
 
 def test_what_would_be_refused_is_told_before(batch: BatchSystem) -> None:

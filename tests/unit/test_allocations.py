@@ -1,6 +1,7 @@
 """Brakes on submitting, the record of allocations, and cancelling what was left. With a fake clock and a fake queue."""
 
-import os
+import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snakemake_executor_plugin_dask.driver import allocations, state
 from snakemake_executor_plugin_dask.driver.allocations import (
     RECORD,
     Brakes,
@@ -21,6 +23,7 @@ from snakemake_executor_plugin_dask.driver.allocations import (
     cancel_run,
     cancel_unanswered,
 )
+from snakemake_executor_plugin_dask.driver.former import this_process
 
 
 def test_few_allocations_are_queued_at_once() -> None:
@@ -178,12 +181,11 @@ def test_record_keeps_what_is_not_gone(tmp_path: Path) -> None:
     record = recorded(tmp_path, "7", "8")
     record.submitting("cpu-2", "snakemake-run-cpu", "slurm", "far")
     record.gone("cpu-0")
-    entries, owners = record.entries()
+    entries = record.entries()
     assert [(entry.worker, entry.id, entry.where) for entry in entries] == [
         ("cpu-1", "8", None),
         ("cpu-2", None, "far"),
     ]
-    assert owners[0].split()[1] == str(os.getpid())
     assert (tmp_path / RECORD).stat().st_mode & 0o777 == 0o600
 
 
@@ -192,7 +194,7 @@ def test_record_cut_off_in_a_line(tmp_path: Path) -> None:
     record = recorded(tmp_path, "7")
     with (tmp_path / RECORD).open("a") as stream:
         stream.write('{"gone": "cp')
-    assert [entry.id for entry in record.entries()[0]] == ["7"]
+    assert [entry.id for entry in record.entries()] == ["7"]
 
 
 def test_cancel_until_the_queue_is_empty(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_cancel_until_the_queue_is_empty(tmp_path: Path) -> None:
     queue, clock = Queue("7", "8", "99", patience=2), Clock()
     assert cancel_run(tmp_path, run=queue, sleep=clock.sleep, clock=clock) == []
     assert list(queue.left) == ["99"]
-    assert record.entries()[0] == []
+    assert record.entries() == []
     ran = len(queue.ran)
     assert cancel_run(tmp_path, run=queue, sleep=clock.sleep, clock=clock) == []
     assert len(queue.ran) == ran
@@ -212,11 +214,11 @@ def test_what_cannot_be_cancelled_is_said(tmp_path: Path) -> None:
     record = recorded(tmp_path, "7")
     clock = Clock()
     (sentence,) = cancel_run(tmp_path, run=Queue("7", answers=False), sleep=clock.sleep, clock=clock)
-    assert "`scancel 7`" in sentence
+    assert "`scancel -- 7`" in sentence
     assert "Unable to contact" in sentence
     assert clock.now >= 60
-    assert len(record.entries()[0]) == 1
-    assert cancel_hints(tmp_path) == {"cpu-0": "allocation 7; cancel it with `scancel 7`"}
+    assert len(record.entries()) == 1
+    assert cancel_hints(tmp_path) == {"cpu-0": "allocation 7; cancel it with `scancel -- 7`"}
 
 
 def test_a_host_without_the_commands_is_not_waited_for(tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_a_host_without_the_commands_is_not_waited_for(tmp_path: Path) -> None:
     missing = Ran(127, "", "squeue: No such file or directory")
     sentences = cancel_run(tmp_path, run=lambda _: missing, sleep=clock.sleep, clock=clock)
     assert clock.now == 0.0
-    assert len(sentences) == len(record.entries()[0]) == 2
+    assert len(sentences) == len(record.entries()) == 2
     assert "No such file" in sentences[0]
 
 
@@ -253,25 +255,50 @@ def test_submission_without_an_answer_is_cancelled_at_the_end(tmp_path: Path) ->
     queue = Queue("7")
     cancel_unanswered(tmp_path, queue)
     assert queue.ran == [["scancel", "--clusters=far", "--name=snakemake-run-cpu"]]
-    assert [entry.id for entry in record.entries()[0]] == ["7"]
+    assert [entry.id for entry in record.entries()] == ["7"]
 
 
-def test_next_run_leaves_living_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a living process submitted stays; what a dead one submitted is cancelled."""
-    recorded(tmp_path / "alive", "7")
-    program = (
-        "from snakemake_executor_plugin_dask.driver.allocations import Record\n"
-        f"r = Record({os.fspath(tmp_path / 'dead')!r})\n"
-        "r.submitting('cpu-0', 'snakemake-x-cpu', 'slurm', None); r.submitted('cpu-0', '8')\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-    queue = Queue("7", "8")
-    import snakemake_executor_plugin_dask.driver.allocations as module
-
+def test_only_what_a_dead_run_left_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A living run's allocations stay; those of one of whom nobody here can tell stay, too, and are said."""
+    runs = {"alive": "7", "dead": "8", "far": "9"}
+    held = {}
+    for name, number in runs.items():
+        (tmp_path / name).mkdir(mode=0o700)
+        recorded(tmp_path / name, number)
+        held[name] = state.Held(tmp_path / name)
+    far = dataclasses.replace(this_process(), host="login2", boot="another")
+    dead = dataclasses.replace(this_process(), start="1")
+    for name, process in (("far", far), ("dead", dead)):
+        held[name].release()
+        (tmp_path / name / "lock").write_bytes(process.to_json())
+    queue = Queue("7", "8", "9")
     original = cancel_run
-    monkeypatch.setattr(module, "cancel_run", lambda path, **more: original(path, run=queue, **more))
-    assert cancel_recorded(tmp_path) == []
-    assert list(queue.left) == ["7"]
+    monkeypatch.setattr(allocations, "cancel_run", lambda path, **more: original(path, run=queue, **more))
+    (said,) = cancel_recorded(tmp_path)
+    assert list(queue.left) == ["7", "9"]
+    assert "on login2" in said
+    assert "`scancel -- 9`" in said
+    held["alive"].release()
+
+
+@pytest.mark.parametrize("number", ["--user=root", "-u", "0", "all", "*", "7 8", "7\n", ""])
+def test_an_id_that_is_none_reaches_no_command(tmp_path: Path, number: str) -> None:
+    """Whatever a record holds, only ids of allocations are handed to the batch system."""
+    recorded(tmp_path, number)
+    queue, clock = Queue("7"), Clock()
+    assert cancel_run(tmp_path, run=queue, sleep=clock.sleep, clock=clock) == []
+    assert queue.ran == [["scancel", "--name=snakemake-run-cpu"]]
+
+
+def test_records_of_another_kind_are_passed_over(tmp_path: Path) -> None:
+    """Names, systems and clusters that the plugin never writes, and lines that are no record at all."""
+    good = {"submitting": "w", "name": "snakemake-run-cpu", "system": "slurm", "where": None}
+    wrong = [{"name": "other"}, {"name": "snakemake-a b"}, {"system": "rm"}, {"where": "-M all"}, {"submitting": 3}]
+    lines = [json.dumps(good | change) for change in wrong]
+    lines += ["[" * 100_000, "null", "7", '{"submitted": []}', '{"gone": {}}', "\x00\xff"]
+    (tmp_path / RECORD).write_text("\n".join(lines))
+    (tmp_path / RECORD).chmod(0o600)
+    assert Record(tmp_path).entries() == []
 
 
 def test_nothing_of_dask_is_imported() -> None:

@@ -48,7 +48,7 @@ def ended(when: float, jobid: int = 1, run: int = 1, status: str = "succeeded", 
 
 def test_a_line_an_event_for_the_owner_alone(tmp_path):
     """Events come back as they were written, with version and time, from a file that others cannot read."""
-    path = tmp_path / "new" / "run.events.jsonl"
+    path = tmp_path / "run.events.jsonl"
     log = EventLog(path, clock=lambda: 12.3456)
     log.write("said", level="info", text="two\nlines \x1b[31m é \udcff")
     log.write("worker-joined", facts=WorkerFacts("w", "h", 1, 2, 4, 8), environment={"SECRET": "x"})

@@ -409,7 +409,7 @@ def test_failed_submission_keeps_the_commands_own_words(tmp_path: Path) -> None:
         assert await process.kill()
 
     asyncio.run(check())
-    assert Record(tmp_path).entries()[0] == []
+    assert Record(tmp_path).entries() == []
 
 
 def test_the_environment_does_not_overrule_a_pool(tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_submission_that_does_not_answer_stays_recorded(tmp_path: Path) -> None:
         assert "did not answer" in process.failure
 
     asyncio.run(check())
-    ((entry,), _) = Record(tmp_path).entries()
+    (entry,) = Record(tmp_path).entries()
     assert (entry.name, entry.id) == ("snakemake-ab12cd34-main", None)
 
 
@@ -501,14 +501,14 @@ def test_life_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         state = await process.state()
         assert (state.kind, state.reason) == ("queued", "Priority")
         assert (await process.state()).kind == "running"
-        assert len(Record(tmp_path).entries()[0]) == 1
+        assert len(Record(tmp_path).entries()) == 1
         assert await process.kill()
         state = await process.state()
         assert (state.kind, state.log_tail) == ("gone", "last words")
 
     asyncio.run(check())
-    assert ["scancel", "12"] in commands.ran
-    assert Record(tmp_path).entries()[0] == []
+    assert ["scancel", "--", "12"] in commands.ran
+    assert Record(tmp_path).entries() == []
 
 
 def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,7 +522,7 @@ def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatc
         process = worker(commands, tmp_path)
         await process
         assert (await process.state()).kind == "queued"
-        assert ["scancel", "12"] not in commands.ran
+        assert ["scancel", "--", "12"] not in commands.ran
         monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._STUCK_S", 0.0)
         state = await process.state()
         assert state.kind == "gone"
@@ -530,7 +530,7 @@ def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatc
         assert process.outlook == "final"
 
     asyncio.run(check())
-    assert ["scancel", "12"] in commands.ran
+    assert ["scancel", "--", "12"] in commands.ran
 
 
 def test_one_query_serves_all_allocations() -> None:
@@ -569,7 +569,7 @@ def test_other_cluster_is_asked_and_told() -> None:
     """With --clusters the other cluster's queue is asked, and cancelling goes there."""
     wanted = pool(options={"job_extra_directives": ["--clusters=far"]})
     assert directives.other_cluster(wanted) == "far"
-    assert JobqueueBackend("slurm").cancel_command(wanted, "7") == ["scancel", "--clusters=far", "7"]
+    assert JobqueueBackend("slurm").cancel_command(wanted, "7") == ["scancel", "--clusters=far", "--", "7"]
     assert "--clusters=far" in SYSTEMS["slurm"].query(["7"], "me", "far")
 
 

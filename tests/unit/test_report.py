@@ -284,6 +284,7 @@ def test_the_commands_of_a_second_terminal(tmp_path, capsys):
     folder = tmp_path / ".snakemake" / "dask"
     assert main(["status", str(tmp_path)]) == 1
     assert "no event log" in capsys.readouterr().err
+    folder.mkdir(parents=True)
     log = EventLog(folder / "run.events.jsonl", clock=lambda: 100.0)
     log.write("run-started", run_id="abc")
     log.write("run-ended")
