@@ -88,8 +88,11 @@ def _completed(question: Question) -> tuple[Options, list[str], list[str], set[N
     notes: list[str] = []
     refused: set[Named] = set()
     if options.make_slurm_pools:
+        from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
+
         pools, complaints, refused = _slurm_pools(options.pools[0], question.named)
-        options = replace(options, pools=pools, slurm_template=options.pools[0])
+        template = JobqueueBackend("slurm").rooted(options.pools[0])
+        options = replace(options, pools=pools, slurm_template=template)
     complete = []
     for pool in options.pools:
         if pool.cluster == ATTACHED:

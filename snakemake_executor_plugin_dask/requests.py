@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -286,6 +287,8 @@ def _slurm(
     cluster = next((text for name in _CLUSTERS if (text := _text(resources, name)) is not None), None)
     if cluster is not None:
         pairs["clusters"] = cluster
+    for name, text in pairs.items():
+        _check_for_script(name, text)
     gpus: list[_Gpus] = []
     if "gres" in pairs:
         rest, number, model, template = _gpus_in_gres(_unquoted(pairs.pop("gres")), "gres")
@@ -300,6 +303,24 @@ def _slurm(
     if nodes > 1:
         pairs["nodes"] = str(nodes)
     return tuple(sorted(pairs.items())) or None, gpus
+
+
+#: What ends a line, or a word, of a batch script. `slurm_extra` is options, in which blanks and quotes have a meaning.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NO_NAME = re.compile(r"[\s\"'\\]|^-")
+
+
+def _check_for_script(name: str, text: str) -> None:
+    """Raises RequestError where a name would be more than one word of a batch script, or an option of its own."""
+    bare = text if name == "slurm_extra" else re.sub(r", +", ",", _unquoted(text))
+    found = _CONTROL.search(bare) or (None if name == "slurm_extra" else _NO_NAME.search(bare))
+    if found is not None:
+        what = "begins with" if found.group() == "-" else "holds"
+        msg = (
+            f"The resource {name}={text!r} {what} {found.group()!r}, which no name in Slurm does; in the batch script "
+            "it would be more than a name. Change it in the rule."
+        )
+        raise RequestError(msg)
 
 
 def _unquoted(text: str) -> str:

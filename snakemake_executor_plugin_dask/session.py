@@ -47,6 +47,7 @@ from snakemake_executor_plugin_dask.messages import (
 from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options
 from snakemake_executor_plugin_dask.pools import ATTACHED
 from snakemake_executor_plugin_dask.prepare import Question, ask
+from snakemake_executor_plugin_dask.printed import CleanLogger, clean_block
 from snakemake_executor_plugin_dask.requests import (
     Request,
     slurm_names,
@@ -75,6 +76,11 @@ def _known_resources(job: Any) -> dict[str, Any] | None:
         return dict(job.resources.items())
     except Exception:  # noqa: BLE001 - of its inputs, or of a checkpoint, which are not there yet
         return None
+
+
+def as_error(text: str) -> WorkflowError:
+    """What ends the run, as Snakemake prints it: its text comes from settings, commands and jobs."""
+    return WorkflowError(clean_block(text))
 
 
 def not_started_text(count: int) -> str:
@@ -132,7 +138,7 @@ class Session:
         """Check settings and known jobs; WorkflowError before anything is started."""
         self._executor = executor
         self._workflow = executor.workflow
-        self._logger = executor.logger
+        self._logger = CleanLogger(executor.logger)
         # Who calls Snakemake's own API may give none.
         settings = executor.executor_settings or ExecutorSettings()
         if self._workflow.remote_execution_settings.immediate_submit:
@@ -140,12 +146,12 @@ class Session:
                 "--immediate-submit cannot work with the dask executor: jobs wait here until their input exists; "
                 "leave it away."
             )
-            raise WorkflowError(msg)
+            raise as_error(msg)
         try:
             self._options, warnings = configure_here(settings)
             dashboard_options(self._options.dashboard)  # that bokeh is missing is told before anything starts
         except ConfigurationError as error:
-            raise WorkflowError(str(error)) from None
+            raise as_error(str(error)) from None
         for warning in warnings:
             self._logger.warning(warning)
         self._run_id = new_run_id()
@@ -165,11 +171,11 @@ class Session:
         self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
         self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
         if complaint := unfit_directory(self._state_dir):
-            raise WorkflowError(complaint)
+            raise as_error(complaint)
         try:
             state.check(self._state_dir.parent)
         except ConfigurationError as error:
-            raise WorkflowError(str(error)) from None
+            raise as_error(str(error)) from None
         self._handover = Handover(executor, self._options, self._run_id)
         self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
         self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
@@ -283,12 +289,12 @@ class Session:
         if self._options.local_by_default and (complaint := routing.slurm_on_local(slurm)):
             problems[complaint] = None
         if problems and not self._options.plan:
-            raise WorkflowError("\n".join(problems))
+            raise as_error("\n".join(problems))
         if slurm_ignored and (warning := routing.slurm_ignored(slurm)):
             self._logger.warning(warning)
         self._prepare(named, unknown.values(), problems)
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
-            raise WorkflowError(complaint)
+            raise as_error(complaint)
         if hint := routing.few_jobs(self._workflow.resource_settings.nodes, named, self._options.pools, self._shapes):
             self._logger.warning(hint)
         if not self._single_local:
@@ -317,12 +323,12 @@ class Session:
             try:
                 answer = ask(Question(self._options, tuple(named), plan, tuple(unknown), tuple(problems)))
             except ConfigurationError as error:
-                raise WorkflowError(str(error)) from None
+                raise as_error(str(error)) from None
             for note in answer.notes:
                 self._logger.warning(note)
             self._options = answer.options
             if plan:
-                sys.stdout.write(answer.plan + "\n")
+                sys.stdout.write(clean_block(answer.plan) + "\n")
                 raise SystemExit(0 if answer.possible else 1)
         self._shapes = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
 
@@ -380,7 +386,7 @@ class Session:
         try:
             state.make(self._state_dir)
         except ConfigurationError as error:
-            raise WorkflowError(str(error)) from None
+            raise as_error(str(error)) from None
         # Without Snakemake's lock another run may be here, of which this one knows nothing.
         if self._workflow.execution_settings.lock:
             self._clear_up_after_dead_runs()
@@ -410,7 +416,7 @@ class Session:
             case Say(level=level, text=text):
                 getattr(self._logger, level)(text)
             case Fatal(text=text):
-                self._workflow.scheduler.executor_error_callback(WorkflowError(text))
+                self._workflow.scheduler.executor_error_callback(as_error(text))
             case _:
                 self._logger.debug(f"unknown message of the driver: {message!r}")
 
@@ -421,7 +427,7 @@ class Session:
         if self._ended:
             self._logger.error(text)
         else:
-            self._workflow.scheduler.executor_error_callback(WorkflowError(text))
+            self._workflow.scheduler.executor_error_callback(as_error(text))
 
     def _report_started(self, key: str) -> None:
         with self._lock:
@@ -462,13 +468,14 @@ class Session:
         elif outcome.status in ("cancelled", "lost") and self._ended:
             pass  # Snakemake asked for it, and is leaving
         else:
-            text = explain(_label(info.job), outcome, message.runs, message.message)
+            text = clean_block(explain(_label(info.job), outcome, message.runs, message.message))
             self._note_error(info, text)
             logs = [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else []
             self._executor.report_job_error(info, msg=text, aux_logs=logs)
 
     def _refuse(self, info: SubmittedJobInfo, text: str) -> None:
         """Tell of a job that failed before it was started: its old outputs stay, and are not marked as incomplete."""
+        text = clean_block(text)
         self._note_error(info, text)
         self._executor.print_job_error(info, text)
         scheduler = self._workflow.scheduler
@@ -517,7 +524,7 @@ class Session:
             with self._lock:
                 dropped, handed_over = list(self._dropped), len(self._jobs)
             if dropped and not handed_over and set(scheduler.running) <= set(dropped):
-                scheduler.executor_error_callback(WorkflowError(not_started_text(len(dropped))))
+                scheduler.executor_error_callback(as_error(not_started_text(len(dropped))))
                 return
 
     def _driver_lost(self, how: str) -> None:
@@ -537,7 +544,7 @@ class Session:
         if self._ended:
             self._logger.error("\n".join(lines))  # Snakemake's scheduler is over, and hears of no error any more
         else:
-            self._workflow.scheduler.executor_error_callback(WorkflowError("\n".join(lines)))
+            self._workflow.scheduler.executor_error_callback(as_error("\n".join(lines)))
 
     def end(self, *, kill: bool) -> None:
         """Give everything back; with ``kill`` running jobs are ended first. May be repeated."""

@@ -45,6 +45,10 @@ class System:
     #: How a script's directives begin, where variables of the environment (SBATCH_ACCOUNT) would win over them.
     overruled: str | None = None
     submitted: str | None = None  # in the submit command's output; group 1 is the id
+    #: Asks for these ids alone. Believed where the query above does not list them; `missing` says which do not exist.
+    confirm: Callable[[Collection[str], str | None], list[str]] | None = None
+    #: Prints `id|path of the script` of all the user's allocations: finds one whose submission got no answer.
+    find: Callable[[str, str | None], list[str]] | None = None  # user's name, where
     id: str = r"[1-9]\d*"  # what an id looks like; `bkill 0` would end all of a user's jobs
     #: Cancels by name, for an allocation whose submission was cut off before its id was known.
     cancel_name: Callable[[str, str | None], list[str]] | None = None
@@ -72,6 +76,46 @@ def bare(allocation_id: str) -> str:
     """The number in an id such as ``123.server`` or ``Moab.123``."""
     found = re.search(r"\d+", allocation_id)
     return found.group() if found else allocation_id
+
+
+#: Variables that change which allocations the queries list, which ones are cancelled, or how that is printed.
+_CHOOSING = ("SQUEUE_", "SCANCEL_", "SINFO_", "LSB_BJOBS_")
+#: And those by which one submission would become several, wait for its end, or go somewhere else.
+_SUBMITTING = frozenset({
+    "SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_JOB_NAME", "SBATCH_TEST_ONLY", "SBATCH_WAIT_ALL_NODES", "SBATCH_HINT",
+})  # fmt: skip
+
+
+def undisturbed(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a batch system's commands, without what users set there for their own use of them."""
+    return {
+        name: value for name, value in environment.items() if not name.startswith(_CHOOSING) and name not in _SUBMITTING
+    }
+
+
+def unlisted(system: System, ids: Collection[str], code: int, out: str) -> list[str]:
+    """Ids that a successful query does not list, where they are worth another question: see `System.confirm`."""
+    if system.confirm is None or code != 0:
+        return []
+    listed = system.parse(out)
+    return [allocation_id for allocation_id in ids if bare(allocation_id) not in listed]
+
+
+def confirmed(system: System, ids: Collection[str], code: int, out: str, err: str) -> dict[str, Seen]:
+    """The answer to `System.confirm`: gone is what the batch system says that it does not know."""
+    listed = system.parse(out)
+    if code != 0 and not re.search("invalid job id", err, re.IGNORECASE):
+        return look(system, ids, code, out, err)
+    return {allocation_id: listed.get(bare(allocation_id), GONE) for allocation_id in ids}
+
+
+def found_by_script(out: str, script: str) -> str | None:
+    """The id of the allocation that was made from this script, in what `System.find` printed."""
+    for line in out.splitlines():
+        number, _, path = line.partition("|")
+        if path.strip() == script:
+            return number.strip()
+    return None
 
 
 def look(system: System, ids: Collection[str], code: int, out: str, err: str) -> dict[str, Seen]:
@@ -115,8 +159,13 @@ def _slurm_clusters(where: str | None) -> list[str]:
     return [f"--clusters={where}"] if where else []
 
 
+def _squeue(where: str | None, *more: str) -> list[str]:
+    # `--all`: those in partitions that the site hides, too.
+    return ["squeue", *_slurm_clusters(where), "--all", "--noheader", "--states=all", *more]
+
+
 def _slurm_query(_ids: Collection[str], user: str, where: str | None) -> list[str]:
-    return ["squeue", *_slurm_clusters(where), f"--user={user}", "--noheader", "--states=all", "--format=%i|%T|%r"]
+    return _squeue(where, f"--user={user}", "--format=%i|%T|%r")
 
 
 def _slurm_parse(out: str) -> dict[str, Seen]:
@@ -251,6 +300,8 @@ SYSTEMS: Mapping[str, System] = {
             cancel=lambda job, where: ["scancel", *_slurm_clusters(where), "--", job],
             query=_slurm_query,
             parse=_slurm_parse,
+            confirm=lambda ids, where: _squeue(where, f"--jobs={','.join(ids)}", "--format=%i|%T|%r"),
+            find=lambda user, where: _squeue(where, f"--user={user}", "--format=%i|%o"),
             no_requeue=("--no-requeue",),
             queues=("sinfo", "--all", "--noheader", "--format=%R"),
             rehearsal=("--test-only",),

@@ -3,7 +3,7 @@
 import math
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS
@@ -32,6 +32,77 @@ def granted_bytes(pool: Pool) -> int:
 def plain(path: str) -> bool:
     """Whether a path means itself in every batch script."""
     return re.fullmatch(r"[\w./+,:@=-]+", path, re.ASCII) is not None
+
+
+#: What turns a path into something else in the places where batch systems are told of output, be it only the directory
+#: of submission: Slurm and LSF replace `%j` and the like, Slurm reads a backslash, Grid Engine and HTCondor a dollar.
+_CHANGED = re.compile(r"[%\\$\x00-\x1f\x7f]")
+
+
+def unfit_output(path: str) -> str | None:
+    """The character for which no batch system could be told to write output in this directory; None: it can."""
+    found = _CHANGED.search(path)
+    return found.group() if found else None
+
+
+#: Directives that the plugin gives itself: where output goes and what an allocation is called, by which both are found
+#: again; and those after which a submission makes several allocations, waits, or says something else than usual. The
+#: exact words of each, short ones of Slurm and PBS also with their value attached.
+_OWNED: dict[str, tuple[frozenset[str], bool]] = {
+    "slurm": (
+        frozenset("-o --output -e --error -i --input -J --job-name -a --array -D --chdir -W --wait -Q --quiet "
+                  "--parsable --test-only --wrap".split()),
+        True,
+    ),
+    "pbs": (frozenset("-o -e -N -J -t -I -z".split()), True),
+    "moab": (frozenset("-o -e -N -J -t -I -z".split()), True),
+    "lsf": (frozenset("-o -oo -e -eo -J -I -Ip -Is -K".split()), False),
+    "sge": (frozenset("-o -e -N -t -sync -terse -wd".split()), False),
+    "oar": (frozenset("-O --stdout -E --stderr -n --name -d --directory --array --array-param-file -I".split()), False),
+    "htcondor": (frozenset("output error log queue executable batch_name".split()), False),
+}  # fmt: skip
+
+
+def owned(system: str, extra: object) -> str | None:
+    """The first of a user's own directives that the plugin has to give itself; None where there is none."""
+    words, attached = _OWNED[system]
+    if isinstance(extra, dict):
+        return next((str(key) for key in extra if str(key).lower() in words), None)
+    for text in _texts(extra):
+        try:
+            given = shlex.split(text)
+        except ValueError:
+            given = text.split()
+        for word in given:
+            name = word.partition("=")[0]
+            if name in words or (attached and word[:2] in words and not word.startswith("--")):
+                return name
+            # The first letters of a long option are enough for it.
+            if len(name) > 4 and name.startswith("--") and any(known.startswith(name) for known in words):
+                return name
+    return None
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+#: Settings that are shell text by what they mean, and may have several lines.
+_SHELL = frozenset({"job_script_prologue", "env_extra", "python"})
+
+
+def with_control_character(settings: Mapping[str, object]) -> str | None:
+    """The first setting that would end its line of a batch script and begin one of its own; None: there is none."""
+    for name, value in settings.items():
+        if name not in _SHELL and any(_CONTROL.search(text) for text in _strings(value)):
+            return name
+    return None
+
+
+def _strings(value: object) -> list[str]:
+    if isinstance(value, Mapping):
+        return [text for pair in value.items() for item in pair for text in _strings(item)]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [text for item in value for text in _strings(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def other_cluster(pool: Pool) -> str | None:

@@ -35,13 +35,24 @@ from snakemake_executor_plugin_dask.backends.base import (
     worker_command,
     write_worker_config,
 )
-from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, Seen, System, bare, look
+from snakemake_executor_plugin_dask.backends.batchsystems import (
+    SYSTEMS,
+    Seen,
+    System,
+    bare,
+    confirmed,
+    found_by_script,
+    is_id,
+    look,
+    undisturbed,
+    unlisted,
+)
 from snakemake_executor_plugin_dask.backends.refusals import no_such, outlook, rehearsed, what_to_change
 from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Record, run_here, user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace
-from snakemake_executor_plugin_dask.private import NotPrivate, open_own, write_private
+from snakemake_executor_plugin_dask.private import NotPrivate, open_own, opened, write_private
 
 _COMMAND_TIMEOUT_S = 60.0
 #: How often the queue is asked at most while nothing hurries: sites ask not to be polled more often.
@@ -51,6 +62,8 @@ _KILL_TIMEOUT_S = 60.0
 _CANCEL_AGAIN_S = 10.0
 #: Slurm gives reasons that mean «never» for a moment, before it has looked closely.
 _STUCK_S = 12.0
+#: When a submission that got no answer is looked for in the queue; what comes later is cancelled at the run's end.
+_FIND_AFTER_S = (1.0, 4.0, 10.0)
 _REHEARSAL_S = 10.0  # a batch system that is slow to answer keeps no run from starting
 _TAIL_LINES, _TAIL_BYTES = 20, 4096
 
@@ -113,7 +126,11 @@ def outside_allocation(environment: Mapping[str, str]) -> dict[str, str]:
     A batch system hands them on to what is submitted from inside, where `SLURM_MEM_PER_CPU` and the like contradict it.
     """
     prefixes = tuple(prefix for mark, prefix in _INSIDE.items() if mark in environment)
-    return {name: value for name, value in environment.items() if name in _KEPT or not name.startswith(prefixes)}
+    return {
+        name: value
+        for name, value in undisturbed(environment).items()
+        if name in _KEPT or not name.startswith(prefixes)
+    }
 
 
 class QueueView:
@@ -140,6 +157,10 @@ class QueueView:
                 self._asked = self._clock()
                 done = await self._run(self._system.query(ids, user_name(), self._where))
                 self._answers = look(self._system, ids, *done)
+                again = unlisted(self._system, ids, done.code, done.out)
+                if again and self._system.confirm is not None:
+                    done = await self._run(self._system.confirm(again, self._where))
+                    self._answers |= confirmed(self._system, again, *done)
             return self._answers[allocation_id]
 
 
@@ -168,9 +189,16 @@ class Allocation(WorkerProcess):
         try:
             job, script = self._backend.write(self.pool, self.name, self.link)
             self._record.submitting(self.name, job_name, self._backend.system.name, where)
-            out = await job._submit_job(os.fspath(script))  # noqa: SLF001 - each class has a way of its own
-            self.allocation_id = job._job_id_from_submit_output(out)  # noqa: SLF001
-            self._record.submitted(self.name, str(self.allocation_id))
+            try:
+                out = await job._submit_job(os.fspath(script))  # noqa: SLF001 - each class has a way of its own
+            except Unanswered:
+                number = await self._backend.find(script, where)
+                if number is None:
+                    raise
+            else:
+                number = str(job._job_id_from_submit_output(out))  # noqa: SLF001
+            self.allocation_id = self._backend.checked_id(number)
+            self._record.submitted(self.name, number)
         except SubmitError as error:
             advice = what_to_change(self._backend.name, str(error))
             self.failure = str(error) + (f"; {advice}" if advice else "")
@@ -240,12 +268,19 @@ class Allocation(WorkerProcess):
             self._view.ids.discard(number)
             tail = self.output_tail()
             what = f"allocation {number} ended" + (f" ({reason})" if reason else "")
+            if not tail and re.search("launch.?fail", reason, re.IGNORECASE):
+                where = self._backend.log_directory(self.pool, self.link)
+                what += f" and wrote nothing: its output file in {where} could probably not be opened there"
             self._gone = AllocationState("gone", what, tail)
         return self._gone
 
 
 class SubmitError(RuntimeError):
     """The submit command failed, and said so: nothing was queued."""
+
+
+class Unanswered(RuntimeError):
+    """The submit command failed in a way that may pass, and may have queued an allocation all the same."""
 
 
 def allocation_name(pool: Pool, link: Link) -> str:
@@ -306,7 +341,17 @@ class JobqueueBackend:
             filled["memory_mb"] = siteconfig.memory_mb(memory)
         if pool.walltime_s is None and (walltime := self.setting(pool, "walltime")) is not None:
             filled["walltime_s"] = self._walltime_s(pool, walltime)
-        return replace(pool, **filled)
+        return self.rooted(replace(pool, **filled))
+
+    def rooted(self, pool: Pool) -> Pool:
+        """With the directory for output as an absolute path: relative ones are meant from where Snakemake was started.
+
+        Call it there.
+        """
+        given = self.setting(pool, "log_directory")
+        if given is None or os.path.isabs(given):
+            return pool
+        return replace(pool, options={**pool.options, "log_directory": os.path.abspath(os.path.expanduser(given))})
 
     def _walltime_s(self, pool: Pool, walltime: object) -> float:
         try:
@@ -351,6 +396,7 @@ class JobqueueBackend:
     def check(self, pool: Pool) -> None:
         self.check_commands(pool)
         self._check_options(pool)
+        self._check_output(pool)
         self._check_queue(pool)
         self._check_submission(pool)
 
@@ -387,6 +433,39 @@ class JobqueueBackend:
                     f"{setting}, or jobqueue.{self.name}.{what} in Dask's configuration."
                 )
                 raise ConfigurationError(msg)
+
+    def _check_output(self, pool: Pool) -> None:
+        """That output can go where it is to go; each allocation would fail without a word of its own."""
+        extra = self.setting(pool, "job_extra_directives") or self.setting(pool, "job_extra")
+        if found := directives.owned(self.name, extra):
+            where = "slurm_extra" if "slurm_extra" in dict(pool.slurm or ()) else "job_extra_directives"
+            msg = (
+                f"Pool {pool.name}: {found} in {where} is the plugin's own: by output, name and answer of the submit "
+                "command it finds its allocations again. Remove it; `log_directory` among the options says where "
+                "output goes."
+            )
+            raise ConfigurationError(msg)
+        given = self.setting(self.rooted(pool), "log_directory")
+        path = os.fspath(given or Path(".snakemake", "dask").absolute())
+        if character := directives.unfit_output(path):
+            what = f"log_directory, {path!r}," if given else f"the working directory, {os.getcwd()!r},"
+            msg = (
+                f"Pool {pool.name}: {what} holds {character!r}, which {self.system.submit} does not take for itself in "
+                "the path of an allocation's output; "
+                + (
+                    "name another one."
+                    if given
+                    else "run the workflow in another directory (--directory), or name a "
+                    "`log_directory` in the options."
+                )
+            )
+            raise ConfigurationError(msg)
+        above = Path(path)
+        while not above.exists() and above != above.parent:
+            above = above.parent
+        if given and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            msg = f"Pool {pool.name}: log_directory {path} cannot be written ({above} cannot); name another one."
+            raise ConfigurationError(msg)
 
     def options(self) -> set[str]:
         """The arguments that pools of this batch system take beside the plugin's own."""
@@ -440,7 +519,7 @@ class JobqueueBackend:
             python = self.setting(pool, "python") or link.python
             command = f"{python} -P -m {WORKER_MODULE} --config {state}/workers/{pool.name}-0.json"
             job = self.job(pool, f"{pool.name}-0", link, command, Path(logs))
-            return str(job.job_script()).replace(logs, f"{state}/logs")
+            return str(job.job_script()).replace(logs, os.fspath(self.log_directory(self.rooted(pool), link)))
 
     def trial(self, pool: Pool, module: str, directory: Path) -> tuple[str, str]:
         """The same script with another module, its output going to ``directory``, and the call that submits it.
@@ -464,7 +543,10 @@ class JobqueueBackend:
     def write(self, pool: Pool, name: str, link: Link) -> tuple[Any, Path]:
         """The Job object, and its script on disk, for one worker; OSError."""
         logs = self.log_directory(pool, link)
-        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if logs.parent != Path(link.state_dir):
+            logs.parent.mkdir(parents=True, exist_ok=True)
+        with opened(logs, make=True):
+            pass
         python = self.setting(pool, "python")
         config = write_worker_config(
             pool, name, link,
@@ -480,6 +562,27 @@ class JobqueueBackend:
         write_private(script, job.job_script().encode())
         return job, script
 
+    def checked_id(self, number: str) -> str:
+        """The id that the submit command gave; ValueError where it is none, and no command must be given it."""
+        if not is_id(self.system, number):
+            msg = f"{self.system.submit} gave {number[:100]!r} as the id of the allocation, which is none"
+            raise ValueError(msg)
+        return number
+
+    async def find(self, script: Path, where: str | None) -> str | None:
+        """The id of the allocation made from a script, where the submit command did not tell it; None: it is not there.
+
+        A controller that was busy may queue it only after a while.
+        """
+        if self.system.find is None:
+            return None
+        for wait_s in _FIND_AFTER_S:
+            await asyncio.sleep(wait_s)
+            done = await self.run(self.system.find(user_name(), where))
+            if done.code == 0 and (number := found_by_script(done.out, os.fspath(script))) is not None:
+                return number
+        return None
+
     def winning(self, command: list[str]) -> list[str]:
         """A submit command whose script's directives win over variables of the environment."""
         if self.system.overruled is None:
@@ -488,7 +591,9 @@ class JobqueueBackend:
         return [*head, *directives.as_arguments(Path(script).read_text(), self.system.overruled), script]
 
     def log_directory(self, pool: Pool, link: Link) -> Path:
-        return Path(self.setting(pool, "log_directory") or Path(link.state_dir, "logs"))
+        """Of the run alone: others may be able to write where the user wants the output to be."""
+        given = self.setting(pool, "log_directory")
+        return Path(link.state_dir, "logs") if given is None else Path(given, f"snakemake-{link.run_id}")
 
     def cancel_command(self, pool: Pool, allocation_id: str) -> list[str]:
         command = self.system.cancel(allocation_id, directives.other_cluster(pool))
@@ -507,6 +612,12 @@ class JobqueueBackend:
         allocation = allocation_name(pool, link)
         settings |= directives.for_pool(self.name, pool, lambda key: self.setting(pool, key), allocation, output)
         settings["log_directory"] = output
+        if name_of := directives.with_control_character(settings):
+            msg = (
+                f"Pool {pool.name}: {name_of} holds a line break or another control character, and would be a line of "
+                f"its own in the batch script: {settings[name_of]!r}; remove it."
+            )
+            raise ConfigurationError(msg)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of deprecated names in a site's configuration: not the user's doing
@@ -545,8 +656,8 @@ class JobqueueBackend:
                     said = (done.err.strip() or done.out.strip() or "it printed nothing").splitlines()
                     shown = [word if len(word) < 200 else "<script>" for word in command]
                     msg = f"`{' '.join(shown)}` failed with exit code {done.code}: {' / '.join(said[-5:])}"
-                    if done.code == TIMED_OUT:
-                        raise RuntimeError(msg)  # it may have been queued: found by its name at the end
+                    if done.code == TIMED_OUT or outlook(backend.name, msg) == "passing":
+                        raise Unanswered(msg)
                     raise SubmitError(msg)
                 return str(done.out)
 

@@ -15,7 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, is_cluster, is_id, look
+from snakemake_executor_plugin_dask.backends.batchsystems import (
+    SYSTEMS,
+    Seen,
+    System,
+    confirmed,
+    is_cluster,
+    is_id,
+    look,
+    undisturbed,
+    unlisted,
+)
 from snakemake_executor_plugin_dask.driver import state
 from snakemake_executor_plugin_dask.private import append_private, read_private
 
@@ -174,7 +184,7 @@ def run_here(
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=timeout_s, check=False, env=environment,
+            timeout=timeout_s, check=False, env=undisturbed(os.environ if environment is None else environment),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Ran(TIMED_OUT, "", f"{command[0]} did not answer within {timeout_s:.0f} s")
@@ -286,6 +296,15 @@ def _cancel(entry: Entry, run: Callable[[Sequence[str]], Ran]) -> int:
     return 0 if command is None else run(command).code
 
 
+def ask(system: System, ids: Sequence[str], where: str | None, run: Callable[[Sequence[str]], Ran]) -> dict[str, Seen]:
+    """What the queue says of these allocations. One that is not listed is asked for again by its id."""
+    answer = run(system.query(ids, user_name(), where))
+    states = look(system, ids, *answer)
+    if (again := unlisted(system, ids, answer.code, answer.out)) and system.confirm is not None:
+        states |= confirmed(system, again, *run(system.confirm(again, where)))
+    return states
+
+
 def _still_there(entries: Sequence[Entry], run: Callable[[Sequence[str]], Ran]) -> dict[str, str]:
     """By worker, why its allocation is not known to be gone.
 
@@ -300,7 +319,7 @@ def _still_there(entries: Sequence[Entry], run: Callable[[Sequence[str]], Ran]) 
     for (name, where), queued in queues.items():
         ids = [entry.id or "" for entry in queued]
         system = SYSTEMS[name]
-        states = look(system, ids, *run(system.query(ids, user_name(), where)))
+        states = ask(system, ids, where, run)
         for entry, number in zip(queued, ids, strict=True):
             seen = states[number]
             if seen.kind == "unknown":

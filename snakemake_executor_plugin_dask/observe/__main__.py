@@ -11,6 +11,7 @@ from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.report import write_report
 from snakemake_executor_plugin_dask.observe.status import end_line, table
+from snakemake_executor_plugin_dask.printed import clean_block
 
 _STALE_S = 600.0
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not model.now:
             return _fail(f"{log} holds no events.")
         if chosen.command == "status":
-            print(_status(model, time.time()))  # noqa: T201 - it is what was asked for
+            print(clean_block(_status(model, time.time())))  # noqa: T201 - it is what was asked for
         else:
             write_report(model, chosen.output)
     except ConfigurationError as error:
@@ -54,7 +55,7 @@ def _status(model: RunModel, now: float) -> str:
 
 
 def _fail(message: str) -> int:
-    print(message, file=sys.stderr)  # noqa: T201
+    print(clean_block(message), file=sys.stderr)  # noqa: T201
     return 1
 
 

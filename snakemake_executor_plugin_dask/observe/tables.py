@@ -9,7 +9,8 @@ from snakemake_executor_plugin_dask.observe.advice import RuleUse, Spread, set_r
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt, Worker
 from snakemake_executor_plugin_dask.observe.use import worker_use
-from snakemake_executor_plugin_dask.observe.wording import clean, clean_block, core_hours, count, rough, share
+from snakemake_executor_plugin_dask.observe.wording import clean, core_hours, count, rough, share
+from snakemake_executor_plugin_dask.printed import clean_block
 
 NOTHING = "\N{EN DASH}"
 FAILURES_SHOWN = 200

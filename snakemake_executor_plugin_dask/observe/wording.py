@@ -1,14 +1,10 @@
 """Numbers, times and foreign text as people read them in a terminal and in a report. Pure."""
 
-import re
 import time
 from collections.abc import Sequence
 
+from snakemake_executor_plugin_dask.printed import clean_block
 from snakemake_executor_plugin_dask.units import format_duration, format_memory
-
-#: Control characters, those that turn writing direction, and line separators other than a line feed.
-_HARMFUL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 _CORE_TIMES = ((3600.0, "core-hours"), (60.0, "core-minutes"), (1.0, "core-seconds"))
 
@@ -64,13 +60,6 @@ def clean(text: str, limit: int = 1000) -> str:
     """One line without control characters or terminal sequences, and at most ``limit`` characters long."""
     text = clean_block(text).replace("\n", " ")
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-def clean_block(text: str) -> str:
-    """The same for text of several lines, of any length. What cannot be encoded is shown as an escape."""
-    text = _ANSI.sub("", text.replace("\r\n", "\n").replace("\t", "    "))
-    text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def amount(what: str, number: int) -> str:

@@ -471,20 +471,6 @@ def test_numbers_of_a_sites_own_wrapper_are_not_taken_for_the_id(tmp_path: Path)
         assert process.allocation_id == number
 
 
-def test_submission_that_does_not_answer_stays_recorded(tmp_path: Path) -> None:
-    """After a time-out the allocation may exist: it stays recorded under its name."""
-    commands = Commands(sbatch=[Ran(124, "", "sbatch did not answer within 60 s")])
-
-    async def check() -> None:
-        process = worker(commands, tmp_path)
-        await process
-        assert "did not answer" in process.failure
-
-    asyncio.run(check())
-    (entry,) = Record(tmp_path).entries()
-    assert (entry.name, entry.id) == ("snakemake-ab12cd34-main", None)
-
-
 def test_life_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Queued with the reason, running, cancelled and seen to be gone; the record is empty after that."""
     monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 0.0)
@@ -592,3 +578,171 @@ def test_log_tail_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "x-7.out").write_text("\n".join(map(str, range(1000))))
     assert log_tail(tmp_path, "7").splitlines() == [str(i) for i in range(980, 1000)]
     assert log_tail(tmp_path / "none", "7") == ""
+
+
+# What must not reach a batch script, and where its output goes
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "pbs", "lsf", "sge", "oar", "moab"])
+@pytest.mark.parametrize("key", ["queue", "project", "account", "job_extra_directives", "resource_spec"])
+def test_no_option_begins_a_line_of_its_own(cluster: str, key: str) -> None:
+    """A line break in a value would be shell code in the batch script."""
+    backend = JobqueueBackend(cluster)
+    if key not in backend.options():
+        pytest.skip(f"{cluster} has no {key}")
+    value = "fine\ntouch HACKED"
+    wanted = pool(cluster, options={key: [value] if key == "job_extra_directives" else value})
+    with pytest.raises(ConfigurationError, match=f"{key} holds a line break"):
+        backend.describe(wanted)
+
+
+def test_no_key_of_htcondor_begins_a_line_of_its_own() -> None:
+    """Neither a name nor a value of a line in its submit file."""
+    for extra in ({"request_gpus": "1\nexecutable = /bin/evil"}, {"a\nqueue": 1}):
+        with pytest.raises(ConfigurationError, match="line break"):
+            JobqueueBackend("htcondor").describe(pool("htcondor", options={"job_extra_directives": extra}))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "extra", "found"),
+    [
+        ("slurm", "-o logs/%j.out", "-o"), ("slurm", "--qos=x --out=a", "--out"), ("slurm", "-elogs", "-elogs"),
+        ("slurm", "--array=1-3", "--array"), ("slurm", "-W", "-W"), ("slurm", "--parsable", "--parsable"),
+        ("slurm", "--chdir=/tmp", "--chdir"), ("slurm", "--job-name x", "--job-name"),
+        ("slurm", "--mail-user=me --exclusive --wait-all-nodes=1 -t 5 --overcommit -O", None),
+        ("pbs", "-o /tmp", "-o"), ("pbs", "-l place=excl", None), ("pbs", "-J 1-3", "-J"), ("moab", "-t 1-3", "-t"),
+        ("lsf", "-oo out", "-oo"), ("lsf", "-R 'rusage[mem=1]' -env all -ep x", None), ("lsf", "-K", "-K"),
+        ("sge", "-t 1-3", "-t"), ("sge", "-terse", "-terse"), ("sge", "-pe smp 2 -j y -ot 1", None),
+        ("oar", "--stdout=a", "--stdout"), ("oar", "-t besteffort", None),
+        ("htcondor", {"Output": "a"}, "Output"), ("htcondor", {"request_gpus": 1}, None),
+    ],
+)  # fmt: skip
+def test_directives_that_are_the_plugins_own(cluster: str, extra: Any, found: str | None) -> None:
+    """Where output goes, names, arrays, and what changes the answer of the submit command."""
+    assert directives.owned(cluster, extra) == found
+
+
+def refused(wanted: Pool, monkeypatch: pytest.MonkeyPatch) -> str:
+    backend = JobqueueBackend(wanted.cluster)
+    for name in ("check_commands", "_check_queue", "_check_submission"):
+        monkeypatch.setattr(backend, name, lambda _: None)
+    with pytest.raises(ConfigurationError) as caught:
+        backend.check(wanted)
+    return str(caught.value)
+
+
+def test_output_that_could_not_be_written_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own directives for it, a directory that cannot be written, and paths that batch systems read as patterns."""
+    own = pool(options={"job_extra_directives": ["-o logs/%j.out"]})
+    assert "-o in job_extra_directives is the plugin's own" in refused(own, monkeypatch)
+    assert "(/dev/null cannot)" in refused(pool(options={"log_directory": "/dev/null/logs"}), monkeypatch)
+    assert "holds '%', which sbatch" in refused(pool(options={"log_directory": f"{tmp_path}/%u"}), monkeypatch)
+    for cluster in ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor"):
+        for name in ("%j", "back\\slash", "$USER"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            monkeypatch.chdir(tmp_path / name)
+            assert "run the workflow in another directory (--directory), or name" in refused(pool(cluster), monkeypatch)
+
+
+def test_a_relative_log_directory_is_where_snakemake_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a directory for the run alone in it, which others cannot enter."""
+    monkeypatch.chdir(tmp_path)
+    backend = JobqueueBackend("slurm")
+    wanted = backend.complete(pool(options={"log_directory": "logs"}))
+    (tmp_path / "state").mkdir()
+    monkeypatch.chdir("/")
+    job, script = backend.write(wanted, "main-0", link(tmp_path / "state"))
+    place = tmp_path / "logs" / "snakemake-ab12cd34"
+    assert f"#SBATCH -o {place}/snakemake-ab12cd34-main-%J.out" in script.read_text()
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert job.submit_directory == os.fspath(place)
+    assert script.stat().st_mode & 0o777 == 0o600
+
+
+# What is asked, and what is believed
+
+
+def test_users_own_variables_for_the_commands_are_left_out() -> None:
+    """SQUEUE_PARTITION hides allocations, SCANCEL_STATE cancels none, SBATCH_ARRAY_INX makes many."""
+    theirs = dict.fromkeys(
+        ("SQUEUE_PARTITION", "SQUEUE_ACCOUNT", "SCANCEL_STATE", "SBATCH_ARRAY_INX", "LSB_BJOBS_FORMAT"), "x"
+    )
+    ours = {"PATH": "/bin", "SLURM_CONF": "/c", "SBATCH_ACCOUNT": "a"}
+    assert outside_allocation(theirs | ours) == ours
+    assert "--all" in SYSTEMS["slurm"].query(["1"], "me", None)
+
+
+def test_not_listed_is_not_believed_at_once() -> None:
+    """It is asked for by its id; only what Slurm does not know by it is gone."""
+
+    async def seen(*answers: Ran) -> tuple[str, int]:
+        commands = Commands(squeue=list(answers))
+        view = QueueView(SYSTEMS["slurm"], None, commands, clock=lambda: 100.0)
+        return (await view.look("7", 10.0, 0.0)).kind, len(commands.ran)
+
+    empty, unknown = Ran(0, "", ""), Ran(1, "", "slurm_load_jobs error: Invalid job id specified")
+    assert asyncio.run(seen(Ran(0, "7|RUNNING|None", ""))) == ("running", 1)
+    assert asyncio.run(seen(empty, Ran(0, "7|PENDING|Priority", ""))) == ("queued", 2)
+    assert asyncio.run(seen(empty, unknown)) == ("gone", 2)
+    assert asyncio.run(seen(empty, empty)) == ("gone", 2)
+    assert asyncio.run(seen(empty, Ran(1, "", "Unable to contact slurm controller"))) == ("unknown", 2)
+
+
+def test_a_submission_without_an_answer_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """«Socket timed out», and the allocation is queued all the same: it is found by its script, and used."""
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._FIND_AFTER_S", (0.0, 0.0))
+    script = tmp_path / "workers" / "main-0.sh"
+    lost = Ran(1, "", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+    queue = Ran(0, f"11|/elsewhere/workers/main-0.sh\n12|{script}\n", "")
+    commands = Commands(sbatch=[lost], squeue=[Ran(1, "", "Socket timed out"), queue])
+
+    async def check() -> None:
+        process = worker(commands, tmp_path)
+        await process
+        assert (process.failure, process.allocation_id) == (None, "12")
+
+    asyncio.run(check())
+    (entry,) = Record(tmp_path).entries()
+    assert entry.id == "12"
+
+
+@pytest.mark.parametrize("code", [1, 124])
+def test_a_submission_that_is_not_found_stays_recorded(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may appear later: it is cancelled by its name at the end."""
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._FIND_AFTER_S", (0.0,))
+    commands = Commands(sbatch=[Ran(code, "", "Socket timed out on send/recv")], squeue=[Ran(0, "", "")])
+
+    async def check() -> None:
+        process = worker(commands, tmp_path)
+        await process
+        assert "Socket timed out" in process.failure
+        assert process.outlook == "passing"
+
+    asyncio.run(check())
+    assert [entry.name for entry in Record(tmp_path).entries()] == ["snakemake-ab12cd34-main"]
+    assert [entry.id for entry in Record(tmp_path).entries()] == [None]
+
+
+@pytest.mark.parametrize("number", ["-u", "0", "7 8", "all", "*"])
+def test_an_id_that_is_none_is_not_taken(number: str) -> None:
+    """Whatever a site's wrapper of the submit command printed."""
+    with pytest.raises(ValueError, match="as the id of the allocation, which is none"):
+        JobqueueBackend("lsf").checked_id(number)
+
+
+def test_a_launch_failure_without_output_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm says no more than that the launch failed where it could not open the output file."""
+    failed = Ran(0, "12|FAILED|JobLaunchFailure", "")
+
+    async def check() -> None:
+        process = worker(Commands(sbatch=[SUBMITTED], squeue=[failed]), tmp_path)
+        await process
+        state = await process.state()
+        assert "wrote nothing: its output file in" in state.reason
+        assert "could probably not be opened" in state.reason
+
+    asyncio.run(check())

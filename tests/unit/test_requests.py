@@ -234,3 +234,19 @@ def test_negative_threads_are_refused():
     """They would give a worker cores that it does not have."""
     with pytest.raises(RequestError, match="threads=-3 must be a whole number of at least 0"):
         request_from_resources({}, -3)
+
+
+@pytest.mark.parametrize("name", ["clusters", "constraint", "gres", "qos", "slurm_account", "slurm_partition"])
+@pytest.mark.parametrize("value", ["a\ntouch HACKED", "a b", "-x", 'a"b', "a\\b", "a\x1b[1m", "a\tb"])
+def test_a_name_is_one_word_of_a_batch_script(name: str, value: str) -> None:
+    """What a function of the workflow gives may come from a file's name: no more than a name gets through."""
+    with pytest.raises(RequestError, match=f"^The resource {name}="):
+        request_from_resources({name: value}, 1)
+
+
+def test_options_for_slurm_are_one_line() -> None:
+    """Blanks and quotes have a meaning there; line breaks have none."""
+    assert request_from_resources({"slurm_extra": "--mail-user='a b' --nice"}, 1).slurm
+    assert request_from_resources({"slurm_account": "'acc-1'", "constraint": "(a&b)|c", "qos": "a@b"}, 1).slurm
+    with pytest.raises(RequestError, match="slurm_extra"):
+        request_from_resources({"slurm_extra": "--nice\ntouch HACKED"}, 1)
