@@ -274,6 +274,8 @@ class LaunchedWorkers(WorkerProcess):
     def _more(self) -> dict[str, Any]:
         """What the workers' configuration needs beyond the usual."""
         more: dict[str, Any] = {"interface": self.pool.options.get("interface")}
+        if allocation_nodes(self._environ) == 1 and len(_given(self.pool)) < 2:
+            more["local_directory"] = self.link.state_dir  # what a killed worker leaves there is cleared with it
         if "://127." in self.link.scheduler:
             more["host"] = "127.0.0.1"
         return more

@@ -108,8 +108,11 @@ def test_a_killed_worker_takes_nobody_along(tmp_path: Path, launcher: str) -> No
 
 
 @pytest.mark.mpi
-def test_a_launcher_that_is_ended_is_replaced(tmp_path: Path) -> None:
-    """It takes all its workers along; they come up again, and only the jobs that ran run again."""
+def test_a_launcher_that_is_ended_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes all its workers along; they come up again, and only the jobs that ran run again. Nothing is left."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     body = "test {wildcards.i} = 0 || while ! test -e go; do sleep 0.1; done"
     with snakemake(tmp_path, logged_jobs(3, body), *mpi_arguments("mpirun.openmpi")) as run:
         wait_for(lambda: len(started(run)) == 3 and len(ended(run)) == 1, "three jobs started, and one ended")
@@ -122,6 +125,7 @@ def test_a_launcher_that_is_ended_is_replaced(tmp_path: Path) -> None:
         assert len(started(run)) == 5
         assert len(ended(run)) == 3
         run.expect_gone(15)
+        assert not list(temporary.glob("snakemake-dask*"))
 
 
 @pytest.mark.mpi
