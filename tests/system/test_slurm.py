@@ -63,6 +63,7 @@ def test_pools_file_routes_to_two_partitions(
 ) -> None:
     """Jobs run in the first pool that holds them, each in its partition, with its prologue, whatever SBATCH_ says."""
     monkeypatch.setenv("SBATCH_PARTITION", "gpu")
+    monkeypatch.setenv("OF_SNAKEMAKE", "of snakemake")
     monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
     file = pools(
         tmp_path,
@@ -74,7 +75,10 @@ pools:
     cores: 2
     memory: 1500 MB
     walltime: 10m
-    options: {queue: cpu, job_script_prologue: ["export FROM_PROLOGUE='a b'"]}
+    options:
+      queue: cpu
+      job_script_prologue: ["export FROM_PROLOGUE='a b' SLURM_CPU_BIND=none SLURM_DISTRIBUTION=cyclic"]
+      job_extra_directives: ["--export=NONE"]
   large:
     cluster: slurm
     workers: 0-1
@@ -90,7 +94,9 @@ rule all:
 rule small:
     output: "small/{i}"
     resources: mem_mb=300, runtime=2
-    shell: "echo $SLURM_JOB_PARTITION $FROM_PROLOGUE > {output}"
+    shell:
+        "echo $SLURM_JOB_PARTITION $FROM_PROLOGUE $SLURM_CPUS_PER_TASK $SLURM_MEM_PER_NODE $SLURM_CPU_BIND"
+        " $(srun bash -c 'echo $SLURM_DISTRIBUTION $OF_SNAKEMAKE') > {output}"
 rule large:
     output: "large/0"
     threads: 3
@@ -102,7 +108,8 @@ rule long:
 """
     with snakemake(tmp_path, snakefile, "--dask-pools", file) as run:
         assert run.wait(RUN_S) == 0, run.output
-        assert values(run, "small/*") == ["cpu a b"] * 4
+        # 300 MB are 286 MiB; `srun` in a job has the job's environment, also where sites submit with --export=NONE.
+        assert values(run, "small/*") == ["cpu a b 1 286 none cyclic of snakemake"] * 4
         assert values(run, "large/*") == values(run, "long/*") == ["big"]
         assert not list(tmp_path.glob("*.out")), "Slurm's output files lie in the working directory"
         run.expect_gone(30)
