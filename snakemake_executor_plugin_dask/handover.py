@@ -23,7 +23,7 @@ from snakemake_interface_executor_plugins.settings import SharedFSUsage
 from snakemake_executor_plugin_dask import warmcall
 from snakemake_executor_plugin_dask.arguments import general_arguments, job_arguments
 from snakemake_executor_plugin_dask.backends.attached import address_of
-from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup, task_key
+from snakemake_executor_plugin_dask.jobs import JobSpec, Member, RunSetup, task_key
 from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.options import Options
 from snakemake_executor_plugin_dask.requests import Request, pending, request_from_resources, starts_cold
@@ -159,6 +159,10 @@ class Handover:
             start="cold" if wants_cold or not self._warm_possible else "warm",
             local_copies=copies,
             wildcards=() if job.is_group() else tuple(job.wildcards_dict.items()),
+            members=tuple(
+                Member(each.name, str(each.jobid), tuple(each.wildcards_dict.items()))
+                for each in (job if job.is_group() else ())
+            ),
             rule_logs=tuple(str(path) for single in members(job) for path in single.log if not path.is_storage),
             output_dirs=tuple({os.path.dirname(os.path.abspath(path)) for path in job.output}),
         )

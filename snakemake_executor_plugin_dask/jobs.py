@@ -70,6 +70,15 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A job of a group job, for people."""
+
+    rule: str
+    jobid: str
+    wildcards: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """One attempt of one job (or group job), placed on one worker."""
 
@@ -96,6 +105,7 @@ class JobSpec:
     #: relative. None: it shares them.
     local_copies: str | None = None
     wildcards: tuple[tuple[str, str], ...] = ()
+    members: tuple[Member, ...] = ()  # of a group job, for people
     #: The log files that its rule (or its members' rules) declares; shown where it fails.
     rule_logs: tuple[str, ...] = ()
     #: Listed before success is reported, so that a network file system shows late outputs.

@@ -171,7 +171,7 @@ def watched_run(directory: Path) -> None:
 
 def status(directory: Path) -> str:
     """What a second terminal shows."""
-    command = (sys.executable, "-m", "snakemake_executor_plugin_dask.observe", "status", os.fspath(directory))
+    command = (sys.executable, "-m", "snakemake_executor_plugin_dask", "status", os.fspath(directory))
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

@@ -29,6 +29,10 @@ WORKER_CONFIGURATION: dict[str, Any] = {
     "distributed.worker.daemon": False,
     "distributed.worker.lifetime.duration": None,
     "distributed.worker.profile.enabled": False,
+    # Dask would measure its own process, and never the jobs.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.preload": [],
     "distributed.worker.use-file-locking": False,  # nothing is written there, and the locks would be left behind

@@ -744,6 +744,12 @@ def _shape_fields(pool: Pool) -> dict[str, Any]:
 def _identity(queued: QueuedJob) -> dict[str, Any]:
     spec = queued.spec()
     group = "--local-groupid" in spec.arguments
-    wildcards = {"wildcards": dict(spec.wildcards)} if spec.wildcards else {}
-    identity = {"key": queued.key, "rule": queued.name, "jobid": spec.jobid, "attempt": spec.attempt, "group": group}
-    return identity | wildcards
+    told: dict[str, Any] = {"key": queued.key, "rule": queued.name, "jobid": spec.jobid, "attempt": spec.attempt}
+    told |= {"group": group, "log": spec.log_path}
+    if spec.wildcards:
+        told["wildcards"] = dict(spec.wildcards)
+    if spec.members:
+        told["members"] = [
+            {"rule": each.rule, "jobid": each.jobid, "wildcards": dict(each.wildcards)} for each in spec.members
+        ]
+    return told

@@ -126,7 +126,8 @@ class Run:
     def _tell_dashboard(self, cluster: RunCluster) -> None:
         path = self._state_dir / "dashboard"
         write_private(path, f"{cluster.dashboard_link}\n".encode())
-        self._send(Say("info", f"Dask's dashboard: the link is in {path}"))
+        told = "It shows running jobs; those that wait or have ended are in `snakemake-dask status`."
+        self._send(Say("info", f"Dask's dashboard: the link is in {path}. {told}"))
 
     async def watch(self) -> None:
         """Once a second."""

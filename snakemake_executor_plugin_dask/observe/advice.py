@@ -9,7 +9,7 @@ suggestion and 25 % above it; and where it is less than that least, and sufficed
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -17,6 +17,7 @@ import yaml
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
+from snakemake_executor_plugin_dask.observe.wording import rough, short_memory
 
 FEW = 5
 LEAST_MB = 250
@@ -70,7 +71,7 @@ def rule_uses(model: RunModel) -> list[RuleUse]:
 def _rule_use(rule: str, attempts: Sequence[Attempt], end: float) -> RuleUse:
     ran = [attempt for attempt in attempts if attempt.ran_s is not None]
     good = [attempt for attempt in ran if attempt.status == "succeeded"]
-    peaks = [a.peak_memory_mb for a in good if a.peak_memory_mb is not None]
+    peaks = [a.peak_memory_mb for a in good if a.peak_memory_mb]  # none of a job that ended before it was looked at
     times = [a.ran_s for a in good if a.ran_s is not None]
     held = sum((a.ran_s or 0.0) * a.cores for a in ran if a.cpu_s is not None)
     asked_memory = spread([a.asked_memory_mb for a in attempts if a.asked_memory_mb is not None])
@@ -125,13 +126,13 @@ def set_resources(uses: Sequence[RuleUse]) -> str:
         changes = []
         asked, wanted = use.asked_memory_mb, use.suggested_memory_mb
         if wanted is not None and _worth(asked, wanted, LEAST_MB, use.memory_mb, exceeded=use.exceeded_memory):
-            why = _why(asked, 1, "peak", use.memory_mb, exceeded=use.exceeded_memory)
+            why = _why(asked, "peak", use.memory_mb, short_memory, exceeded=use.exceeded_memory)
             changes.append(f"    mem_mb: {wanted}  # {why}")
         asked, minutes = use.asked_runtime_s, use.suggested_runtime_min
         if minutes is not None and _worth(
             asked, minutes * 60, LEAST_MIN * 60, use.runtime_s, exceeded=use.exceeded_runtime
         ):
-            why = _why(asked, 60, "longest", use.runtime_s, exceeded=use.exceeded_runtime)
+            why = _why(asked, "longest", use.runtime_s, rough, exceeded=use.exceeded_runtime)
             changes.append(f"    runtime: {minutes}  # minutes; {why}")
         if changes:
             lines += [f"  {yaml_key(use.rule)}:", *changes]
@@ -147,9 +148,9 @@ def _worth(asked: Spread | None, wanted: float, least: float, used: Spread | Non
     return asked.least == asked.most and not enough <= asked.most <= wanted * 1.25
 
 
-def _why(asked: Spread | None, unit: float, what: str, used: Spread | None, *, exceeded: bool) -> str:
-    parts = ["not declared" if asked is None else f"asked {asked.most / unit:.0f}"]
-    parts += [f"{what} {max(used.most / unit, 0.1):.{0 if unit == 1 else 1}f}"] if used is not None else []
+def _why(asked: Spread | None, what: str, used: Spread | None, show: Callable[[float], str], *, exceeded: bool) -> str:
+    parts = ["not declared" if asked is None else f"asked {show(asked.most)}"]
+    parts += [f"{what} {show(used.most)}"] if used is not None else []
     return ", ".join([*parts, "exceeded"] if exceeded else parts)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.observe.events import Event
-from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, PoolRecord, Worker
+from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, Member, PoolRecord, Worker
 
 #: Fields that name something, in every kind of event.
 _NAMES = frozenset(("worker", "pool", "key", "rule"))
@@ -34,6 +34,7 @@ class RunModel:
         self.current: dict[str, Worker] = {}  # by name, those that are there
         self.allocations: list[Allocation] = []
         self._allocation: dict[str, Allocation] = {}  # the latest of each worker's name
+        self._launcher: dict[str, str] = {}  # by worker: the name under which its allocation was asked for
         self.pending: dict[str, Allocation] = {}  # those whose worker has not joined
         self.attempts: dict[str, Attempt] = {}
         self.waiting: dict[str, Attempt] = {}
@@ -138,6 +139,8 @@ class RunModel:
         )
         self.workers.append(worker)
         self.current[worker.name] = worker
+        pool.came = True
+        self._launcher[worker.name] = _text(event.get("launcher") or worker.name)
         self.last_progress = when
         if allocation := self._allocation.get(_text(event.get("launcher") or worker.name)):
             allocation.joined = True
@@ -147,6 +150,9 @@ class RunModel:
                 allocation.running = when
             allocation.reason = ""
 
+    def _allocation_of(self, worker: str) -> Allocation | None:
+        return self._allocation.get(self._launcher.get(worker, worker))
+
     def _on_worker_lost(self, event: Event, when: float) -> None:
         planned = bool(event.get("planned"))
         self._gone(event, when, "lost", planned=planned)
@@ -155,6 +161,8 @@ class RunModel:
 
     def _on_worker_leaving(self, event: Event, when: float) -> None:
         self._gone(event, when, "left")
+        if (allocation := self.pending.get(event["worker"])) is not None:
+            allocation.called_back = str(event.get("reason") or "") or "not needed"
 
     def _gone(self, event: Event, when: float, state: Literal["lost", "left"], *, planned: bool = False) -> None:
         if worker := self.current.pop(event["worker"], None):
@@ -180,6 +188,12 @@ class RunModel:
             runtime_s=_number(request.get("runtime_s")),
             nodes=int(request.get("nodes") or 1),
             group=bool(event.get("group")),
+            planned_log=_text(event.get("log") or ""),
+        )
+        attempt.wildcards = _wildcards(event.get("wildcards"))
+        attempt.members = tuple(
+            Member(_text(each["rule"]), str(each.get("jobid", "")), _wildcards(each.get("wildcards")))
+            for each in event.get("members") or ()
         )
         self._waits(attempt)
 
@@ -213,6 +227,8 @@ class RunModel:
                 attempt.pool = worker.pool
                 worker.running.add(attempt.key)
                 worker.attempts += 1
+        if (allocation := self._allocation_of(attempt.worker)) and self._pool(attempt.pool).batch:
+            attempt.allocation = allocation.id
         self.last_progress = when
 
     def _on_job_started(self, event: Event, when: float) -> None:
@@ -232,6 +248,8 @@ class RunModel:
         attempt.host, attempt.status = sys.intern(_text(outcome.get("host") or "")), sys.intern(attempt.status)
         for name in ("log_path", "log_tail"):
             setattr(attempt, name, _text(outcome.get(name) or ""))
+        attempt.rule_logs = tuple((_text(path), _text(tail)) for path, tail in outcome.get("rule_logs") or ())
+        attempt.allocation = attempt.allocation or _text(outcome.get("allocation") or "")
         attempt.start = attempt.start or str(outcome.get("start") or "")
         attempt.message = str(outcome.get("detail") or "")
         if outcome.get("started") and outcome.get("ended"):
@@ -258,7 +276,8 @@ class RunModel:
             self._leave(before)
         run = int(event.get("run") or before.run + 1)
         again = Attempt(f"{_stem(before.key)}.{run}", before.rule, before.jobid, before.attempt, run, when)
-        for name in ("pool", "cores", "gpus", "nodes", "runtime_s", "asked_memory_mb", "group"):
+        same = ("pool", "cores", "gpus", "nodes", "runtime_s", "asked_memory_mb", "group")
+        for name in (*same, "wildcards", "members", "planned_log"):
             setattr(again, name, getattr(before, name))
         again.memory_mb = before.asked_memory_mb
         self._waits(again)
@@ -311,6 +330,10 @@ class RunModel:
             "attempts": self._placed,
             "lost_workers": self.lost_workers,
         }
+
+
+def _wildcards(value: Any) -> dict[str, str]:
+    return {sys.intern(_text(name)): str(each) for name, each in (value or {}).items()}
 
 
 def _stem(key: str) -> str:

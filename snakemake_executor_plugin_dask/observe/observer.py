@@ -58,6 +58,8 @@ class Observer:
         """Write `run-ended` and the report. Returns the line for the end of the run."""
         self.event("run-ended", **fields)
         line = end_line(self.model)
+        if self.model.counts()["failed"]:
+            line += " See `snakemake-dask jobs --state failed` and `snakemake-dask report`."
         if self._report is not None:
             try:
                 write_report(self.model, self._report)

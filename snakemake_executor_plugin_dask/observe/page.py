@@ -17,7 +17,16 @@ from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.tables import STATES, allocations, failures, rules, said, text
 from snakemake_executor_plugin_dask.observe.timeline import bands, boxes
 from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral
-from snakemake_executor_plugin_dask.observe.wording import clean, core_times, count, rough, share
+from snakemake_executor_plugin_dask.observe.wording import (
+    clean,
+    core_times,
+    count,
+    members_text,
+    rough,
+    share,
+    short_id,
+    wildcard_text,
+)
 from snakemake_executor_plugin_dask.units import format_memory
 
 #: For the rules that held most; told apart with the common colour blindnesses, on light and dark ground. Red is for
@@ -166,10 +175,13 @@ def _data(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> 
         attempt = box.attempt
         if attempt.key not in seen:
             seen[attempt.key] = len(ids)
-            ids.append(clean(f"{attempt.jobid}{f', run {attempt.run}' if attempt.run > 1 else ''}", 80))
+            again = f", run {attempt.run}" if attempt.run > 1 else ""
+            named = members_text(attempt) if attempt.members else wildcard_text(attempt.wildcards)
+            which = f" ({named})" if named else ""
+            ids.append(clean(f"{short_id(attempt.jobid)}{again}{which}", 120))
         # Both ends are rounded, not the length: neighbours must not overlap.
-        since = round(((attempt.placed or start) - start) * 10)
-        until = round(((attempt.ended if attempt.ended is not None else model.end_time) - start) * 10)
+        since = round(((attempt.placed or start) - start) * 1000)
+        until = round(((attempt.ended if attempt.ended is not None else model.end_time) - start) * 1000)
         flat += [box.worker, box.low, box.height, since, until - since]
         flat += [rules[attempt.rule], numbers.get(attempt.status, 0), seen[attempt.key]]
     return {

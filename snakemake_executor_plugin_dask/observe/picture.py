@@ -1,5 +1,6 @@
 """The picture of a run at one moment: pools, workers, and what jobs wait for. Pure; from a `RunModel`."""
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class PoolState:
     running: int = 0
     waiting: int = 0
     given_up: str = ""
+    came: bool = False  # a worker of it was there once
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,13 @@ class Snapshot:
 def snapshot(model: RunModel, now: float | None = None, waiting: Sequence[WaitingState] | None = None) -> Snapshot:
     """The picture from a model. ``waiting`` None: as the log last said it."""
     now = model.now if now is None else now
-    if waiting is None:
-        waiting = [waiting_state(blocker) for blocker in model.blockers]
-    counts = model.counts()
     waits = Counter(attempt.pool for attempt in model.waiting.values())
+    if waiting is None:
+        # The log says it only now and then: some may have started since, or the run be over.
+        logged = [waiting_state(blocker) for blocker in model.blockers]
+        left = [min(state.jobs, waits[state.pool] + waits[""]) for state in logged]
+        waiting = [dataclasses.replace(state, jobs=jobs) for state, jobs in zip(logged, left, strict=True) if jobs]
+    counts = model.counts()
     return Snapshot(
         now=now,
         started=model.started if model.started is not None else now,
@@ -210,6 +215,7 @@ def _pool_state(model: RunModel, name: str, waiting: int) -> PoolState:
         running=sum(len(worker.running) for worker in workers),
         waiting=waiting,
         given_up=record.given_up,
+        came=record.came,
     )
 
 

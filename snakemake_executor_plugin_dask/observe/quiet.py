@@ -36,6 +36,7 @@ PAGES = (
 
 
 _BODY_MAX = 1 << 16  # nothing is uploaded
+_JOBS_AT_ONCE = 4096
 
 
 class _NoHTTP:
@@ -50,7 +51,15 @@ class QuietScheduler(_NoHTTP, Scheduler):
 
 
 class QuietWorker(_NoHTTP, Worker):
-    """Dask's worker without HTTP server."""
+    """Dask's worker without HTTP server, which runs whatever it is sent.
+
+    To the scheduler, and so to Dask's dashboard, it has the cores that it was made with.
+    """
+
+    async def _register_with_scheduler(self) -> None:
+        await super()._register_with_scheduler()
+        # Nothing is received before this returns. Jobs are coroutines, and hold no thread.
+        self.state.nthreads = _JOBS_AT_ONCE
 
 
 class _Gate(RoutingApplication):

@@ -8,8 +8,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 _NONE: Mapping[str, int] = {}
+_NO_TEXT: Mapping[str, str] = {}
 
 AttemptState = Literal["waiting", "placed", "running", "ended", "dropped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of the jobs of a group job."""
+
+    rule: str
+    jobid: str
+    wildcards: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -30,6 +40,10 @@ class Attempt:
     runtime_s: float | None = None  # asked for
     asked_memory_mb: int | None = None
     group: bool = False
+    wildcards: Mapping[str, str] = field(default_factory=lambda: _NO_TEXT)
+    members: tuple["Member", ...] = ()  # of a group job
+    planned_log: str = ""  # where its log goes, unless that cannot be written
+    allocation: str = ""  # the batch system's identifier of what its (first) worker runs in
     placed: float | None = None
     started: float | None = None
     ended: float | None = None
@@ -48,6 +62,7 @@ class Attempt:
     message: str = ""
     log_path: str = ""
     log_tail: str = ""
+    rule_logs: tuple[tuple[str, str], ...] = ()  # path and last lines of the files that a failed rule's `log:` names
 
     @property
     def worker(self) -> str:
@@ -98,6 +113,7 @@ class Allocation:
     gone: float | None = None
     reason: str = ""  # of the wait, then of the end
     joined: bool = False
+    called_back: str = ""  # why it was given up before its worker joined: no failure
 
     def queue_s(self, now: float) -> float:
         """Seconds from submission until it ran, ended or now."""
@@ -117,6 +133,7 @@ class PoolRecord:
     nodes: int | None = None
     given_up: str = ""
     lost: int = 0
+    came: bool = False  # a worker of it was there once
 
     @property
     def batch(self) -> bool:

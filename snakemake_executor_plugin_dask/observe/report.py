@@ -16,11 +16,12 @@ from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.page import page
 from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral, steps
-from snakemake_executor_plugin_dask.observe.wording import clean
+from snakemake_executor_plugin_dask.observe.wording import clean, wildcard_text
 
 #: Columns of the table, with how each is made. Times are seconds since the epoch, durations seconds, memory 10^6 bytes.
 COLUMNS: dict[str, Callable[[Attempt], Any]] = {
     "rule": lambda a: a.rule,
+    "wildcards": lambda a: wildcard_text(a.wildcards),
     "jobid": lambda a: a.jobid,
     "attempt": lambda a: a.attempt,
     "run": lambda a: a.run,
@@ -28,6 +29,7 @@ COLUMNS: dict[str, Callable[[Attempt], Any]] = {
     "pool": lambda a: a.pool,
     "worker": lambda a: ",".join(a.workers),
     "host": lambda a: a.host,
+    "allocation": lambda a: a.allocation,
     "start": lambda a: a.start,
     "queued": lambda a: a.queued,
     "placed": lambda a: a.placed,

@@ -139,6 +139,12 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
         ", ended after" if picture.ended else f" at {clock_text(picture.now)}, for"
     )
     lines = [f"{head} {age}: {count(picture.jobs, 'job')} so far: {', '.join(parts)}{lost}."]
+    if picture.ended:  # everything was given back
+        picture = dataclasses.replace(
+            picture,
+            workers=(),
+            pools=tuple(dataclasses.replace(pool, workers=0, queued=0, starting=0) for pool in picture.pools),
+        )
     if picture.pools:
         heads = ("POOL", "CLUSTER", "WORKERS", "RUNNING", "WAITING", "STATE")
         lines += ["", *columns([heads, *(_pool_row(pool, clock_text) for pool in picture.pools)])]
@@ -168,7 +174,7 @@ def _pool_row(pool: PoolState, clock_text: Callable[[float], str]) -> tuple[str,
         parts = [f"{pool.starting} starting"] if pool.starting else []
         parts += [queue_clause(pool, clock_text)] if pool.queued else []
         parts += [f"{pool.lost} lost"] if pool.lost else []
-        state = ", ".join(parts) or ("up" if pool.workers else "not started")
+        state = ", ".join(parts) or ("up" if pool.workers else "given back" if pool.came else "not started")
     workers = f"{pool.workers} of {pool.workers_max}" if pool.workers_max is not None else str(pool.workers)
     return pool.name, pool.cluster, workers, str(pool.running), str(pool.waiting), state
 

@@ -7,9 +7,19 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, Spread, set_resources
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.records import Attempt, Worker
+from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, Worker
 from snakemake_executor_plugin_dask.observe.use import worker_use
-from snakemake_executor_plugin_dask.observe.wording import clean, core_hours, count, rough, share
+from snakemake_executor_plugin_dask.observe.wording import (
+    clean,
+    core_time,
+    count,
+    members_text,
+    rough,
+    share,
+    short_id,
+    short_memory,
+    wildcard_text,
+)
 from snakemake_executor_plugin_dask.printed import clean_block
 
 NOTHING = "\N{EN DASH}"
@@ -64,11 +74,16 @@ def failures(model: RunModel) -> str:
 
 
 def _failure(attempt: Attempt) -> str:
+    named = f"<b>{text(wildcard_text(attempt.wildcards))}</b>, " if attempt.wildcards else ""
     facts = [
-        f"job {text(attempt.jobid)}, attempt {attempt.attempt}" + (f", run {attempt.run}" if attempt.run > 1 else "")
+        f"{named}job {text(short_id(attempt.jobid))}, attempt {attempt.attempt}"
+        + (f", run {attempt.run}" if attempt.run > 1 else "")
     ]
+    if attempt.members:
+        facts.append(f"of {text(members_text(attempt, 10), 1000)}")
     if attempt.worker:
-        facts.append(f"on {text(attempt.host or '?')} (worker {text(attempt.worker)})")
+        where = f", allocation {text(attempt.allocation)}" if attempt.allocation else ""
+        facts.append(f"on {text(attempt.host or '?')} (worker {text(attempt.worker)}{where})")
     if attempt.ran_s is not None:
         facts.append(f"after {rough(attempt.ran_s)}")
     if attempt.exit_code:
@@ -79,8 +94,11 @@ def _failure(attempt: Attempt) -> str:
         facts.append(f"peak memory {short_memory(attempt.peak_memory_mb)}")
     message = f"<br>{text(attempt.message, 2000)}" if attempt.message else ""
     log = f'<br><span class="soft">{text(attempt.log_path)}</span>' if attempt.log_path else ""
-    tail = f"<pre>{block(attempt.log_tail)}</pre>" if attempt.log_tail.strip() else ""
-    return f"<p>{', '.join(facts)}{message}{log}</p>{tail}"
+    tails = "".join(
+        f'<p class="soft">{text(path)}</p><pre>{block(tail)}</pre>' for path, tail in attempt.rule_logs if tail.strip()
+    )
+    tails += f"<pre>{block(attempt.log_tail)}</pre>" if attempt.log_tail.strip() else ""
+    return f"<p>{', '.join(facts)}{message}{log}</p>{tails}"
 
 
 def block(value: str) -> str:
@@ -107,13 +125,13 @@ def rules(uses: Sequence[RuleUse], coloured: int) -> str:
             + cell(_used(use.memory_mb, short_memory), _part(use.memory_mb, use.asked_memory_mb))
             + cell(_range(use.asked_runtime_s, rough))
             + cell(_used(use.runtime_s, rough), _part(use.runtime_s, use.asked_runtime_s))
-            + cell(core_hours(use.core_s))
+            + cell(core_time(use.core_s))
             + "</tr>"
         )
     more = f'<p class="soft">and {len(uses) - RULES_SHOWN} more rules</p>' if len(uses) > RULES_SHOWN else ""
     heads = (
         *("jobs", "failed<br>attempts", "cores", "CPU<br>at work", "memory<br>asked", "peak: median,<br>largest"),
-        *("runtime<br>asked", "ran: median,<br>longest", "core-<br>hours"),
+        *("runtime<br>asked", "ran: median,<br>longest", "core<br>time"),
     )
     head = "".join(f'<th class="num">{name}</th>' for name in heads)
     advice = set_resources(uses)
@@ -147,19 +165,12 @@ def cell(content: str, part: float | None = None) -> str:
 def _range(values: Spread | None, show: Any) -> str:
     if values is None:
         return NOTHING
-    least, most = show(values.least), show(values.most)
+    least, most = html.escape(show(values.least)), html.escape(show(values.most))
     return str(least) if least == most else f"{least} to {most}"
 
 
 def _used(values: Spread | None, show: Any) -> str:
-    return NOTHING if values is None else f"{show(values.middle)}, {show(values.most)}"
-
-
-def short_memory(memory_mb: float) -> str:
-    """With two or three digits: what was measured is no more exact."""
-    if memory_mb < 1000:
-        return f"{memory_mb:.0f} MB"
-    return f"{memory_mb / 1000:.1f} GB".replace(".0 ", " ") if memory_mb < 10**6 else f"{memory_mb / 10**6:.1f} TB"
+    return NOTHING if values is None else html.escape(f"{show(values.middle)}, {show(values.most)}")
 
 
 def _part(used: Spread | None, asked: Spread | None) -> float | None:
@@ -169,70 +180,85 @@ def _part(used: Spread | None, asked: Spread | None) -> float | None:
 def allocations(model: RunModel) -> str:
     if not model.workers and not model.allocations:
         return ""
-    rows = list(_allocation_rows(model))
+    # What is started on this machine, or by a launcher, has waited in no queue.
+    batch = any(model.pools[allocation.pool].batch for allocation in model.allocations)
+    rows = list(_allocation_rows(model, batch=batch))
     more = f'<p class="soft">and {len(rows) - ALLOCATIONS_SHOWN:,} more</p>' if len(rows) > ALLOCATIONS_SHOWN else ""
-    heads = ("asked for at", "queued for", "start-up", "held for", "core-hours<br>held", "used by<br>jobs", "attempts")
+    heads = ["asked for at", *["queued for"] * batch]
+    heads += ["start-up", "held for", "core time<br>held", "used by<br>jobs", "attempts"]
     head = "".join(f'<th class="num">{name}</th>' for name in heads)
+    names = "<th>worker</th><th>pool</th>" + "<th>allocation</th>" * batch
     return (
-        '<section class="long"><h2>Workers and their allocations</h2><div class="scroll"><table><thead><tr>'
-        f"<th>worker</th><th>pool</th><th>allocation</th>{head}<th>end</th></tr></thead><tbody>"
+        f'<section class="long"><h2>Workers{" and their allocations" * batch}</h2><div class="scroll"><table><thead>'
+        f"<tr>{names}{head}<th>end</th></tr></thead><tbody>"
         f"{''.join(rows[:ALLOCATIONS_SHOWN])}</tbody></table></div>{more}</section>"
     )
 
 
-def _allocation_rows(model: RunModel) -> Iterable[str]:
+def _allocation_rows(model: RunModel, *, batch: bool) -> Iterable[str]:
     start, now = model.started or 0.0, model.end_time
     workers: dict[str, Worker] = {worker.name: worker for worker in model.workers}
     used = worker_use(model)
     for allocation in model.allocations:
         worker = workers.pop(allocation.worker, None)
+        queues = model.pools[allocation.pool].batch
         until = allocation.gone if allocation.gone is not None else now
         ran = None if allocation.running is None else until - allocation.running
-        came = worker is not None and allocation.running is not None
-        row = [
-            rough(allocation.submitted - start),
-            rough(allocation.queue_s(now)),
-            rough(worker.joined - allocation.running)
-            if came and worker and allocation.running is not None
-            else NOTHING,
-            NOTHING if ran is None else rough(ran),
-        ]
-        reason = allocation.reason
-        if worker is not None and worker.state in ("lost", "left"):
-            reason = (
-                "lost: " + "; ".join(dict.fromkeys(part for part in (worker.why, reason) if part and part != "lost"))
-                if worker.state == "lost" and not worker.planned
-                else worker.why or reason
-            )
-        names = allocation.worker, allocation.pool, allocation.id
-        yield _worker_row(names, row, worker, ran, used.get(allocation.worker, 0.0), end=reason)
+        begun = allocation.running if queues else allocation.submitted
+        row = [rough(allocation.submitted - start)]
+        if batch:
+            row.append(rough(allocation.queue_s(now)) if queues else NOTHING)
+        row.append(rough(max(0.0, worker.joined - begun)) if worker is not None and begun is not None else NOTHING)
+        row.append(NOTHING if ran is None else rough(ran))
+        names = [allocation.worker, allocation.pool, *[allocation.id if queues else NOTHING] * batch]
+        end, bad = _end_of(allocation, worker, over=model.ended is not None)
+        yield _worker_row(names, row, worker, ran, used.get(allocation.worker, 0.0), end=end, bad=bad)
     for worker in workers.values():
         held_s = (worker.gone or now) - worker.joined
-        row = [rough(worker.joined - start), NOTHING, NOTHING, rough(held_s)]
-        used_s = used.get(worker.name, 0.0)
-        yield _worker_row((worker.name, worker.pool, ""), row, worker, held_s, used_s, end=worker.why)
+        row = [rough(worker.joined - start), *[NOTHING] * batch, NOTHING, rough(held_s)]
+        names = [worker.name, worker.pool, *[NOTHING] * batch]
+        lost = worker.state == "lost" and not worker.planned
+        yield _worker_row(names, row, worker, held_s, used.get(worker.name, 0.0), end=worker.why, bad=lost)
+
+
+def _end_of(allocation: Allocation, worker: Worker | None, *, over: bool) -> tuple[str, bool]:
+    """How it ended, and whether that was a failure. ``over``: the run has ended."""
+    if worker is not None:
+        if worker.state == "lost" and not worker.planned:
+            reasons = dict.fromkeys(part for part in (worker.why, allocation.reason) if part and part != "lost")
+            return "lost: " + "; ".join(reasons), True
+        return worker.why or (allocation.reason if allocation.gone is not None else ""), False
+    if allocation.called_back:
+        return f"called back: {allocation.called_back}", False
+    if allocation.gone is not None:
+        return allocation.reason or "ended before its worker had joined", True
+    if over:
+        return "called back at the end of the run", False
+    return allocation.reason, False
 
 
 def _worker_row(
-    names: tuple[str, str, str],
+    names: Sequence[str],
     times: Sequence[str],
     worker: Worker | None,
     held_s: float | None,
     used_s: float,
     *,
     end: str,
+    bad: bool,
 ) -> str:
     """``names`` of worker, pool, allocation; ``used_s`` core-seconds that jobs held; ``end`` says how it ended."""
     cores = worker.cores if worker else 0
     held = cores * (held_s or 0.0)
     part = used_s / held if held else None
     cells = "".join(cell(text(value)) for value in times)
-    cells += cell(core_hours(held) if held else NOTHING) + cell(share(part, 1.0) if part is not None else NOTHING, part)
+    cells += cell(core_time(held) if held else NOTHING) + cell(share(part, 1.0) if part is not None else NOTHING, part)
     cells += cell(f"{worker.attempts:,}" if worker else "0")
-    bad = ' class="bad-text"' if worker is None or (worker.state == "lost" and not worker.planned) else ""
+    first, *others = names
+    colour = ' class="bad-text"' if bad else ""
     return (
-        f'<tr><td class="name">{text(names[0], 60)}</td><td>{text(names[1], 60)}</td><td>{text(names[2], 40)}</td>'
-        f"{cells}<td{bad}>{text(end, 160)}</td></tr>"
+        f'<tr><td class="name">{text(first, 60)}</td>{"".join(f"<td>{text(name, 60)}</td>" for name in others)}'
+        f"{cells}<td{colour}>{text(end, 160)}</td></tr>"
     )
 
 

@@ -1,11 +1,13 @@
 """Numbers, times and foreign text as people read them in a terminal and in a report. Pure."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.printed import clean_block
 from snakemake_executor_plugin_dask.units import format_duration, format_memory
 
+_TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _CORE_TIMES = ((3600.0, "core-hours"), (60.0, "core-minutes"), (1.0, "core-seconds"))
 
 
@@ -14,9 +16,10 @@ def share(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
 
-def core_hours(core_seconds: float) -> str:
-    """Core-seconds as a number of core-hours with two or three digits that matter."""
-    return _digits(core_seconds / 3600)
+def core_time(core_seconds: float) -> str:
+    """«4 h», «2.5 min», «0.3 s» of one core, with two or three digits that matter."""
+    size, unit = next(((size, unit) for size, unit in _TIMES if core_seconds >= size), _TIMES[-1])
+    return f"{_digits(core_seconds / size)} {unit}" if core_seconds > 0 else "0"
 
 
 def core_times(*core_seconds: float) -> str:
@@ -37,7 +40,9 @@ def _digits(number: float) -> str:
 
 
 def rough(seconds: float) -> str:
-    """A duration in whole seconds below an hour, in whole minutes above."""
+    """A duration with two digits below ten seconds, in whole seconds below an hour, in whole minutes above."""
+    if 0 < seconds < 9.95:
+        return f"{max(seconds, 0.01):.2g}s"
     return format_duration(round(seconds) if seconds < 3600 else round(seconds / 60) * 60)
 
 
@@ -68,6 +73,43 @@ def amount(what: str, number: int) -> str:
         return format_memory(number)
     noun = {"cores": "core", "gpus": "GPU", "nodes": "node", "workers": "worker", "coreless": "place"}.get(what)
     return count(number, noun) if noun else f"{number:,} {what}"
+
+
+def short_memory(memory_mb: float) -> str:
+    """With two or three digits: what was measured is no more exact."""
+    if memory_mb < 10:
+        return f"{memory_mb:.2g} MB" if memory_mb >= 0.1 else "<0.1 MB"
+    if memory_mb < 1000:
+        return f"{memory_mb:.0f} MB"
+    return f"{memory_mb / 1000:.1f} GB".replace(".0 ", " ") if memory_mb < 10**6 else f"{memory_mb / 10**6:.1f} TB"
+
+
+def short_id(jobid: str) -> str:
+    """A job's number; of a group's long name as much as tells it from others."""
+    return jobid if jobid.isdecimal() else jobid[:8]
+
+
+def wildcard_text(wildcards: Mapping[str, str]) -> str:
+    """«sample=A, lane=1»; empty without wildcards."""
+    return ", ".join(f"{name}={value}" for name, value in wildcards.items())
+
+
+def job_text(attempt: Attempt, members: int = 3) -> str:
+    """A job as people know it: «align (sample=A)», for a group «group (2 jobs: align (sample=A), sort (sample=A))»."""
+    if not attempt.members:
+        return _with_wildcards(attempt.rule, attempt.wildcards)
+    return f"{attempt.rule} ({count(len(attempt.members), 'job')}: {members_text(attempt, members)})"
+
+
+def members_text(attempt: Attempt, most: int = 3) -> str:
+    """The jobs of a group: «align (sample=A), sort (sample=A), and 2 more»."""
+    shown = [_with_wildcards(each.rule, each.wildcards) for each in attempt.members[:most]]
+    more = [f"and {len(attempt.members) - most} more"] if len(attempt.members) > most else []
+    return ", ".join([*shown, *more])
+
+
+def _with_wildcards(rule: str, wildcards: Mapping[str, str]) -> str:
+    return f"{rule} ({wildcard_text(wildcards)})" if wildcards else rule
 
 
 def both(words: Sequence[str]) -> str:

@@ -102,9 +102,9 @@ async def _serve(
     worker = QuietWorker(
         config["scheduler"],
         name=name,
-        # Jobs are coroutines and hold no thread; how many run at once is the ledger's business.
-        nthreads=4096,
-        memory_limit=0,
+        # Shown by Dask's dashboard, and held by nothing: how many jobs run at once is the ledger's business.
+        nthreads=facts.cores,
+        memory_limit=facts.memory_mb * 10**6,
         security=security,
         protocol="tls://",
         host=config.get("host") or (None if interface else get_ip(get_address_host(config["scheduler"]))),

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.jobs import Outcome
-from snakemake_executor_plugin_dask.observe.__main__ import main
 from snakemake_executor_plugin_dask.observe.advice import (
     rule_uses,
     set_resources,
@@ -21,7 +20,6 @@ from snakemake_executor_plugin_dask.observe.advice import (
     suggest_runtime_min,
 )
 from snakemake_executor_plugin_dask.observe.charts import nice, use_charts
-from snakemake_executor_plugin_dask.observe.events import EventLog
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.page import page
 from snakemake_executor_plugin_dask.observe.report import COLUMNS, json_text, tsv, write_report
@@ -279,21 +277,60 @@ def test_an_old_report_stays_when_the_new_one_cannot_be_written(tmp_path):
     assert list(tmp_path.iterdir()) == [directory]
 
 
-def test_the_commands_of_a_second_terminal(tmp_path, capsys):
-    """`status` shows the newest run, `report` makes one later, and complaints are one sentence."""
-    folder = tmp_path / ".snakemake" / "dask"
-    assert main(["status", str(tmp_path)]) == 1
-    assert "no event log" in capsys.readouterr().err
-    folder.mkdir(parents=True)
-    log = EventLog(folder / "run.events.jsonl", clock=lambda: 100.0)
-    log.write("run-started", run_id="abc")
-    log.write("run-ended")
-    log.close()
-    assert main(["status", str(tmp_path)]) == 0
-    assert "Run abc, ended after 0s: 0 jobs so far" in capsys.readouterr().out
-    for name in ("later.html", "later.tsv", "later.json"):
-        assert main(["report", str(tmp_path), str(tmp_path / name)]) == 0
-        assert (tmp_path / name).stat().st_size > 0
-    assert main(["report", str(folder / "none.jsonl"), str(tmp_path / "x.html")]) == 1
-    assert main(["report", str(tmp_path), str(tmp_path / "x.pdf")]) == 1
-    assert capsys.readouterr().err.count("\n") == 2
+def test_small_figures_are_told():
+    """Jobs of less than a second, of no memory to speak of and of few core-seconds are not all «0»."""
+    text = page(RunModel(run(3, asked_mb=900, asked_s=None, peak_mb=0.0, took_s=0.25)))
+    assert "0.25s, 0.25s" in text
+    assert "&lt;0.1 MB, &lt;0.1 MB" not in text, "what was not measured is not given as a figure"
+    assert "1.5 s" in text, "core time: three jobs of two cores"
+    assert "0s, 0s" not in text
+    block = set_resources(rule_uses(RunModel(run(3, asked_mb=None, asked_s=None, peak_mb=0.4, took_s=0.25))))
+    assert "peak 0.4 MB" in block
+    assert "longest 0.25s" in block
+
+
+def test_local_workers_have_no_allocation():
+    """What is started here waits in no queue: no columns that speak of one."""
+    started = at(0, "run-started", run_id="x", options={"pools": [{"name": "cpu", "cluster": "local"}]})
+    asked = at(0, "allocation-submitted", worker="cpu-0", pool="cpu", allocation="4711")
+    text = page(RunModel([started, asked, *run(1)]))
+    assert "<h2>Workers</h2>" in text
+    for word in ("allocation</th>", "queued for", "4711"):
+        assert word not in text
+
+
+def test_how_allocations_end():
+    """One that was called back, or still queued at the end, is no failure; one that ended before its worker came is."""
+    asked = [at(0, "allocation-submitted", worker=f"cpu-{n}", pool="cpu", allocation=str(n)) for n in range(3)]
+    back = [
+        at(1, "worker-leaving", worker="cpu-0", pool="cpu", reason="not needed any more"),
+        at(2, "allocation-gone", worker="cpu-0", pool="cpu", reason="leaving", joined=False),
+        at(2, "allocation-gone", worker="cpu-1", pool="cpu", reason="sbatch: invalid account", joined=False),
+        at(3, "run-ended"),
+    ]
+    model = RunModel([at(0, "run-started", options={"pools": [{"name": "cpu", "cluster": "slurm"}]}), *asked, *back])
+    text = page(model)
+    assert "<td>called back: not needed any more</td>" in text
+    assert '<td class="bad-text">sbatch: invalid account</td>' in text
+    assert "<td>called back at the end of the run</td>" in text
+
+
+def test_a_job_is_named_with_its_wildcards():
+    """In failures, in what the pointer shows, and in data: which sample, which jobs of a group, which allocation."""
+    events = [
+        at(0, "run-started", options={"pools": [{"name": "cpu", "cluster": "slurm"}]}),
+        at(0, "allocation-submitted", worker="cpu-0", pool="cpu", allocation="4711"),
+        joined(0, cores=4),
+        queued(0, 1) | {"wildcards": {"sample": "liver<1>"}},
+        placed(1, 1),
+        ended(2, 1, status="failed", started=1.0, ended=2.0),
+        queued(0, 2) | {"members": [{"rule": "sort", "jobid": "3", "wildcards": {"sample": "skin"}}]},
+        placed(1, 2),
+        ended(2, 2, status="failed", started=1.0, ended=2.0),
+    ]
+    model = RunModel(events)
+    text = page(model)
+    for named in ("sample=liver&lt;1&gt;", "of sort (sample=skin)", "allocation 4711", "1 (sample=liver\\u003c1>)"):
+        assert named in text
+    first = next(csv.DictReader(io.StringIO(tsv(model)), dialect="excel-tab"))
+    assert (first["wildcards"], first["allocation"]) == ("sample=liver<1>", "4711")

@@ -243,8 +243,23 @@ def test_waiting_jobs_without_a_reason_still_show():
 
 def test_reasons_come_from_the_log_for_a_second_terminal():
     """The `waiting` event holds what the driver knew."""
-    log = [queued(0), at(1, "waiting", blockers=[MEMORY])]
+    log = [*(queued(0, job) for job in range(12)), at(1, "waiting", blockers=[MEMORY])]
     assert snapshot(RunModel(log)).waiting == (MEMORY,)
+
+
+def test_after_the_end_nothing_waits_or_is_there():
+    """The last `waiting` event may be older than the end; workers were given back, though no event says so."""
+    log = [queued(0), joined(0), at(1, "waiting", blockers=[MEMORY]), placed(2), ended(3), at(4, "run-ended")]
+    text = table(snapshot(RunModel(log)))
+    assert "WAITING\n" not in text
+    assert "HOST" not in text
+    assert re.search(r"^cpu +0 +0 +0 +given back$", text, re.MULTILINE)
+
+
+def test_a_pool_whose_workers_went_has_been_started():
+    """It had workers that were idle and given back."""
+    log = [joined(0), at(1, "worker-leaving", worker="cpu-0", pool="cpu", reason="idle")]
+    assert table(snapshot(RunModel(log))).splitlines()[-1].endswith("given back")
 
 
 def test_the_end_line():

@@ -5,7 +5,7 @@
   const tip = document.getElementById("tip");
   const reset = document.getElementById("reset");
   const buttons = [...document.querySelectorAll(".legend button[data-rule]")];
-  const FIELDS = 8; // worker, slot, slots, start, duration (tenths of a second), rule, failed, number of the attempt
+  const FIELDS = 8; // worker, slot, slots, start, duration (ms), rule, failed, number of the attempt
   const boxes = data.boxes;
   const whole = [0, data.length];
   let view = whole, only = null, drag = null, wide = 0;
@@ -23,6 +23,7 @@
   const y = (w) => top + w * band;
 
   function span(seconds) {
+    if (seconds > 0 && seconds < 9.95) return Number(Math.max(0.01, seconds).toPrecision(2)) + " s";
     const s = Math.round(seconds);
     if (s < 60) return s + " s";
     if (s < 3600) return Math.floor(s / 60) + " min" + (s % 60 ? " " + (s % 60) + " s" : "");
@@ -74,7 +75,7 @@
     data.workers.forEach((worker, w) => c.fillRect(x(worker.from), y(w), Math.max(1, x(worker.to) - x(worker.from)), band - gap));
     const failed = [];
     for (let i = 0; i < boxes.length; i += FIELDS) {
-      const from = boxes[i + 3] / 10, to = from + boxes[i + 4] / 10;
+      const from = boxes[i + 3] / 1000, to = from + boxes[i + 4] / 1000;
       if (to < view[0] || from > view[1]) continue;
       const unit = (band - gap) / data.workers[boxes[i]].cores;
       const x0 = x(from), w = Math.max(0.7, x(to) - x0), tall = boxes[i + 2] * unit;
@@ -113,8 +114,8 @@
     const near = (1.5 / (wide - left() - right)) * (view[1] - view[0]);
     for (let i = 0; i < boxes.length; i += FIELDS) {
       if (boxes[i] !== w) continue;
-      const from = boxes[i + 3] / 10;
-      if (t >= from - near && t <= from + boxes[i + 4] / 10 + near && slot >= boxes[i + 1] && slot < boxes[i + 1] + boxes[i + 2]) return i;
+      const from = boxes[i + 3] / 1000;
+      if (t >= from - near && t <= from + boxes[i + 4] / 1000 + near && slot >= boxes[i + 1] && slot < boxes[i + 1] + boxes[i + 2]) return i;
     }
     return -1 - w;
   }
@@ -124,7 +125,7 @@
       return worker.name + "\n" + worker.about;
     }
     const lines = [data.rules[boxes[i + 5]] + ", job " + data.ids[boxes[i + 7]], data.workers[boxes[i]].name];
-    lines.push("from " + span(boxes[i + 3] / 10) + ", for " + span(boxes[i + 4] / 10) + ", " + boxes[i + 2] + (boxes[i + 2] === 1 ? " core" : " cores"));
+    lines.push("from " + span(boxes[i + 3] / 1000) + ", for " + span(boxes[i + 4] / 1000) + ", " + boxes[i + 2] + (boxes[i + 2] === 1 ? " core" : " cores"));
     if (boxes[i + 6]) lines.push(data.states[boxes[i + 6]]);
     return lines.join("\n");
   }
