@@ -203,7 +203,7 @@ class Session:
         try:
             for member in members(job):
                 if member.has_queue_input():  # it came with a checkpoint
-                    raise WorkflowError(queue_text(member.rule.name))  # noqa: TRY301 - told as what else cannot be run
+                    raise as_error(queue_text(member.rule.name))
             item = self._handover.queued(job, self._adapted(job))
         except (RequestError, WorkflowError, OSError) as error:
             self._refuse(SubmittedJobInfo(job), str(error))
