@@ -17,6 +17,7 @@ from snakemake_executor_plugin_dask.private import append_private
 
 SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes; new kinds and new fields do not raise it
 SUFFIX = ".events.jsonl"
+_LATEST = 1e11
 
 #: Fields that are of no use after the run, or that only the run itself should know.
 _LEFT_OUT = frozenset({"environment", "near", "affinity"})
@@ -130,4 +131,5 @@ def newest_log(directory: str | os.PathLike[str]) -> Path | None:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Seconds since the epoch, of this age."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LATEST

@@ -67,7 +67,8 @@ class RunModel:
     # The run
 
     def _on_run_started(self, event: Event, when: float) -> None:
-        self.started, self.facts = when, event
+        versions = event.get("versions")
+        self.started, self.facts = when, event | {"versions": versions if isinstance(versions, dict) else {}}
         self.run_id = str(event.get("run_id", ""))
         pools = event.get("pools") or (event.get("options") or {}).get("pools") or []
         for pool in pools:
@@ -118,7 +119,7 @@ class RunModel:
         allocation = self._allocation.get(event["worker"])
         self.pending.pop(event["worker"], None)
         if allocation is None:  # it failed before it had an identifier
-            allocation = Allocation(event["worker"], event["pool"], when)
+            allocation = Allocation(event["worker"], self._pool(event["pool"]).name, when)
             self.allocations.append(allocation)
         if allocation.gone is None:
             allocation.gone, allocation.reason = when, str(event.get("reason") or "")
