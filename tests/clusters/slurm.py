@@ -18,6 +18,7 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parent.parent))
@@ -31,7 +32,7 @@ NODES = {
 }
 
 CONF = """\
-ClusterName=virtual
+ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
@@ -53,7 +54,6 @@ TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
-AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 ReturnToService=2
@@ -68,7 +68,12 @@ MessageTimeout=20
 WaitTime=0
 JobRequeue=1
 GresTypes=gpu
+{accounting}
 {nodes}
+{partitions}
+"""
+
+PARTITIONS = """\
 PartitionName=cpu Nodes=c[1-3] Default=YES MaxTime=01:00:00 DefaultTime=00:10:00 DefMemPerCPU=1000 State=UP
 PartitionName=big Nodes=m[1-2] MaxTime=02:00:00 DefaultTime=00:10:00 DefMemPerCPU=1000 State=UP
 PartitionName=gpu Nodes=g1 MaxTime=02:00:00 DefaultTime=00:10:00 DefMemPerCPU=1000 State=UP
@@ -80,6 +85,10 @@ class VirtualSlurm(Daemons):
 
     needs = ("munged", "slurmctld", "slurmd", "sbatch")
     install = "Debian and Ubuntu: apt install slurm-wlm munge"
+    name = "virtual"
+    nodes: Mapping[str, str] = NODES
+    partitions = PARTITIONS
+    accounting = "AccountingStorageType=accounting_storage/none"
 
     def __init__(self, directory: str | Path) -> None:
         self.conf = Path(directory).resolve() / "slurm.conf"
@@ -101,23 +110,35 @@ class VirtualSlurm(Daemons):
     # Up and down
 
     def bring_up(self, timeout_s: float) -> None:
-        for name in ("munge", "state", "spool", "log", "pids", "dev", *(f"spool/{node}" for node in NODES)):
+        for name in ("munge", "state", "spool", "log", "pids", "dev", *(f"spool/{node}" for node in self.nodes)):
             (self.dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write_configuration()
+        self.start_munge()
+        self.start("slurmctld", "slurmctld", "-D", "-c", "-f", str(self.conf))
+        for node in self.nodes:
+            self.start_node(node)
+        self.wait(self.all_idle, timeout_s, "the nodes did not become idle")
+
+    def start_munge(self) -> None:
+        """By which daemons and commands know each other, with a key of this cluster's own."""
+        if self.pid("munged") is not None:
+            return
+        directory = self.dir / "munge"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.dir / "log").mkdir(mode=0o700, exist_ok=True)
+        if not (directory / "key").exists():
+            with os.fdopen(os.open(directory / "key", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
+                stream.write(secrets.token_bytes(1024))
         self.start("munged", "munged", "--foreground", "--force", f"--socket={self.dir}/munge/socket",
                     f"--key-file={self.dir}/munge/key", f"--pid-file={self.dir}/munge/pid",
                     f"--log-file={self.dir}/log/munged.log", f"--seed-file={self.dir}/munge/seed")  # fmt: skip
         self.wait((self.dir / "munge/socket").exists, 30, "munged made no socket")
-        self.start("slurmctld", "slurmctld", "-D", "-c", "-f", str(self.conf))
-        for node in NODES:
-            self.start_node(node)
-        self.wait(self.all_idle, timeout_s, "the nodes did not become idle")
 
     def down(self) -> None:
         if self.pid("slurmctld") is not None:
             self.run("scancel", f"--user={getpass.getuser()}", "--full", check=False)
             self.drain()
-        self.end_all(*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged")
+        self.end_all(*(f"slurmd.{node}" for node in self.nodes), "slurmctld", "munged")
         for pid in processes():
             if comm(pid) == "slurmstepd" and self.belongs(pid):
                 send(pid, signal.SIGKILL)
@@ -140,30 +161,31 @@ class VirtualSlurm(Daemons):
     # Interior
 
     def _write_configuration(self) -> None:
-        base = free_ports(len(NODES) + 1)
+        base = free_ports(len(self.nodes) + 1)
         host = socket.gethostname().split(".")[0]
         lines = [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={base + 1 + i} {what} State=UNKNOWN"
-            for i, (node, what) in enumerate(NODES.items())
+            for i, (node, what) in enumerate(self.nodes.items())
         ]
-        text = CONF.format(host=host, user=getpass.getuser(), dir=self.dir, port=base, nodes="\n".join(lines))
+        text = CONF.format(
+            host=host, user=getpass.getuser(), dir=self.dir, port=base, nodes="\n".join(lines), name=self.name,
+            accounting=self.accounting, partitions=self.partitions,
+        )  # fmt: skip
         self.conf.write_text(text)
         for index, device in enumerate(("null", "zero", "full", "random")):  # Slurm insists on devices
             link = self.dir / f"dev/nvidia{index}"
             link.unlink(missing_ok=True)
             link.symlink_to(f"/dev/{device}")
-        (self.dir / "gres.conf").write_text(f"NodeName=g1 Name=gpu Type=a100 File={self.dir}/dev/nvidia[0-3]\n")
+        gpus = [node for node, what in self.nodes.items() if "Gres" in what]
+        lines = [f"NodeName={node} Name=gpu Type=a100 File={self.dir}/dev/nvidia[0-3]\n" for node in gpus]
+        (self.dir / "gres.conf").write_text("".join(lines))
         # Slurm would look for cgroups in containers that have none.
         (self.dir / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
-        key = self.dir / "munge/key"
-        if not key.exists():
-            with os.fdopen(os.open(key, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
-                stream.write(secrets.token_bytes(1024))
 
     def all_idle(self) -> bool:
         states = self.run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False).splitlines()
         idle = {line.split()[0] for line in states if line.split()[1] == "idle"}
-        return idle == set(NODES)
+        return idle == set(self.nodes)
 
 
 if __name__ == "__main__":
