@@ -71,25 +71,38 @@ class Kind:
     preempted: bool = False  # jobs there may have to make room for others
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command `pools`."""
+    parser.add_argument("--from-slurm", action="store_true", required=True, help="ask this site's Slurm")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write it there, and not to standard output")
+
+
+def write(options: argparse.Namespace, run: Run = run_here) -> None:
+    """The command `pools`. ConfigurationError with one sentence; a file that is there is kept."""
+    text = pools_text(run)
+    if options.output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        with Path(options.output).open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        msg = f"{options.output} is there already; name another file, or remove it."
+        raise ConfigurationError(msg) from None
+    except OSError as error:
+        msg = f"{options.output} cannot be written: {error.strerror}."
+        raise ConfigurationError(msg) from error
+
+
 def main(arguments: Sequence[str] | None = None, *, run: Run = run_here) -> int:
     """Exit codes: 0; 1 with one sentence on standard error."""
     parser = argparse.ArgumentParser(prog="snakemake-dask pools", description=__doc__)
-    parser.add_argument("--from-slurm", action="store_true", required=True, help="ask this site's Slurm")
-    parser.add_argument("--output", metavar="FILE", help="write it there, and not to standard output")
-    chosen = parser.parse_args(arguments)
+    add_arguments(parser)
     try:
-        text = pools_text(run)
-        if chosen.output is None:
-            print(text, end="")  # noqa: T201 - it is what was asked for
-        else:
-            with Path(chosen.output).open("x", encoding="utf-8") as file:
-                file.write(text)
+        write(parser.parse_args(arguments), run)
     except ConfigurationError as error:
-        return _fail(str(error))
-    except FileExistsError:
-        return _fail(f"{chosen.output} is there already; name another file, or remove it.")
-    except OSError as error:
-        return _fail(f"{chosen.output} cannot be written: {error.strerror}.")
+        sys.stderr.write(f"{error}\n")
+        return 1
     return 0
 
 
@@ -397,11 +410,6 @@ def _pool_name(node: NodeKind, several: bool, taken: Collection[str]) -> str:
 
 def _listed(names: Collection[str]) -> str:
     return ", ".join(sorted(names))
-
-
-def _fail(message: str) -> int:
-    print(message, file=sys.stderr)  # noqa: T201
-    return 1
 
 
 if __name__ == "__main__":
