@@ -42,7 +42,7 @@ _LEAST_WALLTIME_S = 3600.0
 _FURTHER = 1.5
 _LEAST_JOBS = 4  # of the largest kind that a worker is to hold at once, where so many are known and a node has room
 _TINY = 1e-9
-_SINFO_FORMAT = "%P|%l|%L|%c|%m|%G|%f|%D"
+SINFO_FORMAT = "%P|%l|%L|%c|%m|%G|%f|%D"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ def _node_kinds(
     """
     clusters = [f"--clusters={wanted['clusters']}"] if "clusters" in wanted else []
     named = [f"--partition={partition}"] if partition else []
-    done = run(["sinfo", "--noheader", "--exact", f"--format={_SINFO_FORMAT}", *named, *clusters])
+    done = run(["sinfo", "--noheader", "--exact", f"--format={SINFO_FORMAT}", *named, *clusters])
     if done.code != 0:
         return [], (done.err.strip() or f"it ended with {done.code}").splitlines()[0]
     kinds = parse_sinfo(done.out)

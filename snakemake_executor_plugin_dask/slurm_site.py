@@ -21,7 +21,7 @@ from snakemake_executor_plugin_dask import units
 from snakemake_executor_plugin_dask.driver.allocations import Ran, run_here
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.poolsfile import read_pools_file
-from snakemake_executor_plugin_dask.slurm_resources import NodeKind, parse_sinfo
+from snakemake_executor_plugin_dask.slurm_resources import SINFO_FORMAT, NodeKind, parse_sinfo
 
 Run = Callable[[Sequence[str]], Ran]
 
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None, *, run: Run = run_here) -> int:
 
 def pools_text(run: Run = run_here) -> str:
     """The pools file. ConfigurationError where Slurm does not answer, or has nothing for this user."""
-    listed = run(["sinfo", "--noheader", "--exact", "--format=%P|%l|%L|%c|%m|%G|%f|%D|%t"])
+    listed = run(["sinfo", "--noheader", "--exact", f"--format={SINFO_FORMAT}|%t"])
     shown = run(["scontrol", "show", "partition", "--oneliner"])
     for command, done in (("sinfo", listed), ("scontrol show partition", shown)):
         if done.code != 0:
@@ -137,17 +137,13 @@ def parse_nodes(out: str) -> list[tuple[NodeKind, int]]:
     """Kinds of node with the number of those that take jobs, from lines of `%P|%l|%L|%c|%m|%G|%f|%D|%t`."""
     found: dict[NodeKind, int] = {}
     for line in out.splitlines():
-        fields = line.split("|")
-        if len(fields) != 9:
-            continue
-        number = 0 if fields[8].strip().rstrip("*~#!%$@^-").startswith(_AWAY) else int(fields[7])
-        for kind in parse_sinfo("|".join(fields[:7])):
-            plain = replace(kind, features=frozenset())  # of one size: one kind
-            known = next((other for other in found if replace(other, features=frozenset()) == plain), None)
-            if known is None:
-                found[kind] = number
-            else:
-                found[replace(known, features=known.features | kind.features)] = found.pop(known) + number
+        told, _, state = line.rpartition("|")
+        away = state.strip().rstrip("*~#!%$@^-").startswith(_AWAY)
+        for kind in parse_sinfo(told):
+            plain = replace(kind, features=frozenset(), nodes=0)  # of one size: one kind
+            known = next((other for other in found if replace(other, features=frozenset()) == plain), plain)
+            number = found.pop(known, 0) + (0 if away else kind.nodes)
+            found[replace(plain, features=known.features | kind.features)] = number
     return list(found.items())
 
 

@@ -528,7 +528,7 @@ class AttachedRun(Run):
                 self._observer.event("call-failed", error=repr(error))
             await asyncio.sleep(_TRY_EVERY_S)
         else:
-            waiting = len(self.controller.waiting)
+            waiting = sum(job.state == "waiting" and job.run == 1 for job in self.controller.jobs.values())
             ended = f"the {_jobs(self._ran)} on its workers ended with it" if self._ran else "no job ran"
             kept = f", {_jobs(waiting)} did not start" if waiting else ""
             msg = (
