@@ -111,7 +111,7 @@ def _completed(question: Question) -> tuple[Options, list[str], list[str], set[N
         options = _placed(options)
     except ConfigurationError as error:
         complaints.append(str(error))
-    return options, notes, complaints, refused
+    return options, notes, list(dict.fromkeys(complaints)), refused  # pools share what a site's file says
 
 
 def _slurm_pools(template: Pool, named: Sequence[Named]) -> tuple[tuple[Pool, ...], list[str], set[Named]]:
@@ -161,10 +161,9 @@ def _placed(options: Options) -> Options:
     """
     from snakemake_executor_plugin_dask.backends import backend_for
 
+    pools = [pool for pool in options.pools if pool.cluster != ATTACHED]
     if options.scheduler_interface is None and options.scheduler_host is None:
-        for pool in options.pools:
-            if pool.cluster == ATTACHED:
-                continue
+        for pool in pools:
             place = getattr(backend_for(pool.cluster), "place", lambda _: SchedulerPlace())(pool)
             if place != SchedulerPlace():
                 port = options.scheduler_port or place.port
@@ -183,7 +182,7 @@ def _placed(options: Options) -> Options:
             )
             raise ConfigurationError(msg)
         return options
-    for pool in options.pools:
+    for pool in pools:
         name = backend_for(pool.cluster).interface(pool)
         if name is not None and name not in here:
             msg = (

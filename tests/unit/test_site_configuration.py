@@ -54,6 +54,12 @@ def asked(pool: Pool, place: SchedulerPlace | None = None, *, plan: bool = False
     return answer(Question(options, (), plan=plan))
 
 
+def complaint(pool: Pool) -> str:
+    """The only one."""
+    (found,) = asked(pool).complaints
+    return found
+
+
 PBS = Pool("main", "pbs", 0, 2)
 
 
@@ -78,10 +84,10 @@ def test_wrong_values_are_told_with_their_file(site: Site, line: str, words: str
     """One sentence: the file and key, what was found, what is allowed."""
     lines = {"cores": "cores: 2", "memory": "memory: 4 GB", line.partition(":")[0]: line}
     file = site("jobqueue:\n  pbs:\n" + "".join(f"    {text}\n" for text in lines.values()))
-    complaint = asked(PBS).complaint or ""
-    assert complaint.startswith(f"{file}: jobqueue.pbs."), complaint
-    assert words in complaint
-    assert "\n" not in complaint
+    told = complaint(PBS)
+    assert told.startswith(f"{file}: jobqueue.pbs."), told
+    assert words in told
+    assert "\n" not in told
 
 
 def test_a_variable_is_named_as_the_origin(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +98,7 @@ def test_a_variable_is_named_as_the_origin(site: Site, monkeypatch: pytest.Monke
     assert origin("pbs", "walltime") is None
     monkeypatch.setenv("DASK_JOBQUEUE__PBS__CORES", "few")
     dask.config.refresh(paths=dask.config.paths)
-    assert (asked(PBS).complaint or "").startswith("DASK_JOBQUEUE__PBS__CORES: jobqueue.pbs.cores is 'few', which")
+    assert complaint(PBS).startswith("DASK_JOBQUEUE__PBS__CORES: jobqueue.pbs.cores is 'few', which")
 
 
 @pytest.mark.parametrize(("memory", "memory_mb"), [("16GB", 16000), ("16 GiB", 17179), ("16000000000", 16000)])
@@ -100,7 +106,7 @@ def test_sizes_as_dask_reads_them(site: Site, memory: str, memory_mb: int) -> No
     """With units, and a number of bytes."""
     site(f"jobqueue:\n  pbs:\n    cores: 2\n    memory: {memory}\n")
     found = asked(PBS)
-    assert found.complaint is None
+    assert not found.complaints
     assert found.options.pools[0].memory_mb == memory_mb
 
 
@@ -110,17 +116,17 @@ SITE = "jobqueue:\n  pbs:\n    cores: 2\n    memory: 4 GB\n    interface: ib77\n
 def test_an_interface_that_only_the_workers_have(site: Site, tmp_path: Path) -> None:
     """Without more it is refused with advice; each way to follow that advice works, and the workers keep theirs."""
     site(SITE)
-    complaint = asked(PBS).complaint or ""
-    assert "interface 'ib77' does not exist on this host" in complaint
-    assert "`scheduler: {interface: …}` in the pools file" in complaint
+    told = complaint(PBS)
+    assert "interface 'ib77' does not exist on this host" in told
+    assert "`scheduler: {interface: …}` in the pools file" in told
     from_file = SchedulerPlace(interface="lo")
     _, from_options = read_options("{scheduler_options: {interface: lo}}", "pbs")
     for place in (from_file, from_options, SchedulerPlace(host="127.0.0.1")):
-        assert asked(PBS, place).complaint is None
+        assert not asked(PBS, place).complaints
     assert "does not exist" not in asked(PBS, from_file, plan=True).plan
     site(SITE + "    scheduler-options: {interface: lo, port: 8786}\n")
     found = asked(PBS)
-    assert (found.complaint, found.options.scheduler_interface, found.options.scheduler_port) == (None, "lo", 8786)
+    assert (found.complaints, found.options.scheduler_interface, found.options.scheduler_port) == ((), "lo", 8786)
     # What the user says wins.
     assert asked(PBS, SchedulerPlace(host="127.0.0.1", port=9000)).options.scheduler_interface is None
     backend = JobqueueBackend("pbs")
@@ -131,7 +137,7 @@ def test_an_interface_that_only_the_workers_have(site: Site, tmp_path: Path) -> 
 def test_the_schedulers_own_interface_is_looked_for(site: Site) -> None:
     """Named by the site and not there: told, with what there is."""
     site(SITE + "    scheduler-options: {interface: ib78}\n")
-    assert "the network interface ib78, but this host has" in (asked(PBS).complaint or "")
+    assert "the network interface ib78, but this host has" in complaint(PBS)
 
 
 def _link(directory: Path) -> Link:
@@ -146,7 +152,7 @@ def test_a_python_of_the_sites_own(site: Site, tmp_path: Path, said: str) -> Non
     site(f"jobqueue:\n  pbs:\n    cores: 2\n    memory: 4 GB\n    python: {wrapper if said == 'file' else 'null'}\n")
     pool = Pool("main", "pbs", 0, 2, options=own)
     found = asked(pool, plan=True)
-    assert found.complaint is None
+    assert not found.complaints
     assert f"{wrapper} -P -m snakemake_executor_plugin_dask.worker" in found.plan
     _, script = JobqueueBackend("pbs").write(found.options.pools[0], "main-0", _link(tmp_path))
     assert f"\n{wrapper} -P -m snakemake_executor_plugin_dask.worker --config" in script.read_text()
