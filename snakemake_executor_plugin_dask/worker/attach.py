@@ -16,7 +16,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.machine import this_machine
 from snakemake_executor_plugin_dask.worker import devices, task
-from snakemake_executor_plugin_dask.worker.processes import all_pids, is_supervisor, job_key, send
+from snakemake_executor_plugin_dask.worker.processes import all_pids, is_supervisor, job_key, send, why_cold
 
 _STOP_S = 15.0
 _watching: set[asyncio.Task[None]] = set()
@@ -85,7 +85,7 @@ async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     supervisor = task.Supervisor(setup, None, subreaper=False)
     link = Link(run_id, name, supervisor, lambda message: dask_worker.log_event(topic, message))
     await link.open()
-    facts = _facts(name, supervisor, dask_worker)
+    facts = _facts(setup, name, supervisor, dask_worker)
     task.links[run_id], task.described[run_id] = link, facts
     watch = asyncio.create_task(_forget(run_id, link))
     _watching.add(watch)
@@ -115,7 +115,7 @@ async def _forget(run_id: str, link: task.Link) -> None:
         task.described.pop(run_id, None)
 
 
-def _facts(name: str, supervisor: task.Supervisor, dask_worker: Any) -> WorkerFacts:
+def _facts(setup: RunSetup, name: str, supervisor: task.Supervisor, dask_worker: Any) -> WorkerFacts:
     limit = dask_worker.memory_manager.memory_limit
     return WorkerFacts(
         name=name,
@@ -125,6 +125,7 @@ def _facts(name: str, supervisor: task.Supervisor, dask_worker: Any) -> WorkerFa
         cores=dask_worker.state.nthreads,
         memory_mb=limit // 10**6 if limit else this_machine().memory_mb,
         devices=_devices(dask_worker),
+        cold=why_cold() if setup.job_start == "warm" else "",
         plugin_version=task.plugin_version(),
         snakemake_version=task.snakemake_version(),
         in_slurm="SLURM_JOB_ID" in os.environ,

@@ -167,7 +167,7 @@ def command_end(path: str) -> str:
 def failed_members(path: str) -> str:
     """«in rule c (output c.txt)»: which rules of a group failed, as its Snakemake wrote it; empty where it did not."""
     try:
-        with open(path, "rb") as file:
+        with open(open_own(path), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
             text = b"\n" + file.read(_SEARCHED_BYTES)
     except OSError:

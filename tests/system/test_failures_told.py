@@ -76,7 +76,7 @@ def test_failed_jobs(tmp_path: Path, start: str) -> None:
     """Each message holds what ended the job, where, after how long, its log's last lines, and the path of that log."""
     arguments = ("--keep-going", "--latency-wait", "1", "--dask-job-start", start)
     with snakemake(tmp_path, FAILING, *arguments) as run:
-        assert run.wait() == 1
+        assert run.wait(240) == 1
         expected = {
             "failing": ("its command failed with exit code 7.", ["before the end", "to stderr"]),
             "missing": ("it failed with exit code 1.", ["made nothing", "MissingOutputException", "missing.txt"]),
