@@ -38,6 +38,10 @@ class Executor(RealExecutor):  # type: ignore[misc]
         """Snakemake's regular end, and its end after an error; may come after `cancel`."""
         self._session.end(kill=False)
 
+    def handle_job_success(self, job: Any) -> None:
+        super().handle_job_success(job)
+        self._session.job_accepted(job)
+
     def handle_job_error(self, job: Any) -> None:
         super().handle_job_error(job)
         self._session.job_failed(job)

@@ -62,7 +62,7 @@ class Handover:
         all_cached = ("--cache",) if cached is not None and not cached else ()
         copies_shared = SharedFSUsage.STORAGE_LOCAL_COPIES in usage
         general = general_arguments(factory, common_settings, copies_shared=copies_shared)
-        self._general = (*general, *all_cached, "--mode", "remote")
+        self._general = (*general, *all_cached, *self._directory(), "--mode", "remote")
         # Two jobs that use the same place would take each other's half-written copies, and remove each other's.
         storage = self._workflow.storage_settings
         self._copies = None if copies_shared else os.fspath(storage.remote_job_local_storage_prefix)
@@ -107,6 +107,13 @@ class Handover:
             enforce_cgroup=options.enforce_cgroup,
             cores=self._workflow.resource_settings.cores,
         )
+
+    def _directory(self) -> tuple[str, ...]:
+        """Jobs start where Snakemake works, but a `workdir:` in the Snakefile must not lead them away from there."""
+        workflow = self._workflow
+        if workflow.overwrite_workdir is None or not workflow.storage_settings.assume_common_workdir:
+            return ()
+        return "--directory", os.fspath(workflow.workdir_init)
 
     def request(self, job: Any) -> Request:
         """Raises RequestError where the declared resources make no sense."""

@@ -102,6 +102,14 @@ def queue_text(rule: str) -> str:
     )
 
 
+def not_accepted_text(name: str, outcome: Outcome) -> str:
+    """What is said of a job that ended well, but of whose outputs Snakemake has just complained."""
+    return (
+        f"Job of {name}: its process ended without an error (on host {outcome.host}, worker {outcome.worker}), but "
+        f"Snakemake did not accept its output files, as said above. Its log: {outcome.log_path}"
+    )
+
+
 def unfit_directory(path: Path) -> str | None:
     """Why keys and configurations cannot be handed on by paths in this directory; None where they can."""
     text = os.fspath(path)
@@ -159,6 +167,8 @@ class Session:
         self._jobs: dict[str, SubmittedJobInfo] = {}  # handed over, not finished
         self._keys: dict[Any, str] = {}  # of jobs that were handed over
         self._started: set[str] = set()
+        #: Jobs whose outputs Snakemake has yet to check, and how often they were run.
+        self._succeeded: dict[Any, tuple[Outcome, int]] = {}
         self._dropped: list[Any] = []
         self._dropping = False
         self._failed = False  # a job for good, and without --keep-going
@@ -243,8 +253,19 @@ class Session:
             keys.add(key)
         return keys
 
+    def job_accepted(self, job: Any) -> None:
+        """Snakemake has found the outputs of a job that succeeded; so nobody needs its log."""
+        with self._lock:
+            succeeded = self._succeeded.pop(job, None)
+        if succeeded is not None:
+            self._forget_logs(*succeeded)
+
     def job_failed(self, job: Any) -> None:
         """Snakemake counts the job as failed; after the last attempt, and without --keep-going, it starts no more."""
+        with self._lock:
+            succeeded = self._succeeded.pop(job, None)
+        if succeeded is not None:
+            self._logger.error(not_accepted_text(_label(job), succeeded[0]))
         if job.attempt <= job.restart_times:
             # It becomes ready again, but Snakemake leaves it among those that run. Where a checkpoint ends while it
             # waits, all ready jobs are looked for anew, and those that run are passed over: it would never start.
@@ -463,7 +484,8 @@ class Session:
     def _report_ended(self, info: SubmittedJobInfo, message: Finished) -> None:
         outcome = message.outcome
         if outcome.status == "succeeded":
-            self._forget_logs(outcome, message.runs)
+            with self._lock:
+                self._succeeded[info.job] = outcome, message.runs
             self._executor.report_job_success(info)
         elif outcome.status in ("cancelled", "lost") and self._ended:
             pass  # Snakemake asked for it, and is leaving

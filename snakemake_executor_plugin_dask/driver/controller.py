@@ -119,6 +119,7 @@ class Controller:
         self.ahead = LookAhead()
         self.fleet: Fleet = None  # type: ignore[assignment]  # set by the driver before anything happens
         self.counts = Counts()
+        self._said: set[str] = set()  # what workers wanted to be told
         self._warned: set[str] = set()  # rules whose jobs need the whole of an allocation
         self._scale_not_before = float("-inf")
         self._failures: dict[str, str] = {}  # by pool: why its last worker did not come up
@@ -401,6 +402,10 @@ class Controller:
                     self._around.send(Started(job.queued.key, job.worker))
         elif "ended" in message:
             self._ended(Outcome(**message["ended"]))
+        elif "said" in message:
+            if message["said"] not in self._said:  # each worker says it
+                self._said.add(message["said"])
+                self._say("warning", message["said"])
         elif message.get("leaving") in self.ledger.workers():
             self.ledger.drain(message["leaving"])
 

@@ -52,6 +52,11 @@ class Attempt:
     start_ticks: int = 0  # of the leader, which with its number names it
     start: JobStart = "cold"
     warm: WarmProcess | None = None
+    is_command: bool = False  # the leader is a shell that a child of the warm process has started
+    teller: int = 0  # that child, which tells of the job's end
+    warm_words: int = 0  # how often its warm process had said something,
+    silent_since: float = 0.0  # and since when it has not said more
+    command_over: float = 0.0  # since then the shell has been gone, and the job is to end
     log: str = ""
     directory: str | None = None  # of its own, removed after it
     copies: str | None = None  # directory of its local copies of storage files, removed after it, too

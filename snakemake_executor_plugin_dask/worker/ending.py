@@ -18,6 +18,8 @@ from snakemake_executor_plugin_dask.worker.usage import Monitor
 from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 
 _RECHECK_S = 0.05
+_SILENT_S = 10.0
+_CLEANING_S = 1.0  # of a job's own Snakemake, once its command was ended
 WARM_ENDED = f"the warm process on {HOST} ended, and the job with it"
 
 
@@ -58,18 +60,25 @@ class Endings:
         self._seen = _View(float("-inf"))
         self._stirred = float("-inf")  # when something ended, or is to end, for the last time
 
-    def wake_stopped_parents(self) -> None:
-        """Let who started a job's shell tell that it has ended, where the job stopped it (SIGSTOP of its parent)."""
+    def wake_stopped(self) -> None:
+        """Let those go on who tell of a job's end, where the job stopped them (SIGSTOP): nobody else would."""
+        stopped = [pid for pid in self.warms if _state(pid) == "T"]
         for pid, current in self.leaders.items():
-            stat = processes.read_stat(pid) if current.warm is not None and not current.leader.done() else None
-            if stat is None:
+            if current.warm is None or current.leader.done():
                 continue
-            if stat.dead and stat.ppid != os.getpid():
-                processes.send([stat.ppid], signal.SIGCONT)
-            elif stat.state == "T":  # stopped before it could say which process the shell is
-                children = [processes.read_stat(child) for child in processes.children_of(pid)]
-                if children and all(child is None or child.dead for child in children):
-                    processes.send([pid], signal.SIGCONT)
+            if current.is_command:
+                if self.only_told(current) and _state(current.teller) == "T":
+                    stopped.append(current.teller)
+            elif _state(pid) == "T" and all(_state(child) in ("", "Z", "X") for child in processes.children_of(pid)):
+                stopped.append(pid)
+        processes.send(stopped, signal.SIGCONT)
+
+    def only_told(self, current: Attempt) -> bool:
+        """The job's command has ended, but who started it has yet to tell: Snakemake looks at the outputs."""
+        if not current.is_command or current.leader.done():
+            return False
+        stat = processes.read_stat(current.pid)
+        return stat is None or stat.dead or stat.start != current.start_ticks
 
     def stop(self, current: Attempt, status: Status, why: str, grace_s: float | None = None) -> None:
         """End an attempt; the first reason counts, and the shortest grace. Its task reports once nothing is left."""
@@ -108,14 +117,37 @@ class Endings:
             current = self.attempts.get(key)
             if current is None or current.gone.is_set():
                 del self._stopped[key]
-            elif now >= current.kill_at:
-                processes.send(self._tree(current, view), signal.SIGKILL)
+                continue
+            if now >= current.kill_at:
+                members = self._tree(current, view)
+                processes.send(members, signal.SIGKILL)
                 self._look_for_leader(current)
+                self._doubt_warm(current, ended=not members)
             elif not told:
                 self._stopped[key] = True
                 members = self._tree(current, view)
                 processes.send(members, signal.SIGTERM)
                 processes.send(members, signal.SIGCONT)
+            self._end_teller(current)
+
+    def _end_teller(self, current: Attempt) -> None:
+        """Who started the shell waits for outputs, may be for long, and no signal to the job's processes reaches it."""
+        if current.warm is None or not self.only_told(current):
+            return
+        now = self._loop.time()
+        current.command_over = current.command_over or now
+        if now - current.command_over >= _CLEANING_S:
+            processes.send([current.teller] if _state(current.teller) == "T" else [], signal.SIGCONT)
+            current.warm.end_job(current.key)
+            current.command_over = now
+
+    def _doubt_warm(self, current: Attempt, *, ended: bool) -> None:
+        """A warm process that says nothing while a job's end is to be told hangs, and is ended with its jobs."""
+        warm, now = current.warm, self._loop.time()
+        if warm is None or not ended or current.leader.done() or warm.words != current.warm_words or _held(warm.pid):
+            current.warm_words, current.silent_since = warm.words if warm is not None else 0, now
+        elif now - current.silent_since > _SILENT_S:
+            warm.kill()
 
     def _look_for_leader(self, current: Attempt) -> None:
         """The end of a leader that its warm process had waited for before it died is told by nobody."""
@@ -234,3 +266,14 @@ class Endings:
         self._stirred = self._loop.time()
         self._reaped.set_result(None)
         self._reaped = self._loop.create_future()
+
+
+def _held(pid: int) -> bool:
+    """By the kernel, for a file server."""
+    return _state(pid) == "D"
+
+
+def _state(pid: int) -> str:
+    """A process's state as the process table has it; empty where it is gone."""
+    stat = processes.read_stat(pid)
+    return stat.state if stat is not None else ""

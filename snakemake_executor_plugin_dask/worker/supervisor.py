@@ -47,6 +47,7 @@ _READ_S = 10.0
 _LISTING_S = 10.0  # and the removal of what is an attempt's own
 _MEMORY_GRACE_S = 0.2  # who exceeds its memory may go on doing so
 _TOLD_S = 30.0  # so long a signal to this process counts as the end of its allocation
+_TOLD_OF_ENDS_S = 2.0  # so long after the last SIGKILL a warm process may take
 _LAST_WORDS_S = 10.0  # how long a worker that was told to end may take
 
 
@@ -67,7 +68,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitor = Monitor(ProcFiles(), os.getpid())
         self._endings = Endings(self._monitor)
-        self._warming = Warming(self._endings, self._forked)
+        self._warming = Warming(self._endings, self._forked, self._say)
         self._groups: JobGroups | None = None
         self._no_groups = ""  # why there are none, though the run wants them
         self._next_look: asyncio.TimerHandle | None = None
@@ -130,6 +131,11 @@ class Supervisor:
     def _tell_worker(self, *message: Any) -> None:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frame(message))
+
+    def _say(self, text: str) -> None:
+        """To the user."""
+        note(text)
+        self._tell_worker("said", text)
 
     def _task(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(coroutine)
@@ -205,9 +211,13 @@ class Supervisor:
 
     async def _leave(self, why: str) -> None:
         keys = list(self._endings.attempts)
-        self._warming.end()
-        for current in list(self._endings.attempts.values()):
-            await current.gone.wait()
+        self._warming.close()
+        ends = [asyncio.ensure_future(current.gone.wait()) for current in self._endings.attempts.values()]
+        last = max((current.kill_at for current in self._endings.attempts.values()), default=0.0)
+        if ends and (await asyncio.wait(ends, timeout=max(0.0, last - self._loop.time()) + _TOLD_OF_ENDS_S))[1]:
+            self._warming.kill()  # it does not tell of jobs that must have ended by now
+            await asyncio.wait(ends)
+        await self._warming.end()
         while not await asyncio.to_thread(processes.kill_descendants, os.getpid()):
             note("processes of jobs do not end")
         if self._scratch is not None:
@@ -383,6 +393,7 @@ class Supervisor:
         current.pid, current.started, current.began = pid, time.time(), self._loop.time()
         stat = processes.read_stat(pid)
         current.start_ticks = stat.start if stat is not None else 0
+        current.teller = stat.ppid if stat is not None and current.is_command else 0
         self._endings.leaders[pid] = current
         limit = current.spec.memory_limit_mb
         enforced = limit is not None and self._setup is not None and self._setup.enforce_memory
@@ -451,7 +462,7 @@ class Supervisor:
             self._next_look = self._loop.call_later(1.0, self._look)
             return
         self._count_kernel_kills()
-        self._endings.wake_stopped_parents()
+        self._endings.wake_stopped()
         for excess in found:
             self._out_of_memory(self._endings.attempts[excess.key], excess)
         self._plan_look()
@@ -476,6 +487,10 @@ class Supervisor:
         if limit is not None and not current.leader.done():
             after = self._loop.time() - current.began
             text = f"runtime of {attempt.seconds(limit)} exceeded after {attempt.seconds(after)}"
+            if self._endings.only_told(current):
+                text += (
+                    ", while Snakemake waited for output files (--latency-wait); the job's command had ended by then"
+                )
             self._endings.stop(current, "out-of-time", text)
 
 

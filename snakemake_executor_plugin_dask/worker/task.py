@@ -138,6 +138,8 @@ class Link:
         match message:
             case ("started", key, pid, start, started):
                 self._report({"started": key, "pid": pid, "start": start, "time": started, "worker": self.worker})
+            case ("said", text):
+                self._report({"said": text})
             case ("ended", outcome):
                 outcome = dataclasses.replace(outcome, worker=self.worker, allocation=self._allocation())
                 future = self._waiting.pop(outcome.key, None)

@@ -9,10 +9,13 @@ Snakemake.
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import os
 import pickle
+import resource
 import select
+import signal
 import socket
 import sys
 import threading
@@ -24,12 +27,21 @@ from typing import Any, NoReturn
 
 from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.messages import Channel
+from snakemake_executor_plugin_dask.worker.processes import set_soft_limit
+from snakemake_executor_plugin_dask.worker.warm_exit import Belongings, run_exit_functions
+from snakemake_executor_plugin_dask.worker.warm_random import Randomness
 
 #: Children that wait for a job, so that it need not wait for a fork.
 RUNNERS_MAX = 64  # that wait for another shell command
 IDLE_CHILDREN = 2
 #: A runner that has said nothing for so long is held by the kernel: its own alarm comes earlier (`warm_child`).
 _SILENT_S = 10.0
+#: So long no child is forked ahead after one could not be.
+_NO_FORK_S = 1.0
+#: Native threads that take care of a fork themselves, and that no job misses: jemalloc's, which comes with pyarrow.
+_HARMLESS_THREADS = ("jemalloc_bg_thd",)
+#: What is open once a GPU was used. The driver's library cannot be used in a fork of a process that has set it up.
+_GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/")
 #: The part of the time that may go into looking whether a workflow file changed.
 _LOOKING_SHARE = 0.05
 
@@ -67,6 +79,7 @@ class _Child:
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
+        sock.settimeout(_SILENT_S)  # one that is stopped must not hold up the others
         self.channel = Channel(sock)
         self.key: str | None = None  # of its job; None: it waits for one
         self.answered = False  # the supervisor knows the leader of its job
@@ -76,6 +89,10 @@ class _Child:
 
     def close_socket(self) -> None:
         self.sock.close()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
 class Server:
@@ -94,22 +111,26 @@ class Server:
         self._asked: list[_Child] = []  # runners whose answer is waited for, the longest first
         self._children: dict[int, _Child] = {}  # by pidfd
         self._closing = False
+        self._fork_at = 0.0  # not ahead before then
+        # Each child takes two descriptors; it gets back the limit that jobs are to have.
+        self._soft_limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        set_soft_limit(resource.RLIMIT_NOFILE, hard)
         # `selectors` does not tell an end of file from a peer that is gone.
         self._epoll = select.epoll()
         self._epoll.register(sock, select.EPOLLIN)
 
-    def serve(self) -> None:
-        """Returns once the supervisor is gone, or has closed its end and every job has ended."""
+    def serve(self) -> bool:
+        """Returns once the supervisor has closed its end and every job has ended; False where it is gone before."""
         try:
-            self._channel.send(("ready", self._warmth.depth))
+            self._channel.send(("ready", self._warmth.depth, self._warmth.shallow_reason or self._cold_reason))
             while not (self._closing and len(self._children) == len(self._idle) + len(self._runners)):
                 # Fork ahead only when there is nothing else to do.
-                lacking = len(self._idle) < self._wanted_idle
+                lacking = len(self._idle) < self._wanted_idle and time.monotonic() >= self._fork_at
                 # One at a time: what it leads to may close descriptors, whose numbers are then given to others.
                 events = self._epoll.poll(0 if lacking else self._patience_s(), 1)
                 self._answer_for_silent()
                 if not events and lacking:
-                    self._idle.append(self._fork())
+                    self._fork_ahead()
                 for descriptor, event in events:
                     if descriptor in self._talking:
                         self._hear(self._talking[descriptor])
@@ -118,9 +139,10 @@ class Server:
                     elif event & select.EPOLLIN and not self._closing:
                         self._receive()
                     elif event & select.EPOLLHUP:
-                        return
+                        return False
         except (BrokenPipeError, ConnectionResetError):
-            return
+            return False
+        return True
 
     def _receive(self) -> None:
         try:
@@ -130,8 +152,13 @@ class Server:
             self._epoll.modify(self._sock, 0)  # a hang-up is still told
             self._drop_idle()
             return
-        if message[0] == "start":
-            self._start(message[1])
+        match message:
+            case ("start", spec):
+                self._start(spec)
+            case ("end", key):
+                for child in self._children.values():
+                    if child.key == key:
+                        child.kill()
 
     def _start(self, spec: JobSpec) -> None:
         reason = self._cold_reason or _cold_because(spec) or self._stale()
@@ -142,13 +169,23 @@ class Server:
             return
         command = self._warmth.workflow is not None and self._warmth.workflow.is_command(spec)
         while True:
-            child = (
-                (command and self._runners and self._runners.pop()) or (self._idle and self._idle.pop()) or self._fork()
-            )
+            try:
+                child = (
+                    (command and self._runners and self._runners.pop())
+                    or (self._idle and self._idle.pop())
+                    or self._fork()
+                )
+            except OSError as error:
+                # A cold start needs no room here; where it cannot be made either, its own failure says why.
+                self._channel.send(("cold", spec.key, f"no process could be forked ({error.strerror})"))
+                return
             try:
                 child.channel.send((spec, command))
             except BrokenPipeError:
                 continue  # it died while it waited; its pidfd tells so
+            except TimeoutError:
+                child.kill()  # something has stopped it
+                continue
             break
         child.key, child.answered = spec.key, not command
         if not command:
@@ -162,8 +199,11 @@ class Server:
             self._epoll.register(child.sock, select.EPOLLIN)
 
     def _patience_s(self) -> float | None:
-        """Until a runner's answer is due; None: none is waited for."""
-        return max(0.0, self._asked[0].silent_at - time.monotonic()) if self._asked else None
+        """Until a runner's answer is due, or another child may be forked ahead; None: nothing is waited for."""
+        now = time.monotonic()
+        times = [self._asked[0].silent_at] if self._asked else []
+        times += [self._fork_at] if self._fork_at > now and len(self._idle) < self._wanted_idle else []
+        return max(0.0, min(times) - now) if times else None
 
     def _answer_for_silent(self) -> None:
         """A runner may wait for a file server before it can say anything; it is waited for as any job is."""
@@ -183,7 +223,7 @@ class Server:
         """What a runner says of its job. Its shell command is the job's process; the runner may live on."""
         try:
             message = runner.channel.receive()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionResetError, TimeoutError):
             self._hang_up(runner)
             return
         match message:
@@ -228,15 +268,31 @@ class Server:
         while self._runners:
             self._hang_up(self._runners.pop())
 
+    def _fork_ahead(self) -> None:
+        try:
+            self._idle.append(self._fork())
+        except OSError:  # the limit of processes or of memory is reached, and may not be later
+            self._fork_at = time.monotonic() + _NO_FORK_S
+
     def _fork(self) -> _Child:
+        """Raises OSError where no process can be made."""
         ours, theirs = socket.socketpair()
         parent = os.getpid()
-        pid = fork()
-        if pid == 0:
-            ours.close()
-            self._be_child(parent, theirs)
-        theirs.close()
-        child = _Child(pid, ours)
+        with theirs:
+            try:
+                pid = fork()
+            except OSError:
+                ours.close()
+                raise
+            if pid == 0:
+                ours.close()
+                self._be_child(parent, theirs)
+        try:
+            child = _Child(pid, ours)
+        except OSError:
+            ours.close()  # end of file: it leaves
+            os.waitpid(pid, 0)
+            raise
         self._children[child.pidfd] = child
         self._epoll.register(child.pidfd, select.EPOLLIN)
         return child
@@ -246,6 +302,7 @@ class Server:
 
         try:
             warm_child.detach(parent)
+            set_soft_limit(resource.RLIMIT_NOFILE, self._soft_limit)
             self._epoll.close()
             self._sock.close()
             for child in self._children.values():
@@ -255,6 +312,10 @@ class Server:
             self._idle.clear()
             self._runners.clear()
             self._talking.clear()
+            if self._warmth.belongings is not None:
+                self._warmth.belongings.disown()
+            if self._warmth.randomness is not None:
+                self._warmth.randomness.renew()
             while True:
                 spec, command = Channel(sock).receive()
                 if not command:
@@ -266,6 +327,8 @@ class Server:
         except BaseException:  # noqa: BLE001 - a child must never go on as its parent
             traceback.print_exc()
             os._exit(1)
+        with contextlib.suppress(TypeError):  # a handler that is not Python's cannot be had back
+            signal.signal(signal.SIGCHLD, self._warmth.child_handler)
         warm_child.run_job(self._warmth, spec)
 
     def _reap(self, child: _Child) -> None:
@@ -317,8 +380,30 @@ def _threads() -> str:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    number = len(os.listdir("/proc/self/task"))
-    return f"reading the workflow left {number - 1} native threads behind" if number > 1 else ""
+    names = [name for name in _native_threads() if name not in _HARMLESS_THREADS]
+    if names:
+        return f"reading the workflow left native threads behind: {', '.join(names)}"
+    return ""
+
+
+def _native_threads() -> list[str]:
+    """Names of this process's threads, but for the first one."""
+    names = []
+    for thread in os.listdir("/proc/self/task"):
+        if int(thread) != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/comm") as file:  # it may end meanwhile
+                names.append(file.read().strip())
+    return names
+
+
+def _gpu() -> str:
+    """The GPU that was used, if one was."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+            if name.startswith(_GPU_FILES):
+                return f"reading the workflow opened a GPU ({name}), which no fork of this process could use"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +415,10 @@ class Warmth:
     parser: Any = None  # warm_snakemake.Parser
     workflow: Any = None  # warm_workflow.WarmWorkflow, from depth 2 on
     cold_reason: str = ""  # why no job can be started warm
+    shallow_reason: str = ""  # why they are not started at the depth that was asked for
+    randomness: Randomness | None = None
+    belongings: Belongings | None = None  # from depth 2 on, where the workflow's code has run here
+    child_handler: Any = signal.SIG_DFL  # of SIGCHLD: the workflow's own, which would wait for children of this process
 
 
 class _Start:
@@ -342,12 +431,11 @@ class _Start:
         self._idle_children = idle_children
 
     def again(self, setup: RunSetup, depth: int, reason: str) -> NoReturn:
+        run_exit_functions()  # what the workflow has made is removed
         sys.stdout.flush()
-        sys.stderr.write(f"warm start: {reason}; going on at depth {depth}\n")
-        sys.stderr.flush()
         memory = os.memfd_create("setup", 0)
         with open(memory, "wb", closefd=False) as file:
-            file.write(pickle.dumps(setup))
+            file.write(pickle.dumps((setup, reason)))
         os.lseek(memory, 0, os.SEEK_SET)
         os.set_inheritable(self._sock.fileno(), True)
         os.chdir(self._directory)
@@ -372,6 +460,7 @@ def main() -> None:
     options = parser.parse_args()
     os.set_inheritable(options.fd, False)
     sock = socket.socket(fileno=options.fd)
+    reason = ""
     if options.setup_fd is None:
         try:
             _, setup = Channel(sock).receive()
@@ -379,13 +468,18 @@ def main() -> None:
             return
     else:
         with open(options.setup_fd, "rb") as file:
-            setup = pickle.load(file)
+            setup, reason = pickle.load(file)
     warmth = _prepare(_Start(sock, options.idle_children), setup, min(setup.warm_depth, options.depth))
+    warmth = dataclasses.replace(warmth, shallow_reason=reason)
+    over = False
     with contextlib.suppress(KeyboardInterrupt):
-        Server(sock, warmth, options.idle_children).serve()
+        over = Server(sock, warmth, options.idle_children).serve()
     if warmth.workflow is not None:
         warmth.workflow.discard()
-    # Without the workflow's exit functions: they belong to jobs.
+    # Without a supervisor it is in haste: jobs may still run, and end only with this process.
+    if over and warmth.belongings is not None:
+        run_exit_functions()
+        warmth.belongings.flush()
     os._exit(0)
 
 
@@ -396,37 +490,53 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
     reason = _wrong_setup(setup)
     if reason:
         return Warmth(setup, cold_reason=reason)
-    from snakemake_executor_plugin_dask.worker import warm_child, warm_snakemake, warm_workflow
+    with Randomness() as randomness:
+        from snakemake_executor_plugin_dask.worker import warm_child, warm_snakemake
 
-    del warm_child  # its children need it
-    lack = warm_snakemake.check_interior() if depth > 1 else ""
-    if lack:
-        start.again(setup, 1, lack)
-    if "PYTHONSAFEPATH" not in os.environ:
-        # Where `python -m snakemake` has it; after the imports, because a workflow may have a types.py.
-        sys.path.insert(0, setup.workdir)
-    try:
-        parser = warm_snakemake.Parser(setup)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, a cold job will show it
-        return Warmth(setup, cold_reason=f"Snakemake's arguments cannot be read here: {type(error).__name__}: {error}")
-    workflow = None
-    if depth > 1:
+        del warm_child  # its children need it
+        lack = warm_snakemake.check_interior() if depth > 1 else ""
+        if lack:
+            start.again(setup, 1, lack)
+        if "PYTHONSAFEPATH" not in os.environ:
+            # Where `python -m snakemake` has it; after the imports, because a workflow may have a types.py.
+            sys.path.insert(0, setup.workdir)
         try:
-            workflow = warm_workflow.WarmWorkflow(parser)
-            if depth > 2:
-                workflow.prepare_calls()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code runs here; each job will show its error
-            start.again(setup, 1, str(error) or type(error).__name__)
+            parser = warm_snakemake.Parser(setup)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, a cold job will show it
+            reason = f"Snakemake's arguments cannot be read here: {type(error).__name__}: {error}"
+            return Warmth(setup, cold_reason=reason)
+        workflow, unfit = _read(parser, depth) if depth > 1 else (None, "")
+    belongings = None
+    # From here on this process forks and waits for its own children; the workflow's handler would take them.
+    child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.stdout.flush()
     sys.stderr.flush()
+    unfit = unfit or randomness.look()
+    if not unfit and workflow is not None:
+        belongings = Belongings(workflow.namespaces())
     gc.collect()
-    threads = _threads()
-    if threads and depth == 1:
-        return Warmth(setup, cold_reason=threads)
-    if threads:
-        start.again(setup, 1, threads)
+    unfit = unfit or _threads() or _gpu()
+    if unfit and depth == 1:
+        return Warmth(setup, cold_reason=unfit)
+    if unfit:
+        start.again(setup, 1, unfit)
     gc.freeze()  # the collector leaves these pages alone, so that they stay shared
-    return Warmth(setup, depth, parser, workflow)
+    return Warmth(
+        setup, depth, parser, workflow, randomness=randomness, belongings=belongings, child_handler=child_handler
+    )
+
+
+def _read(parser: Any, depth: int) -> tuple[Any, str]:
+    """The workflow, or why it cannot be kept."""
+    from snakemake_executor_plugin_dask.worker import warm_workflow
+
+    try:
+        workflow = warm_workflow.WarmWorkflow(parser)
+        if depth > 2:
+            workflow.prepare_calls()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code runs here; each job will show its error
+        return None, str(error) or type(error).__name__
+    return workflow, ""
 
 
 def _wrong_setup(setup: RunSetup) -> str:

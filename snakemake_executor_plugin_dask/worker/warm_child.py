@@ -3,14 +3,12 @@
 Changes this process's session, standard streams, environment and signal handlers.
 """
 
-import atexit
 import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 import types
@@ -67,19 +65,11 @@ def become_job(setup: RunSetup, spec: JobSpec) -> None:
     sys.modules["__main__"] = main
 
 
-def end(code: int) -> NoReturn:
-    """As the interpreter ends: threads that are not daemons, then exit functions, then what is still buffered."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-    except BaseException:  # noqa: BLE001 - printed, as the interpreter does; the exit code stays
-        traceback.print_exc()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):  # closed or replaced by the job
-            code = code or (120 if stream is sys.stdout else 0)
-    os._exit(code)
+def end(warmth: "Warmth", code: int) -> NoReturn:
+    """End this process as one that had read the workflow itself."""
+    if warmth.belongings is None:
+        sys.exit(code)  # it has: everything is its own
+    warmth.belongings.end(code)
 
 
 def run_job(warmth: "Warmth", spec: JobSpec) -> NoReturn:
@@ -90,7 +80,7 @@ def run_job(warmth: "Warmth", spec: JobSpec) -> NoReturn:
         code = _exit_code(lambda: _run(warmth, spec))
     except BaseException:  # noqa: BLE001 - printed as the interpreter does
         traceback.print_exc()
-    end(code)
+    end(warmth, code)
 
 
 def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
@@ -117,18 +107,22 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
         workflow.adopt_again(spec)
         try:
             job = workflow.make_job(spec)
+        except warm_workflow.OtherOutput as error:
+            say("forked")
+            workflow.note(str(error), always=True)
+            end(warmth, 1)
         except Exception as error:  # noqa: BLE001 - as in _run
             say("forked")
             workflow.note(f"This job is run with a DAG of its own: {error}")
             code = _exit_code(lambda: workflow.run(spec))
-            end(code)
+            end(warmth, code)
         with _report_shell(lambda pid: say("spawned", pid)):
             code = 0 if workflow.call(job, spec.key) else 1
     except BaseException:  # noqa: BLE001 - printed as the interpreter does
         traceback.print_exc()
     say("forked")
     if said != ["spawned"]:
-        end(code)
+        end(warmth, code)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if code == 0:
@@ -176,6 +170,9 @@ def _run(warmth: "Warmth", spec: JobSpec) -> bool:
         return workflow.run(spec)
     try:
         job = workflow.make_job(spec)
+    except warm_workflow.OtherOutput as error:
+        workflow.note(str(error), always=True)
+        return False
     except Exception as error:  # noqa: BLE001 - the user's functions run here
         # Nothing has happened yet. With a DAG it works, or fails with Snakemake's own words.
         workflow.note(f"This job is run with a DAG of its own: {error}")

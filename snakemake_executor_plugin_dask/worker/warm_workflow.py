@@ -7,10 +7,10 @@ calls its function as the local executor does.
 import contextlib
 import inspect
 import io
+import itertools
 import logging
 import os
 import pickle
-import random
 import sys
 import tempfile
 import time
@@ -30,6 +30,10 @@ class NotWarm(Exception):
     """The workflow, or this job, cannot be kept warm so far; the text says why."""
 
 
+class OtherOutput(Exception):
+    """The job would make other files than Snakemake expects; the text says which."""
+
+
 class WarmWorkflow:
     """The workflow as Snakemake has it just before it would build a DAG."""
 
@@ -44,7 +48,7 @@ class WarmWorkflow:
         self._adopted = False  # by a child that runs several jobs
         self._commands: dict[str, bool] = {}
         known_modules = set(sys.modules)
-        seeded = _SeedWatch()
+        directory = tempfile.gettempdir()  # which sets tempfile.tempdir
         execute, cores = snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores
         api_class = snakemake.cli.SnakemakeApi
         snakemake.workflow.Workflow.execute = lambda workflow, **kwargs: self._captured.update(
@@ -53,7 +57,7 @@ class WarmWorkflow:
         snakemake.workflow.Workflow.cores = property(self._note_cores)
         snakemake.cli.SnakemakeApi = self._make_api
         try:
-            with seeded, _Instead(snakemake.workflow, "tempfile", _LateDirectories()):
+            with _Instead(snakemake.workflow, "tempfile", _LateDirectories()):
                 snakemake.cli.args_to_api(parser.arguments, parser.parser)
         finally:
             snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores = execute, cores
@@ -62,11 +66,11 @@ class WarmWorkflow:
             msg = f"the workflow could not be read: {self._api.failure}"
             raise NotWarm(msg)
         self.workflow = self._captured["workflow"]
-        self._random_state = random.getstate() if seeded.seeded else None
-        self._keeps_tempdir = seeded.tempdir_set
+        self._keeps_tempdir = tempfile.tempdir != directory
         self._check_possible()
         self._drop_asyncio()
-        self.files = tuple(dict.fromkeys(self._read_files(known_modules)))
+        self._modules = dict(self._own_modules(known_modules))
+        self.files = tuple(dict.fromkeys(self._read_files()))
 
     def _make_api(self, output_settings: Any) -> Any:
         import snakemake.api
@@ -123,7 +127,21 @@ class WarmWorkflow:
         workflow._async_executor.shutdown(wait=True)
         workflow._async_executor = ThreadPoolExecutor()
 
-    def _read_files(self, known_modules: set[str]) -> Iterator[str]:
+    def _own_modules(self, known: set[str]) -> Iterator[tuple[str, Any]]:
+        """Python modules of the workflow's author, which are not installed, by path."""
+        installed = tuple(os.path.realpath(path) + os.sep for path in (sys.prefix, sys.base_prefix))
+        for name in set(sys.modules) - known:
+            path = getattr(sys.modules[name], "__file__", None)
+            if path and not os.path.realpath(path).startswith(installed):
+                yield os.path.abspath(path), sys.modules[name]
+
+    def namespaces(self) -> list[dict[str, Any]]:
+        """Where the workflow's author may keep something."""
+        workflow = self.workflow
+        of_modules = [rule.module_globals for rule in workflow.rules if rule.module_globals is not None]
+        return [workflow.globals, *of_modules, *map(vars, self._modules.values())]
+
+    def _read_files(self) -> Iterator[str]:
         """The local files that the workflow consists of, scripts apart: those are read by each job."""
         from snakemake.sourcecache import LocalSourceFile
 
@@ -132,11 +150,7 @@ class WarmWorkflow:
                 yield os.path.abspath(source.get_path_or_uri(secret_free=False))
         for path in (*self.workflow.configfiles, *self.workflow.config_settings.configfiles):
             yield os.path.abspath(path)
-        installed = tuple(os.path.realpath(path) + os.sep for path in (sys.prefix, sys.base_prefix))
-        for name in set(sys.modules) - known_modules:
-            path = getattr(sys.modules[name], "__file__", None)
-            if path and not os.path.realpath(path).startswith(installed):
-                yield os.path.abspath(path)
+        yield from self._modules
 
     def prepare_calls(self) -> None:
         """Depth 3: what does not differ from job to job of a DAG and its persistence."""
@@ -162,14 +176,18 @@ class WarmWorkflow:
     # In a child
 
     def is_command(self, spec: JobSpec) -> bool:
-        """Whether the job is a shell command for which nothing of the workflow's author runs in Python."""
+        """Whether the job is one shell command for which nothing of the workflow's author runs in Python."""
+        from snakemake.io import is_flagged
+
         if not self._calls or spec.call is None or spec.start != "warm":
             return False
         name = Call(*pickle.loads(spec.call)).rule
         if name not in self._commands:
             rule = self.workflow.get_rule(name)
-            self._commands[name] = _is_static(rule) and not any(
-                callable(value) for value in (rule.benchmark, rule.message, *rule.log)
+            self._commands[name] = (
+                _is_static(rule)
+                and not any(callable(value) for value in (rule.benchmark, rule.message, *rule.log))
+                and not is_flagged(rule.benchmark, "repeat")  # it would have a shell for each
             )
         return self._commands[name]
 
@@ -209,14 +227,6 @@ class WarmWorkflow:
             tempfile.tempdir = None
         workflow._snakemake_tmp_dir = _LateDirectory()
         workflow.start_time = datetime.now()  # noqa: DTZ005 - as Snakemake has it
-        if self._random_state is not None:
-            random.setstate(self._random_state)
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and "numpy.random" in sys.modules:
-            state = numpy.random.get_state()
-            # The generator's own seeding leaves this first word; the workflow's `seed(n)` leaves n, for all jobs.
-            if state[0] != "MT19937" or state[1][0] == 0x80000000 or state[2] != 624:
-                numpy.random.seed()
 
     def run(self, spec: JobSpec) -> bool:
         """Depth 2: what a cold job's Snakemake does once it has read the workflow."""
@@ -234,7 +244,7 @@ class WarmWorkflow:
     def make_job(self, spec: JobSpec) -> Any:
         """Depth 3: the job of ``spec.call``, announced in the log.
 
-        Raises whatever its rule's functions raise, and NotWarm; nothing has happened then.
+        Raises whatever its rule's functions raise, NotWarm and OtherOutput; nothing has happened then.
         """
         assert spec.call is not None
         self.workflow.execution_settings.attempt = spec.attempt
@@ -242,8 +252,7 @@ class WarmWorkflow:
         call = Call(*pickle.loads(spec.call))
         job = self._make_job(call)
         if [str(file) for file in job.output] != call.output:
-            msg = f"rule {call.rule} has other output files here"
-            raise NotWarm(msg)
+            raise OtherOutput(_other_output(call.rule, call.output, [str(file) for file in job.output]))
         job.log_info()
         return job
 
@@ -401,24 +410,14 @@ class _Instead:
         setattr(self._owner, self._name, self._saved)
 
 
-class _SeedWatch:
-    """Whether reading the workflow seeded `random` (which a fork otherwise seeds anew) or set `tempfile.tempdir`."""
-
-    seeded = False
-    tempdir_set = False
-
-    def __enter__(self) -> None:
-        self._seed = random.seed
-        self._tempdir = tempfile.gettempdir()  # which sets tempfile.tempdir
-        random.seed = self._note_seed
-
-    def _note_seed(self, *args: Any, **kwargs: Any) -> None:
-        self.seeded = self.seeded or bool(args or kwargs)
-        self._seed(*args, **kwargs)
-
-    def __exit__(self, *_: object) -> None:
-        random.seed = self._seed
-        self.tempdir_set = tempfile.tempdir != self._tempdir
+def _other_output(rule: str, expected: list[str], found: list[str]) -> str:
+    pairs = itertools.zip_longest(expected, found, fillvalue="no file")
+    one, other = next(pair for pair in pairs if pair[0] != pair[1])
+    return (
+        f"The output files of rule {rule} have other names each time the workflow is read: Snakemake expects {one}, "
+        f"but the job would make {other}. Names of files must not depend on the time, on random numbers, on the "
+        "process or on a job's environment; give such a value by --config."
+    )
 
 
 def _is_static(rule: Any) -> bool:

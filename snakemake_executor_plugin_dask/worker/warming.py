@@ -13,20 +13,29 @@ from snakemake_executor_plugin_dask.worker.ending import WARM_ENDED, Endings
 from snakemake_executor_plugin_dask.worker.warmlink import WarmProcess
 
 _READY_S = 60.0  # a job waits so long for the workflow to have been read
-_ANSWER_S = 30.0  # a warm process that answers later hangs, unless the kernel holds it
+_ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless the kernel holds it
+_LOOKS = 6  # in that time; so it does not count while this process itself is stopped
+_LEAVE_S = 2.0  # for the exit functions of a workflow
 _RESTARTS = 3
 
 
 class Warming:
     """The warm process of a run on this worker, and its successors. Jobs for which there is none are started cold."""
 
-    def __init__(self, endings: Endings, started: Callable[[Attempt, int, bool, bool], None]) -> None:
+    def __init__(
+        self,
+        endings: Endings,
+        started: Callable[[Attempt, int, bool, bool], None],
+        say: Callable[[str], None] = note,
+    ) -> None:
         """``started(attempt, pid, began, is_command)`` is called for each job that the warm process started.
 
         ``began``: its own function runs at once. ``is_command``: the process is the job's shell, and no Snakemake.
+        ``say`` tells the user.
         """
         self._endings = endings
         self._started = started
+        self._say = say
         self._setup: RunSetup | None = None
         self._environment: Mapping[str, str] = {}
         self._current: WarmProcess | None = None
@@ -39,9 +48,24 @@ class Warming:
             self._setup, self._environment = setup, environment
             self._launch()
 
-    def end(self) -> None:
-        """No more warm process."""
+    def close(self) -> None:
+        """No more jobs come. A warm process ends once it has none."""
         self._setup = None
+        for warm in self._endings.warms.values():
+            warm.close()
+
+    async def end(self) -> None:
+        """Once there are no jobs: no more warm process, when it has done what the workflow wants done at the end."""
+        warms = list(self._endings.warms.values())
+        leaving = [asyncio.ensure_future(warm.reaped.wait()) for warm in warms if warm.ready]
+        if leaving:
+            await asyncio.wait(leaving, timeout=_LEAVE_S)
+        for waiter in leaving:
+            waiter.cancel()
+        self.kill()
+
+    def kill(self) -> None:
+        """End every warm process, with its jobs."""
         for warm in self._endings.warms.values():
             warm.kill()
 
@@ -52,17 +76,27 @@ class Warming:
             return False
         current.warm = warm
         warm.start(dataclasses.replace(current.spec, log_path=current.log))
-        while not (await asyncio.wait({current.answer}, timeout=_ANSWER_S))[0]:
-            # While a file server keeps it from answering, its jobs have done nothing that they should be ended for.
-            if not _held_by_kernel(warm.pid):
-                warm.kill()
-                break
+        await self._answered(warm, current)
         refusal = await current.answer
         if refusal is None:
             return True
         current.warm = None
         current.notes.append(f"not started warm: {refusal}")
         return False
+
+    async def _answered(self, warm: WarmProcess, current: Attempt) -> None:
+        """Wait for the answer. A warm process that says nothing, of other jobs either, is ended with its jobs."""
+        words, looks = warm.words, 0
+        while not (await asyncio.wait({current.answer}, timeout=_ANSWER_S / _LOOKS))[0]:
+            state = stat.state if (stat := processes.read_stat(warm.pid)) is not None else ""
+            if state == "T":
+                processes.send([warm.pid], signal.SIGCONT)  # a job has stopped it
+            # While a file server keeps it from answering, its jobs have done nothing that they should be ended for.
+            if warm.words != words or state == "D":
+                words, looks = warm.words, 0
+            elif (looks := looks + 1) >= _LOOKS:
+                warm.kill()
+                return
 
     def _launch(self) -> None:
         self._current = None
@@ -95,7 +129,7 @@ class Warming:
         if current is None:
             processes.send([pid], signal.SIGKILL)
             return
-        current.start = "warm"
+        current.start, current.is_command = "warm", is_command
         self._started(current, pid, warm.depth >= 3 and current.spec.call is not None, is_command)
         _answer(current, None)
 
@@ -109,6 +143,9 @@ class Warming:
         current = self._endings.attempts.get(key)
         if current is not None and current.warm is warm:
             _answer(current, reason)
+
+    def warm_said(self, text: str) -> None:
+        self._say(text)
 
     def warm_stale(self, warm: WarmProcess, reason: str) -> None:
         if warm is self._current:
@@ -151,11 +188,6 @@ async def _first(*events: asyncio.Event) -> None:
     finally:
         for waiter in waiting:
             waiter.cancel()
-
-
-def _held_by_kernel(pid: int) -> bool:
-    stat = processes.read_stat(pid)
-    return stat is not None and stat.state == "D"
 
 
 def _answer(current: Attempt, refusal: str | None) -> None:

@@ -22,6 +22,7 @@ class WarmEvents(Protocol):
     def warm_forked(self, warm: "WarmProcess", key: str, pid: int, *, is_command: bool) -> None: ...
     def warm_exited(self, warm: "WarmProcess", key: str, status: int, cpu_s: float) -> None: ...
     def warm_refused(self, warm: "WarmProcess", key: str, reason: str) -> None: ...
+    def warm_said(self, text: str) -> None: ...
     def warm_stale(self, warm: "WarmProcess", reason: str) -> None: ...
     def warm_gone(self, warm: "WarmProcess") -> None: ...
 
@@ -37,6 +38,7 @@ class WarmProcess:
         self.settled = asyncio.Event()  # ready, or gone
         self.gone = False
         self.reaped = asyncio.Event()  # set by whoever waits for child processes
+        self.words = 0  # how often it has said something
         #: Jobs that were handed over and of which no process is known yet.
         self.unanswered: set[str] = set()
         self._socket, theirs = socket.socketpair()
@@ -65,6 +67,10 @@ class WarmProcess:
         """Hand a job over; `WarmEvents.warm_forked` or `warm_refused` follows, or `warm_gone`."""
         self.unanswered.add(spec.key)
         self._send(("start", spec))
+
+    def end_job(self, key: str) -> None:
+        """End its child that has a job, where that still has it; `WarmEvents.warm_exited` follows."""
+        self._send(("end", key))
 
     def close(self) -> None:
         """Let it end once it has nothing to do: it sees the end of file."""
@@ -98,10 +104,14 @@ class WarmProcess:
         self._events.warm_gone(self)
 
     def _received(self, message: tuple[Any, ...]) -> None:
+        self.words += 1
         match message:
-            case ("ready", int(depth)):
+            case ("ready", int(depth), str(reason)):
                 self.depth, self.ready = depth, True
                 self.settled.set()
+                if reason:
+                    how = f"at depth {depth}" if depth else "cold"
+                    self._events.warm_said(f"Jobs start {how}, which takes longer: {reason}.")
             case ("forked" | "spawned" as how, key, pid):
                 self.unanswered.discard(key)
                 self._events.warm_forked(self, key, pid, is_command=how == "spawned")

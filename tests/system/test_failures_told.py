@@ -252,3 +252,47 @@ def test_suspect_is_named(tmp_path: Path) -> None:
         assert "Job of work: It lost its worker 1 times (worker local-0 was lost (its connection closed))" in run.output
         assert "--dask-lost-worker-retries is 0." in run.output
         run.expect_gone(10)
+
+
+UNSTABLE = """
+import time
+workdir: "inner"
+A, B, C = (f"{name}.{time.time_ns()}" for name in ("shell", "run", "shadow"))
+
+rule all:
+    input: "fine.txt", A, B, C
+
+rule fine:
+    output: "fine.txt"
+    shell: "touch {output}"
+
+rule by_shell:
+    output: A
+    shell: "touch {output}"
+
+rule by_run:
+    output: B
+    run: open(output[0], "w")
+
+rule in_shadow:
+    output: C
+    shadow: "minimal"
+    shell: "echo from the job; touch {output}"
+"""
+
+
+def test_files_that_are_not_those_expected(tmp_path: Path) -> None:
+    """Names that change with each reading are told as such, or the log stays. `--directory` goes before `workdir:`."""
+    arguments = ("--directory", "outer", "--latency-wait", "1", "--keep-going", "--nocolor")
+    with snakemake(tmp_path, UNSTABLE, *arguments) as run:
+        assert run.wait() == 1
+        assert (tmp_path / "outer/fine.txt").exists(), run.output
+        for rule, name in (("by_shell", "shell"), ("by_run", "run")):
+            words = (
+                f"The output files of rule {rule} have other names each time the workflow is read: Snakemake expects"
+            )
+            assert f"{words}Snakemake expects {name}." in run.output, run.output
+        found = re.search("Job of in_shadow: its process ended without an error .* Its log: (.*)", run.output)
+        assert found, run.output
+        assert "from the job" in Path(found[1]).read_text()
+        assert len(list(tmp_path.glob("outer/.snakemake/dask_logs/*/*"))) == 3

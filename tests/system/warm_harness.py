@@ -63,15 +63,19 @@ class Ended:
 class Warm:
     """A warm process of one's own."""
 
-    def __init__(self, setup: RunSetup, *, idle_children: int = 2, stderr: Any = None, **more: str) -> None:
+    def __init__(
+        self, setup: RunSetup, *, idle_children: int = 2, stderr: Any = None, limit_files: int = 0, **more: str
+    ) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(PATIENCE_S)
         command = [sys.executable, "-m", "snakemake_executor_plugin_dask.worker.warm", "--fd", str(theirs.fileno())]
         command += ["--idle-children", str(idle_children)]
+        if limit_files:
+            command = ["/bin/sh", "-c", f'ulimit -Sn {limit_files}; exec "$@"', "sh", *command]
         self.process = subprocess.Popen(
             command,
             cwd="/",
-            env=environment(**more),
+            env=environment() | more,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stderr=stderr,
@@ -81,7 +85,7 @@ class Warm:
         self.channel = Channel(ours)
         self.channel.send(("setup", setup))
         self.messages: list[tuple[Any, ...]] = []
-        self.depth = self.wait_for("ready")[1]
+        _, self.depth, self.reason = self.wait_for("ready")
 
     def wait_for(self, *start: object) -> tuple[Any, ...]:
         """The first message, old or new, that begins so; it is taken out."""

@@ -1,5 +1,6 @@
 """What a run is called, how Snakemake is told that a job started, and what becomes of a run whose driver is lost."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask import session as session_module
-from snakemake_executor_plugin_dask.jobs import task_key
+from snakemake_executor_plugin_dask.jobs import Outcome, task_key
+from snakemake_executor_plugin_dask.messages import Finished
 from snakemake_executor_plugin_dask.session import (
     Session,
     new_run_id,
@@ -92,6 +94,31 @@ def test_lost_driver_is_told_and_cleared_up_after(
     assert "was lost (SIGKILL)" in text
     assert "allocation 7 is left" in text
     assert "its last words" in text
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_logs_are_kept_until_the_outputs_are_found(tmp_path: Path, accepted: bool) -> None:
+    """A job that ended well may still lack outputs: then Snakemake counts it as failed, and its log is told of."""
+    said: list[str] = []
+    job = type(
+        "Job", (), {"name": "work", "attempt": 1, "restart_times": 0, "wildcards_dict": {}, "is_group": lambda _: False}
+    )()
+    log = tmp_path / "log"
+    log.write_text("its output\n")
+    session: Any = object.__new__(Session)
+    session._lock, session._succeeded = threading.Lock(), {}
+    session._options = SimpleNamespace(keep_successful_logs=False)
+    session._logger = SimpleNamespace(error=said.append)
+    session._handover = SimpleNamespace(is_last=lambda _: False)
+    session._executor = SimpleNamespace(report_job_success=lambda _: None)
+    outcome = Outcome("key", "succeeded", worker="local-0", host="here", log_path=str(log))
+    session._report_ended(SubmittedJobInfo(job), Finished("key", outcome, 1))
+    assert log.exists()
+    (session.job_accepted if accepted else session.job_failed)(job)
+    session.job_failed(job)  # of a later attempt, which is told otherwise
+    assert log.exists() is not accepted
+    assert len(said) == (not accepted)
+    assert all(f"Its log: {log}" in text for text in said)
 
 
 def test_one_job_is_told_in_the_singular() -> None:

@@ -1,7 +1,9 @@
 """What the warm process tells of its children, whatever order their words and their ends come in."""
 
 import asyncio
+import errno
 import os
+import signal
 import socket
 import types
 from collections.abc import Callable, Iterator
@@ -52,7 +54,7 @@ def served(server: type[warm.Server], run_command: Callable[..., None], monkeypa
             os._exit(0)
     theirs.close()
     channel = Channel(ours)
-    assert channel.receive() == ("ready", 3)
+    assert channel.receive() == ("ready", 3, "")
     try:
         yield channel
     finally:
@@ -152,23 +154,19 @@ def test_a_kernel_without_pidfds_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     asyncio.run(begin())
 
 
-@pytest.mark.parametrize(("state", "killed"), [("D", False), ("S", True)])
-def test_a_warm_process_that_does_not_answer(state: str, killed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that the kernel holds is waited for, since all its jobs would end with it; another one hangs."""
+@pytest.mark.parametrize(("state", "talks", "killed"), [("D", False, False), ("S", True, False), ("S", False, True)])
+def test_a_warm_process_that_does_not_answer(
+    state: str, talks: bool, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the kernel holds, or that tells of others, is waited for: its jobs would end with it. Silence counts."""
 
     async def start() -> None:
         loop = asyncio.get_running_loop()
         current = Attempt(spec("job"), loop.create_future(), loop.create_future())
         asked: list[int] = []
 
-        def read_stat(pid: int) -> Stat:
-            asked.append(pid)
-            if len(asked) == 2:
-                current.answer.set_result(None)
-            return Stat(pid, 1, state, 1, 1, 1)
-
         class Process:
-            pid, ready, gone, settled, killed = 1234, True, False, asyncio.Event(), False
+            pid, ready, gone, settled, killed, words = 1234, True, False, asyncio.Event(), False, 0
 
             def start(self, spec: JobSpec) -> None: ...
 
@@ -177,6 +175,14 @@ def test_a_warm_process_that_does_not_answer(state: str, killed: bool, monkeypat
                 current.answer.set_result("the warm process ended")
 
         process = Process()
+
+        def read_stat(pid: int) -> Stat:
+            asked.append(pid)
+            process.words += talks
+            if len(asked) == 3 * warming._LOOKS:
+                current.answer.set_result(None)
+            return Stat(pid, 1, state, 1, 1, 1)
+
         process.settled.set()
         monkeypatch.setattr(warming, "_ANSWER_S", 0.01)
         monkeypatch.setattr(processes, "read_stat", read_stat)
@@ -186,3 +192,33 @@ def test_a_warm_process_that_does_not_answer(state: str, killed: bool, monkeypat
         assert process.killed is killed
 
     asyncio.run(start())
+
+
+def test_a_process_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is left to a cold start, the reason is told, and the warm process lives on."""
+
+    def fails() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(warm, "fork", fails)
+    with served(warm.Server, lambda *_: None, monkeypatch) as supervisor:
+        for key in ("first", "second"):
+            supervisor.send(("start", spec(key)))
+            assert supervisor.receive() == (
+                "cold", key, "no process could be forked (Resource temporarily unavailable)"
+            )  # fmt: skip
+
+
+def test_a_job_of_a_runner_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner that waits for outputs can be told to end, by its job: another one is not meant."""
+
+    def run_command(_warmth: object, spec: JobSpec, channel: Channel) -> None:
+        channel.send(("spawned", 12345))
+        signal.pause()
+
+    with served(warm.Server, run_command, monkeypatch) as supervisor:
+        supervisor.send(("start", spec("job")))
+        assert supervisor.receive() == ("spawned", "job", 12345)
+        supervisor.send(("end", "former"))
+        supervisor.send(("end", "job"))
+        assert supervisor.receive()[:3] == ("exited", "job", signal.SIGKILL)
