@@ -1,6 +1,6 @@
 """Several real CUDA jobs at once through `--dask-cluster cuda`, each saying from inside which device it got.
 
-    python benchmarks/gpu.py [--jobs N] [--seconds S] [--json FILE]
+    ./run bench gpu [--jobs N] [--seconds S] [--json FILE]
 
 Needs an NVIDIA GPU with its driver, Snakemake and this plugin. With the extra `[cuda12]` or `[cuda13]` dask-cuda
 finds the devices, as for users; without it they are named to the plugin outright. The jobs call the driver's library by

@@ -1,6 +1,6 @@
 """How fast jobs are placed, and whether many waiting ones slow it down; one process, no cluster.
 
-`python benchmarks/placement.py` prints the time of one decision (a job ends, the next one is placed) with 100 and with
+`./run bench placement` prints the time of one decision (a job ends, the next one is placed) with 100 and with
 10,000 waiting jobs, and their ratio: of equal jobs, of jobs that all differ, and of a look that finds no room; and the
 time of one recommendation.
 """

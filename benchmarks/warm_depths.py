@@ -1,6 +1,9 @@
 """What one trivial job costs: bare bash, a Snakemake of its own, and the warm process at each depth.
 
-``python benchmarks/warm_depths.py [--jobs N] [--cold-jobs N]`` prints medians over jobs: the time from handing a job
+At depth 3 a shell command needs no child of its own unless the workflow's author has written a function for it, so that
+both are measured.
+
+``./run bench warm_depths [--jobs N] [--cold-jobs N]`` prints medians over jobs: the time from handing a job
 over to hearing of its end, one job at a time, and the CPU time of its processes. Then how long each warm process needed
 to get ready, and what fifty sleeping jobs hold in memory.
 """
@@ -26,8 +29,10 @@ rule all:
 
 rule one:
     output: "{{n}}.txt"
-    shell: "{command}"
+{more}    shell: "{command}"
 """
+#: Python of the workflow's author: such a job needs a child of its own.
+FUNCTION = "    params: lambda wildcards: wildcards.n\n"
 
 
 def bash(directory: Path, number: int) -> list[Ended]:
@@ -56,7 +61,9 @@ def show(name: str, ended: Sequence[Ended], base: float | None) -> float:
 
 
 def sleepers(directory: Path) -> str:
-    (directory / "Snakefile").write_text(WORKFLOW.format(number=50, command="sleep 600; echo > {output}"))
+    (directory / "Snakefile").write_text(
+        WORKFLOW.format(number=50, more=FUNCTION, command="sleep 600; echo > {output}")
+    )
     setup, specs = plan(directory, "--latency-wait", "0")
     with Warm(setup) as warm:
         pids = [warm.start(spec) for spec in specs]
@@ -85,18 +92,27 @@ def main() -> None:
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        (directory / "Snakefile").write_text(WORKFLOW.format(number=arguments.jobs, command="echo > {output}"))
-        setup, specs = plan(directory, "--latency-wait", "0")
+        kinds = {}
+        for kind, more in (("shell", ""), ("function", FUNCTION)):
+            (directory / kind).mkdir()
+            text = WORKFLOW.format(number=arguments.jobs, more=more, command="echo > {output}")
+            (directory / kind / "Snakefile").write_text(text)
+            kinds[kind] = plan(directory / kind, "--latency-wait", "0")
+        setup, specs = kinds["function"]
         print(f"{'one trivial job at a time':<34}{'jobs':>5}{'wall ms':>10}{'CPU ms':>10}{'cold/it':>8}")
         cold = show("cold", [run_cold(setup, spec) for spec in specs[: arguments.cold_jobs]], None)
         show("bash", bash(directory, arguments.jobs), cold)
         notes = []
-        for depth, what in ((1, "imports"), (2, "and workflow"), (3, "own function")):
+        ways = [(1, 2, "depth 1, forked ahead"), (2, 2, "depth 2, forked ahead")]
+        ways += [(3, 2, "depth 3, child forked ahead"), (3, 0, "depth 3, child forked then")]
+        for depth, idle, what in ways:
             started = time.monotonic()
-            for idle, how in ((2, "forked ahead"), (0, "forked then")) if depth == 3 else ((2, "forked ahead"),):
-                with Warm(replace(setup, warm_depth=depth), idle_children=idle) as warm:
-                    notes.append(f"depth {warm.depth} ready after {time.monotonic() - started:.1f} s")
-                    show(f"depth {depth}, {what}, {how}", [warm.run(spec) for spec in specs], cold)
+            with Warm(replace(setup, warm_depth=depth), idle_children=idle) as warm:
+                notes.append(f"depth {warm.depth} ready after {time.monotonic() - started:.1f} s")
+                show(what, [warm.run(spec) for spec in specs], cold)
+        setup, specs = kinds["shell"]
+        with Warm(replace(setup, warm_depth=3)) as warm:
+            show("depth 3, shell without a child", [warm.run(spec) for spec in specs], cold)
         print("; ".join(notes[:3]))
         (directory / "sleep").mkdir()
         print(sleepers(directory / "sleep"))

@@ -152,7 +152,7 @@ class Session:
         if self._workflow.remote_execution_settings.immediate_submit:
             msg = (
                 "--immediate-submit cannot work with the dask executor: jobs wait here until their input exists; "
-                "leave it away."
+                "omit it."
             )
             raise as_error(msg)
         try:

@@ -74,13 +74,15 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         None,
         "N",
         "Cores of one worker. Default: for local this machine's cores divided by the workers (more may be asked for, "
-        "with a warning), for batch systems what Dask's configuration says.",
+        "with a warning), for slurm Dask's configuration, else a share of the partition's nodes; for other batch "
+        "systems what Dask's configuration says.",
     )
     worker_memory: Optional[str] = _setting(
         None,
         "SIZE",
         "Memory of one worker with its unit, as 180 GB or 16GiB. Default: for local this machine's memory divided by "
-        "the workers, for batch systems what Dask's configuration says.",
+        "the workers, for slurm Dask's configuration, else a share of the partition's nodes; for other batch systems "
+        "what Dask's configuration says.",
     )
     worker_gpus: Optional[str] = _setting(
         None,
@@ -91,7 +93,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         None,
         "DURATION",
         "Lifetime of one worker's allocation in a batch system, as 2h, 90m or 04:00:00 (in a profile in quotes). "
-        "Default: what Dask's configuration says.",
+        "Default: what Dask's configuration says; for slurm without it the longest runtime that is declared, and the "
+        "margin, at most the partition's limit.",
     )
     options: Optional[str] = _setting(
         None,
@@ -103,7 +106,7 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     idle_timeout: str = _setting(
         "60",
         "SECONDS",
-        "A worker beyond the least number that has had nothing to do for so many seconds is given back.",
+        "A worker beyond the minimum number is given back once it has been idle for this many seconds.",
     )
     job_start: str = _setting(
         "warm",

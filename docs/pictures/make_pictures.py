@@ -1,7 +1,7 @@
 """Make the example of docs/observe.md and the pictures of documentation, from real runs on this machine.
 
-    python docs/pictures/make_pictures.py report [DIRECTORY]
-    python docs/pictures/make_pictures.py dashboard
+    ./run pictures report [DIRECTORY]
+    ./run pictures dashboard [DIRECTORY]
 
 `report` brings up the tests' virtual Slurm in a temporary directory, takes a partition down, and runs a workflow in
 which a job needs more memory than it asks for and an allocation is cancelled. It prints the terminal's text and writes
@@ -10,6 +10,7 @@ which a job needs more memory than it asks for and an allocation is cancelled. I
 """
 # ruff: noqa: INP001, T201 - a script that prints
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -203,8 +204,11 @@ def dashboard_run(directory: Path) -> None:
 
 
 def main() -> int:
-    what = sys.argv[1]
-    keep = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    parser = argparse.ArgumentParser(prog="./run pictures", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=("report", "dashboard"))
+    parser.add_argument("directory", nargs="?", type=Path, help="where the run takes place, and stays")
+    chosen = parser.parse_args()
+    what, keep = chosen.what, chosen.directory
     directory = keep or Path(tempfile.mkdtemp(prefix="pictures-", dir="/tmp"))
     directory.mkdir(parents=True, exist_ok=True)
     try:

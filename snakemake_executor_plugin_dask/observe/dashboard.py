@@ -65,7 +65,7 @@ def dashboard_options(
     if not have_bokeh:
         msg = (
             f"--dask-dashboard {setting} needs bokeh, which is not installed: "
-            "run pip install 'snakemake-executor-plugin-dask[dashboard]', or leave the setting away."
+            "run pip install 'snakemake-executor-plugin-dask[dashboard]', or omit the setting."
         )
         raise ConfigurationError(msg)
     return DashboardPlan(host, port, new_secret())
