@@ -12,7 +12,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask import remedies
 from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS
-from snakemake_executor_plugin_dask.backends.directives import parse_walltime
+from snakemake_executor_plugin_dask.backends.directives import other_cluster, parse_walltime
 from snakemake_executor_plugin_dask.backends.refusals import no_such
 from snakemake_executor_plugin_dask.driver.allocations import Ran, run_here
 from snakemake_executor_plugin_dask.errors import ConfigurationError
@@ -85,7 +85,8 @@ class _Nodes:
         whose = f"R{rule_names(rules)[1:]}" if rules else f"Pool {wanted.get('slurm_partition') or template.name}"
         self._template = template
         self.partition = wanted.get("slurm_partition") or setting("queue")
-        self.kinds, self.problem = _node_kinds(whose, wanted, self.partition, run)
+        cluster = other_cluster(lambda key: _extra(wanted, setting) if key == "job_extra_directives" else setting(key))
+        self.kinds, self.problem = _node_kinds(whose, wanted, self.partition, cluster, run)
 
     def needed(self, request: Request, model: str | None) -> int:
         """How many nodes the request takes: as many as it says, or, of a job that spreads, as few as hold its tasks."""
@@ -123,7 +124,8 @@ def make_pools(
         from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 
         backend = JobqueueBackend("slurm")
-        setting = lambda key: backend.setting(template, key)  # noqa: E731
+        pool = template = backend.with_site_walltime(template)
+        setting = lambda key: backend.setting(pool, key)  # noqa: E731
     template = _from_configuration(template, setting)
     pools: list[Pool] = []
     for key, of_key in (_by_key(named) or {(): []}).items():
@@ -233,6 +235,14 @@ def _make(
     return replace(pool, walltime_s=_walltime_s(template, kinds, requests, growth), options=options)
 
 
+def _extra(wanted: Mapping[str, str], setting: Callable[[str], Any]) -> list[str]:
+    """The directives that options and resources give, but for GPUs."""
+    given = setting("job_extra_directives") or setting("job_extra") or []
+    extra = [given] if isinstance(given, str) else list(given)
+    extra += [f"--{name}={wanted[name]}" for name in ("constraint", "qos", "clusters") if name in wanted]
+    return [*extra, wanted["slurm_extra"]] if "slurm_extra" in wanted else extra
+
+
 def _options(wanted: Mapping[str, str], pool: Pool, setting: Callable[[str], Any]) -> dict[str, Any]:
     """Arguments of the class for the resources by which the pool is made."""
     options: dict[str, Any] = {}
@@ -240,11 +250,7 @@ def _options(wanted: Mapping[str, str], pool: Pool, setting: Callable[[str], Any
         options["queue"] = wanted["slurm_partition"]
     if "slurm_account" in wanted:
         options["account"] = wanted["slurm_account"]
-    given = setting("job_extra_directives") or setting("job_extra") or []
-    extra = [given] if isinstance(given, str) else list(given)
-    extra += [f"--{name}={wanted[name]}" for name in ("constraint", "qos", "clusters") if name in wanted]
-    if "slurm_extra" in wanted:
-        extra.append(wanted["slurm_extra"])
+    extra = _extra(wanted, setting)
     gres = [wanted["gres"]] if "gres" in wanted else []
     if pool.gpus and (gres or pool.gpu_model):
         # In one option, since a second --gres would replace the first.
@@ -258,13 +264,17 @@ def _options(wanted: Mapping[str, str], pool: Pool, setting: Callable[[str], Any
 
 
 def _node_kinds(
-    whose: str, wanted: Mapping[str, str], partition: str | None, run: Callable[[Sequence[str]], Ran]
+    whose: str,
+    wanted: Mapping[str, str],
+    partition: str | None,
+    cluster: str | None,
+    run: Callable[[Sequence[str]], Ran],
 ) -> tuple[list[NodeKind], str]:
     """The kinds of node in a partition (without one: in the default), and why sinfo does not tell, or an empty text.
 
     ConfigurationError where there is no such partition, or no such node in it.
     """
-    clusters = [f"--clusters={wanted['clusters']}"] if "clusters" in wanted else []
+    clusters = [f"--clusters={cluster}"] if cluster else []
     named = [f"--partition={partition}"] if partition else []
     done = run(["sinfo", "--noheader", "--exact", f"--format={SINFO_FORMAT}", *named, *clusters])
     if done.code != 0:

@@ -40,6 +40,8 @@ class System:
     #: In the query's standard error: ids that the batch system does not know (any more); group 1 is the id.
     missing: str | None = None
     queues: tuple[str, ...] = ()  # prints the names of its queues, first word of each line
+    #: Prints `queue|longest time` for a queue (None: for all, with a star behind the default one).
+    limits: Callable[[str | None, str | None], list[str]] | None = None
     #: Options with which the submit command only says whether it would take a script.
     rehearsal: tuple[str, ...] = ()
     #: How a script's directives begin, where variables of the environment (SBATCH_ACCOUNT) would win over them.
@@ -304,6 +306,10 @@ SYSTEMS: Mapping[str, System] = {
             find=lambda user, where: _squeue(where, f"--user={user}", "--format=%i|%o"),
             no_requeue=("--no-requeue",),
             queues=("sinfo", "--all", "--noheader", "--format=%R"),
+            limits=lambda queue, where: [
+                *("sinfo", "--all", "--noheader", "--format=%P|%l", *_slurm_clusters(where)),
+                *([f"--partition={queue}"] if queue else []),
+            ],
             rehearsal=("--test-only",),
             overruled="#SBATCH",
             submitted=r"Submitted batch job (\d+)",

@@ -105,14 +105,28 @@ def _strings(value: object) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def other_cluster(pool: Pool) -> str | None:
+def other_cluster(setting: Setting) -> str | None:
     """The cluster that Slurm's --clusters names, whose queue is then the one to ask."""
-    if pool.cluster != "slurm":
-        return None
-    for text in _texts(pool.options.get("job_extra_directives")):
-        if found := re.match(r"(?:--clusters?[= ]|-M ?)\s*(\S+)", text.strip()):
-            return found.group(1)
-    return None
+    return option_given(setting, "--clusters", "-M")
+
+
+def option_given(setting: Setting, long: str, short: str) -> str | None:
+    """The value of an option of `sbatch` in the user's directives; each may hold several, and the last one counts."""
+    found = None
+    for text in _extra(setting):
+        try:
+            words = iter(shlex.split(text))
+        except ValueError:
+            words = iter(text.split())
+        for word in words:
+            name, equals, value = word.partition("=")
+            if name == long or (len(name) > 6 and long.startswith(name)):  # as far as it is unmistakable
+                found = value if equals else next(words, None)
+            elif word == short:
+                found = next(words, None)
+            elif word.startswith(short) and not word.startswith("--"):
+                found = word.removeprefix(short)
+    return found
 
 
 def as_arguments(script: str, mark: str) -> list[str]:
@@ -145,6 +159,22 @@ def parse_walltime(system: str, text: str) -> float:
         raise ValueError(msg)
     hours, minutes, seconds = parts
     return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def slurm_limits(listed: str, *, named: bool) -> dict[str, float | None]:
+    """The longest time by partition, from lines of `sinfo --format=%P|%l`; None: infinite.
+
+    ``named``: only those that were asked for are listed; else the default one counts.
+    """
+    limits: dict[str, float | None] = {}
+    for line in listed.splitlines():
+        name, bar, limit = line.strip().partition("|")
+        if bar and (named or name.endswith("*")):
+            try:
+                limits[name.rstrip("*")] = parse_walltime("slurm", limit)
+            except ValueError:
+                limits[name.rstrip("*")] = None
+    return limits
 
 
 def format_walltime(system: str, seconds: float) -> str:

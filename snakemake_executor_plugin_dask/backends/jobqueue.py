@@ -7,6 +7,7 @@ import asyncio
 import difflib
 import importlib
 import inspect
+import math
 import os
 import re
 import shlex
@@ -25,7 +26,7 @@ from typing import Any
 import dask
 from distributed.core import Status
 
-from snakemake_executor_plugin_dask import descriptors
+from snakemake_executor_plugin_dask import descriptors, units
 from snakemake_executor_plugin_dask.backends import directives, siteconfig
 from snakemake_executor_plugin_dask.backends.base import (
     WORKER_MODULE,
@@ -185,7 +186,7 @@ class Allocation(WorkerProcess):
 
     async def _submit(self) -> None:
         job_name = allocation_name(self.pool, self.link)
-        where = directives.other_cluster(self.pool)
+        where = self._backend.where(self.pool)
         try:
             job, script = self._backend.write(self.pool, self.name, self.link)
             self._record.submitting(self.name, job_name, self._backend.system.name, where)
@@ -332,6 +333,20 @@ class JobqueueBackend:
         found = dask.config.get(f"jobqueue.{section}.{key.replace('_', '-')}", None)
         return siteconfig.checked(self.name, section, key, found)
 
+    def where(self, pool: Pool) -> str | None:
+        """The cluster that the pool's options or Dask's configuration name; None: the one that is there."""
+        return directives.other_cluster(lambda key: self.setting(pool, key)) if self.name == "slurm" else None
+
+    def with_site_walltime(self, pool: Pool) -> Pool:
+        """With the walltime that a file or a variable of the site or the user sets, where the pool has none.
+
+        What is packaged with Dask-Jobqueue was chosen by nobody.
+        """
+        section = str(pool.options.get("config_name") or self.name)
+        if pool.walltime_s is not None or siteconfig.origin(section, "walltime") is None:
+            return pool
+        return replace(pool, walltime_s=self._walltime_s(pool, self.setting(pool, "walltime")))
+
     def complete(self, pool: Pool) -> Pool:
         """Cores, memory and walltime from Dask's configuration, where the user set none."""
         filled: dict[str, Any] = {}
@@ -398,6 +413,7 @@ class JobqueueBackend:
         self._check_options(pool)
         self._check_output(pool)
         self._check_queue(pool)
+        self._check_walltime(pool)
         self._check_submission(pool)
 
     def check_commands(self, pool: Pool) -> None:
@@ -479,7 +495,7 @@ class JobqueueBackend:
         queue = self.setting(pool, "queue")
         if queue is None or not self.system.queues or shutil.which(self.system.queues[0]) is None:
             return
-        if directives.other_cluster(pool) is not None or not set(str(queue)).isdisjoint("@:"):
+        if self.where(pool) is not None or not set(str(queue)).isdisjoint("@:"):
             return
         done = run_here(self.system.queues)
         names = {words[0] for line in done.out.splitlines() if (words := line.split())}
@@ -489,6 +505,28 @@ class JobqueueBackend:
             change = "change slurm_partition of its rules" if by_rules else "change `queue` in its options"
             msg = f"Pool {pool.name}: {no_such('queue', unknown[0], names, change)}."
             raise ConfigurationError(msg)
+
+    def _check_walltime(self, pool: Pool) -> None:
+        """Many a Slurm takes an allocation that is longer than its partition allows, and never starts it."""
+        walltime_s, command = self.complete(pool).walltime_s, self.system.limits
+        if walltime_s is None or command is None or shutil.which("sinfo") is None:
+            return
+        if directives.option_given(lambda key: self.setting(pool, key), "--qos", "-q"):
+            return  # it may allow more
+        queue = self.setting(pool, "queue")
+        done = run_here(command(None if queue is None else str(queue), self.where(pool)))
+        limits = directives.slurm_limits(done.out, named=queue is not None) if done.code == 0 else {}
+        allowed_s = max((math.inf if limit is None else limit for limit in limits.values()), default=math.inf)
+        if walltime_s <= allowed_s:
+            return
+        which = f"partition{'s' * (len(limits) > 1)} {', '.join(limits)}"
+        allow = "allows" if len(limits) == 1 else "allow"
+        msg = (
+            f"Pool {pool.name}: its walltime of {units.format_duration(walltime_s)} is more than the "
+            f"{units.format_duration(allowed_s)} that {which} {allow}; give less by --dask-walltime, in the pools file "
+            "or in jobqueue.yaml, or name another partition."
+        )
+        raise ConfigurationError(msg)
 
     def _check_submission(self, pool: Pool) -> None:
         """What the submit command says of the script, where it can be asked without queueing anything.
@@ -535,7 +573,7 @@ class JobqueueBackend:
     # Submitting
 
     def worker(self, pool: Pool, name: str, link: Link) -> Allocation:
-        where = directives.other_cluster(pool)
+        where = self.where(pool)
         if where not in self._views:
             self._views[where] = QueueView(self.system, where, self.run)
         return Allocation(self, self.complete(pool), name, link, self._views[where])
@@ -596,7 +634,7 @@ class JobqueueBackend:
         return Path(link.state_dir, "logs") if given is None else Path(given, f"snakemake-{link.run_id}")
 
     def cancel_command(self, pool: Pool, allocation_id: str) -> list[str]:
-        command = self.system.cancel(allocation_id, directives.other_cluster(pool))
+        command = self.system.cancel(allocation_id, self.where(pool))
         return [command[0], *map(str, self.setting(pool, "cancel_command_extra") or ()), *command[1:]]
 
     def job(self, pool: Pool, name: str, link: Link, command: str, logs: Path) -> Any:

@@ -444,13 +444,19 @@ def test_missing_command_is_named_before_anything_starts(slurm: VirtualSlurm, tm
         ("{queu: cpu}", "did you mean 'queue'?"),
         ("{queue: cpu, interface: ib77}", "ib77"),
         ("{queue: cpu, job_extra_directives: ['--constraint=fast']}", "refuses its batch script (allocation failure"),
+        ("{queue: 'cpu'}\n    walltime: 61m", "walltime of 1h1m is more than the 1h that partition cpu allows"),
     ],
 )
 def test_wrong_options_are_named_before_anything_starts(
     slurm: VirtualSlurm, tmp_path: Path, options: str, said: str
 ) -> None:
     """A queue, an option or an interface that does not exist stops the run with what there is."""
-    file = pools(tmp_path, one_pool("0-1").replace("{queue: cpu}", options))
+    file = pools(
+        tmp_path,
+        one_pool("0-1")
+        .replace("    walltime: 10m\n", "" if "walltime" in options else "    walltime: 10m\n")
+        .replace("{queue: cpu}", options),
+    )
     with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
         assert run.wait(RUN_S) != 0
         assert said in run.output, run.output

@@ -551,12 +551,42 @@ def test_an_allocation_seen_to_be_gone_can_still_be_asked_for() -> None:
     asyncio.run(check())
 
 
-def test_other_cluster_is_asked_and_told() -> None:
-    """With --clusters the other cluster's queue is asked, and cancelling goes there."""
-    wanted = pool(options={"job_extra_directives": ["--clusters=far"]})
-    assert directives.other_cluster(wanted) == "far"
-    assert JobqueueBackend("slurm").cancel_command(wanted, "7") == ["scancel", "--clusters=far", "--", "7"]
+@pytest.mark.parametrize(
+    "given", [["--clusters=far"], ["--comment='a b' --clusters far -q long"], ["-Mfar"], ["--cluster=near", "-M far"]]
+)
+def test_other_cluster_is_asked_and_told(given: list[str]) -> None:
+    """With --clusters, also beside other options, the other cluster's queue is asked, and cancelling goes there."""
+    wanted, backend = pool(options={"job_extra_directives": given}), JobqueueBackend("slurm")
+    assert backend.where(wanted) == "far"
+    assert backend.cancel_command(wanted, "7") == ["scancel", "--clusters=far", "--", "7"]
     assert "--clusters=far" in SYSTEMS["slurm"].query(["7"], "me", "far")
+    with dask.config.set({"jobqueue.slurm.job-extra-directives": given}):
+        assert backend.where(pool()) == "far"
+    assert backend.where(pool(options={"job_extra_directives": ["--comment=--clusters=far"]})) is None
+
+
+def test_walltime_of_the_site_is_what_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is packaged with Dask-Jobqueue is nobody's."""
+    backend, unset = JobqueueBackend("slurm"), Pool("p", "slurm")
+    monkeypatch.setattr(dask.config, "paths", [])
+    with dask.config.set({"jobqueue": _defaults()}):
+        assert backend.with_site_walltime(unset).walltime_s is None
+        monkeypatch.setenv("DASK_JOBQUEUE__SLURM__WALLTIME", "02:00:00")
+        with dask.config.set({"jobqueue.slurm.walltime": "02:00:00"}):
+            assert backend.with_site_walltime(unset).walltime_s == 7200.0
+            assert backend.with_site_walltime(replace(unset, walltime_s=60.0)).walltime_s == 60.0
+        with (
+            dask.config.set({"jobqueue.slurm.walltime": "forever"}),
+            pytest.raises(ConfigurationError, match=r"DASK_JOBQUEUE__SLURM__WALLTIME.*'forever'.*not a walltime"),
+        ):
+            backend.with_site_walltime(unset)
+
+
+def test_limits_of_partitions_are_read() -> None:
+    """With a partition's name those that are listed, without one the default."""
+    listed = "CLUSTER: far\nmain*|1-00:00:00\nfast|30:00\nlong|infinite\n"
+    assert directives.slurm_limits(listed, named=True) == {"main": 86400.0, "fast": 1800.0, "long": None}
+    assert directives.slurm_limits(listed, named=False) == {"main": 86400.0}
 
 
 def test_cancel_arguments_of_the_class_are_used() -> None:

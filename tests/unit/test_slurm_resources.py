@@ -259,7 +259,7 @@ def test_slurm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """The commands are named, before nodes are asked for."""
     monkeypatch.setenv("PATH", str(tmp_path))
     question = Question(Options(pools=(TEMPLATE,), make_slurm_pools=True), ())
-    assert "its commands sbatch, scancel, squeue are not on PATH" in (answer(question).complaint or "")
+    assert "its commands sbatch, scancel, squeue are not on PATH" in "\n".join(answer(question).complaints)
 
 
 def test_slurm_that_does_not_answer() -> None:
@@ -280,6 +280,21 @@ def test_slurm_that_counts_no_memory() -> None:
     (pool,) = make({"slurm_partition": "open", "mem_mb": 3000, "threads": 2})
     assert pool.options["job_mem"] == "0"
     assert routing.usable_memory_mb(pool.memory_mb or 0) >= 3000
+
+
+@pytest.mark.parametrize(
+    "resources", [{"clusters": "far"}, {"slurm_cluster": "far"}, {"slurm_extra": "--comment=x -M far --exclusive"}]
+)
+def test_sinfo_of_another_cluster_is_asked(resources: dict[str, str]) -> None:
+    """Wherever it is named."""
+    asked: list[Sequence[str]] = []
+
+    def run(command: Sequence[str]) -> Ran:
+        asked.append(command)
+        return sinfo(command)
+
+    make_pools(TEMPLATE, [("r", request_from_resources(resources, 1))], setting=lambda _: None, run=run)
+    assert all("--clusters=far" in command for command in asked)
 
 
 def test_sinfo_is_read() -> None:
