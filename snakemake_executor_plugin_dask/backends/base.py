@@ -48,6 +48,7 @@ class AllocationState:
     kind: Literal["queued", "running", "gone", "unknown"]
     reason: str = ""
     log_tail: str = ""
+    expected: float | None = None  # when a queued one is likely to start, in seconds since the epoch
 
 
 class WorkerProcess(ProcessInterface):

@@ -6,6 +6,7 @@ Moab 9 and HTCondor 10-24.
 """
 
 import re
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,7 @@ class Seen:
     kind: Kind
     reason: str = ""
     stuck: bool = False
+    expected: float | None = None  # when it is likely to start, in seconds since the epoch
 
 
 GONE = Seen("gone")
@@ -167,21 +169,29 @@ def _squeue(where: str | None, *more: str) -> list[str]:
 
 
 def _slurm_query(_ids: Collection[str], user: str, where: str | None) -> list[str]:
-    return _squeue(where, f"--user={user}", "--format=%i|%T|%r")
+    return _squeue(where, f"--user={user}", "--format=%i|%T|%r|%S")
+
+
+def _local_time(text: str) -> float | None:
+    """Seconds since the epoch; None: Slurm cannot say (N/A), or SLURM_TIME_FORMAT asks for other words."""
+    try:
+        return time.mktime(time.strptime(text.strip(), "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
 
 
 def _slurm_parse(out: str) -> dict[str, Seen]:
     seen = {}
     for line in out.splitlines():
-        number, _, rest = line.partition("|")
-        state, _, reason = rest.partition("|")
+        number, state, reason, start = (*line.split("|"), "", "", "")[:4]
         if not state:
             continue  # «CLUSTER: name»
         kind = _SLURM.get(state, "unknown")
         reason = "" if reason == "None" else reason
         # A user who holds an allocation by hand means to release it.
         stuck = kind == "queued" and reason != "JobHeldUser" and bool(_SLURM_STUCK.search(reason))
-        seen[number.strip()] = Seen(kind, reason or ("" if kind in ("queued", "running") else state), stuck)
+        reason = reason or ("" if kind in ("queued", "running") else state)
+        seen[number.strip()] = Seen(kind, reason, stuck, _local_time(start) if kind == "queued" else None)
     return seen
 
 
@@ -307,8 +317,8 @@ SYSTEMS: Mapping[str, System] = {
             no_requeue=("--no-requeue",),
             queues=("sinfo", "--all", "--noheader", "--format=%R"),
             limits=lambda queue, where: [
-                *("sinfo", "--all", "--noheader", "--format=%P|%l", *_slurm_clusters(where)),
-                *([f"--partition={queue}"] if queue else []),
+                *("sinfo", "--noheader", "--format=%P|%l", *_slurm_clusters(where)),
+                f"--partition={queue}" if queue else "--all",  # it refuses both at once
             ],
             rehearsal=("--test-only",),
             overruled="#SBATCH",

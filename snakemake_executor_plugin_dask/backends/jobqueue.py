@@ -221,7 +221,7 @@ class Allocation(WorkerProcess):
         if seen.stuck:
             return await self._stuck(self.allocation_id, seen.reason)
         self._stuck_since = None
-        return AllocationState(seen.kind, seen.reason)
+        return AllocationState(seen.kind, seen.reason, expected=seen.expected)
 
     async def _stuck(self, number: str, reason: str) -> AllocationState:
         """It would wait for ever, and count as an allocation that may still come: cancelled, if it stays so."""

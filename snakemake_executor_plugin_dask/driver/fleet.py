@@ -29,6 +29,13 @@ _OUTPUT_S = 2.0  # how long the end of a lost worker's output may take to read
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
 
 
+def moved(before: float | None, now_expected: float | None, now: float) -> bool:
+    """Whether the expected start of an allocation changed by more than a minute and a tenth of the wait."""
+    if before is None or now_expected is None:
+        return before is not now_expected
+    return abs(now_expected - before) > max(60.0, (now_expected - now) / 10)
+
+
 class Fleet(Members):
     """All workers of the run's own cluster."""
 
@@ -313,10 +320,16 @@ class Fleet(Members):
         if state.kind == "gone":
             why = state.reason + (f"\n{state.log_tail}" if state.log_tail else "")
             await self._never_came(member.process, why)
-        elif state.kind == "queued" and state.reason != member.queue_reason:
-            member.queue_reason = state.reason
+        elif state.kind == "queued" and (
+            state.reason != member.queue_reason or moved(member.expected, state.expected, time.time())
+        ):
+            member.queue_reason, member.expected = state.reason, state.expected
             self._listener.event(
-                "allocation-waiting", worker=member.process.name, pool=member.pool.name, reason=state.reason
+                "allocation-waiting",
+                worker=member.process.name,
+                pool=member.pool.name,
+                reason=state.reason,
+                expected=state.expected,
             )
         elif state.kind == "running" and not member.running:
             member.running = True

@@ -24,6 +24,7 @@ class Member:
     address: str = ""
     facts: WorkerFacts | None = None
     queue_reason: str = ""  # as the batch system last gave it
+    expected: float | None = None  # when it was likely to start, as that was last told
     submitted: bool = False  # the process was started, or the batch system has the request
     running: bool = False  # its allocation has started
     looked: float = 0.0

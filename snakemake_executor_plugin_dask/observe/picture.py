@@ -42,6 +42,7 @@ class PoolState:
     queued: int = 0
     queued_since: float | None = None  # seconds since the epoch
     queue_reason: str = ""
+    expected: float | None = None  # when the first of them is likely to start, in seconds since the epoch
     starting: int = 0
     lost: int = 0
     running: int = 0
@@ -210,6 +211,7 @@ def _pool_state(model: RunModel, name: str, waiting: int) -> PoolState:
         queued=len(queued),
         queued_since=min((a.submitted for a in queued), default=None),
         queue_reason=reasons.most_common(1)[0][0] if reasons else "",
+        expected=min((a.expected for a in queued if a.expected is not None), default=None),
         starting=len(pending) - len(queued),
         lost=record.lost,
         running=sum(len(worker.running) for worker in workers),

@@ -19,6 +19,10 @@ _QUEUED = (
     (r"JobHeldAdmin", "administrators hold it: ask them"),
     (r"JobHeldUser", "you hold it: release it with scontrol"),
     (r"Licenses", "licences are in use"),
+    (r"^Priority$", "others come first in this queue: fewer or smaller workers may fit in between"),
+    (r"^Resources$", "it is the next one, and waits for nodes to become free"),
+    (r"^Dependency", "it waits for another one to end"),
+    (r"^BeginTime$", "it is not to start before a time that was asked for, or was requeued a moment ago"),
 )
 
 #: Lines in an allocation's own output with which a batch system says that it ended it.

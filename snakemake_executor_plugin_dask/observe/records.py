@@ -112,6 +112,7 @@ class Allocation:
     running: float | None = None
     gone: float | None = None
     reason: str = ""  # of the wait, then of the end
+    expected: float | None = None  # when the batch system expects to start it
     joined: bool = False
     called_back: str = ""  # why it was given up before its worker joined: no failure
 

@@ -119,11 +119,13 @@ def waiting_line(state: WaitingState, pool: PoolState, clock_text: Callable[[flo
 
 
 def queue_clause(pool: PoolState, clock_text: Callable[[float], str]) -> str:
-    """«2 allocations are queued since 14:02, reason Priority»."""
+    """«2 allocations are queued since 14:02, reason Priority, the first is expected to start at 15:10»."""
     verb = "is" if pool.queued == 1 else "are"
     since = f" since {clock_text(pool.queued_since)}" if pool.queued_since is not None else ""
     reason = f", reason {clean(pool.queue_reason, 200)}" if pool.queue_reason else ""
-    return f"{count(pool.queued, 'allocation')} {verb} queued{since}{reason}"
+    first = "the first" if pool.queued > 1 else "it"
+    start = f", {first} is expected to start at {clock_text(pool.expected)}" if pool.expected is not None else ""
+    return f"{count(pool.queued, 'allocation')} {verb} queued{since}{reason}{start}"
 
 
 def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -> str:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,32 @@ def test_three_ranks_on_this_machine(tmp_path: Path, launcher: str) -> None:
         assert not {name for name in names if name.startswith(("PMI", "PMIX", "OMPI_COMM", "HYDI", "ORTE"))}
         assert "OMPI_MCA_rmaps_base_oversubscribe" in names  # the user's own
         run.expect_gone(15)
+
+
+@pytest.mark.mpi
+def test_five_ranks_on_the_local_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An MPI job of more ranks than this machine has cores runs, where Snakemake's own executor lacks slots for it.
+
+    Snakemake runs in an allocation whose end is known here: a job that asks for more time than is left runs, too.
+    """
+    monkeypatch.delenv("OMPI_MCA_rmaps_base_oversubscribe")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
+    snakefile = """
+rule all:
+    input: "ranks", "long"
+rule ranks:
+    output: "ranks"
+    resources: mpi="mpirun.openmpi", tasks=5
+    shell: "{resources.mpi} -n {resources.tasks} bash -c 'echo rank $OMPI_COMM_WORLD_RANK' > {output}"
+rule long:
+    output: "long"
+    resources: runtime=7200
+    shell: "touch {output}"
+"""
+    with snakemake(tmp_path, snakefile, "--dask-worker-cores", "2") as run:
+        assert run.wait(180) == 0, run.output
+        assert ranks(tmp_path / "ranks") == ["0", "1", "2", "3", "4"]
+        assert "Rule long asks for runtime=5d, and the allocation in which Snakemake runs ends in" in run.output
 
 
 @pytest.mark.mpi

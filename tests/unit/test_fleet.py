@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.base import Link, WorkerProcess
-from snakemake_executor_plugin_dask.driver.fleet import Fleet
+from snakemake_executor_plugin_dask.driver.fleet import Fleet, moved
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.pools import Pool
 
@@ -301,3 +301,14 @@ def test_a_supervisor_that_never_connects_is_noticed() -> None:
         assert world.fleet.unreached() is None
 
     play(script)
+
+
+def test_an_expected_start_is_told_again_where_it_moves() -> None:
+    """By more than a minute, and more than a tenth of the wait; queues change all the time."""
+    assert moved(None, 5000.0, 0.0)
+    assert moved(5000.0, None, 0.0)
+    assert not moved(None, None, 0.0)
+    assert not moved(5000.0, 5400.0, 0.0)
+    assert moved(5000.0, 5700.0, 0.0)
+    assert not moved(100.0, 150.0, 0.0)
+    assert moved(100.0, 170.0, 0.0)

@@ -14,6 +14,8 @@ from snakemake_executor_plugin_dask.observe.status import waiting_line
         ("(ReqNodeNotAvail, UnavailableNodes:c[1-3])", "walltime"),
         ("AssocGrpCPUMinutesLimit", "account"),
         ("QOSMaxJobsPerUserLimit", "QOS"),
+        ("Priority", "come first"),
+        ("Resources", "nodes to become free"),
     ],
 )
 def test_reasons_of_slurm_are_explained(reason: str, word: str) -> None:
@@ -24,7 +26,7 @@ def test_reasons_of_slurm_are_explained(reason: str, word: str) -> None:
 def test_other_reasons_stand_alone() -> None:
     """A sentence of another batch system is left as it is."""
     assert meaning("Not Running: Insufficient amount of resource: ncpus") == ""
-    assert meaning("Priority") == meaning("Resources") == meaning("") == ""
+    assert meaning("") == ""
 
 
 def test_waiting_line_explains_the_reason() -> None:
@@ -35,6 +37,13 @@ def test_waiting_line_explains_the_reason() -> None:
         "1 job (train) waits for a worker in pool large: 1 allocation is queued since 14:02, reason PartitionDown "
         "(this queue starts nothing now: wait until it is up, or give the pool another)."
     )
+
+
+def test_waiting_line_tells_the_expected_start() -> None:
+    """As Slurm expects it, of the first allocation of the pool."""
+    pool = PoolState("p", queued=2, queued_since=0.0, queue_reason="Priority", expected=99.0)
+    line = waiting_line(WaitingState("p", 1, "a worker", "", ("train",)), pool, lambda when: f"{when:.0f}")
+    assert "2 allocations are queued since 0, reason Priority, the first is expected to start at 99 (others" in line
 
 
 def test_the_end_of_an_allocation_is_found_in_its_output() -> None:
