@@ -137,12 +137,14 @@ class Controller:
             self.jobs[queued.key] = job
             self.counts.jobs += 1
             unmade = self._unmade_pool(queued.request)
-            name = self._choose_pool(job) if unmade is None else None
+            name, why_none = self._choose_pool(job) if unmade is None else (None, "")
             self._around.event("job-queued", **_identity(queued), request=queued.request, pool=name or "")
             if name is not None:
                 self._wait_in(job, name)
             elif unmade is not None:
                 self._ask_for_pool(unmade, job)
+            else:
+                self._finish_unstarted(job, why_none)
         for later in message.soon:
             self._look_ahead(later)
         if self.stopping:
@@ -187,18 +189,20 @@ class Controller:
     # Waiting to running
 
     def _route(self, job: Job) -> None:
-        name = self._choose_pool(job)
-        if name is not None:
+        name, why_none = self._choose_pool(job)
+        if name is None:
+            self._finish_unstarted(job, why_none)
+        else:
             self._wait_in(job, name)
 
-    def _choose_pool(self, job: Job) -> str | None:
-        """None where no pool can take it: the job has failed then."""
+    def _choose_pool(self, job: Job) -> tuple[str | None, str]:
+        """The pool's name; None and the reason where no pool can take it."""
         queued = job.queued
+        pools = list(self.pools.values())
         try:
-            return routing.route(queued.request, list(self.pools.values()), self.shapes, self.given_up, queued.name)
+            return routing.route(queued.request, pools, self.shapes, self.given_up, queued.name), ""
         except RequestError as error:
-            self._finish_unstarted(job, str(error))
-            return None
+            return None, str(error)
 
     def _finish_unstarted(self, job: Job, why: str) -> None:
         self._finish(job, Outcome(job.queued.key, "not-started", detail=why), message=why)

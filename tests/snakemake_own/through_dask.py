@@ -1,8 +1,8 @@
 """A pytest plugin that runs Snakemake's own tests through the dask executor; `./run snakemake-tests` starts it.
 
-Where a test calls Snakemake's API for the local executor, the jobs go to this one, with its defaults. What starts a
-Snakemake by a command line of its own stays as it is. `not_passing.txt` beside this file names the tests that are not
-run, each with its reason.
+Where a test calls Snakemake's API for the local executor or for `cluster-generic`, the jobs go to this one, with its
+defaults. What starts a Snakemake by a command line of its own stays as it is. `not_passing.txt` beside this file names
+the tests that are not run, each with its reason.
 """
 
 from pathlib import Path
@@ -38,7 +38,9 @@ def _through_dask(monkeypatch: pytest.MonkeyPatch) -> None:
         return make_workflow(self, resource_settings, *arguments, **given)
 
     def execute_workflow(self: Any, executor: str = "local", **given: Any) -> Any:
-        return execute(self, executor="dask" if executor == "local" else executor, **given)
+        if executor in {"local", "cluster-generic"}:
+            executor, given["executor_settings"] = "dask", None
+        return execute(self, executor=executor, **given)
 
     monkeypatch.setattr(SnakemakeApi, "workflow", workflow)
     monkeypatch.setattr(DAGApi, "execute_workflow", execute_workflow)

@@ -354,6 +354,16 @@ def test_a_pool_that_is_given_up_hands_its_jobs_on() -> None:
     assert any("invalid account" in message.text for message in world.messages(Say))
 
 
+def test_a_job_that_is_refused_at_once_has_failed() -> None:
+    """The event log tells of it before it tells of its end; else it would count as unfinished, as a retry does."""
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("large", memory_mb=6000),)))
+
+    world = play(script, Pool("only", "local", 1, 1, 4, 4000))
+    assert [kind for kind, _ in world.events if kind.startswith("job-")] == ["job-queued", "job-finished"]
+
+
 def test_whether_waiting_jobs_fit_in_another_pool() -> None:
     """All of them, and not in one that was given up."""
     pools = (Pool("fast", "slurm", 0, 2, 4, 8000), Pool("slow", "slurm", 0, 2, 4, 4000))
