@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import pwd
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -54,6 +55,15 @@ class Account:
     def starts(self, *command: str) -> "subprocess.Popen[bytes]":
         """A process of this user's."""
         return subprocess.Popen(command, cwd="/", preexec_fn=self.become, start_new_session=True)  # noqa: PLW1509
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    """What this process starts may have as many open as is usual, however many this machine allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

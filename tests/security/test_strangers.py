@@ -44,12 +44,13 @@ def attack(run: SnakemakeRun, attacker: Account) -> None:
     where = [(address, port) for port, address in sorted(listening(run).items())]
     before = log_sizes(run)
     assert attacker.does(silence, where, _CONNECTIONS, 5.0) == _CONNECTIONS * len(where)
-    assert attacker.does(fuzz, where, 10_000, 1, 60.0) > 1000
+    assert attacker.does(fuzz, where, 10_000, 1, 30.0) > 300
     assert run.process.poll() is None, run.output
     assert log_sizes(run) - before < 500_000
     assert len(run.events("worker-lost")) == 0
 
 
+@pytest.mark.usefixtures("few_descriptors")
 def test_silence_and_noise_end_no_run_on_this_machine(directory: Path, attacker: Account) -> None:
     """More connections than a process may have descriptors, and ten thousand that send what no client sends."""
     body = "while ! test -e go; do sleep 0.1; done"

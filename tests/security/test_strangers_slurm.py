@@ -24,6 +24,7 @@ pools:
 """
 
 
+@pytest.mark.usefixtures("few_descriptors")
 def test_silence_noise_and_a_planted_package(
     tmp_path: Path,
     attacker: Account,
