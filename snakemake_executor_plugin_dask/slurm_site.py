@@ -77,9 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="write it there, and not to standard output")
 
 
-def write(options: argparse.Namespace, run: Run = run_here) -> None:
+def write(options: argparse.Namespace) -> None:
     """The command `pools`. ConfigurationError with one sentence; a file that is there is kept."""
-    text = pools_text(run)
+    text = pools_text(run_here)
     if options.output is None:
         sys.stdout.write(text)
         return
@@ -94,19 +94,7 @@ def write(options: argparse.Namespace, run: Run = run_here) -> None:
         raise ConfigurationError(msg) from error
 
 
-def main(arguments: Sequence[str] | None = None, *, run: Run = run_here) -> int:
-    """Exit codes: 0; 1 with one sentence on standard error."""
-    parser = argparse.ArgumentParser(prog="snakemake-dask pools", description=__doc__)
-    add_arguments(parser)
-    try:
-        write(parser.parse_args(arguments), run)
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
-def pools_text(run: Run = run_here) -> str:
+def pools_text(run: Run) -> str:
     """The pools file. ConfigurationError where Slurm does not answer, or has nothing for this user."""
     listed = run(["sinfo", "--noheader", "--exact", f"--format={SINFO_FORMAT}|%t"])
     shown = run(["scontrol", "show", "partition", "--oneliner"])
@@ -406,7 +394,3 @@ def _pool_name(node: NodeKind, several: bool, taken: Collection[str]) -> str:
 
 def _listed(names: Collection[str]) -> str:
     return ", ".join(sorted(names))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

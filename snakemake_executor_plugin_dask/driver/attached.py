@@ -203,7 +203,7 @@ class AttachedRun(Run):
         self._scheduler_id: Any = None
         self._mute_since: float | None = None  # since when no question to the scheduler was answered
         self._lost_at: float | None = None  # when the scheduler was lost; None: it is there
-        self._ran = 0  # how many jobs that ended
+        self._ran: set[str] = set()  # the jobs that it ended, by Snakemake's keys
         self._unfit = Unfit()
         self._adaptive = False
         self._shape = Shape()  # of a new worker, as far as one was seen
@@ -498,9 +498,10 @@ class AttachedRun(Run):
         mute = self._mute_since is not None and self._clock() - self._mute_since > _MUTE_S
         if self._lost_at is None and (mute or self._lost()):
             self._lost_at = self._clock()
-            self._ran = len(self.controller.attempts())
+            attempts = [self.controller.sent(key) for key in self.controller.attempts()]
+            self._ran = {job.queued.key for job in attempts if job is not None}
             what = f"answers nothing for {_MUTE_S:.0f} s" if mute else "closed its connection"
-            ran = f" while {_jobs(self._ran)} ran on its workers" if self._ran else ""
+            ran = f" while {_jobs(len(self._ran))} ran on its workers" if self._ran else ""
             again = ", and runs these again," if self._ran else ""
             text = (
                 f"The Dask scheduler at {self._address} was lost: it {what}{ran}. The run goes on{again} if it is back "
@@ -528,9 +529,10 @@ class AttachedRun(Run):
                 self._observer.event("call-failed", error=repr(error))
             await asyncio.sleep(_TRY_EVERY_S)
         else:
-            waiting = sum(job.state == "waiting" and job.run == 1 for job in self.controller.jobs.values())
-            ended = f"the {_jobs(self._ran)} on its workers ended with it" if self._ran else "no job ran"
-            kept = f", {_jobs(waiting)} did not start" if waiting else ""
+            jobs = self.controller.jobs
+            waiting = sum(job.state == "waiting" for key, job in jobs.items() if key not in self._ran)
+            ended = f"the {_jobs(len(self._ran))} on its workers ended with it" if self._ran else "no job ran"
+            kept = f", and {waiting} more waited" if waiting else ""
             msg = (
                 f"The Dask scheduler at {self._address} was lost, and is not back with workers after {_BACK_S:.0f} s: "
                 f"{ended}{kept}; bring the cluster up, and run Snakemake again."

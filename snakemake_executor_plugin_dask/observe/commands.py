@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from snakemake_executor_plugin_dask import slurm_site
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.observe.events import SUFFIX, read_events
 from snakemake_executor_plugin_dask.observe.explain import explain
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="snakemake-dask",
-        description="Show what runs of `snakemake --executor dask` do, or did, from their event logs.",
+        description="Show what runs of the executor did or do, from their event logs, and write pools files.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     events.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until the run ends")
     _choices(jobs)
+    slurm_site.add_arguments(command("pools", slurm_site.write, "write a pools file from what this site's Slurm has"))
     return parser
 
 

@@ -112,7 +112,7 @@ def test_preempted(slurm: AccountedSlurm, tmp_path: Path) -> None:
 def test_a_pools_file_knows_accounts(slurm: AccountedSlurm, tmp_path: Path) -> None:
     """Partitions that take only accounts of others are left out; where one of the user's is needed, it is named."""
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake_executor_plugin_dask.slurm_site", "--from-slurm"],
+        [sys.executable, "-m", "snakemake_executor_plugin_dask", "pools", "--from-slurm"],
         cwd=tmp_path, env=slurm.environment, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -285,7 +285,7 @@ def test_a_scheduler_that_comes_back(tmp_path: Path) -> None:
             assert run.wait(240) == 1, run.output
             output = " ".join(run.output.split())
             assert "was lost, and is not back with workers after 90 s: the 1 job on its workers ended with it" in output
-            assert "1 job did not start; bring the cluster up" in output
+            assert "ended with it, and 1 more waited; bring the cluster up" in output
             assert "Traceback" not in output
             run.expect_gone(20)
     finally:

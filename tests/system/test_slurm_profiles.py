@@ -133,7 +133,7 @@ def test_what_slurm_does_not_have(resource: str, said: str, slurm: VirtualSlurm,
 def test_pools_file_from_the_site(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """What is written from this Slurm works with `--dask-plan`, and a job of each kind goes where it belongs."""
     written = subprocess.run(
-        [sys.executable, "-m", "snakemake_executor_plugin_dask.slurm_site", "--from-slurm", "--output", "pools.yaml"],
+        [sys.executable, "-m", "snakemake_executor_plugin_dask", "pools", "--from-slurm", "--output", "pools.yaml"],
         cwd=tmp_path, env=slurm.environment, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert written.returncode == 0, written.stderr

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from snakemake_executor_plugin_dask import slurm_site
 from snakemake_executor_plugin_dask.driver.allocations import Ran
 from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.observe.commands import main
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.poolsfile import read_pools_file
-from snakemake_executor_plugin_dask.slurm_site import main, pools_text
+from snakemake_executor_plugin_dask.slurm_site import pools_text
 
 # Partition, its limit, default time, cores, MiB, gres, features, nodes, state.
 SINFO = """\
@@ -98,15 +100,26 @@ def test_what_costs_least_comes_first_where_the_site_bills(tmp_path: Path) -> No
     assert "partition staff" in text.lower()
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command `snakemake-dask pools`, which asks this site; the exit code."""
+
+    def ask(run: Callable[[Sequence[str]], Ran], *more: str) -> int:
+        monkeypatch.setattr(slurm_site, "run_here", run)
+        return main(["pools", "--from-slurm", *more])
+
+    return ask
+
+
 @pytest.mark.parametrize("failing", ["sinfo", "scontrol"])
-def test_without_slurm(failing: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_slurm(failing: str, asked: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     """One sentence, and exit code 1."""
     answers = site()
 
     def run(command: Sequence[str]) -> Ran:
         return Ran(127, "", f"{failing}: No such file or directory") if command[0] == failing else answers(command)
 
-    assert main(["--from-slurm"], run=run) == 1
+    assert asked(run) == 1
     said = capsys.readouterr().err
     assert f"{failing}: No such file or directory" in said
     assert said.count("\n") == 1
@@ -124,11 +137,13 @@ def test_nothing_that_the_user_may_use() -> None:
         pools_text(run)
 
 
-def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_there_is_kept(
+    tmp_path: Path, asked: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     """It may have been changed by hand."""
     path = tmp_path / "pools.yaml"
-    assert main(["--from-slurm", "--output", str(path)], run=site()) == 0
+    assert asked(site(), "--output", str(path)) == 0
     before = path.read_text()
-    assert main(["--from-slurm", "--output", str(path)], run=site()) == 1
+    assert asked(site(), "--output", str(path)) == 1
     assert path.read_text() == before
     assert "is there already" in capsys.readouterr().err
