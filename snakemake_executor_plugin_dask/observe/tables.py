@@ -86,7 +86,7 @@ def _failure(attempt: Attempt) -> str:
         facts.append(f"on {text(attempt.host or '?')} (worker {text(attempt.worker)}{where})")
     if attempt.ran_s is not None:
         facts.append(f"after {rough(attempt.ran_s)}")
-    if attempt.exit_code:
+    if attempt.exit_code and not attempt.message:  # which names that of the command, and not of its Snakemake
         facts.append(f"exit code {attempt.exit_code}")
     if attempt.signal:
         facts.append(f"signal {attempt.signal}")
