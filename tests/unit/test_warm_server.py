@@ -194,6 +194,14 @@ def test_a_warm_process_that_does_not_answer(
     asyncio.run(start())
 
 
+def test_a_gpu_that_was_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its device file stays open, whatever library did it; a fork of such a process could not use it."""
+    monkeypatch.setattr(warm, "_GPU_FILES", ("/dev/full",))
+    assert warm._gpu() == ""
+    with open("/dev/full"):
+        assert "opened a GPU (/dev/full)" in warm._gpu()
+
+
 def test_a_process_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The job is left to a cold start, the reason is told, and the warm process lives on."""
 
