@@ -291,7 +291,7 @@ def test_files_that_are_not_those_expected(tmp_path: Path) -> None:
             words = (
                 f"The output files of rule {rule} have other names each time the workflow is read: Snakemake expects"
             )
-            assert f"{words}Snakemake expects {name}." in run.output, run.output
+            assert f"{words} {name}." in run.output, run.output
         found = re.search("Job of in_shadow: its process ended without an error .* Its log: (.*)", run.output)
         assert found, run.output
         assert "from the job" in Path(found[1]).read_text()
