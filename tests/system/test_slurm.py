@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -350,7 +351,9 @@ def test_next_run_cancels_what_a_dead_host_left(slurm: VirtualSlurm, tmp_path: P
         run.wait(30)
         assert allocations(slurm) == old
     file = pools(tmp_path, one_pool("0-1", partition="big"))
-    with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file, "--nolock", "--rerun-incomplete") as run:
+    # Only under Snakemake's lock, which the dead one has left behind.
+    subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--cores", "1"], cwd=tmp_path, check=True)
+    with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file, "--rerun-incomplete") as run:
         wait_for(lambda: not set(old) & set(allocations(slurm)), "the old allocation cancelled", RUN_S)
         assert run.wait(RUN_S) == 0, run.output
 
