@@ -179,6 +179,12 @@ def test_pools_file_wins() -> None:
     assert not result.local_by_default
 
 
+def test_a_profiles_pools_file_can_be_undone() -> None:
+    """`--dask-pools none` on the command line: the shape settings count again, and a file of that name is not read."""
+    Path("none").write_text("pools:\n  a: {cluster: local}\n")
+    assert pool(pools="none", cluster="pbs", workers="2") == Pool("pbs", "pbs", 2, 2)
+
+
 def test_local_pools_of_a_file_share_the_machine() -> None:
     """Pools on this machine without sizes share it; a worker with more memory is refused, by name."""
     Path("pools.yaml").write_text("pools:\n  a: {cluster: local}\n  b: {cluster: local, workers: 3}\n")
