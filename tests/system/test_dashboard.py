@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from distributed import Client, Security
+from distributed import Client, Security, get_worker
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
@@ -64,6 +64,28 @@ def test_without_a_dashboard_only_tls_ports_listen():
         async with cluster("none") as (scheduler, worker, _):
             ports = {scheduler.port, worker.port}
             assert listening() - before == {f"127.0.0.1:{port}" for port in ports}
+
+    asyncio.run(look())
+
+
+def test_a_worker_shows_its_size_and_runs_what_it_is_sent():
+    """The dashboard shows real cores, and more jobs than cores run at once: how many is the ledger's business."""
+
+    async def meet(all_of_them: int) -> None:
+        here = get_worker().__dict__
+        met = here.setdefault("met", asyncio.Semaphore(0))
+        here["count"] = here.get("count", 0) + 1
+        if here["count"] == all_of_them:
+            for _ in range(all_of_them):
+                met.release()
+        await asyncio.wait_for(met.acquire(), 60)
+
+    async def look() -> None:
+        async with cluster("none") as (scheduler, _, security):
+            (seen,) = scheduler.workers.values()
+            assert seen.nthreads == 2
+            async with Client(scheduler.address, security=security, asynchronous=True) as client:
+                await client.gather([client.submit(meet, 5, pure=False, workers=[seen.address]) for _ in range(5)])
 
     asyncio.run(look())
 
