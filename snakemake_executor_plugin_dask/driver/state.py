@@ -85,6 +85,8 @@ class Held:
 def clear(state_dir: Path, *, keep_logs: bool) -> None:
     """Remove keys and configurations, and the directory where nothing is left in it. May be repeated.
 
+    With ``keep_logs`` logs and records stay, and the lock with them: it says whose they are.
+
     Raises NotPrivate, and touches nothing, where it is not the user's own.
     """
     try:
@@ -95,9 +97,12 @@ def clear(state_dir: Path, *, keep_logs: bool) -> None:
 
 
 def _clear(root: int, name: str, run: int, *, keep_logs: bool) -> None:
-    for _, directories, files, directory in os.fwalk(".", topdown=False, dir_fd=run):
+    kept = False
+    for path, directories, files, directory in os.fwalk(".", topdown=False, dir_fd=run):
         for file in files:
-            if not (keep_logs and file.endswith(_KEPT)):
+            if keep_logs and file.endswith(_KEPT):
+                kept = True
+            elif (path, file) != (".", _LOCK):  # which goes last
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(file, dir_fd=directory)
         for inner in directories:
@@ -107,6 +112,10 @@ def _clear(root: int, name: str, run: int, *, keep_logs: bool) -> None:
                 os.unlink(inner, dir_fd=directory)
             except OSError:
                 pass  # logs are left in it
+    if kept:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_LOCK, dir_fd=run)
     with contextlib.suppress(OSError):
         os.rmdir(name, dir_fd=root)
 
@@ -135,7 +144,8 @@ def _fate(run: int) -> tuple[Fate, Process | None]:
     except OSError:
         return "unknown", None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared: two that look at the same time must not take each other for the living driver.
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             return "alive", former

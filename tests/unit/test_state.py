@@ -37,3 +37,33 @@ def test_dead_runs_are_told_from_living_ones(tmp_path: Path, monkeypatch: pytest
     fates = {path.name: fate for path, fate, _ in state.former_runs(tmp_path)}
     assert fates == {"alive": "alive", "dead": "dead", "elsewhere": "unknown", "unknown": "unknown"}
     held.release()
+
+
+def test_who_looks_is_not_taken_for_the_run(tmp_path: Path) -> None:
+    """Another command that looks at a dead run at the same moment does not make it a living one."""
+    (tmp_path / "dead").mkdir()
+    state.Held(tmp_path / "dead").release()
+    write_private(tmp_path / "dead" / "lock", dataclasses.replace(this_process(), start="1").to_json())
+    with (tmp_path / "dead" / "lock").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert [fate for _, fate, _ in state.former_runs(tmp_path)] == ["dead"]
+
+
+def test_what_is_kept_says_whose_it_was(tmp_path: Path) -> None:
+    """So that a later run can still cancel what this one could not; without anything to keep the directory goes."""
+    (tmp_path / "run1").mkdir()
+    held = state.Held(tmp_path / "run1")
+    for name in ("allocations.jsonl", "key.pem"):
+        write_private(tmp_path / "run1" / name, b"")
+    held.clear(keep_logs=True)
+    held.release()
+    assert {path.name for path in (tmp_path / "run1").iterdir()} == {"allocations.jsonl", "lock"}
+    assert [(fate, former) for _, fate, former in state.former_runs(tmp_path)] == [("alive", this_process())]
+    state.clear(tmp_path / "run1", keep_logs=True)
+    assert (tmp_path / "run1" / "lock").exists()
+    state.clear(tmp_path / "run1", keep_logs=False)
+    (tmp_path / "run2").mkdir()
+    held = state.Held(tmp_path / "run2")
+    held.clear(keep_logs=True)
+    held.release()
+    assert not list(tmp_path.iterdir())
