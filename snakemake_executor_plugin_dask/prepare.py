@@ -91,7 +91,11 @@ def _completed(question: Question) -> tuple[Options, list[str], list[str], set[N
         from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 
         pools, complaints, refused = _slurm_pools(options.pools[0], question.named)
-        template = JobqueueBackend("slurm").rooted(options.pools[0])
+        template = options.pools[0]
+        try:
+            template = JobqueueBackend("slurm").rooted(template)
+        except ConfigurationError as error:
+            complaints.append(str(error))
         options = replace(options, pools=pools, slurm_template=template)
     complete = []
     for pool in options.pools:

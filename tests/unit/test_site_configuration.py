@@ -90,6 +90,14 @@ def test_wrong_values_are_told_with_their_file(site: Site, line: str, words: str
     assert "\n" not in told
 
 
+def test_a_wrong_directory_for_pools_that_are_made(site: Site) -> None:
+    """The same sentence where pools are made for Slurm resources, of which there may be none."""
+    file = site("jobqueue:\n  slurm:\n    log-directory: [logs]\n")
+    options = Options(pools=(Pool("slurm", "slurm", 0, 2),), make_slurm_pools=True, local_by_default=False)
+    told = answer(Question(options, ())).complaints
+    assert f"{file}: jobqueue.slurm.log-directory is a list, which is not a text; write a text, in quotes." in told
+
+
 def test_a_variable_is_named_as_the_origin(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """`DASK_JOBQUEUE__…` wins over files, and what is packaged with Dask-Jobqueue counts as nobody's."""
     file = site("jobqueue:\n  pbs:\n    cores: 2\n    memory: 4 GB\n    job_extra: []\n")
