@@ -105,6 +105,8 @@ def _pool(pool: Pool | None, state: PoolState, request: Request | None, workers:
     if state.given_up:
         return f"was given up: {clean(state.given_up, 300)}"
     mine = [worker for worker in workers if worker.pool == state.name]
+    if request is not None and request.pool not in (None, state.name):
+        return "is not the one that dask_pool names."
     if pool is not None and request is not None:
         short = routing.shortages(request, pool, routing.shape_of(pool))
         if short:

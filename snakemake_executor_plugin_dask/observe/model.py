@@ -110,7 +110,7 @@ class RunModel:
     def _on_allocation_waiting(self, event: Event, _: float) -> None:
         if allocation := self._allocation.get(event["worker"]):
             allocation.reason = str(event.get("reason") or "")
-            allocation.expected = event.get("expected")
+            allocation.expected = _number(event.get("expected"))
 
     def _on_allocation_running(self, event: Event, when: float) -> None:
         if (allocation := self._allocation.get(event["worker"])) and allocation.running is None:

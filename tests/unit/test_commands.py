@@ -236,6 +236,19 @@ def test_every_pool_and_request_is_read_back(runs: Path, capsys: pytest.CaptureF
     assert "Pool p (it waits in this one): can never hold it: licences=3 is more than " in capsys.readouterr().out
 
 
+def test_explain_a_job_that_names_its_pool(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the other pools nothing is said that would let one hope for them."""
+    lines = events(over=False)
+    next(line for line in lines if line.get("jobid") == "11" and line["kind"] == "job-queued")["request"]["pool"] = (
+        "cpu"
+    )
+    write(runs / "new.events.jsonl", lines)
+    assert main(["explain", "11", "new"]) == 0
+    text = capsys.readouterr().out
+    assert "Pool cpu (it waits in this one): the worker with most room" in text
+    assert "Pool gpu: is not the one that dask_pool names." in text
+
+
 def test_report(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is written here, under the run's name, and its name is printed."""
     assert main(["report"]) == 0
