@@ -500,9 +500,9 @@ class AttachedRun(Run):
             self._lost_at = self._clock()
             attempts = [self.controller.sent(key) for key in self.controller.attempts()]
             self._ran = {job.queued.key for job in attempts if job is not None}
-            what = f"answers nothing for {_MUTE_S:.0f} s" if mute else "closed its connection"
+            what = f"has not answered for {_MUTE_S:.0f} s" if mute else "closed its connection"
             ran = f" while {_jobs(len(self._ran))} ran on its workers" if self._ran else ""
-            again = ", and runs these again," if self._ran else ""
+            again = ", and runs these jobs again," if self._ran else ""
             text = (
                 f"The Dask scheduler at {self._address} was lost: it {what}{ran}. The run goes on{again} if it is back "
                 f"with workers within {_BACK_S:.0f} s."
@@ -524,9 +524,10 @@ class AttachedRun(Run):
                     await self._share(self._address)
                     self._subscribe()
                     break
-                await _close(self._client)
             except Exception as error:  # noqa: BLE001 - whatever a scheduler raises that is not quite there yet
                 self._observer.event("call-failed", error=repr(error))
+            if self._client is not old:
+                await _close(self._client)
             await asyncio.sleep(_TRY_EVERY_S)
         else:
             jobs = self.controller.jobs
