@@ -5,7 +5,6 @@ partitions that the user may use, in the order in which jobs should try them.
 """
 
 import argparse
-import getpass
 import grp
 import json
 import math
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snakemake_executor_plugin_dask import units
-from snakemake_executor_plugin_dask.driver.allocations import Ran, run_here
+from snakemake_executor_plugin_dask.driver.allocations import Ran, run_here, user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.poolsfile import read_pools_file
 from snakemake_executor_plugin_dask.slurm_resources import SINFO_FORMAT, NodeKind, parse_sinfo
@@ -30,7 +29,7 @@ _MOST_WORKERS = 10
 _LONGEST_S = 86400.0  # a longer walltime waits longer in the queue, and few jobs need it
 _NAME_LENGTH = 40
 #: Nodes in these states take no jobs at the moment, and may never again.
-_AWAY = ("down", "drain", "drng", "drained", "fail", "maint", "unk", "inval", "futr", "planned_down")
+_AWAY = ("down", "drain", "drng", "fail", "maint", "unk", "inval", "futr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class Kind:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of the command `pools`."""
     parser.add_argument("--from-slurm", action="store_true", required=True, help="ask this site's Slurm")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write it there, and not to standard output")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write to this file instead of standard output")
 
 
 def write(options: argparse.Namespace) -> None:
@@ -87,7 +86,7 @@ def write(options: argparse.Namespace) -> None:
         with Path(options.output).open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        msg = f"{options.output} is there already; name another file, or remove it."
+        msg = f"{options.output} already exists; name another file, or remove it."
         raise ConfigurationError(msg) from None
     except OSError as error:
         msg = f"{options.output} cannot be written: {error.strerror}."
@@ -178,7 +177,7 @@ def _weights(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def _user(run: Run) -> User:
-    name = getpass.getuser()
+    name = user_name()
     groups = set()
     for number in os.getgroups():
         try:
@@ -325,7 +324,9 @@ def render(kinds: Sequence[Kind], left_out: Sequence[tuple[str, str]], user: Use
         order.append("GPUs last")
     lines = [_HEAD.format(user=user.name, order="; ".join(order)).rstrip("\n")]
     if user.accounts is not None and len(user.accounts) > 1:
-        lines.append(f"# Your accounts: {_listed(user.accounts)}. Another than your default one is named in options.")
+        lines.append(
+            f"# Your accounts: {_listed(user.accounts)}. To use another one than your default, name it in the options."
+        )
     lines += [f"# Left out: partition {name} ({why})." for name, why in left_out]
     lines += ["", "pools:"]
     taken: set[str] = set()
@@ -367,7 +368,7 @@ def _pool(kind: Kind, name: str) -> list[str]:
     options: dict[str, object] = {"queue": node.partition}
     if kind.account is not None:
         options["account"] = kind.account
-    # Exact: what is asked for is rounded up else, and may be more than the node has.
+    # Exact: otherwise it is rounded up, and may be more than the node has.
     options["job_mem"] = f"{node.memory_mib}M" if counted else "0"
     if node.gpus:
         lines.append(f"    gpus: {_gpus(node)}")

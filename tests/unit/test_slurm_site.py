@@ -1,6 +1,5 @@
 """A pools file from what Slurm's commands print, as those of a larger site with accounting do."""
 
-import getpass
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from snakemake_executor_plugin_dask import slurm_site
 from snakemake_executor_plugin_dask.driver.allocations import Ran
+from snakemake_executor_plugin_dask.driver.allocations import user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.observe.commands import main
 from snakemake_executor_plugin_dask.pools import Pool
@@ -133,7 +133,7 @@ def test_nothing_that_the_user_may_use() -> None:
         done = answers(command)
         return Ran(0, done.out.replace("State=UP", "State=DOWN"), "") if command[0] == "scontrol" else done
 
-    with pytest.raises(ConfigurationError, match=f"that {getpass.getuser()} may use .main: it is not up"):
+    with pytest.raises(ConfigurationError, match=f"that {user_name()} may use .main: it is not up"):
         pools_text(run)
 
 
@@ -146,4 +146,4 @@ def test_a_file_that_is_there_is_kept(
     before = path.read_text()
     assert asked(site(), "--output", str(path)) == 1
     assert path.read_text() == before
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
