@@ -150,15 +150,17 @@ def _starts(options: Options, scripts: Path | None) -> tuple[list[str], list[str
         backend = backend_for(pool.cluster)
         try:
             text = backend.describe(pool).strip()
-            if scripts is not None and isinstance(backend, JobqueueBackend):
-                title += f" (to try it: {_written(backend, pool, scripts)})"
         except ConfigurationError as error:
             problems.append(str(error))
             continue
-        except OSError as error:
-            problems.append(
-                f"--dask-plan-scripts {scripts}: the script of pool {pool.name} could not be written: {error}."
-            )
+        if scripts is not None and isinstance(backend, JobqueueBackend):
+            try:
+                title += f" (to try it: {_written(backend, pool, scripts)})"
+            except OSError as error:
+                problems.append(
+                    f"--dask-plan-scripts {scripts}: the script of pool {pool.name} could not be written: "
+                    f"{error.strerror or error}."
+                )
         # Not indented, so that what is copied from here is a script.
         lines += ["", title, "", *text.splitlines()]
     return lines, problems

@@ -579,7 +579,7 @@ class Session:
                 if not kill:
                     raise  # the first Ctrl-C, which Snakemake answers by `cancel`
                 self._logger.warning(
-                    "Snakemake leaves without waiting; the driver process goes on ending jobs and giving workers back."
+                    "Snakemake exits without waiting; the driver process goes on ending jobs and giving workers back."
                 )
         self._handover.close()
         self._remove_empty_log_directories()
@@ -587,7 +587,9 @@ class Session:
     def _stop(self, link: DriverLink, *, kill: bool) -> None:
         ended = link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S)
         if link.last is not None:
-            hints = cancel_hints(self._state_dir)
+            hints: dict[str, str] = {}
+            with contextlib.suppress(OSError):  # others have laid hands on the record: the names must do
+                hints = cancel_hints(self._state_dir)
             for worker in link.last.left:
                 hint = f", in {hints[worker]}" if worker in hints else ""
                 self._logger.error(f"Worker {worker} was not seen to be gone{hint} (see {self._state_dir}).")

@@ -151,7 +151,7 @@ def test_second_ctrl_c(tmp_path: Path) -> None:
         wait_for(lambda: "Terminating processes" in run.output and asleep(run.process.pid), "it waits for the driver")
         run.process.send_signal(signal.SIGINT)
         assert run.wait() != 0
-        assert "Snakemake leaves without waiting" in run.output
+        assert "Snakemake exits without waiting" in run.output
         assert "Traceback" not in run.output
         os.kill(driver, signal.SIGCONT)
         run.expect_gone(20)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_dask import slurm_site
-from snakemake_executor_plugin_dask.driver.allocations import Ran
-from snakemake_executor_plugin_dask.driver.allocations import user_name
+from snakemake_executor_plugin_dask.driver.allocations import Ran, user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.observe.commands import main
 from snakemake_executor_plugin_dask.pools import Pool
