@@ -1,6 +1,5 @@
 """The driver process as Snakemake sees it: started, spoken to, heard by a thread, ended. Imports nothing of Dask."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.messages import Begin, Channel, Stop, Stopped
-from snakemake_executor_plugin_dask.private import append_private, open_own
+from snakemake_executor_plugin_dask.private import append_private, read_end
 
 _LOG_TAIL_BYTES = 2000
 
@@ -106,8 +105,6 @@ class DriverLink:
     def log_tail(self) -> str:
         """The end of the driver's own output."""
         try:
-            with open(open_own(self._log), "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
-                return file.read().decode(errors="replace").strip()
+            return read_end(self._log, _LOG_TAIL_BYTES)[0].decode(errors="replace").strip()
         except OSError:
             return ""

@@ -45,9 +45,8 @@ class RunSetup:
     #: Where each job gets a directory of its own to work in, since sources and files come from a storage; empty: where
     #: temporary files are. None: jobs work in ``workdir``.
     scratch: str | None = None
-    files_dir: str = (
-        ""  # absolute; relative paths of jobs' files count from it, unless a job has a directory of its own
-    )
+    #: Absolute; relative paths of jobs' files count from it, unless a job has a directory of its own.
+    files_dir: str = ""
     job_start: JobStart = "warm"
     warm_depth: int = 3  # 1: imports; 2: imports and workflow; 3: the job's own function. For benchmarks and tests
     enforce_runtime: bool = True
@@ -131,9 +130,8 @@ class Outcome:
     cpu_s: float | None = None  # user + system of the whole process tree
     log_path: str = ""
     log_tail: str = ""  # at most 20 lines and 4 kB; only of attempts that did not succeed
-    rule_logs: tuple[
-        tuple[str, str], ...
-    ] = ()  # the same of the rule's own log files that it wrote, behind their paths
+    #: The same of the rule's own log files that it wrote, behind their paths.
+    rule_logs: tuple[tuple[str, str], ...] = ()
     detail: str = ""  # one sentence for people, where the fields above do not say it
 
 

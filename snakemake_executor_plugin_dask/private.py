@@ -111,6 +111,14 @@ def open_own(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
+def read_end(path: str | os.PathLike[str], most_bytes: int) -> tuple[bytes, bool]:
+    """The end of a file as `open_own` takes it, and whether something stands before it. Raises NotPrivate, OSError."""
+    with open(open_own(path), "rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - most_bytes)
+        file.seek(start)
+        return file.read(most_bytes), start > 0
+
+
 def _check_own(found: os.stat_result, path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise NotPrivate(path, "it is no plain file")

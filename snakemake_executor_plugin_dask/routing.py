@@ -423,7 +423,7 @@ def _message(request: Request, pools: Sequence[Pool], short: Mapping[str, tuple[
     if calls:
         lines.append(f"  To make it fit: {calls}")
     elif any(part.text == _GIVEN_UP for parts in short.values() for part in parts if len(parts) == 1):
-        lines.append("  The reason was said when the pool was given up; mend that, and run Snakemake again.")
+        lines.append("  The reason was given when the pool was given up; fix that, and run Snakemake again.")
     else:
         lines.append(f"  To make it fit, change what {_its_rules(request)} for, or add a pool that holds it.")
     return "\n".join(lines)

@@ -48,7 +48,7 @@ def unfit_output(path: str) -> str | None:
 #: Directives that the plugin gives itself: where output goes and what an allocation is called, by which both are found
 #: again; and those after which a submission makes several allocations, waits, or says something else than usual. The
 #: exact words of each, short ones of Slurm and PBS also with their value attached.
-_OWNED: dict[str, tuple[frozenset[str], bool]] = {
+_OWN_DIRECTIVES: dict[str, tuple[frozenset[str], bool]] = {
     "slurm": (
         frozenset("-o --output -e --error -i --input -J --job-name -a --array -D --chdir -W --wait -Q --quiet "
                   "--parsable --test-only --wrap".split()),
@@ -65,7 +65,7 @@ _OWNED: dict[str, tuple[frozenset[str], bool]] = {
 
 def owned(system: str, extra: object) -> str | None:
     """The first of a user's own directives that the plugin has to give itself; None where there is none."""
-    words, attached = _OWNED[system]
+    words, attached = _OWN_DIRECTIVES[system]
     if isinstance(extra, dict):
         return next((str(key) for key in extra if str(key).lower() in words), None)
     for text in _texts(extra):

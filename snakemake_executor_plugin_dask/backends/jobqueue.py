@@ -53,7 +53,7 @@ from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Re
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace
-from snakemake_executor_plugin_dask.private import NotPrivate, open_own, opened, write_private
+from snakemake_executor_plugin_dask.private import NotPrivate, opened, read_end, write_private
 
 _COMMAND_TIMEOUT_S = 60.0
 #: How often the queue is asked at most while nothing hurries: sites ask not to be polled more often.
@@ -298,9 +298,7 @@ def log_tail(directory: Path, allocation_id: str) -> str:
         if not own.search(path.name):
             continue
         try:
-            with open(open_own(path), "rb") as stream:
-                stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL_BYTES))
-                lines = stream.read().decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
+            lines = read_end(path, _TAIL_BYTES)[0].decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
         except NotPrivate as error:
             lines = [f"({path} is not shown: {error.strerror})"]
         except OSError:
@@ -456,9 +454,9 @@ class JobqueueBackend:
         if found := directives.owned(self.name, extra):
             where = "slurm_extra" if "slurm_extra" in dict(pool.slurm or ()) else "job_extra_directives"
             msg = (
-                f"Pool {pool.name}: {found} in {where} is the plugin's own: by output, name and answer of the submit "
-                "command it finds its allocations again. Remove it; `log_directory` among the options says where "
-                "output goes."
+                f"Pool {pool.name}: {found} in {where} is reserved for the plugin, which finds its allocations by "
+                "their output, their name and the submit command's answer. Remove it; `log_directory` among the "
+                "options says where output goes."
             )
             raise ConfigurationError(msg)
         given = self.setting(self.rooted(pool), "log_directory")
@@ -466,7 +464,7 @@ class JobqueueBackend:
         if character := directives.unfit_output(path):
             what = f"log_directory, {path!r}," if given else f"the working directory, {os.getcwd()!r},"
             msg = (
-                f"Pool {pool.name}: {what} holds {character!r}, which {self.system.submit} does not take for itself in "
+                f"Pool {pool.name}: {what} holds {character!r}, which {self.system.submit} does not take literally in "
                 "the path of an allocation's output; "
                 + (
                     "name another one."
@@ -480,7 +478,7 @@ class JobqueueBackend:
         while not above.exists() and above != above.parent:
             above = above.parent
         if given and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
-            msg = f"Pool {pool.name}: log_directory {path} cannot be written ({above} cannot); name another one."
+            msg = f"Pool {pool.name}: log_directory {path}: nothing can be created in {above}; name another directory."
             raise ConfigurationError(msg)
 
     def options(self) -> set[str]:
@@ -603,7 +601,7 @@ class JobqueueBackend:
     def checked_id(self, number: str) -> str:
         """The id that the submit command gave; ValueError where it is none, and no command must be given it."""
         if not is_id(self.system, number):
-            msg = f"{self.system.submit} gave {number[:100]!r} as the id of the allocation, which is none"
+            msg = f"{self.system.submit} gave {number[:100]!r} as the allocation's id, which is not a valid one"
             raise ValueError(msg)
         return number
 

@@ -28,7 +28,7 @@ from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, spread
 from snakemake_executor_plugin_dask.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.private import append_private, open_own, write_private
+from snakemake_executor_plugin_dask.private import append_private, read_end, write_private
 from snakemake_executor_plugin_dask.ranks import allocation_nodes, in_allocation
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
@@ -292,9 +292,7 @@ class LaunchedWorkers(WorkerProcess):
     def log_tail(self) -> str:
         """The end of what launcher and workers printed."""
         try:
-            with open(open_own(self.log), "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
-                return file.read().decode(errors="replace").strip()
+            return read_end(self.log, _LOG_TAIL_BYTES)[0].decode(errors="replace").strip()
         except OSError:
             return ""
 

@@ -21,7 +21,7 @@ from snakemake_executor_plugin_dask.backends.base import (
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.private import append_private, open_own
+from snakemake_executor_plugin_dask.private import append_private, read_end
 from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, take_inventory
 from snakemake_executor_plugin_dask.worker.processes import kill_run
 
@@ -153,8 +153,6 @@ class LocalBackend:
 
 def _tail(path: Path) -> str:
     try:
-        with open(open_own(path), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
-            return file.read().decode(errors="replace")
+        return read_end(path, LOG_TAIL_BYTES)[0].decode(errors="replace")
     except OSError:
         return ""

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from snakemake_executor_plugin_dask.worker.processes import read_stat
+
 Fate = Literal["alive", "dead", "unknown"]
 
 #: The process namespace of a machine itself, and not of a container on it.
@@ -53,12 +55,8 @@ def this_process() -> Process:
 
 def start_time(pid: int) -> str:
     """The start time of a process, which tells it from a later one with the same id; empty if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] in "ZX" else fields[19]
+    stat = read_stat(pid)
+    return "" if stat is None or stat.dead else str(stat.start)
 
 
 def judge(former: Process | None, here: Process, start: Callable[[int], str] = start_time) -> Fate:

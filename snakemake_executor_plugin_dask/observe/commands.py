@@ -140,7 +140,7 @@ def _formats(parser: argparse.ArgumentParser) -> None:
 
 def _number(text: str) -> int:
     if not text.isdecimal():
-        msg = f"{text} is no number"
+        msg = f"{text} is not a number"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 
@@ -222,7 +222,7 @@ def _jobs(options: argparse.Namespace) -> None:
     elif found:
         _print(text_table(model, found, width=_width(), attempts=options.attempts))
     else:
-        _print(f"None of the {len(model.jobs):,} jobs of run {clean(model.run_id)} is like that.")
+        _print(f"None of the {len(model.jobs):,} jobs of run {clean(model.run_id)} matches.")
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -251,7 +251,7 @@ def _log(options: argparse.Namespace) -> None:
     elif last.log_tail.strip():
         _print(clean_block(last.log_tail).rstrip())
     elif last.status == "succeeded":
-        msg = f"The log of job {job} was removed, since it succeeded; --dask-keep-successful-logs keeps such logs."
+        msg = f"The log of job {job} was removed because it succeeded; --dask-keep-successful-logs keeps such logs."
         raise ConfigurationError(msg)
     else:
         msg = f"The log of job {job}, {path}, is not there."

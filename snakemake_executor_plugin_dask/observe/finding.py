@@ -39,7 +39,7 @@ def find_log(run: str | None, directory: Path = Path()) -> Path:
         names = ", ".join(path.name.removesuffix(SUFFIX) for path in found[:_MATCHES_SHOWN])
         msg = f"Several runs begin with {run} ({names}): give more letters."
     else:
-        msg = f"There is no run {run} in this directory; `snakemake-dask runs` lists those that there are."
+        msg = f"There is no run {run} in this directory; `snakemake-dask runs` lists those that exist."
     raise ConfigurationError(msg)
 
 
@@ -94,7 +94,7 @@ def find_job(model: RunModel, name: str) -> list[Attempt]:
     if found:
         msg = f"{len(found)} jobs match {name}: give the number of one of them ({_some(found)})."
     else:
-        msg = f"Run {model.run_id} has no job {name}; `snakemake-dask jobs` lists those that it has."
+        msg = f"Run {model.run_id} has no job {name}; `snakemake-dask jobs` lists its jobs."
     raise ConfigurationError(msg)
 
 

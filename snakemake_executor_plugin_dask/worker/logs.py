@@ -12,7 +12,7 @@ import signal
 import stat
 from collections.abc import Sequence
 
-from snakemake_executor_plugin_dask.private import open_own
+from snakemake_executor_plugin_dask.private import open_own, read_end
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 4096
@@ -130,14 +130,10 @@ def open_log(path: str) -> int:
 def tail(path: str) -> str:
     """The last lines, at most 20 and 4 kB, as `clean_tail` makes them; empty where the file cannot be read."""
     try:
-        with open(open_own(path), "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            start = max(0, size - _READ_BYTES)
-            file.seek(start)
-            data = file.read(_READ_BYTES)
+        data, cut = read_end(path, _READ_BYTES)
     except OSError:
         return ""
-    return clean_tail(data, cut=start > 0)
+    return clean_tail(data, cut)
 
 
 def command_end(path: str) -> str:
@@ -146,9 +142,7 @@ def command_end(path: str) -> str:
     The Snakemake around a command ends with exit code 1, whatever the command did.
     """
     try:
-        with open(open_own(path), "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
-            last = _last_end(b"\n" + file.read(_SEARCHED_BYTES))
+        last = _last_end(b"\n" + read_end(path, _SEARCHED_BYTES)[0])
     except OSError:
         return ""
     if last is None:
@@ -167,9 +161,7 @@ def command_end(path: str) -> str:
 def failed_members(path: str) -> str:
     """«in rule c (output c.txt)»: which rules of a group failed, as its Snakemake wrote it; empty where it did not."""
     try:
-        with open(open_own(path), "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
-            text = b"\n" + file.read(_SEARCHED_BYTES)
+        text = b"\n" + read_end(path, _SEARCHED_BYTES)[0]
     except OSError:
         return ""
     found: list[str] = []

@@ -145,7 +145,7 @@ def test_worker_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert "Pool local is given up: its workers do not come up." in run.output
         assert "the node has no such device" in run.output
         assert run.output.count("Error in rule work") == 1
-        assert "mend that, and run Snakemake again" in run.output
+        assert "fix that, and run Snakemake again" in run.output
         assert "2 jobs that waited were not started; their outputs are as they were before." in run.output
         assert [path.read_text() for path in old] == ["of an earlier run"] * 3
         assert not list((tmp_path / "work" / ".snakemake" / "incomplete").glob("*"))

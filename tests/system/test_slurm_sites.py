@@ -57,7 +57,7 @@ def test_a_lost_answer_and_variables_of_ones_own(
 @pytest.mark.parametrize(
     ("directory", "resources", "said"),
     [
-        ("run%j", "runtime=1", "holds '%', which sbatch does not take for itself"),
+        ("run%j", "runtime=1", "holds '%', which sbatch does not take literally"),
         ("run", r'slurm_account=lambda wildcards: "a\ntouch HACKED"', "The resource slurm_account="),
     ],
 )

@@ -128,7 +128,7 @@ def test_which_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["log", "late"], "Job 11 has not been started"),
         (
             ["log", "1"],
-            "The log of job 1 was removed, since it succeeded; --dask-keep-successful-logs keeps such logs.",
+            "The log of job 1 was removed because it succeeded; --dask-keep-successful-logs keeps such logs.",
         ),
         (["report", "-o", "x.pdf"], "--output x.pdf: the file's ending"),
         (["jobs", "--state", "ill"], "Argument -s/--state: invalid choice: 'ill'"),

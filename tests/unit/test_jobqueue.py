@@ -664,8 +664,9 @@ def refused(wanted: Pool, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_output_that_could_not_be_written_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own directives for it, a directory that cannot be written, and paths that batch systems read as patterns."""
     own = pool(options={"job_extra_directives": ["-o logs/%j.out"]})
-    assert "-o in job_extra_directives is the plugin's own" in refused(own, monkeypatch)
-    assert "(/dev/null cannot)" in refused(pool(options={"log_directory": "/dev/null/logs"}), monkeypatch)
+    assert "-o in job_extra_directives is reserved for the plugin" in refused(own, monkeypatch)
+    nowhere = pool(options={"log_directory": "/dev/null/logs"})
+    assert "nothing can be created in /dev/null" in refused(nowhere, monkeypatch)
     assert "holds '%', which sbatch" in refused(pool(options={"log_directory": f"{tmp_path}/%u"}), monkeypatch)
     for cluster in ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor"):
         for name in ("%j", "back\\slash", "$USER"):
@@ -760,7 +761,7 @@ def test_a_submission_that_is_not_found_stays_recorded(
 @pytest.mark.parametrize("number", ["-u", "0", "7 8", "all", "*"])
 def test_an_id_that_is_none_is_not_taken(number: str) -> None:
     """Whatever a site's wrapper of the submit command printed."""
-    with pytest.raises(ValueError, match="as the id of the allocation, which is none"):
+    with pytest.raises(ValueError, match="as the allocation's id, which is not a valid one"):
         JobqueueBackend("lsf").checked_id(number)
 
 

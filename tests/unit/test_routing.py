@@ -60,7 +60,7 @@ def test_a_pool_that_was_given_up_is_passed_over() -> None:
 
 def test_the_rule_is_not_to_blame_for_a_pool_that_was_given_up() -> None:
     """Where a pool would hold the job if its workers came up, nothing in the rule needs to change."""
-    with pytest.raises(NoPool, match="mend that, and run Snakemake again") as told:
+    with pytest.raises(NoPool, match="fix that, and run Snakemake again") as told:
         route(Request(1), (CPU,), {}, given_up={"cpu"})
     assert "what the rule asks for" not in str(told.value)
 
