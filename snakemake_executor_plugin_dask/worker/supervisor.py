@@ -13,6 +13,7 @@ import dataclasses
 import gc
 import os
 import resource
+import secrets
 import shutil
 import signal
 import socket
@@ -284,6 +285,23 @@ class Supervisor:
         except TimeoutError:
             current.notes.append(f"the log {current.log} could not be read within {_READ_S:.0f} s")
 
+    async def _clear_place(self, directory: str) -> None:
+        """What an earlier run of the attempt left there, whose worker was lost, goes.
+
+        First out of the way: a removal that lasts must not meet what this run puts there.
+        """
+        moving = self._loop.run_in_executor(self._listings, _move_aside, directory)
+        try:
+            aside = await asyncio.wait_for(moving, _LISTING_S)
+        except TimeoutError:
+            msg = f"the place of its local copies, {directory}, did not answer within {_LISTING_S:.0f} s"
+            raise NotStarted(msg) from None
+        except OSError as error:
+            msg = f"what an earlier run left in {directory} could not be moved away: {error.strerror}"
+            raise NotStarted(msg) from error
+        if aside is not None:
+            await self._remove(aside)
+
     async def _remove(self, directory: str) -> None:
         """A file server that hangs holds up nothing else."""
         with contextlib.suppress(TimeoutError):
@@ -320,7 +338,7 @@ class Supervisor:
         if spec.local_copies is not None and self._scratch is None:
             environment = job_environment(self._environment, spec.key, spec.environment)
             current.copies = os.path.join(setup.files_dir, expand(spec.local_copies, environment))
-            await self._remove(current.copies)  # what an earlier run of the attempt left, whose worker was lost
+            await self._clear_place(current.copies)
         self._check_verdict(current)
         if not await self._warming.start(current):
             self._check_verdict(current)
@@ -492,6 +510,16 @@ class Supervisor:
                     ", while Snakemake waited for output files (--latency-wait); the job's command had ended by then"
                 )
             self._endings.stop(current, "out-of-time", text)
+
+
+def _move_aside(directory: str) -> str | None:
+    """The new name of what lies there; None where nothing does. Raises OSError."""
+    aside = f"{directory}.{secrets.token_hex(8)}"
+    try:
+        os.rename(directory, aside)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return aside
 
 
 def _remove_tree(directory: str) -> None:

@@ -276,16 +276,56 @@ def test_unwritable_log_directory_does_not_lose_the_job(worker, tmp_path):
     os.unlink(outcome.log_path)
 
 
-def test_log_that_cannot_be_read_holds_up_nobody_else(worker, tmp_path):
+def test_local_copies_of_an_earlier_run_are_gone_before_the_job_starts(worker, tmp_path):
+    """A lost run of the same attempt may have left half of them; what this run puts there goes after it."""
+    place = tmp_path / "copies" / "job"
+    (place / "deep").mkdir(parents=True)
+    (place / "deep" / "half").write_text("half")
+    code = f"ls -A {tmp_path}/copies; mkdir {place} && touch {place}/whole; exit 3"
+    outcome = worker.outcome(worker.start(code, local_copies=str(place)))
+    assert (outcome.exit_code, outcome.log_tail) == (3, "")
+    assert list((tmp_path / "copies").iterdir()) == []
+    outcome = worker.outcome(worker.start("exit 0", local_copies=f"{tmp_path}/{'long' * 100}"))
+    assert outcome.status == "not-started"
+    assert "could not be moved away: File name too long" in outcome.detail
+
+
+#: A file server that does not answer whoever wants to read this one file, as long as another one is there.
+HANGING = """\
+import os, time
+
+def opened(path, flags, *more, open=os.open, **others):
+    if os.fspath(path) == {log!r} and flags & os.O_ACCMODE == os.O_RDONLY:
+        with open_file({asked!r}, "w"):
+            pass
+        while os.path.exists({hangs!r}):
+            time.sleep(0.02)
+    return open(path, flags, *more, **others)
+
+open_file, os.open = open, opened
+"""
+
+
+def test_log_that_cannot_be_read_holds_up_nobody_else(tmp_path):
     """While the last lines of one job's log do not come, as on a file server that hangs, other jobs start and end."""
+    log, asked, hangs = (os.fspath(tmp_path / name) for name in ("job.log", "asked", "hangs"))
+    Path(hangs).touch()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HANGING.format(log=log, asked=asked, hangs=hangs))
+    with fake_worker(tmp_path, environment={**os.environ, "PYTHONPATH": str(tmp_path / "site")}) as worker:
+        held = worker.start("echo last; exit 3", log_path=log)
+        wait_for(Path(asked).exists, "the log was not read")
+        assert worker.outcome(worker.start("sleep 0.5")).status == "succeeded"
+        assert held not in worker.outcomes
+        Path(hangs).unlink()
+        outcome = worker.outcome(held)
+    assert (outcome.status, outcome.exit_code, outcome.log_tail) == ("failed", 3, "last")
+
+
+def test_a_log_that_a_job_replaced_by_a_pipe_is_not_waited_for(worker, tmp_path):
+    """Nobody writes to it, and nobody has to."""
     log = tmp_path / "job.log"
-    held = worker.start(f"rm {log}; mkfifo {log}; touch {tmp_path}/on; exit 3", log_path=str(log))
-    leader = worker.wait_started(held)
-    wait_for(lambda: (tmp_path / "on").exists() and not alive(leader), "the job did not end")
-    assert worker.outcome(worker.start("sleep 0.5")).status == "succeeded"
-    with log.open("wb"):  # the supervisor reads, and finds nothing
-        pass
-    outcome = worker.outcome(held)
+    outcome = worker.outcome(worker.start(f"rm {log}; mkfifo {log}; exit 3", log_path=str(log)))
     assert (outcome.status, outcome.exit_code, outcome.log_tail) == ("failed", 3, "")
 
 
