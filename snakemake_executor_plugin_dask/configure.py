@@ -178,12 +178,12 @@ def _fit_machine(pools: tuple[Pool, ...], machine: Machine, warnings: list[str])
         if (pool.cores or 0) > machine.cores:
             warnings.append(
                 f"{_whose(pool, pools)} is to have {_count(pool.cores or 0, 'core')}, but {has_cores} for this process "
-                "(its affinity and cgroup count): jobs share them."
+                "(as affinity and cgroup limit it): jobs share them."
             )
         if (pool.memory_mb or 0) > machine.memory_mb:
             msg = (
                 f"{_whose(pool, pools)} is to have {pool.memory_mb} MB of memory, but {has_memory} for this process "
-                "(its cgroup counts); ask for at most that."
+                "(as its cgroup limits it); ask for at most that."
             )
             raise ConfigurationError(msg)
     memory_mb = sum(pool.workers_max * (pool.memory_mb or 0) for pool in sized.values())

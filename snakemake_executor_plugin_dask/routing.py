@@ -330,7 +330,7 @@ def few_jobs(
         return None
     return (
         f"--jobs {jobs} lets the plugin see {_count(jobs, 'job')} at once, and its workers have "
-        f"{_count(cores, 'core')}: it caps everything. Give several times what they hold, such as --jobs 10000; "
+        f"{_count(cores, 'core')}: --jobs limits what runs. Give several times what they hold, such as --jobs 10000; "
         "--cores caps the threads of one job, and --dask-workers and --dask-worker-cores cap how much runs at once."
     )
 

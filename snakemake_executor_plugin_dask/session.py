@@ -98,7 +98,7 @@ def queue_text(rule: str) -> str:
     """Why a rule's job cannot run on a worker: its own Snakemake would wait for the queue's items for ever."""
     return (
         f"Rule {rule} takes its input from a queue (from_queue), which only Snakemake's own process can read; list it "
-        "under localrules, and let it be in no group."
+        "under localrules, and keep it out of groups."
     )
 
 

@@ -69,7 +69,7 @@ class Unfit:
                 self._told.add(name)
                 said.append(
                     f"Rule {name} asks for {routing.describe(cls.request)}, which no worker of the cluster can hold "
-                    f"now: its jobs wait {units.format_duration(wait_s)} for a worker that can, and fail then."
+                    f"now: its jobs wait {units.format_duration(wait_s)} for a worker that can, then fail."
                 )
         return Verdict(tuple(said), tuple(over), tuple(fitting))
 

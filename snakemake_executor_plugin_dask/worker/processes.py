@@ -53,8 +53,8 @@ def why_cold() -> str:
     except (AttributeError, OSError) as error:
         host, kernel = os.uname().nodename, os.uname().release
         return (
-            f"jobs start cold on {host}, a second or two for each: warm starts need pidfd_open (Linux 5.3), "
-            f"and its kernel {kernel} does not offer it ({error})."
+            f"jobs start cold on {host}, which costs each a second or two: warm starts need pidfd_open (Linux "
+            f"5.3), which its kernel {kernel} does not offer ({error})."
         )
     return ""
 

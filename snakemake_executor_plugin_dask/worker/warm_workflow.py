@@ -416,7 +416,7 @@ def _other_output(rule: str, expected: list[str], found: list[str]) -> str:
     return (
         f"The output files of rule {rule} have other names each time the workflow is read: Snakemake expects {one}, "
         f"but the job would make {other}. Names of files must not depend on the time, on random numbers, on the "
-        "process or on a job's environment; give such a value by --config."
+        "process or on a job's environment; pass such a value with --config."
     )
 
 

@@ -88,7 +88,7 @@ def test_machine_is_divided() -> None:
 def test_more_cores_together_than_the_machine_has() -> None:
     """Cores of all workers, or of one, may exceed the machine's, with one warning."""
     assert pool(
-        "A worker is to have 9 cores, but this machine has 8 cores for this process (its affinity and cgroup count): "
+        "A worker is to have 9 cores, but this machine has 8 cores for this process (as affinity and cgroup limit it): "
         "jobs share them.",
         worker_cores=9,
     ) == Pool("local", "local", 1, 1, 9, 16000)

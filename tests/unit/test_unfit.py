@@ -44,7 +44,7 @@ def test_it_waits_is_said_once_and_fails_with_the_usual_message() -> None:
     (said,) = look.look([job], there, 0.0, adaptive=False).said
     assert said == (
         "Rule work asks for 6 cores, mem_mb=3000, which no worker of the cluster can hold now: its jobs wait 1m for a "
-        "worker that can, and fail then."
+        "worker that can, then fail."
     )
     verdict = look.look([job], there, WAIT_S - 1, adaptive=False)
     assert (verdict.said, verdict.over) == ((), ())
