@@ -1,8 +1,9 @@
 """Why one job waits, pool by pool; or what became of it. Pure; from events."""
 
-import dataclasses
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from snakemake_executor_plugin_dask import routing
 from snakemake_executor_plugin_dask.observe.events import Event
@@ -20,16 +21,7 @@ from snakemake_executor_plugin_dask.units import format_memory
 def explain(model: RunModel, attempts: Sequence[Attempt], events: Iterable[Event], now: float) -> str:
     """``attempts`` of one job, ``events`` of the whole run. ``now``: seconds since the epoch."""
     last = attempts[-1]
-    pools: dict[str, Pool] = {}
-    request: Request | None = None
-    for event in events:
-        if event["kind"] == "run-started":
-            listed = event.get("pools") or (event.get("options") or {}).get("pools") or []
-            pools |= {pool.name: pool for each in listed if (pool := _made(Pool, each)) is not None}
-        elif event["kind"] == "pool-up" and (pool := _made(Pool, {**event, "name": event.get("pool")})) is not None:
-            pools.setdefault(pool.name, pool)
-        elif event["kind"] == "job-queued" and event.get("key") == attempts[0].key:
-            request = _made(Request, event.get("request") or {})
+    pools, request = _declared(events, attempts[0].key)
     asked = f", which asks for {routing.describe(request)}" if request is not None else ""
     lines = [f"Job {short_id(last.jobid)}: {clean(job_text(last, len(last.members)), 2000)}{asked}."]
     lines += [_past(attempt) for attempt in attempts[:-1]]
@@ -52,17 +44,50 @@ def explain(model: RunModel, attempts: Sequence[Attempt], events: Iterable[Event
     return "\n".join(lines)
 
 
+def _declared(events: Iterable[Event], key: str) -> tuple[dict[str, Pool], Request | None]:
+    """The pools of a run and the request of one job. As in the model, a damaged event is passed over."""
+    pools: dict[str, Pool] = {}
+    request: Request | None = None
+    for event in events:
+        try:
+            if event["kind"] == "run-started":
+                listed = event.get("pools") or (event.get("options") or {}).get("pools") or []
+                pools |= {pool.name: pool for each in listed if (pool := _made(Pool, each)) is not None}
+            elif event["kind"] == "pool-up" and (pool := _made(Pool, {**event, "name": event.get("pool")})) is not None:
+                pools.setdefault(pool.name, pool)
+            elif event["kind"] == "job-queued" and event.get("key") == key:
+                request = _made(Request, event.get("request") or {})
+        except (TypeError, AttributeError):
+            continue
+    return pools, request
+
+
 def _made(kind: type[Any], fields: Mapping[str, Any]) -> Any:
     """A dataclass from its form in the event log; None where that lacks something.
 
-    Objects are left out: they have defaults, and decide nothing here.
+    What is not of a field's type is left out: an object, which decides nothing here, or what a damaged log holds.
     """
-    known = {each.name for each in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values = {name: _frozen(value) for name, value in fields.items()}
     try:
-        plain = {name: value for name, value in fields.items() if name in known and not isinstance(value, Mapping)}
-        return kind(**{name: _frozen(value) for name, value in plain.items()})
+        return kind(**{name: value for name, value in values.items() if name in hints and _fits(value, hints[name])})
     except TypeError:
         return None
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value, as JSON gives it, is of a field's type."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        return len(each) == len(value) and all(map(_fits, value, each))
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def _frozen(value: Any) -> Any:

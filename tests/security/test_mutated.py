@@ -16,7 +16,7 @@ import pytest
 
 from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, look
 from snakemake_executor_plugin_dask.driver.allocations import RECORD, Record
-from snakemake_executor_plugin_dask.observe.__main__ import main
+from snakemake_executor_plugin_dask.observe.commands import main
 from snakemake_executor_plugin_dask.observe.events import read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import snapshot
@@ -128,14 +128,15 @@ def test_events_that_are_damaged_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_the_second_terminal_bears_a_damaged_log(tmp_path: Path) -> None:
-    """Its command prints what there is, and no traceback."""
+    """Its commands print what there is, and no traceback."""
     chance = random.Random(13)
     log = tmp_path / "run.events.jsonl"
     for _ in range(100):
         events = [changed(event, chance) if chance.random() < 0.3 else event for event in EVENTS]
         log.write_text("\n".join(map(json.dumps, events)))
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
-            assert main(["status", str(log)]) in (0, 1)
+            for command in (["status"], ["jobs"], ["explain", "1"], ["log", "1"]):
+                assert main([*command, str(log)]) in (0, 1)
         assert "Traceback" not in errors.getvalue()
 
 
