@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask import units
 from snakemake_executor_plugin_dask.driver.allocations import Ran, run_here, user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
 from snakemake_executor_plugin_dask.poolsfile import read_pools_file
+from snakemake_executor_plugin_dask.printed import clean_block
 from snakemake_executor_plugin_dask.slurm_resources import SINFO_FORMAT, NodeKind, parse_sinfo
 
 Run = Callable[[Sequence[str]], Ran]
@@ -80,7 +81,7 @@ def write(options: argparse.Namespace) -> None:
     """The command `pools`. ConfigurationError with one sentence; a file that is there is kept."""
     text = pools_text(run_here)
     if options.output is None:
-        sys.stdout.write(text)
+        sys.stdout.write(clean_block(text))
         return
     try:
         with Path(options.output).open("x", encoding="utf-8") as file:
