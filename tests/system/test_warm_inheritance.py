@@ -5,15 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from system.warm_harness import PATIENCE_S, Warm, plan, run_cold, until
-
-from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
-
-
-def planned(workdir: Path, snakefile: str, *arguments: str, depth: int = 3) -> tuple[RunSetup, list[JobSpec]]:
-    (workdir / "Snakefile").write_text(snakefile)
-    return plan(workdir, *arguments, depth=depth)
-
+from system.warm_harness import PATIENCE_S, Warm, planned, run_cold, until
 
 RANDOM = """
 import random, time

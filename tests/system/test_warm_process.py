@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from system.warm_harness import Warm, alive, plan, pss_mb, read, run_cold, until
-
-from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
+from system.warm_harness import Warm, alive, planned, pss_mb, read, run_cold, until
 
 SIMPLE = """
 rule all:
@@ -22,11 +20,6 @@ rule one:
     output: "{n}.txt"
     shell: "echo {wildcards.n} > {output}"
 """
-
-
-def planned(workdir: Path, snakefile: str, *arguments: str, depth: int = 3) -> tuple[RunSetup, list[JobSpec]]:
-    (workdir / "Snakefile").write_text(snakefile)
-    return plan(workdir, *arguments, depth=depth)
 
 
 def test_a_changed_workflow_is_noticed(tmp_path: Path) -> None:

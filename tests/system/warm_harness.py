@@ -46,6 +46,12 @@ def plan(workdir: Path, *arguments: str, depth: int = 3) -> tuple[RunSetup, list
     return replace(setup, warm_depth=depth), specs
 
 
+def planned(workdir: Path, snakefile: str, *arguments: str, depth: int = 3) -> tuple[RunSetup, list[JobSpec]]:
+    """The same for a workflow that is given as text."""
+    (workdir / "Snakefile").write_text(snakefile)
+    return plan(workdir, *arguments, depth=depth)
+
+
 @dataclass(frozen=True)
 class Ended:
     """How an attempt ended, and what it wrote."""
