@@ -14,9 +14,14 @@ _HARMFUL = re.compile(
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 
 
+def without_sequences(text: str) -> str:
+    """Text without terminal sequences (colours, cursor movements, titles)."""
+    return _ANSI.sub("", text)
+
+
 def clean_block(text: str) -> str:
     """Text of several lines without control characters or terminal sequences. What cannot be encoded is an escape."""
-    text = _ANSI.sub("", text.replace("\r\n", "\n").replace("\t", "    "))
+    text = without_sequences(text.replace("\r\n", "\n").replace("\t", "    "))
     text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

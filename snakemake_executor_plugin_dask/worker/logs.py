@@ -12,14 +12,15 @@ import signal
 import stat
 from collections.abc import Sequence
 
+from snakemake_executor_plugin_dask.printed import without_sequences
 from snakemake_executor_plugin_dask.private import open_own, read_end
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 4096
 _READ_BYTES = 4 * _TAIL_BYTES  # with what is left out of it
 _PROBE = b"\0" * 4096
-#: Terminal sequences (colours, cursor movements), and control characters other than tab and newline.
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: Control characters other than tab and newline.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 #: What Snakemake itself writes around a job's output: the block that announces the job, that of its error, which the
 #: main process shows too, and lines of its own start and end. Errors of Python code (`run:`, scripts) are not among it.
@@ -205,7 +206,7 @@ def clean_tail(data: bytes, cut: bool) -> str:
     whole = data.decode(errors="replace")
     lines = _FRAME.sub("", whole).strip("\n").split("\n")
     # What a progress bar wrote over is gone on a terminal, too.
-    lines = [_CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip() for line in lines]
+    lines = [_CONTROL.sub("", without_sequences(line.rstrip("\r").rpartition("\r")[2])).rstrip() for line in lines]
     if cut and len(lines) > 1:
         lines = lines[1:]
     while lines and not lines[-1]:
