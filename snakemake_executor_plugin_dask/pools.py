@@ -32,6 +32,7 @@ class Pool:
     idle_timeout_s: float = 60.0
     resources: tuple[tuple[str, int], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # of the backend's class
+    left_out: tuple[str, ...] = ()  # nodes that its next allocations are not to get, where the batch system can
     #: For a pool made for Slurm resources: the key that its jobs agree in (Request.slurm).
     slurm: tuple[tuple[str, str], ...] | None = None
 

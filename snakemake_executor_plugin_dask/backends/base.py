@@ -65,6 +65,7 @@ class WorkerProcess(ProcessInterface):
         self.failure: str | None = None  # why it could not be started, with the command's own words
         self.outlook: Outlook = "unknown"  # of another try, where this one failed
         self.allocation_id: str | None = None  # of the batch system, or the process id
+        self.node = ""  # where it is, or was, as the batch system calls it; empty: not known, or several
         #: Suffixes of the Dask workers' names, where this one process (a launcher) starts several.
         self.group: tuple[str, ...] = ()
 
@@ -78,6 +79,10 @@ class WorkerProcess(ProcessInterface):
     def output_tail(self) -> str:
         """The end of what its allocation has written so far; empty where that is not kept. Reads files."""
         return ""
+
+    async def preempted(self) -> bool:
+        """Whether the batch system says that it took, or is about to take, its allocation away for others."""
+        return False
 
     async def kill(self) -> bool:
         """End it now, by force; True once it is seen to be gone. May be repeated."""

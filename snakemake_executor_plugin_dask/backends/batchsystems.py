@@ -22,6 +22,7 @@ class Seen:
     reason: str = ""
     stuck: bool = False
     expected: float | None = None  # when it is likely to start, in seconds since the epoch
+    nodes: str = ""  # that it has or had, as the batch system writes them
 
 
 GONE = Seen("gone")
@@ -53,6 +54,8 @@ class System:
     confirm: Callable[[Collection[str], str | None], list[str]] | None = None
     #: Prints `id|path of the script` of all the user's allocations: finds one whose submission got no answer.
     find: Callable[[str, str | None], list[str]] | None = None  # user's name, where
+    #: Prints when an allocation was taken away for others, from the moment when that is decided; `N/A`: it was not.
+    preempted: Callable[[str, str | None], list[str]] | None = None
     id: str = r"[1-9]\d*"  # what an id looks like; `bkill 0` would end all of a user's jobs
     #: Cancels by name, for an allocation whose submission was cut off before its id was known.
     cancel_name: Callable[[str, str | None], list[str]] | None = None
@@ -168,8 +171,11 @@ def _squeue(where: str | None, *more: str) -> list[str]:
     return ["squeue", *_slurm_clusters(where), "--all", "--noheader", "--states=all", *more]
 
 
+_SQUEUE_FORMAT = "%i|%T|%r|%S|%N"
+
+
 def _slurm_query(_ids: Collection[str], user: str, where: str | None) -> list[str]:
-    return _squeue(where, f"--user={user}", "--format=%i|%T|%r|%S")
+    return _squeue(where, f"--user={user}", f"--format={_SQUEUE_FORMAT}")
 
 
 def _local_time(text: str) -> float | None:
@@ -183,7 +189,7 @@ def _local_time(text: str) -> float | None:
 def _slurm_parse(out: str) -> dict[str, Seen]:
     seen = {}
     for line in out.splitlines():
-        number, state, reason, start = (*line.split("|"), "", "", "")[:4]
+        number, state, reason, start, nodes = (*line.split("|"), "", "", "", "")[:5]
         if not state:
             continue  # «CLUSTER: name»
         kind = _SLURM.get(state, "unknown")
@@ -191,7 +197,8 @@ def _slurm_parse(out: str) -> dict[str, Seen]:
         # A user who holds an allocation by hand means to release it.
         stuck = kind == "queued" and reason != "JobHeldUser" and bool(_SLURM_STUCK.search(reason))
         reason = reason or ("" if kind in ("queued", "running") else state)
-        seen[number.strip()] = Seen(kind, reason, stuck, _local_time(start) if kind == "queued" else None)
+        expected = _local_time(start) if kind == "queued" else None
+        seen[number.strip()] = Seen(kind, reason, stuck, expected, nodes.strip())
     return seen
 
 
@@ -312,8 +319,9 @@ SYSTEMS: Mapping[str, System] = {
             cancel=lambda job, where: ["scancel", *_slurm_clusters(where), "--", job],
             query=_slurm_query,
             parse=_slurm_parse,
-            confirm=lambda ids, where: _squeue(where, f"--jobs={','.join(ids)}", "--format=%i|%T|%r"),
+            confirm=lambda ids, where: _squeue(where, f"--jobs={','.join(ids)}", f"--format={_SQUEUE_FORMAT}"),
             find=lambda user, where: _squeue(where, f"--user={user}", "--format=%i|%o"),
+            preempted=lambda job, where: _squeue(where, f"--jobs={job}", "--Format=PreemptTime"),
             no_requeue=("--no-requeue",),
             queues=("sinfo", "--all", "--noheader", "--format=%R"),
             limits=lambda queue, where: [

@@ -129,6 +129,12 @@ def option_given(setting: Setting, long: str, short: str) -> str | None:
     return found
 
 
+def can_leave_out(system: str, setting: Setting) -> bool:
+    """Whether a script can say which nodes an allocation is not to get, beside those that the user leaves out."""
+    # With a slash the user's value is the path of a list.
+    return system == "slurm" and "/" not in (option_given(setting, "--exclude", "-x") or "")
+
+
 def as_arguments(script: str, mark: str) -> list[str]:
     """The words of a script's directives, as the submit command would read them; none where it could not."""
     lines = [line.removeprefix(mark) for line in script.splitlines() if line.startswith(f"{mark} ")]
@@ -228,6 +234,9 @@ def _slurm(pool: Pool, setting: Setting, _name: str, _logs: str) -> dict[str, An
         own = [f"--nodes={pool.nodes}", f"--ntasks-per-node={pool.cores}", "--cpus-per-task=1", *own]
     if pool.gpus and not asks_for_gpus(setting):
         own = [f"--gres=gpu:{pool.gpus}", *own]
+    if pool.left_out:
+        given = option_given(setting, "--exclude", "-x")
+        own = [f"--exclude={','.join(filter(None, [given, *pool.left_out]))}", *own]
     return {**arguments, "job_extra_directives": [*extra, *own]}
 
 

@@ -51,6 +51,7 @@ from snakemake_executor_plugin_dask.backends.batchsystems import (
 from snakemake_executor_plugin_dask.backends.refusals import no_such, outlook, rehearsed, what_to_change
 from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Record, run_here, user_name
 from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.observe.reasons import preempted
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace
 from snakemake_executor_plugin_dask.private import NotPrivate, opened, read_end, write_private
@@ -177,6 +178,7 @@ class Allocation(WorkerProcess):
         self._gone: AllocationState | None = None
         self._stuck_since: float | None = None
         self._submission: asyncio.Task[None] | None = None
+        self._refused = False  # by the submit command
 
     async def start(self) -> None:
         # Shielded: a submission that is cut off would leave an allocation whose id nobody knows.
@@ -185,6 +187,14 @@ class Allocation(WorkerProcess):
         self.status = Status.running
 
     async def _submit(self) -> None:
+        await self._submit_once()
+        if self._refused and self.pool.left_out:
+            # Perhaps only nodes that are left out could hold it.
+            self.pool = replace(self.pool, left_out=())
+            self._refused, self.failure, self.outlook = False, None, "unknown"
+            await self._submit_once()
+
+    async def _submit_once(self) -> None:
         job_name = allocation_name(self.pool, self.link)
         where = self._backend.where(self.pool)
         try:
@@ -201,6 +211,7 @@ class Allocation(WorkerProcess):
             self.allocation_id = self._backend.checked_id(number)
             self._record.submitted(self.name, number)
         except SubmitError as error:
+            self._refused = True
             advice = what_to_change(self._backend.name, str(error))
             self.failure = str(error) + (f"; {advice}" if advice else "")
             self.outlook = outlook(self._backend.name, str(error))
@@ -216,6 +227,8 @@ class Allocation(WorkerProcess):
         if self._gone is not None:
             return self._gone
         seen = await self._view.look(self.allocation_id, _LOOK_EVERY_S, self._submitted)
+        if seen.nodes:
+            self.node = seen.nodes if re.fullmatch(r"[\w.-]+", seen.nodes) else ""
         if seen.kind == "gone":
             return self._went(seen.reason)
         if seen.stuck:
@@ -233,6 +246,18 @@ class Allocation(WorkerProcess):
         self.outlook = "final"
         why = f"it would never start: {reason}" + (f"; {advice}" if advice else "")
         return await self._cancel(number, why) or AllocationState("unknown", f"{why}, and could not be cancelled")
+
+    async def preempted(self) -> bool:
+        if self.allocation_id is None:
+            return False
+        if preempted(await asyncio.to_thread(self.output_tail)):
+            return True
+        command = self._backend.system.preempted
+        if command is None:
+            return False
+        done = await self._backend.run(command(self.allocation_id, self._backend.where(self.pool)))
+        lines = [line.strip() for line in done.out.splitlines() if line.strip() and not line.startswith("CLUSTER:")]
+        return done.code == 0 and bool(lines) and lines[-1] != "N/A"
 
     async def kill(self) -> bool:
         if self._submission is not None:
@@ -574,6 +599,8 @@ class JobqueueBackend:
         where = self.where(pool)
         if where not in self._views:
             self._views[where] = QueueView(self.system, where, self.run)
+        if not directives.can_leave_out(self.name, lambda key: self.setting(pool, key)):
+            pool = replace(pool, left_out=())
         return Allocation(self, self.complete(pool), name, link, self._views[where])
 
     def write(self, pool: Pool, name: str, link: Link) -> tuple[Any, Path]:

@@ -31,6 +31,7 @@ from snakemake_executor_plugin_dask.routing import Shape
 Slurm = tuple[tuple[str, str], ...]  # resources by which a pool is made
 JobState = Literal["waiting", "sent", "running", "limbo"]
 
+_OFTEN = 5  # preempted allocations of a pool, after which it is said what that means
 _KILL_S = 10.0  # how long jobs get to end beyond their grace, before their workers are given back
 
 
@@ -120,6 +121,7 @@ class Controller:
         self.fleet: Fleet = None  # type: ignore[assignment]  # set by the driver before anything happens
         self.counts = Counts()
         self._said: set[str] = set()  # what workers wanted to be told
+        self._preempted: dict[str, int] = {}  # by pool: how many allocations
         self._warned: set[str] = set()  # rules whose jobs need the whole of an allocation
         self._scale_not_before = float("-inf")
         self._failures: dict[str, str] = {}  # by pool: why its last worker did not come up
@@ -462,11 +464,22 @@ class Controller:
         self._around.event("job-ended", outcome=outcome)
         self._release(job)
         if outcome.status == "lost" and not job.killed:
-            self._lost(job, outcome.detail, planned=False)
+            job.state = "limbo"
+            self._tasks.spawn(self._heard_lost(job, outcome))
         elif outcome.status == "out-of-time" and job.limited_by_allocation and not self.stopping:
             self._outlived(job, outcome)
         else:
             self._finish(job, outcome)
+        self.place_soon()
+
+    async def _heard_lost(self, job: Job, outcome: Outcome) -> None:
+        """A job can hear of its allocation's end before anybody else does: ask whether that was taken away."""
+        member = self.fleet.members.get(job.worker)
+        preempted = member is not None and (member.preempted or await self.fleet.preempted(member))
+        if job.killed:
+            self._finish(job, outcome)
+        else:
+            self._lost(job, outcome.detail, planned=preempted)
         self.place_soon()
 
     def _outlived(self, job: Job, outcome: Outcome) -> None:
@@ -611,13 +624,20 @@ class Controller:
 
     async def _confirm(self, member: Member, runs: Sequence[str], planned: bool) -> None:
         unknown = await self.fleet.confirm_dead(member, runs)
-        if member.ended and not planned:
+        ran = [self._by_run[run].queued.key for run in runs if run in self._by_run]
+        self.fleet.judged(member, ran, planned=planned or member.preempted)
+        if member.preempted and not planned:
+            self.counts.lost_workers -= 1
+            self._around.event("worker-preempted", worker=member.name, pool=member.pool.name)
+            self.preempted(member)
+        elif member.ended and not planned:
             where = f"Worker {member.name} was in allocation {member.process.allocation_id}"
             self._say("warning", f"{where}, whose output ends with: {member.ended}")
         for run in runs:
             job = self._by_run.get(run)
             if job is not None and job.limbo is not None:
                 job.limbo.unknown = job.limbo.unknown or unknown or ""
+                job.limbo.planned |= member.preempted and job.limbo.worker == member.name
                 self._dead_on(job, member.name)
         self.ledger.remove_worker(member.name)
         self.place_soon()
@@ -653,6 +673,25 @@ class Controller:
         except RequestError:
             return False
         return True
+
+    def preempted(self, member: Member) -> None:
+        """A worker's allocation was taken away for others, which may happen again and again."""
+        pool = member.pool.name
+        count = self._preempted[pool] = self._preempted.get(pool, 0) + 1
+        text = f"Worker {member.name} was in allocation {member.process.allocation_id}, which was preempted"
+        text += f", says {member.ended}" if member.ended else ""
+        if count == 1:
+            text += ". Such losses do not count against --dask-lost-worker-retries"
+        self._say("warning", f"{text}.")
+        if count == _OFTEN:
+            self._say(
+                "warning",
+                f"Pool {pool}: {count} allocations were preempted so far. Their jobs run again however often this "
+                "happens; a queue or QOS that is not preempted, or shorter jobs, would lose less.",
+            )
+
+    def warn(self, text: str) -> None:
+        self._say("warning", text)
 
     def pool_failed(self, pool: Pool, why: str) -> None:
         again = self._failures.get(pool.name) == why

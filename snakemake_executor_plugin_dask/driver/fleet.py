@@ -5,17 +5,21 @@ Effects on workers and allocations; decides nothing about jobs.
 
 import asyncio
 import contextlib
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
+from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS
 from snakemake_executor_plugin_dask.driver.allocations import Brakes
+from snakemake_executor_plugin_dask.driver.badnodes import Nodes
 from snakemake_executor_plugin_dask.driver.cluster import RunCluster
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.observe.reasons import ending
+from snakemake_executor_plugin_dask.observe.reasons import ending, may_be_the_node
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.worker import task
 
@@ -25,8 +29,17 @@ _SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say
 LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
 _STARTUP_S = 30.0  # before a pool's first worker has joined
 _PAUSE_S = 10.0  # between two looks that are a second apart
+_PREEMPTED_S = 5.0  # how long the batch system may take to say whether it took an allocation away
 _OUTPUT_S = 2.0  # how long the end of a lost worker's output may take to read
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
+
+
+def _node_of(member: Member) -> str:
+    """Where its allocation is; empty where that is several nodes or none, or no name for a batch script."""
+    facts = member.facts
+    if facts is None or facts.hosts or member.pool.cluster not in SYSTEMS or not re.fullmatch(r"[\w.-]+", facts.host):
+        return ""
+    return facts.host
 
 
 def moved(before: float | None, now_expected: float | None, now: float) -> bool:
@@ -60,6 +73,9 @@ class Fleet(Members):
         self._numbers: dict[str, int] = {}
         self._brakes: dict[str, Brakes] = {}
         self._startup_s: dict[str, float] = {}
+        self._asking: dict[str, asyncio.Future[bool]] = {}  # by worker: whether it was preempted
+        self._nodes: dict[str, Nodes] = {}  # by pool
+        self._left_out: dict[str, set[str]] = {}  # by pool: the nodes of which that was said
         self._tasks = Tasks(listener.failed)
         self._checked, self._checked_wall = clock(), time.time()
         self._listening_since = float("-inf")
@@ -89,7 +105,10 @@ class Fleet(Members):
         queued = len({m.process.name for m in self.of(pool.name, "starting") if not (works and m.running)})
         for _ in range(self.brakes(pool.name).allowed(count, queued, self._clock())):
             number = self._numbers[pool.name] = self._numbers.get(pool.name, -1) + 1
-            process = self._backends[pool.cluster].worker(pool, f"{pool.name}-{number}", self._link)
+            bad = self._nodes_of(pool).bad()
+            wanted = replace(pool, left_out=tuple(bad))
+            process = self._backends[pool.cluster].worker(wanted, f"{pool.name}-{number}", self._link)
+            self._tell_of_nodes(pool, bad, process.pool.left_out)
             now = self._clock()
             for name in [process.name + suffix for suffix in process.group] or [process.name]:
                 self.members[name] = Member(name, pool, process, "starting", now)
@@ -98,7 +117,14 @@ class Fleet(Members):
                 return
 
     async def _start(self, process: WorkerProcess, pool: Pool) -> None:
+        left_out = process.pool.left_out
         await self._cluster.add(process)
+        if left_out and not process.pool.left_out and process.failure is None and not self._nodes_of(pool).all_needed:
+            self._nodes_of(pool).all_needed = True
+            self._listener.warn(
+                f"Pool {pool.name}: the batch system takes no allocation without {', '.join(left_out)}, so no node is "
+                "left out any more."
+            )
         if process.failure is not None:
             await self._never_came(process, process.failure)
         else:
@@ -109,7 +135,7 @@ class Fleet(Members):
                 "allocation-submitted", worker=process.name, pool=pool.name, allocation=process.allocation_id
             )
 
-    async def _never_came(self, process: WorkerProcess, why: str) -> None:
+    async def _never_came(self, process: WorkerProcess, why: str, *, preempted: bool = False) -> None:
         """A worker that failed before it joined."""
         members = [m for m in self.members.values() if m.process is process and m.state == "starting"]
         for member in members:
@@ -118,6 +144,12 @@ class Fleet(Members):
         if not members:
             return
         pool = members[0].pool
+        if preempted:  # the next one may be luckier, and queues like any other
+            self._listener.event("allocation-gone", worker=process.name, pool=pool.name, reason=why, joined=False)
+            self._listener.preempted(members[0])
+            return
+        if process.node and may_be_the_node(why):
+            self._nodes_of(pool).failed(process.node, why)
         brakes = self.brakes(pool.name)
         brakes.failed(
             self._clock(),
@@ -187,6 +219,8 @@ class Fleet(Members):
         member.since = self._clock()
         self._startup_s[member.pool.name] = waited
         self.brakes(member.pool.name).joined(self._clock())
+        if node := _node_of(member):
+            self._nodes_of(member.pool).joined(node)
         launcher = {"launcher": member.process.name} if member.process.group else {}
         self._listener.event(
             "worker-joined", worker=name, pool=member.pool.name, waited_s=round(waited, 3), facts=facts, **launcher
@@ -233,8 +267,18 @@ class Fleet(Members):
         with contextlib.suppress(TimeoutError, OSError):
             output = await asyncio.wait_for(asyncio.to_thread(member.process.output_tail), _OUTPUT_S)
             member.ended = ending(output)
+        member.preempted = await self.preempted(member)
+
+    async def preempted(self, member: Member) -> bool:
+        asked = self._asking.get(member.name)
+        if asked is None or asked.done():  # many jobs may tell of their end at once
+            asked = self._asking[member.name] = asyncio.ensure_future(member.process.preempted())
+        done, _ = await asyncio.wait({asked}, timeout=_PREEMPTED_S)
+        return bool(done) and asked.exception() is None and asked.result()
 
     async def _clean_up(self, member: Member) -> None:
+        if member.state == "leaving" and member.facts is not None:
+            self._nodes_of(member.pool).left(_node_of(member))
         if not self._others(member) and await self._remove(member.process):
             self._listener.event(
                 "allocation-gone",
@@ -244,6 +288,7 @@ class Fleet(Members):
                 joined=member.facts is not None,
             )
         self.members.pop(member.name, None)
+        self._asking.pop(member.name, None)
 
     async def _remove(self, process: WorkerProcess) -> bool:
         gone = await self._cluster.remove(process.name)
@@ -267,6 +312,34 @@ class Fleet(Members):
         queued = [m for m in self.of(pool.name, "starting") if m.submitted and not m.running and not m.process.group]
         for member in queued[::-1][:count]:
             self.give_back(member.name, "not needed any more")
+
+    # Nodes
+
+    def _nodes_of(self, pool: Pool) -> Nodes:
+        return self._nodes.setdefault(pool.name, Nodes())
+
+    def _tell_of_nodes(self, pool: Pool, bad: Mapping[str, str], left_out: Collection[str]) -> None:
+        """Once of each node."""
+        told = self._left_out.setdefault(pool.name, set())
+        for node, why in bad.items():
+            if node not in told:
+                said = (
+                    f"Node {node} is left out of later allocations of pool {pool.name}: "
+                    if node in left_out
+                    else f"Node {node} fails workers of pool {pool.name}, and cannot be left out by the plugin: "
+                )
+                self._listener.event("node-left-out", pool=pool.name, node=node, reason=why, done=node in left_out)
+                self._listener.warn(said + why)
+        for node in sorted(told - bad.keys()):
+            self._listener.warn(f"Node {node} is used again by pool {pool.name}.")
+        self._left_out[pool.name] = set(bad)
+
+    def judged(self, member: Member, jobs: Collection[str], *, planned: bool) -> None:
+        node = _node_of(member)
+        if planned:
+            self._nodes_of(member.pool).left(node)
+        elif node and may_be_the_node(member.ended):
+            self._nodes_of(member.pool).failed(node, member.ended or "its worker was lost", jobs)
 
     # Watching
 
@@ -319,7 +392,9 @@ class Fleet(Members):
             return
         if state.kind == "gone":
             why = state.reason + (f"\n{state.log_tail}" if state.log_tail else "")
-            await self._never_came(member.process, why)
+            preempted = await self.preempted(member)
+            if member.state == "starting":
+                await self._never_came(member.process, why, preempted=preempted)
         elif state.kind == "queued" and (
             state.reason != member.queue_reason or moved(member.expected, state.expected, time.time())
         ):

@@ -1,6 +1,6 @@
 """The workers of a run as the controller knows them, whoever brought them up. Data, and who is told of changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -28,6 +28,7 @@ class Member:
     submitted: bool = False  # the process was started, or the batch system has the request
     running: bool = False  # its allocation has started
     looked: float = 0.0
+    preempted: bool = False  # the batch system says that it took its allocation away for others
     ended: str = ""  # in the batch system's words, why its allocation ended by itself
 
 
@@ -39,6 +40,10 @@ class Listener(Protocol):
     def worker_lost(self, member: Member, why: str, *, told: bool = False) -> None: ...
 
     def fit_elsewhere(self, pool: Pool) -> bool: ...
+
+    def preempted(self, member: Member) -> None: ...
+
+    def warn(self, text: str) -> None: ...
 
     def pool_failed(self, pool: Pool, why: str) -> None: ...
 
@@ -62,6 +67,13 @@ class Members:
     def of(self, pool: str, *states: State) -> list[Member]:
         """The workers of a pool that are in one of the states (without states: of any)."""
         return [m for m in self.members.values() if m.pool.name == pool and (not states or m.state in states)]
+
+    async def preempted(self, _member: Member) -> bool:
+        """Whether the batch system says that it took, or is about to take, its allocation away for others."""
+        return False
+
+    def judged(self, member: Member, jobs: Collection[str], *, planned: bool) -> None:
+        """It is known whether the loss of a worker, on which these jobs ran, was planned."""
 
     def by_address(self, address: str) -> Member | None:
         return next((member for member in self.members.values() if member.address == address), None)

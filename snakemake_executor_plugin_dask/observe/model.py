@@ -161,6 +161,13 @@ class RunModel:
         self.lost_workers += not planned
         self._pool(event["pool"]).lost += not planned
 
+    def _on_worker_preempted(self, event: Event, _: float) -> None:
+        """What was taken for a loss was none."""
+        self.lost_workers -= 1
+        self._pool(event["pool"]).lost -= 1
+        if worker := next((each for each in reversed(self.workers) if each.name == event["worker"]), None):
+            worker.planned = True
+
     def _on_worker_leaving(self, event: Event, when: float) -> None:
         self._gone(event, when, "left")
         if (allocation := self.pending.get(event["worker"])) is not None:

@@ -33,6 +33,27 @@ _ENDED = re.compile(
 )
 
 
+_PREEMPTED = re.compile("DUE TO PREEMPTION|TERM_PREEMPT")
+#: What says that somebody, the clock or its own use of memory ended an allocation; nothing is wrong with its node.
+_STATE_OF_OTHERS = re.compile(
+    r"ended \((CANCELLED|DEADLINE|OUT_OF_MEMORY|OutOfMemory|PREEMPTED|REVOKED|TIMEOUT|TimeLimit)"
+)
+_WORDS_OF_OTHERS = re.compile(
+    "CANCELLED AT|TIME LIMIT|oom[-_ ]kill|memory limit|TERM_(OWNER|ADMIN|RUNLIMIT|MEMLIMIT|PREEMPT)", re.IGNORECASE
+)
+
+
+def preempted(output: str) -> bool:
+    """Whether a batch system says in an allocation's output that it took it away for others (Slurm, LSF)."""
+    return _PREEMPTED.search(ending(output)) is not None
+
+
+def may_be_the_node(why: str) -> bool:
+    """Whether a node may be why an allocation ended; not where others or its own jobs ended it."""
+    last = ending(why)
+    return "NODE FAILURE" in last or not (_WORDS_OF_OTHERS.search(last) or _STATE_OF_OTHERS.search(why))
+
+
 def meaning(reason: str) -> str:
     """What the reason of a queued allocation means, in a few words; empty where it says so itself."""
     return next((words for pattern, words in _QUEUED if re.search(pattern, reason)), "")

@@ -96,7 +96,7 @@ class Worker:
     state: Literal["up", "lost", "left"] = "up"
     gone: float | None = None
     why: str = ""
-    planned: bool = False  # it was lost because its allocation's time was over
+    planned: bool = False  # it was lost because its allocation's time was over, or others came first
     running: set[str] = field(default_factory=set)
     attempts: int = 0
 

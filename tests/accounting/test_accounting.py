@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from clusters.accounting import AccountedSlurm
-from running import logged_jobs, snakemake, started, wait_for
+from running import ended, logged_jobs, snakemake, started, wait_for
 
 pytestmark = [pytest.mark.accounting, pytest.mark.timeout(600), pytest.mark.xdist_group("accounting")]
 
@@ -94,18 +94,24 @@ rule there:
 
 
 def test_preempted(slurm: AccountedSlurm, tmp_path: Path) -> None:
-    """An urgent job takes the nodes: what ran there runs again once they are free, and why is said."""
+    """An urgent job takes the nodes: what ran there runs again, though no lost worker is forgiven, and why is said."""
     file = pools(tmp_path, 'job_extra_directives: ["--qos=normal"]', workers="0-1")
     body = "while ! test -e go; do sleep 0.1; done"
-    with snakemake(tmp_path / "a", logged_jobs(1, body), "--dask-pools", file) as run:
-        wait_for(lambda: len(started(run)) == 1, "the job started", 180)
-        slurm.run("sbatch", "--qos=urgent", "--nodes=3", "--exclusive", "--partition=cpu", "--output=/dev/null",
-                  "--wrap=sleep 5", "--time=2")  # fmt: skip
-        wait_for(lambda: run.events("worker-lost"), "the worker's loss", 120)
+    arguments = ("--dask-pools", file, "--dask-lost-worker-retries", "0")
+    with snakemake(tmp_path / "a", logged_jobs(1, body), *arguments) as run:
+        for preempted in (1, 2):
+            wait_for(lambda count=preempted: len(started(run)) == count, "the job started", 180)
+            slurm.run("sbatch", "--qos=urgent", "--nodes=3", "--exclusive", "--partition=cpu", "--output=/dev/null",
+                      "--wrap=sleep 5", "--time=2")  # fmt: skip
+            wait_for(lambda count=preempted: len(run.events("worker-preempted")) == count, "the word of it", 120)
         (run.directory / "go").touch()
         assert run.wait(RUN_S) == 0, run.output
-        assert len(started(run)) == 2
-        assert "PREEMPTION" in run.output.upper(), run.output
+        assert len(started(run)) == 3
+        assert len(ended(run)) == 1
+        assert "DUE TO PREEMPTION" in run.output, run.output
+        assert run.output.count("do not count against --dask-lost-worker-retries") == 1, run.output
+        assert run.events("run-ended")
+        assert "lost" not in run.events("run-ended")[0]["summary"]
         run.expect_gone(30)
 
 

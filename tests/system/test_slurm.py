@@ -290,6 +290,26 @@ exec {shutil.which("sbatch")} "$@"
         assert 2 <= len(gone) <= 3, gone
 
 
+def test_node_that_fails_workers_is_left_out(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """The node that Slurm gives first ends each worker at its start, and is free again at once: others are asked for.
+
+    Slurm would give it until the pool is given up. It is said which node and why.
+    """
+    (tmp_path / "fails_first").write_text(
+        "(set -C; echo $SLURMD_NODENAME > bad) 2> /dev/null\n"
+        'if [ "$(cat bad)" = "$SLURMD_NODENAME" ]; then echo no such module; exit 3; fi\n'
+    )
+    prologue = f'job_script_prologue: ["cd {tmp_path}", ". ./fails_first"], job_extra_directives: ["--exclude=c3"]'
+    file = pools(tmp_path, one_pool("0-1").replace("queue: cpu", f"queue: cpu, {prologue}"))
+    with snakemake(tmp_path, logged_jobs(1, "echo $SLURMD_NODENAME > where"), "--dask-pools", file) as run:
+        assert run.wait(RUN_S) == 0, run.output
+        bad = (tmp_path / "bad").read_text().strip()
+        assert {bad, (tmp_path / "where").read_text().strip()} == {"c1", "c2"}
+        assert run.output.count(f"Node {bad} is left out of later allocations of pool main: 2 workers failed") == 1
+        assert "no such module" in run.output
+        assert len(run.events("allocation-submitted")) == 3
+
+
 def test_full_queue(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """While others hold the nodes, allocations wait, a few at most; the work starts when there is room."""
     for _ in range(3):

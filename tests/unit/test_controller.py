@@ -61,6 +61,7 @@ class World:
             address=f"tls://{name}",
             facts=facts,
             ended="",
+            preempted=False,
         )
         self.controller.fleet.members[name] = member
         self.controller.worker_joined(member)
@@ -223,6 +224,57 @@ def test_what_a_batch_system_says_of_a_lost_worker_is_passed_on() -> None:
     assert [text for text in texts if "whose output" in text] == [
         "Worker local-0 was in allocation 7, whose output ends with: *** JOB 7 ON c1 CANCELLED AT 10:00 ***"
     ]
+
+
+PREEMPTED = "slurmstepd-c1: error: *** JOB 7 ON c1 CANCELLED AT 10:00 DUE TO PREEMPTION ***"
+
+
+def test_preempted_workers_cost_no_retry() -> None:
+    """However often, and that is said; the loss counts as planned once it is known, and the run goes on."""
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("a"),)))
+        for number in range(6):
+            member = world.worker(f"local-{number}")
+            await settle()
+            member.preempted, member.ended = True, PREEMPTED
+            world.lose(member)
+            await settle()
+        world.worker("local-9")
+        await settle()
+        world.end(world.submitted[-1][1].key)
+
+    world = play(script, retries=1)
+    (finished,) = world.messages(Finished)
+    assert (finished.outcome.status, finished.runs) == ("succeeded", 7)
+    assert world.controller.counts.lost_workers == 0
+    assert len([kind for kind, _ in world.events if kind == "worker-preempted"]) == 6
+    texts = [message.text for message in world.messages(Say)]
+    assert len([text for text in texts if "which was preempted" in text and PREEMPTED in text]) == 6
+    assert len([text for text in texts if "do not count against --dask-lost-worker-retries" in text]) == 1
+    assert len([text for text in texts if "5 allocations were preempted so far" in text]) == 1
+
+
+@pytest.mark.parametrize("preempted", [True, False])
+def test_a_jobs_own_word_of_its_loss_waits_for_the_batch_systems(preempted: bool) -> None:
+    """It can come before the worker is missed: whether it costs a retry is decided by what the batch system says."""
+
+    async def script(world: World) -> None:
+        world.controller.enqueue(Enqueue((job("a"),)))
+        fleet: Any = world.controller.fleet
+
+        async def asked(_member: Any) -> bool:
+            return preempted
+
+        fleet.preempted = asked
+        world.worker("local-0")
+        await settle()
+        world.end(world.submitted[0][1].key, "lost", detail="the worker process ended")
+        await settle()
+
+    world = play(script, retries=0)
+    assert len(world.submitted) == (2 if preempted else 1)
+    assert [message.outcome.status for message in world.messages(Finished)] == ([] if preempted else ["lost"])
 
 
 def test_a_job_whose_death_is_not_known_is_not_run_again() -> None:

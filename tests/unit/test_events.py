@@ -266,6 +266,14 @@ def test_a_planned_loss_is_not_a_lost_worker():
     assert model.counts()["lost_workers"] == 0
 
 
+def test_a_preempted_worker_is_not_a_lost_one():
+    """That is known only after the loss."""
+    lost = at(5, "worker-lost", worker="cpu-0", pool="cpu", reason="gone", planned=False)
+    model = RunModel([joined(0), lost, at(6, "worker-preempted", worker="cpu-0", pool="cpu")])
+    assert model.counts()["lost_workers"] == 0
+    assert model.workers[0].planned
+
+
 def test_a_job_that_no_pool_takes_fails_without_an_attempt():
     """It counts as a failed job that never ran, with the reason."""
     model = RunModel(

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from snakemake_executor_plugin_dask.backends.base import Link, WorkerProcess
+from snakemake_executor_plugin_dask.backends.base import AllocationState, Link, WorkerProcess
 from snakemake_executor_plugin_dask.driver.fleet import Fleet, moved
 from snakemake_executor_plugin_dask.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.pools import Pool
@@ -23,6 +23,13 @@ class Process(WorkerProcess):
             self.allocation_id = "7"
 
     stays = False
+    taken = False
+
+    async def preempted(self) -> bool:
+        return self.taken
+
+    async def state(self) -> AllocationState:
+        return AllocationState("gone", "allocation 7 ended (NonZeroExitCode)")
 
     async def kill(self) -> bool:
         return not self.stays
@@ -39,6 +46,9 @@ class World:
     retired: list[str] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, ...]] = field(default_factory=list)  # of each that was asked for
     workers: dict[str, Any] = field(default_factory=dict)
     group: tuple[str, ...] = ()  # of a launcher
     errors: dict[str, Exception] = field(default_factory=dict)  # by worker, in the place of what it tells of itself
@@ -54,14 +64,25 @@ class World:
             pool_failed=lambda _, why: self.failed.append(why),
             pool_given_up=lambda _, why: self.given_up.append(why),
             event=lambda *_, **__: None,
+            warn=self.warned.append,
+            preempted=lambda member: self.preempted.append(member.name),
             failed=self._raise,
         )
         cluster: Any = SimpleNamespace(
-            add=self._add, remove=self._remove, close=self._close, workers=self.workers, client=self
+            add=self._add,
+            remove=self._remove,
+            close=self._close,
+            workers=self.workers,
+            client=self,
+            last_seen=dict,
         )
         backends: Any = {"slurm": SimpleNamespace(worker=self._worker)}
         self.leases: Any = SimpleNamespace(
-            stop=lambda _: False, connections={}, last_renewal=lambda _: None, silent_s=self.silent.get
+            stop=lambda _: False,
+            connections={},
+            last_renewal=lambda _: None,
+            silent_s=self.silent.get,
+            listen_anew=lambda: None,
         )
         self.fleet = Fleet(cluster, self.leases, backends, LINK, 60.0, listener, lambda: self.now)
 
@@ -73,6 +94,7 @@ class World:
         process.outlook, process.group = "final" if self.refuse else "unknown", self.group
         process.failure = "sbatch: error: invalid account" if self.refuse else None
         self.asked.append(name)
+        self.left_out.append(pool.left_out)
         return process
 
     async def _add(self, process: Process) -> None:
@@ -312,3 +334,72 @@ def test_an_expected_start_is_told_again_where_it_moves() -> None:
     assert moved(5000.0, 5700.0, 0.0)
     assert not moved(100.0, 150.0, 0.0)
     assert moved(100.0, 170.0, 0.0)
+
+
+async def look(world: World, name: str) -> None:
+    """At an allocation that has ended; the next one may be asked for then."""
+    world.now += 400.0
+    await world.fleet.check()
+    await settle()
+    await settle()
+    assert name not in world.fleet.members
+    world.now += 400.0
+
+
+def test_a_node_that_fails_each_time_is_left_out() -> None:
+    """Of the second next allocation, with one warning; taken again once others fail as well."""
+
+    async def script(world: World) -> None:
+        for number, node in enumerate(("c1", "c1", "c2", "c1")):
+            await world.ask(1)
+            world.fleet.members[f"cpu-{number}"].process.node = node
+            await look(world, f"cpu-{number}")
+
+    world = play(script)
+    assert world.left_out == [(), (), ("c1",), ()]
+    assert [text.partition(":")[0] for text in world.warned] == [
+        "Node c1 is left out of later allocations of pool cpu",
+        "Node c1 is used again by pool cpu.",
+    ]
+
+
+def test_what_is_preempted_before_it_joins_is_no_failure() -> None:
+    """It counts neither for the pool nor for the node."""
+
+    async def script(world: World) -> None:
+        for number in range(7):
+            await world.ask(1)
+            process: Any = world.fleet.members[f"cpu-{number}"].process
+            process.taken, process.node = True, "c1"
+            await look(world, f"cpu-{number}")
+
+    world = play(script)
+    assert len(world.preempted) == 7
+    assert not world.failed
+    assert not world.given_up
+    assert world.left_out == [()] * 7
+
+
+def test_a_lost_worker_counts_for_its_node_unless_it_was_planned() -> None:
+    """Losses on one node; on the other one as many, which were cancelled from outside or planned."""
+
+    async def script(world: World) -> None:
+        for _ in range(2):
+            await world.ask(3)
+            for name in list(world.fleet.members):
+                await world.join(name)
+            bad, cancelled, planned = world.fleet.of("cpu", "up")
+            for member, node in ((bad, "c1"), (cancelled, "c2"), (planned, "c3")):
+                assert member.facts is not None
+                member.facts = replace(member.facts, host=node)
+                member.state = "lost"
+                del world.fleet.members[member.name]
+            cancelled.ended = "*** JOB 7 ON c2 CANCELLED AT 10:00 ***"
+            world.fleet.judged(bad, ["a"], planned=False)
+            world.fleet.judged(cancelled, ["b"], planned=False)
+            world.fleet.judged(planned, ["c"], planned=True)
+        await world.ask(1)
+
+    world = play(script)
+    assert world.left_out[-1] == ("c1",)
+    assert "others work elsewhere" in world.warned[0]

@@ -497,6 +497,78 @@ def test_life_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert Record(tmp_path).entries() == []
 
 
+@pytest.mark.parametrize(
+    ("log", "answer", "wanted"),
+    [
+        ("slurmstepd-c1: error: *** JOB 12 ON c1 CANCELLED AT 2026-11-28T22:33:56 DUE TO PREEMPTION ***", "N/A", True),
+        ("slurmstepd-c1: error: *** JOB 12 ON c1 CANCELLED AT 2026-11-28T22:33:56 ***", "N/A", False),
+        ("", "2026-11-28T22:34:48", True),
+        ("", "CLUSTER: far\n2026-11-28T22:34:48", True),
+        ("", "", False),
+    ],
+)
+def test_what_slurm_took_away_for_others(log: str, answer: str, wanted: bool, tmp_path: Path) -> None:
+    """By the output's last words, or by the queue, which says so before the output does."""
+    commands = Commands(sbatch=[SUBMITTED], squeue=[Ran(0, answer, "")])
+
+    async def check() -> None:
+        process = worker(commands, tmp_path)
+        await process
+        (tmp_path / "logs/snakemake-ab12cd34-main-12.err").write_text(log)
+        assert await process.preempted() is wanted
+
+    asyncio.run(check())
+
+
+def test_the_node_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known also after its end, and only where it is one."""
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._KILL_LOOK_EVERY_S", 0.0)
+    answers = ["12|PENDING|Priority|N/A|", "12|RUNNING|None|N/A|c[1-2]", "12|FAILED|NonZeroExitCode|N/A|c-1.x"]
+    commands = Commands(sbatch=[SUBMITTED], squeue=[Ran(0, text, "") for text in answers])
+
+    async def check() -> None:
+        process = worker(commands, tmp_path)
+        await process
+        nodes = [(await process.state()).kind + " " + process.node for _ in answers]
+        assert nodes == ["queued ", "running ", "gone c-1.x"]
+
+    asyncio.run(check())
+
+
+def test_nodes_are_left_out_beside_the_users_own() -> None:
+    """The last --exclude counts for sbatch. A list in a file stays as it is."""
+    backend, place = JobqueueBackend("slurm"), Path("/tmp")
+
+    def excluded(*given: str) -> tuple[list[str], tuple[str, ...]]:
+        wanted = pool(left_out=("c1", "c2"), options={"job_extra_directives": list(given)})
+        process = backend.worker(wanted, "main-0", link(place))
+        lines = directive_lines(backend.job(process.pool, "main-0", link(place), "x", place).job_script())
+        return [line.split()[1] for line in lines if "exclude" in line or "-x" in line], process.pool.left_out
+
+    assert excluded() == (["--exclude=c1,c2"], ("c1", "c2"))
+    assert excluded("--exclude=n7", "--exclusive")[0][-1] == "--exclude=n7,c1,c2"
+    assert excluded("-x n7")[0][-1] == "--exclude=n7,c1,c2"
+    assert excluded("--exclude=./list") == (["--exclude=./list"], ())
+    assert JobqueueBackend("pbs").worker(pool("pbs", left_out=("c1",)), "main-0", link(place)).pool.left_out == ()
+
+
+def test_a_refusal_without_some_nodes_is_tried_with_them(tmp_path: Path) -> None:
+    """They may be the only ones that hold it; which it was can be seen from the worker's pool."""
+    refused = Ran(1, "", "sbatch: error: Batch job submission failed: Requested node configuration is not available")
+    commands = Commands(sbatch=[refused, SUBMITTED])
+
+    async def check() -> None:
+        process = worker(commands, tmp_path, left_out=("c1",))
+        await process
+        assert (process.failure, process.allocation_id, process.pool.left_out) == (None, "12", ())
+
+    asyncio.run(check())
+    assert ["--exclude=c1" in command for command in commands.ran] == [True, False]
+    (entry,) = Record(tmp_path).entries()
+    assert entry.id == "12"
+
+
 def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is queued for ever is cancelled, once that is sure, and counts as failed with its reason."""
     monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 0.0)
