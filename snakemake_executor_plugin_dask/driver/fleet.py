@@ -263,11 +263,16 @@ class Fleet(Members):
             await asyncio.sleep(1.0)
 
     async def _hear_last_words(self, member: Member) -> None:
-        """What the batch system wrote at the end of a lost worker's output; read before this run cancels it."""
-        with contextlib.suppress(TimeoutError, OSError):
-            output = await asyncio.wait_for(asyncio.to_thread(member.process.output_tail), _OUTPUT_S)
-            member.ended = ending(output)
+        """What the batch system says of a lost worker's allocation; asked before this run cancels it."""
         member.preempted = await self.preempted(member)
+        # Processes may be dead a moment before the line that says why has reached the file.
+        for wait_s in (0.2, 0.4, 0.8, 0.0) if member.pool.cluster in SYSTEMS else (0.0,):
+            with contextlib.suppress(TimeoutError, OSError):
+                output = await asyncio.wait_for(asyncio.to_thread(member.process.output_tail), _OUTPUT_S)
+                member.ended = ending(output)
+            if member.ended:
+                return
+            await asyncio.sleep(wait_s)
 
     async def preempted(self, member: Member) -> bool:
         asked = self._asking.get(member.name)
