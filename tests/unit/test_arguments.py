@@ -105,7 +105,7 @@ def test_general_values_survive(values: list[str]) -> None:
 
 
 def test_zero_is_a_value() -> None:
-    """`--latency-wait 0` reaches the job, where Snakemake would leave it away."""
+    """`--latency-wait 0` reaches the job, where Snakemake would omit it."""
     assert general_arguments(Factory(0, "--latency-wait"), common_settings)[-len(ADDED) - 2 : -len(ADDED)] == [
         "--latency-wait",
         "0",
