@@ -124,6 +124,8 @@ def test_a_killed_worker_takes_nobody_along(tmp_path: Path, launcher: str) -> No
         wait_for(lambda: len(started(run)) == 3, "three jobs started")
         os.kill(run.facts(1)["pid"], signal.SIGKILL)
         wait_for(lambda: run.events("worker-lost"), "the loss of the worker")
+        # Only once its first attempt is known to be dead: that one could still see the file, and end well.
+        wait_for(lambda: len(started(run)) == 4, "the lost job again")
         (tmp_path / "go").touch()
         assert run.wait(180) == 0, run.output
         lost = {event["worker"] for event in run.events("worker-lost")}
