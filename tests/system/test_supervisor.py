@@ -186,14 +186,17 @@ def test_jobs_with_a_time_limit_are_forgotten(worker):
     assert resident_mb() - before < 30
 
 
-def test_measured_use_is_right(worker):
+def test_measured_use_is_right(worker, tmp_path):
     """Peak memory and CPU time of a tree with known use, daemon included."""
     burn = (
         "import time\nx = bytearray(200_000_000)\nend = time.process_time() + 1.0\n"
         "while time.process_time() < end: pass\ntime.sleep(1.2)"
     )
-    spent = "import time\nwhile time.process_time() < 0.5: pass"
-    script = f"{PYTHON} -S -c '{burn}' & setsid -f {PYTHON} -S -c '{spent}'; wait; sleep 1.5"
+    spent = f'import time\nwhile time.process_time() < 0.5: pass\nopen("{tmp_path}/spent", "w")'
+    script = (
+        f"{PYTHON} -S -c '{burn}' & setsid -f {PYTHON} -S -c '{spent}'; wait; "
+        f"until test -e {tmp_path}/spent; do sleep 0.1; done; sleep 1.5"
+    )
     outcome = worker.outcome(worker.start(script))
     assert outcome.peak_memory_mb == pytest.approx(206, rel=0.05)
     assert outcome.cpu_s == pytest.approx(1.6, rel=0.15)
