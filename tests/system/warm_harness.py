@@ -93,6 +93,10 @@ class Warm:
         self.messages: list[tuple[Any, ...]] = []
         _, self.depth, self.reason = self.wait_for("ready")
 
+    def wait_for_one_of(self, *kinds: str) -> tuple[Any, ...]:
+        """The first message, old or new, of one of these kinds; it is taken out."""
+        return self._wait_for(lambda message: message[0] in kinds, kinds)
+
     def wait_for(self, *start: object) -> tuple[Any, ...]:
         """The first message, old or new, that begins so; it is taken out."""
         return self._wait_for(lambda message: message[: len(start)] == start, start)
