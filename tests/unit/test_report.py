@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import math
+import time
 
 import pytest
 import yaml
@@ -20,11 +21,14 @@ from snakemake_executor_plugin_dask.observe.advice import (
     suggest_runtime_min,
 )
 from snakemake_executor_plugin_dask.observe.charts import nice, use_charts
+from snakemake_executor_plugin_dask.observe.events import EventLog, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.page import page
 from snakemake_executor_plugin_dask.observe.report import COLUMNS, json_text, tsv, write_report
 from snakemake_executor_plugin_dask.observe.timeline import boxes
 from snakemake_executor_plugin_dask.observe.use import integral
+from snakemake_executor_plugin_dask.options import Options
+from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.requests import Request
 
 from .test_events import at, ended, joined, placed, queued
@@ -334,3 +338,18 @@ def test_a_job_is_named_with_its_wildcards():
         assert named in text
     first = next(csv.DictReader(io.StringIO(tsv(model)), dialect="excel-tab"))
     assert (first["wildcards"], first["allocation"]) == ("sample=liver<1>", "4711")
+
+
+def test_values_of_options_are_kept_nowhere(tmp_path):
+    """A token in a prologue stands neither in the event log nor in a report; the option's name does."""
+    secret = "export TOKEN=ab12cd34"
+    pool = Pool("cpu", "slurm", options={"job_script_prologue": [secret], "account": secret})
+    log = EventLog(tmp_path / "run.events.jsonl", clock=time.time)
+    log.write("run-started", run_id="run", options=Options(pools=(pool,)))
+    log.close()
+    for ending in ("html", "json", "tsv"):
+        write_report(RunModel(read_events(tmp_path / "run.events.jsonl")), tmp_path / f"report.{ending}")
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len(texts) == 4
+    assert not [name for name, text in texts.items() if "ab12cd34" in text]
+    assert "job_script_prologue" in texts["run.events.jsonl"]
