@@ -189,7 +189,7 @@ def test_jobs_with_a_time_limit_are_forgotten(worker):
 
 def test_measured_use_is_right(worker, tmp_path):
     """Peak memory and CPU time of a tree with known use, daemon included."""
-    # What they spent is what they say themselves: on a busy machine the start of an interpreter may cost as much as their work.
+    # They say themselves what they spent: on a busy machine an interpreter's start may cost as much as their work.
     burn = (
         "import time\nx = bytearray(200_000_000)\nend = time.process_time() + 1.0\n"
         "while time.process_time() < end: pass\ntime.sleep(1.2)"
