@@ -25,10 +25,10 @@ from snakemake_executor_plugin_dask.messages import Channel
 PATIENCE_S = 120.0
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(first_on_path: str = "", **more: str) -> dict[str, str]:
     """What a job gets: this process's environment, where the package is importable."""
     package = Path(snakemake_executor_plugin_dask.__file__).parents[1]
-    return {**os.environ, "PYTHONPATH": str(package), **more}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (first_on_path, str(package)))), **more}
 
 
 def plan(workdir: Path, *arguments: str, depth: int = 3) -> tuple[RunSetup, list[JobSpec]]:
@@ -70,7 +70,14 @@ class Warm:
     """A warm process of one's own."""
 
     def __init__(
-        self, setup: RunSetup, *, idle_children: int = 2, stderr: Any = None, limit_files: int = 0, **more: str
+        self,
+        setup: RunSetup,
+        *,
+        idle_children: int = 2,
+        stderr: Any = None,
+        limit_files: int = 0,
+        first_on_path: str = "",
+        **more: str,
     ) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(PATIENCE_S)
@@ -81,7 +88,7 @@ class Warm:
         self.process = subprocess.Popen(
             command,
             cwd="/",
-            env=environment() | more,
+            env=environment(first_on_path) | more,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stderr=stderr,
@@ -146,10 +153,10 @@ def _started(spec: JobSpec) -> tuple[tuple[str, str], ...]:
     return (("forked", spec.key), ("spawned", spec.key))
 
 
-def run_cold(setup: RunSetup, spec: JobSpec) -> Ended:
+def run_cold(setup: RunSetup, spec: JobSpec, first_on_path: str = "") -> Ended:
     """The job as a Snakemake of its own."""
     since = time.monotonic()
-    environ = environment(SNAKEMAKE_DASK_JOB=spec.key)
+    environ = environment(first_on_path, SNAKEMAKE_DASK_JOB=spec.key)
     for name, value in spec.environment:
         environ.pop(name, None) if value is None else environ.update({name: value})
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
