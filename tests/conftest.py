@@ -28,6 +28,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker(marker) is not None:
                 item.add_marker(pytest.mark.skip(reason=why))
         _keep_together(item)
+    # What takes long goes first, and the many short ones fill what is left at the end.
+    items.sort(key=_when)
+
+
+def _when(item: pytest.Item) -> int:
+    """Earlier for lower numbers: what waits for long, what shares something costly, all other systems, units."""
+    if item.get_closest_marker("long") is not None:
+        return 0
+    if item.get_closest_marker("xdist_group") is not None:
+        return 1
+    return 3 if item.path.parent.name == "unit" else 2
 
 
 def _keep_together(item: pytest.Item) -> None:

@@ -243,6 +243,7 @@ def test_an_adaptive_cluster_follows_the_jobs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
+@pytest.mark.variant
 def test_an_adaptive_slurm_cluster_follows_the_jobs(tmp_path: Path, slurm: VirtualSlurm) -> None:
     """dask-jobqueue's `SLURMCluster`, whose workers come through the queue."""
     directory = tmp_path / "cluster"

@@ -32,8 +32,9 @@ class BatchSystem:
     left: Callable[[], list[Any]]  # what waits or runs
 
 
-def _mark(name: str) -> Any:
-    return pytest.param(name, marks={"slurm": [pytest.mark.slurm], "sge": [pytest.mark.gridengine]}.get(name, []))
+def _mark(name: str, *more: pytest.MarkDecorator) -> Any:
+    of_system = {"slurm": [pytest.mark.slurm], "sge": [pytest.mark.gridengine]}.get(name, [])
+    return pytest.param(name, marks=[*of_system, *more])
 
 
 @pytest.fixture(scope="module", params=[_mark(name) for name in BATCH_SYSTEMS])
@@ -230,6 +231,15 @@ def test_leftovers_are_cancelled_from_the_record(batch: BatchSystem, tmp_path: P
     assert cancel_run(tmp_path) == []
 
 
+#: A real one, and the one whose submissions look least like the others'. Slurm has runs enough elsewhere.
+WHOLE_RUNS = ("sge", "htcondor")
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [_mark(name, *(() if name in WHOLE_RUNS else (pytest.mark.variant,))) for name in BATCH_SYSTEMS],
+    indirect=True,
+)
 def test_run_of_snakemake(batch: BatchSystem, tmp_path: Path) -> None:
     """A whole run on one of the batch system's workers; afterwards nothing waits or runs."""
     options = OPTIONS.get(batch.name, {})

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from running import snakemake
 
-#: Uses two seconds of CPU, however long that takes on a busy machine, and says what it used at its very end.
+#: Uses a second of CPU, however long that takes on a busy machine, and says what it used at its very end.
 BURN = """\
 import json, os, sys, time
 
-def burn(path, seconds=2.0):
+def burn(path, seconds=1.0):
     began = sum(os.times()[:4])
     while sum(os.times()[:4]) - began < seconds:
         for _ in range(10_000):

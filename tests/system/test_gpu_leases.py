@@ -118,8 +118,8 @@ rule job:
 @pytest.mark.parametrize(
     ("variables", "names"),
     [
-        ({}, {"0", "1", "2", "3"}),
-        ({"CUDA_VISIBLE_DEVICES": "3,GPU-00000001"}, {"3", "GPU-00000001"}),
+        pytest.param({}, {"0", "1", "2", "3"}, marks=pytest.mark.variant),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "3,GPU-00000001"}, {"3", "GPU-00000001"}, marks=pytest.mark.variant),
         ({"STANDIN_MIG": "1"}, {"GPU-00000001", "GPU-00000002", "GPU-00000003", "MIG-00000000", "MIG-00000001"}),
     ],
 )

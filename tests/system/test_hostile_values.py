@@ -17,8 +17,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-WARM_JOBS = 1000  # each with four values
-COLD_JOBS = 12
+#: Each with four values.
+WARM_JOBS = 200
+MANY_WARM_JOBS = 1000
+COLD_JOBS = 6
 
 #: What shells, format strings, YAML, globs and Snakemake's own argument syntax give a meaning.
 FRAGMENTS = (
@@ -174,7 +176,10 @@ def both(
     return results[0], results[1]
 
 
-@pytest.mark.parametrize(("start", "count"), [("warm", WARM_JOBS), ("cold", COLD_JOBS)])
+@pytest.mark.parametrize(
+    ("start", "count"),
+    [("warm", WARM_JOBS), ("cold", COLD_JOBS), pytest.param("warm", MANY_WARM_JOBS, marks=pytest.mark.variant)],
+)
 def test_wildcards_params_and_environment(tmp_path: Path, start: str, count: int) -> None:
     """Every value arrives as it was: in wildcards, paths, parameters (also undecodable ones) and the environment."""
     jobs = made(count)
@@ -222,7 +227,7 @@ for i, given in enumerate(NAMES):
 """
 
 
-@pytest.mark.parametrize(("start", "count"), [("warm", len(NAMES)), ("cold", 6)])
+@pytest.mark.parametrize(("start", "count"), [("warm", len(NAMES)), pytest.param("cold", 6, marks=pytest.mark.variant)])
 def test_rule_names(tmp_path: Path, start: str, count: int) -> None:
     """Names of rules become parts of log paths, keys and messages; every other job fails, so that its log stays."""
 

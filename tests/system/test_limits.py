@@ -142,7 +142,7 @@ rule second:
 """
 
 
-@pytest.mark.parametrize("start", ["warm", "cold"])
+@pytest.mark.parametrize("start", ["warm", pytest.param("cold", marks=pytest.mark.variant)])
 def test_memory_of_every_kind_of_job(tmp_path: Path, start: str) -> None:
     """In `run:`, scripts, shells, daemons and groups: who holds more than `mem_mb` is ended, who holds less is not."""
     (tmp_path / "hold_script.py").write_text(
@@ -188,7 +188,7 @@ rule quick:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runtime(tmp_path: Path) -> None:
     """After `runtime` a job's whole tree gets SIGTERM, then SIGKILL; the message says so; partial output is removed."""
     with limited(tmp_path, RUNTIME) as run:

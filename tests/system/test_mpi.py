@@ -17,6 +17,13 @@ from running import ended, logged_jobs, snakemake, started, wait_for
 
 LAUNCHERS = ["mpirun.openmpi", "mpiexec.hydra"]
 
+
+def with_variants(*launchers: str, run: str) -> pytest.MarkDecorator:
+    """By the one launcher in the default run, by all others in `./run tests variants`."""
+    marks = {name: () if name == run else (pytest.mark.variant,) for name in launchers}
+    return pytest.mark.parametrize("launcher", [pytest.param(name, marks=marks[name]) for name in launchers])
+
+
 #: Small jobs, jobs on two nodes that call a launcher themselves, and several wide ones, which could block each other.
 MIXED = """
 rule all:
@@ -62,7 +69,7 @@ def mpi_arguments(launcher: str, workers: int = 3) -> list[str]:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@with_variants(*LAUNCHERS, run="mpirun.openmpi")
 def test_three_ranks_on_this_machine(tmp_path: Path, launcher: str) -> None:
     """Each worker has its share of the machine; jobs see nothing of the launcher, and may use it themselves."""
     with snakemake(tmp_path, MIXED.format(launcher=launcher, tasks=2), *mpi_arguments(launcher)) as run:
@@ -116,7 +123,7 @@ def test_more_than_two_nodes_hold_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@with_variants(*LAUNCHERS, run="mpiexec.hydra")
 def test_a_killed_worker_takes_nobody_along(tmp_path: Path, launcher: str) -> None:
     """The other workers' jobs go on, and the same launcher has a worker again where one died."""
     body = "while ! test -e go; do sleep 0.1; done"
@@ -191,7 +198,7 @@ cd {directory}
 
 @pytest.mark.mpi
 @pytest.mark.slurm
-@pytest.mark.parametrize("launcher", ["srun", "mpirun.openmpi", "mpiexec.hydra"])
+@with_variants("srun", "mpirun.openmpi", "mpiexec.hydra", run="srun")
 def test_three_nodes_of_slurm(tmp_path: Path, slurm: VirtualSlurm, launcher: str) -> None:
     """A worker on each node of a batch script's allocation, and MPI jobs on exactly the nodes that they hold."""
     (tmp_path / "Snakefile").write_text(MIXED.format(launcher=launcher, tasks=4))

@@ -16,7 +16,7 @@ import pytest
 from running import SnakemakeRun, snakemake, wait_for
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces"),
 ]

@@ -1,5 +1,6 @@
 """The tests that Snakemake provides for every executor plugin."""
 
+import pytest
 from snakemake.common.tests import TestWorkflowsLocalStorageBase
 
 from snakemake_executor_plugin_dask import ExecutorSettings
@@ -17,6 +18,7 @@ class TestOfficial(TestWorkflowsLocalStorageBase):
         return ExecutorSettings()
 
 
+@pytest.mark.variant
 class TestOfficialCold(TestOfficial):
     """The same with a Snakemake of its own for each job."""
 

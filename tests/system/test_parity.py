@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ class Case:
     workflow: str
     steps: tuple[tuple[str, ...] | str, ...] = ((),)
     environment: dict[str, str] = field(default_factory=dict)
-    cold: bool = False  # run by cold jobs as well; each costs more than a second
+    runs: tuple[str, ...] = ("warm",)  # how jobs start; a cold one costs more than a second
+    variants: tuple[str, ...] = ()  # by `./run tests variants` alone
     #: Files, and records of files, in which remote executors differ by Snakemake's own design.
     unlike: frozenset[str] = frozenset()
     unlike_records: frozenset[str] = frozenset()
@@ -63,10 +64,11 @@ FAILING = (
     *("script-error.txt", "run-error.txt", "shadow-error.txt", "plain", "dir-not-file", "kept.txt", "exhausted.txt"),
     *("updated.txt", "benchmarked.txt"),
 )
+WARM, COLD, BOTH = ("warm",), ("cold",), ("warm", "cold")
 HOSTILE_CONFIG = ("one=1,2", "two=it's $(touch HACKED)", 'three={"k": "v,w", "l": [1, "`x`"]}')
 CASES = (
     Case("language", "language", environment=TOKENS, records=41),
-    Case("language-cold", "language", (LANGUAGE_COLD,), environment=TOKENS, cold=True),
+    Case("language-cold", "language", (LANGUAGE_COLD,), environment=TOKENS, runs=COLD),
     Case(
         "language-again",
         "language",
@@ -94,12 +96,14 @@ CASES = (
             ("config.txt", "--configfile", "config.yaml", "more.yaml"),
         ),
         environment=TOKENS,
-        cold=True,
+        variants=COLD,
     ),
-    Case("no-hooks", "language", (("home.txt", "token.txt", "--no-hooks"),), environment=TOKENS),
+    Case(
+        "no-hooks", "language", (("home.txt", "token.txt", "--no-hooks"),), environment=TOKENS, runs=(), variants=WARM
+    ),
     Case("missing-envvar", "language", (("token.txt",),)),
     # A group's records keep the shell command of its first attempt; a job in a group is retried inside, out of sight.
-    Case("groups", "groups", cold=True, unlike_records=frozenset({"retried-group.txt"}), grouped=True),
+    Case("groups", "groups", unlike_records=frozenset({"retried-group.txt"}), grouped=True, variants=COLD),
     Case(
         "group-failure",
         "groups",
@@ -108,19 +112,21 @@ CASES = (
         unlike=frozenset({"fail-first.txt"}),
         unlike_records=frozenset({"fail-first.txt", "fail-second.txt"}),
         grouped=True,
-        cold=True,
+        variants=COLD,
     ),
     Case(
         "groups-by-option",
         "simple",
         (("--groups", "number=g", "next=g", "--group-components", "g=3"),),
         grouped=True,
+        runs=(),
+        variants=WARM,
     ),
-    Case("checkpoints", "checkpoints", ((), ()), cold=True),
+    Case("checkpoints", "checkpoints", ((), ()), variants=COLD),
     Case("hostile", "hostile", (("--config", *HOSTILE_CONFIG),)),
-    Case("hostile-few", "hostile", (("--config", "few=yes", *HOSTILE_CONFIG),), cold=True),
-    Case("failures", "failures", (("--keep-going", *FAILING),), cold=True),
-    Case("failure", "failures", (("bad.txt",),)),
+    Case("hostile-few", "hostile", (("--config", "few=yes", *HOSTILE_CONFIG),), runs=COLD),
+    Case("failures", "failures", (("--keep-going", *FAILING),), runs=BOTH),
+    Case("failure", "failures", (("bad.txt",),), runs=(), variants=WARM),
     Case("failure-retries", "failures", (("exhausted.txt", "--retries", "2"),)),
     Case(
         "keep-incomplete",
@@ -137,21 +143,32 @@ CASES = (
             ("bad.txt", "--rerun-incomplete"),
         ),
     ),
-    Case("twice", "simple", ((), ())),
+    Case("twice", "simple", ((), ()), runs=(), variants=WARM),
     Case(
         "cache",
         "simple",
         ("mkdir store", ("cached.txt", "--cache"), "rm cached.txt", ("cached.txt", "--cache")),
         {"SNAKEMAKE_OUTPUT_CACHE": "store"},
-        cold=True,
+        variants=COLD,
     ),
-    Case("touch", "simple", (("where.txt",), ("--touch", "--force", "where.txt"), ("where.txt",))),
-    Case("dry-run", "simple", (("--dry-run",), ("where.txt",))),
-    Case("until", "simple", (("--until", "number"), ("--omit-from", "sum"), ("--until", "next", "--notemp"))),
-    Case("forcerun", "simple", (("--notemp", "next/1.txt"), ("--forcerun", "number", "--notemp", "next/1.txt"))),
-    Case("protected", "simple", ((), ("--forcerun", "number"), ("--force", "sum.txt"))),
     Case(
-        "directory", "simple", (("--directory", "else where", "where.txt", "sum.txt", "--config", "add=5"),), cold=True
+        "touch", "simple", (("where.txt",), ("--touch", "--force", "where.txt"), ("where.txt",)), runs=(), variants=WARM
+    ),
+    Case("dry-run", "simple", (("--dry-run",), ("where.txt",)), runs=(), variants=WARM),
+    Case(
+        "until",
+        "simple",
+        (("--until", "number"), ("--omit-from", "sum"), ("--until", "next", "--notemp")),
+        runs=(),
+        variants=WARM,
+    ),
+    Case("forcerun", "simple", (("--notemp", "next/1.txt"), ("--forcerun", "number", "--notemp", "next/1.txt"))),
+    Case("protected", "simple", ((), ("--forcerun", "number"), ("--force", "sum.txt")), runs=(), variants=WARM),
+    Case(
+        "directory",
+        "simple",
+        (("--directory", "else where", "where.txt", "sum.txt", "--config", "add=5"),),
+        variants=COLD,
     ),
     Case(
         "resources",
@@ -165,9 +182,23 @@ CASES = (
         "wait-for-files",
         "simple",
         (("numbers/1.txt", "--wait-for-files", "Snakefile"), ("numbers/2.txt", "--wait-for-files", "nowhere")),
+        runs=(),
+        variants=WARM,
     ),
-    Case("no-target", "simple", (("nothing-makes-this.txt",), ("numbers/-1.txt", "--printshellcmds"))),
-    Case("delete-outputs", "simple", (("--until", "number"), ("--delete-all-output",), ("numbers/1.txt",))),
+    Case(
+        "no-target",
+        "simple",
+        (("nothing-makes-this.txt",), ("numbers/-1.txt", "--printshellcmds")),
+        runs=(),
+        variants=WARM,
+    ),
+    Case(
+        "delete-outputs",
+        "simple",
+        (("--until", "number"), ("--delete-all-output",), ("numbers/1.txt",)),
+        runs=(),
+        variants=WARM,
+    ),
 )
 
 
@@ -303,17 +334,17 @@ def locally(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Result
     return run
 
 
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("case", "executor"),
-    [
+def _parameters() -> Iterator[Any]:
+    for case in CASES:
         # On one worker of pytest-xdist, which runs it locally once.
-        pytest.param(case, executor, id=f"{case.name}-{executor}", marks=pytest.mark.xdist_group(f"parity-{case.name}"))
-        for case in CASES
-        for executor in ("warm", "cold")
-        if executor == "warm" or case.cold
-    ],
-)
+        together = pytest.mark.xdist_group(f"parity-{case.name}")
+        for executor in (*case.runs, *case.variants):
+            marks = [together, pytest.mark.variant] if executor in case.variants else [together]
+            yield pytest.param(case, executor, id=f"{case.name}-{executor}", marks=marks)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("case", "executor"), list(_parameters()))
 def test_same_as_local(case: Case, executor: str, locally: Callable[[Case], Result], tmp_path: Path) -> None:
     """A workflow leaves the same files, records and exit codes as with the local executor."""
     expected = locally(case)

@@ -216,7 +216,7 @@ rule wide:
 """
 
 
-@pytest.mark.parametrize("start", ["warm", "cold"])
+@pytest.mark.parametrize("start", ["warm", pytest.param("cold", marks=pytest.mark.variant)])
 def test_pipes_wider_than_the_worker(tmp_path: Path, start: str) -> None:
     """Jobs that pipes join run at once with the cores that they need; the worker counts what it has."""
     with snakemake(tmp_path, PIPES, "--dask-worker-cores", "2", "--dask-job-start", start) as run:

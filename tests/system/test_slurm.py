@@ -213,7 +213,7 @@ def test_workers_come_and_go_with_the_work(slurm: VirtualSlurm, tmp_path: Path) 
         assert set(attempts(run).values()) == {1}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_walltime_ends_during_many_short_jobs(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """Allocations of a minute end one after the other; every job runs once, and none is ended with its allocation."""
     file = pools(tmp_path, one_pool("0-1", "default_runtime: 4s\n    margin: 6s", walltime="1m", cores=2))
@@ -227,9 +227,10 @@ def test_walltime_ends_during_many_short_jobs(slurm: VirtualSlurm, tmp_path: Pat
 def test_allocation_cancelled_from_outside(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """`scancel` of a running allocation: its jobs run again elsewhere, after the first attempts are dead."""
     file = pools(tmp_path, one_pool("0-1"))
-    with snakemake(tmp_path, logged_jobs(2, "sleep 8"), "--dask-pools", file) as run:
+    with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 600"), "--dask-pools", file) as run:
         wait_for(lambda: started(run), "a job's start", RUN_S)
         (victim,) = allocations(slurm, "RUNNING")
+        (tmp_path / "again").touch()
         slurm.run("scancel", victim)
         assert run.wait(RUN_S) == 0, run.output
         assert attempts(run) == {"0": 2, "1": 1} or attempts(run) == {"0": 1, "1": 2}
@@ -240,9 +241,10 @@ def test_allocation_cancelled_from_outside(slurm: VirtualSlurm, tmp_path: Path) 
 def test_node_goes_down(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """A power cut of the node: the job runs again on another one."""
     file = pools(tmp_path, one_pool("0-1"))
-    with snakemake(tmp_path, logged_jobs(1, "hostname; sleep 8"), "--dask-pools", file) as run:
+    with snakemake(tmp_path, logged_jobs(1, "test -e again || sleep 600"), "--dask-pools", file) as run:
         wait_for(lambda: started(run), "a job's start", RUN_S)
         (line,) = slurm.queue()
+        (tmp_path / "again").touch()
         slurm.kill_node(line.split()[3])
         assert run.wait(RUN_S) == 0, run.output
         assert attempts(run) == {"0": 2}

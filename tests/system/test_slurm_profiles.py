@@ -64,6 +64,7 @@ def test_gpu_centre(slurm: VirtualSlurm, tmp_path: Path) -> None:
     wait_for(lambda: not slurm.queue(), "an empty queue", 30)
 
 
+@pytest.mark.variant
 def test_terse(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """Neither memory nor runtime is declared: it runs, and the rules are named."""
     done = snakemake(changed("terse", tmp_path), slurm)
@@ -76,7 +77,9 @@ def test_terse(slurm: VirtualSlurm, tmp_path: Path) -> None:
     wait_for(lambda: not slurm.queue(), "an empty queue", 30)
 
 
-@pytest.mark.parametrize("name", ["campus", "gpu-centre", "terse"])
+@pytest.mark.parametrize(
+    "name", ["gpu-centre", *(pytest.param(name, marks=pytest.mark.variant) for name in ("campus", "terse"))]
+)
 def test_plan_and_its_scripts(name: str, slurm: VirtualSlurm, tmp_path: Path) -> None:
     """The plan shows the scripts and submits nothing; each script that it writes is taken by sbatch, and runs."""
     done = snakemake(changed(name, tmp_path), slurm, "--dask-plan-scripts", "my scripts")

@@ -1,4 +1,4 @@
-"""How long recovery took in the fault tests' runs, from their event logs: ``python tests/recovery.py DIRECTORY``.
+"""How long recovery took in the fault tests' runs, from their event logs: ``./run bench recovery DIRECTORY``.
 
 DIRECTORY is what pytest was given as ``--basetemp``. Seconds from the loss of a worker, as the run noticed it, until
 its jobs were known to be dead, and until the first of them started again.
@@ -32,4 +32,6 @@ def main(base: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     main(Path(sys.argv[1]))

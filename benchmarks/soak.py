@@ -1,6 +1,6 @@
 """A long run of a realistic workflow under random kills: what was run twice, lost, wrong, or left over.
 
-    python -m tests.soak --minutes 10 [--jobs 2000] [--slurm] [--kill-every 15] [--seed N] [--keep DIR]
+    ./run bench soak --minutes 10 [--jobs 2000] [--slurm] [--kill-every 15] [--seed N] [--keep DIR]
 
 Kills workers, supervisors and warm processes (on the virtual Slurm also cancels allocations) at random. The worker that
 came first is spared, so that what it leaks can be seen. Prints what it found; exit code 1 where anything is wrong.
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from clusters.slurm import VirtualSlurm
 from running import SnakemakeRun
@@ -413,7 +413,7 @@ SLURM = (
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").split("\n")[0])
+    options = argparse.ArgumentParser(prog="./run bench soak", description=(__doc__ or "").split("\n")[0])
     options.add_argument("--minutes", type=float, default=10.0, help="at least so long, by longer jobs")
     options.add_argument("--jobs", type=int, default=2000)
     options.add_argument("--kill-every", type=float, default=15.0, metavar="SECONDS")
