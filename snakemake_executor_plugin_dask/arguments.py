@@ -1,28 +1,27 @@
 """The argument list of a job's Snakemake, as `format_job_exec` means it, but as a list that no shell reads.
 
 Snakemake formats these arguments as text for a shell, quoting with `repr`, which is right for neither a shell nor a
-list. Here its own functions are asked to join their parts with marks that no value contains, and the text is taken
-apart again. Values that the command line cannot express at all (a comma in a wildcard of ``--target-jobs``, a file
-name with a leading dash) travel as overrides, which `worker/entry.py` sets after parsing. Reads Snakemake's interior;
-no effects.
+list; here that text is read as it was written. Values that the command line cannot express at all (a comma in a
+wildcard of ``--target-jobs``, a file name with a leading dash) travel as overrides, which `worker/entry.py` sets after
+parsing. No effects.
 """
 
+import ast
+import contextlib
 import pickle
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+import re
+import shlex
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import snakemake.spawn_jobs
-from snakemake.target_jobs import parse_target_jobs_cli_args
-from snakemake_interface_common.settings import SettingsEnumBase
-from snakemake_interface_common.utils import not_iterable
+from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import CommonSettings
-from snakemake_interface_executor_plugins.utils import TargetSpec, encode_as_base64, encode_target_jobs_cli_args
-
-_ARGUMENT, _PART, _BETWEEN = "\x1d", "\x1e", "\x1f"
-_patching = threading.Lock()
+from snakemake_interface_executor_plugins.utils import (
+    TargetSpec,
+    encode_as_base64,
+    encode_target_jobs_cli_args,
+    format_cli_arg,
+)
 
 #: What a job's Snakemake needs beyond Snakemake's own arguments. Its rate limiter would leave a timer of its timespan
 #: (1 s by default) behind, for which the interpreter waits at its end. A rule's own `retries` would be made by it too,
@@ -34,24 +33,68 @@ ADDED = ("--max-jobs-per-timespan", "1000/0s", "--preemptible-rules", "--preempt
 _MOST_BYTES = 60_000
 
 
+#: A text that ``repr`` made, and a word as a shell reads it.
+_LITERAL = re.compile(r"""(?:'(?:[^'\\\n\r\0]|\\[\\'nrtxuU])*'|"(?:[^"\\\n\r\0]|\\[\\nrtxuU])*")(?=\s|$)""")
+_WORD = re.compile(r"""(?:'[^']*'|"(?:[^"\\]|\\.)*"|\\.|[^\s'"\\])+""", re.DOTALL)
+_PROBE = 'a \\\\ "$HOME"'
+
+#: Names and values that every reader of ``--target-jobs`` understands.
+_PLAIN = re.compile(r"(?!-)[\w./+@%~-]*")
+
+
 def general_arguments(factory: Any, common_settings: CommonSettings, *, copies_shared: bool = True) -> list[str]:
-    """The arguments that are the same for all jobs of a run.
+    """The arguments that are the same for all jobs of a run. Raises WorkflowError where they cannot be read.
 
     ``factory`` is the workflow's ``spawned_job_args_factory``. Unless local copies of storage files are shared, where
     they are is not among them: each attempt has a place of its own.
     """
     own = ("--max-threads",) if copies_shared else ("--max-threads", "--local-storage-prefix")
-    with _marked_formatting():
-        text = factory.general_args(executor_common_settings=common_settings)
-    arguments = []
-    for piece in text.split(_BETWEEN):
-        if piece.startswith(_ARGUMENT):
-            flag, *values = piece[1:].split(_PART)
-            if flag not in own:
-                arguments += [flag, *values]
-        else:  # a literal in Snakemake's own code, such as "--retries 0"
-            arguments.extend(piece.split())
+    text = factory.general_args(executor_common_settings=common_settings)
+    arguments: list[str] = []
+    keep = True
+    for word, quoted in _words(text, _quotes()):
+        if not quoted and word.startswith("--"):
+            keep = word not in own
+        if keep:
+            arguments.append(word)
     return [*arguments, *ADDED]
+
+
+def _quotes() -> str:
+    """How this version of Snakemake's interface quotes: «python» or «shell». Raises WorkflowError where neither."""
+    text = format_cli_arg("--probe", _PROBE)
+    for quotes in ("python", "shell"):
+        with contextlib.suppress(WorkflowError):
+            if list(_words(text, quotes)) == [("--probe", False), (_PROBE, True)]:
+                return quotes
+    msg = (
+        "This version of snakemake-interface-executor-plugins quotes the arguments of jobs in a way that the plugin "
+        "does not know, so that jobs would get other values; install an earlier version."
+    )
+    raise WorkflowError(msg)
+
+
+def _words(text: str, quotes: str) -> Iterator[tuple[str, bool]]:
+    """The words of a text, and whether each was quoted.
+
+    «python»: by ``repr``, or as for a shell where that cannot be. A value that begins and ends with quotes of its own
+    is not quoted again by Snakemake, and loses them, here as in a shell. WorkflowError where the text is no words.
+    """
+    position = 0
+    while position < len(text):
+        if text[position].isspace():
+            position += 1
+            continue
+        literal = _LITERAL.match(text, position) if quotes == "python" else None
+        found = literal or _WORD.match(text, position)
+        if found is None:
+            msg = f"Snakemake's arguments for jobs hold quotes without an end: {text[position : position + 200]}"
+            raise WorkflowError(msg)
+        value = str(ast.literal_eval(found[0])) if literal else ""
+        if not literal or repr(value) != found[0]:
+            value = "".join(shlex.split(found[0]))
+        yield value, found[0][0] in "\"'"
+        position = found.end()
 
 
 def job_arguments(
@@ -80,11 +123,11 @@ def job_arguments(
     allowed = sorted(set(rules))
     length = sum(len(text.encode(errors="surrogatepass")) + 1 for text in (*encoded, *allowed, *unneeded, *awaited))
     too_long = length > _MOST_BYTES
-    if too_long or not _survives_parsing(encoded, target):
+    if too_long or not _survives_parsing(target):
         overrides["target_jobs"] = target
         # The parser wants a value that it can read; it is replaced afterwards.
         encoded = ["replaced:"]
-    if (too_long and allowed) or any(rule.startswith("-") for rule in allowed):
+    if (too_long and allowed) or any(name.startswith("-") for name in allowed):
         overrides["allowed_rules"] = allowed
         allowed = ["replaced"]
     arguments = ["--snakefile", snakefile, "--target-jobs", *encoded]
@@ -109,58 +152,7 @@ def job_arguments(
     return tuple(arguments), pickle.dumps(overrides) if overrides else None
 
 
-def _survives_parsing(encoded: list[str], target: list[TargetSpec]) -> bool:
-    try:
-        parsed = parse_target_jobs_cli_args(encoded)
-    except Exception:  # noqa: BLE001 - Snakemake's parser raises many kinds for text that it cannot read
-        return False
-    return bool(parsed == target) and not any(text.startswith("-") for text in encoded)
-
-
-@contextmanager
-def _marked_formatting() -> Iterator[None]:
-    module = snakemake.spawn_jobs
-    with _patching:
-        saved = module.format_cli_arg, module.join_cli_args
-        module.format_cli_arg, module.join_cli_args = _format_argument, _join_arguments
-        try:
-            yield
-        finally:
-            module.format_cli_arg, module.join_cli_args = saved
-
-
-def _join_arguments(arguments: Iterable[str]) -> str:
-    return _BETWEEN.join(argument for argument in arguments if argument)
-
-
-def _format_argument(  # its parameters are those of the function that it stands in for
-    flag: str,
-    value: Any,
-    quote: bool = True,  # noqa: ARG001
-    skip: bool = False,
-    base64_encode: bool = False,
-) -> str:
-    """Like Snakemake's ``format_cli_arg``, with marks instead of quotes; but a number that is 0 is one."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if skip or not (value or number):
-        return ""
-    parts = [flag] if isinstance(value, bool) else [flag, *_format_values(value, base64_encode)]
-    return _ARGUMENT + _PART.join(parts)
-
-
-def _format_values(value: Any, base64_encode: bool) -> list[str]:
-    def encode(text: str) -> str:
-        return encode_as_base64(text) if base64_encode else text
-
-    if isinstance(value, Mapping):
-        return [encode(f"{key}={_text(item)}") for key, item in value.items()]
-    items = [value] if not_iterable(value) else list(value)
-    return [encode(_text(item)) for item in items]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, SettingsEnumBase):
-        return str(value.item_to_choice())
-    if isinstance(value, str | Path):
-        return str(value)
-    return repr(value)
+def _survives_parsing(target: list[TargetSpec]) -> bool:
+    names = [spec.rulename for spec in target]
+    values = [value for spec in target for item in spec.wildcards_dict.items() for value in item]
+    return all(isinstance(text, str) and _PLAIN.fullmatch(text) for text in (*names, *values))

@@ -1,4 +1,4 @@
-"""From a Snakemake job to what travels: `RunSetup` once, a `QueuedJob` for each attempt. Reads Snakemake's interior.
+"""From a Snakemake job to what travels: `RunSetup` once, a `QueuedJob` for each attempt.
 
 Writes only custom job scripts, where the user gave one.
 """
@@ -15,14 +15,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from snakemake.spawn_jobs import SpawnedJobArgsFactory
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors import remote
 from snakemake_interface_executor_plugins.settings import SharedFSUsage
 
-from snakemake_executor_plugin_dask import warmcall
 from snakemake_executor_plugin_dask.arguments import general_arguments, job_arguments
 from snakemake_executor_plugin_dask.backends.attached import address_of
+from snakemake_executor_plugin_dask.interior import snakemake_calls, snakemake_jobs
+from snakemake_executor_plugin_dask.interior import snakemake_settings as settings
 from snakemake_executor_plugin_dask.jobs import JobSpec, Member, RunSetup, task_key
 from snakemake_executor_plugin_dask.messages import QueuedJob
 from snakemake_executor_plugin_dask.options import Options
@@ -38,7 +38,12 @@ _NAME_BYTES = 100  # two of them and some numbers make a file name, which may ha
 
 def members(job: Any) -> Iterable[Any]:
     """The single jobs of a job, which may be a group."""
-    return job if job.is_group() else (job,)
+    return job.jobs if job.is_group() else (job,)
+
+
+def wildcards(job: Any) -> dict[str, str]:
+    """A single job's; those of a group's members differ, and it has none of its own."""
+    return {} if job.is_group() else dict(job.get_target_spec()[0].wildcards_dict)
 
 
 class Handover:
@@ -46,7 +51,7 @@ class Handover:
 
     def __init__(self, executor: Any, options: Options, run_id: str) -> None:
         self._workflow = executor.workflow
-        self._dag = executor.workflow.dag
+        self._dag = executor.dag
         self._options = options
         self._run_id = run_id
         usage = self._workflow.storage_settings.shared_fs_usage
@@ -55,18 +60,17 @@ class Handover:
         sources_shared = SharedFSUsage.SOURCES in usage
         snakefile = self._workflow.main_snakefile
         self._snakefile = os.fspath(snakefile if sources_shared else os.path.relpath(snakefile))
-        factory: SpawnedJobArgsFactory = self._workflow.spawned_job_args_factory
+        factory = self._workflow.spawned_job_args_factory
         common_settings = executor.common_settings
-        cached = self._workflow.workflow_settings.cache
-        # `--cache` alone means all rules that are eligible; Snakemake hands on only names.
-        all_cached = ("--cache",) if cached is not None and not cached else ()
+        # `--cache` alone means all rules that are eligible; Snakemake hands on only names, and no 0.
+        omitted: tuple[str, ...] = ("--cache",) if settings.caches_all(self._workflow) else ()
+        omitted += ("--latency-wait", "0") if settings.waits_not(self._workflow) else ()
         copies_shared = SharedFSUsage.STORAGE_LOCAL_COPIES in usage
         general = general_arguments(factory, common_settings, copies_shared=copies_shared)
-        self._general = (*general, *all_cached, *self._directory(), "--mode", "remote")
+        self._general = (*general, *omitted, *self._directory(), "--mode", "remote")
         # Two jobs that use the same place would take each other's half-written copies, and remove each other's.
-        storage = self._workflow.storage_settings
-        self._copies = None if copies_shared else os.fspath(storage.remote_job_local_storage_prefix)
-        self._copies_here = os.path.join(storage.local_storage_prefix, "")
+        copies, copies_here = (None, "") if copies_shared else settings.places_of_copies(self._workflow)
+        self._copies, self._copies_here = copies, os.path.join(copies_here, "")
         self._precommand = factory.precommand(executor_common_settings=common_settings)
         together = {
             *(SharedFSUsage.SOURCES, SharedFSUsage.INPUT_OUTPUT, SharedFSUsage.PERSISTENCE),
@@ -75,6 +79,7 @@ class Handover:
         self._scratch = "" if together.isdisjoint(usage) else None
         self._jobscript = self._read_jobscript()
         self._warm_possible = not self._jobscript and not self._precommand and os.path.isabs(self._python)
+        self._calls = self._warm_possible and snakemake_calls.possible()
         self._scripts: Path | None = None
 
     def setup(self, environment: dict[str, str]) -> RunSetup:
@@ -105,13 +110,13 @@ class Handover:
             enforce_runtime=options.enforce_runtime,
             enforce_memory=options.enforce_memory,
             enforce_cgroup=options.enforce_cgroup,
-            cores=self._workflow.resource_settings.cores,
+            cores=settings.cores(self._workflow),
         )
 
     def _directory(self) -> tuple[str, ...]:
         """Jobs start where Snakemake works, but a `workdir:` in the Snakefile must not lead them away from there."""
         workflow = self._workflow
-        if workflow.overwrite_workdir is None or not workflow.storage_settings.assume_common_workdir:
+        if not settings.sets_workdir(workflow) or not workflow.storage_settings.assume_common_workdir:
             return ()
         return "--directory", os.fspath(workflow.workdir_init)
 
@@ -123,15 +128,15 @@ class Handover:
         if not job.is_group():
             return request
         # A group's resources leave out what is not known of its members.
-        unknown = dict.fromkeys(name for member in job for name in pending(dict(member.resources.items())))
-        members = tuple(dict.fromkeys(sorted(member.rule.name for member in job)))
+        unknown = dict.fromkeys(name for member in job.jobs for name in pending(dict(member.resources.items())))
+        members = tuple(dict.fromkeys(sorted(member.rule.name for member in job.jobs)))
         origin = dataclasses.replace(request.origin, pending=tuple(unknown), members=members)
         return dataclasses.replace(request, origin=origin)
 
     def queued(self, job: Any, request: Request) -> QueuedJob:
         """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""
-        settings, held = self._workflow.resource_settings, max(1, request.cores, cores_at_once(job))
-        max_threads = min(held, settings.max_threads or held)
+        held = max(1, request.cores, cores_at_once(job))
+        max_threads = min(held, settings.max_threads(self._workflow) or held)
         copies = None
         unneeded = [str(path) for path in self._dag.get_unneeded_temp_files(job)]
         if self._copies is not None:
@@ -142,7 +147,7 @@ class Handover:
             target=job.get_target_spec(),
             rules=job.rules,
             # A rule may ask for a part of `workflow.cores`, of which a group's Snakemake has no more than it may use.
-            cores=held if job.is_group() else settings.cores or held,
+            cores=held if job.is_group() else settings.cores(self._workflow) or held,
             max_threads=max_threads,
             attempt=job.attempt,
             groupid=job.jobid if job.is_group() else None,
@@ -160,17 +165,19 @@ class Handover:
             max_threads=max_threads,
             log_path=self._log_path(job),
             overrides=overrides,
-            call=warmcall.describe(job)
-            if self._warm_possible and not wants_cold and self._options.job_start == "warm"
+            call=snakemake_calls.describe(job, self._workflow)
+            if self._calls and not wants_cold and self._options.job_start == "warm"
             else None,
             start="cold" if wants_cold or not self._warm_possible else "warm",
             local_copies=copies,
-            wildcards=() if job.is_group() else tuple(job.wildcards_dict.items()),
+            wildcards=tuple(wildcards(job).items()),
             members=tuple(
-                Member(each.name, str(each.jobid), tuple(each.wildcards_dict.items()))
-                for each in (job if job.is_group() else ())
+                Member(each.name, str(each.jobid), tuple(wildcards(each).items()))
+                for each in (job.jobs if job.is_group() else ())
             ),
-            rule_logs=tuple(str(path) for single in members(job) for path in single.log if not path.is_storage),
+            rule_logs=tuple(
+                str(path) for single in members(job) for path in single.log if not snakemake_jobs.is_in_storage(path)
+            ),
             output_dirs=tuple({os.path.dirname(os.path.abspath(path)) for path in job.output}),
         )
         if self._jobscript:
@@ -179,7 +186,7 @@ class Handover:
 
     def is_last(self, job: Any) -> bool:
         """Whether Snakemake starts no more jobs once this attempt of the job has failed."""
-        return job.attempt > job.restart_times and not self._workflow.execution_settings.keep_going
+        return job.attempt > snakemake_jobs.restarts(job) and not settings.keeps_going(self._workflow)
 
     def close(self) -> None:
         """Remove the job scripts."""
@@ -190,24 +197,24 @@ class Handover:
             self._scripts = None
 
     def _log_path(self, job: Any) -> str:
-        wildcards = "" if job.is_group() else ",".join(f"{key}={value}" for key, value in job.wildcards_dict.items())
-        parts = [_safe(wildcards)] if wildcards else []
+        values = ",".join(f"{key}={value}" for key, value in wildcards(job).items())
+        parts = [_safe(values)] if values else []
         parts += [str(job.jobid)[:8], str(job.attempt), self._run_id, "log"]
         return os.path.abspath(os.path.join(self._options.logdir, _safe(job.name), ".".join(parts)))
 
     def _read_jobscript(self) -> str:
         """The user's own job script; empty where there is none."""
-        settings = self._workflow.remote_execution_settings
-        if "{jobid}" not in settings.jobname:
-            msg = f'Defined jobname ("{settings.jobname}") has to contain the wildcard {{jobid}}.'
+        given = self._workflow.remote_execution_settings
+        if "{jobid}" not in given.jobname:
+            msg = f'Defined jobname ("{given.jobname}") has to contain the wildcard {{jobid}}.'
             raise WorkflowError(msg)
         default = Path(remote.__file__).with_name("jobscript.sh")
-        if settings.jobscript is None or Path(settings.jobscript) == default:
+        if given.jobscript is None or Path(given.jobscript) == default:
             return ""
         try:
-            return Path(settings.jobscript).read_text()
+            return Path(given.jobscript).read_text()
         except OSError as error:
-            msg = f"The job script {settings.jobscript} cannot be read: {error.strerror}."
+            msg = f"The job script {given.jobscript} cannot be read: {error.strerror}."
             raise WorkflowError(msg) from error
 
     def _write_script(self, job: Any, spec: JobSpec) -> str:
@@ -251,9 +258,9 @@ def cores_at_once(job: Any) -> int:
     if not job.is_group():
         return 0
     joined: Counter[Any] = Counter()
-    for member in job:
-        if member.pipe_group is not None:
-            joined[member.pipe_group] += member.threads
+    for member in job.jobs:
+        if (group := snakemake_jobs.joined_by(member)) is not None:
+            joined[group] += member.threads
     return max(joined.values(), default=0)
 
 

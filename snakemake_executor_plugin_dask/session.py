@@ -29,7 +29,14 @@ from snakemake_executor_plugin_dask.driver.allocations import cancel_hints, canc
 from snakemake_executor_plugin_dask.driver_link import DriverLink
 from snakemake_executor_plugin_dask.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.failures import explain, label
-from snakemake_executor_plugin_dask.handover import Handover, cores_at_once, members
+from snakemake_executor_plugin_dask.handover import Handover, cores_at_once, members, wildcards
+from snakemake_executor_plugin_dask.interior import (
+    checks,
+    snakemake_dag,
+    snakemake_jobs,
+    snakemake_scheduler,
+    snakemake_settings,
+)
 from snakemake_executor_plugin_dask.jobs import Outcome
 from snakemake_executor_plugin_dask.messages import (
     Begin,
@@ -91,7 +98,7 @@ def not_started_text(count: int) -> str:
 
 
 def _label(job: Any) -> str:
-    return label(job.name, {} if job.is_group() else job.wildcards_dict)
+    return label(job.name, wildcards(job))
 
 
 def queue_text(rule: str) -> str:
@@ -145,8 +152,14 @@ class Session:
     def __init__(self, executor: Any) -> None:
         """Check settings and known jobs; WorkflowError before anything is started."""
         self._executor = executor
-        self._workflow = executor.workflow
+        self._workflow, self._dag = executor.workflow, executor.dag
         self._logger = CleanLogger(executor.logger)
+        interior = checks.of_snakemake()
+        if interior.refusal:
+            raise as_error(interior.refusal)
+        if interior.warning:
+            self._logger.warning(interior.warning)
+        self._interior = interior
         # Who calls Snakemake's own API may give none.
         settings = executor.executor_settings or ExecutorSettings()
         if self._workflow.remote_execution_settings.immediate_submit:
@@ -176,6 +189,7 @@ class Session:
         self._warned: set[str] = set()  # kinds of warning
         self._link: DriverLink | None = None
         self._watcher: threading.Thread | None = None
+        self._leave: Any = None  # Snakemake's own handler of SIGTERM
         # Signal handlers put something in, too, where a lock that they interrupted would never be had.
         self._woken: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
@@ -212,7 +226,7 @@ class Session:
         self._executor.run_job_pre(job)
         try:
             for member in members(job):
-                if member.has_queue_input():  # it came with a checkpoint
+                if snakemake_jobs.reads_a_queue(member):  # it came with a checkpoint
                     raise as_error(queue_text(member.rule.name))
             item = self._handover.queued(job, self._adapted(job))
         except (RequestError, WorkflowError, OSError) as error:
@@ -225,13 +239,13 @@ class Session:
 
     def _soon(self, jobs: list[Any]) -> tuple[Later, ...]:
         """The jobs that become ready when these, and others that were handed over before, end."""
-        if not any(pool.elastic for pool in self._options.pools):
+        if not (self._interior.looks_ahead and any(pool.elastic for pool in self._options.pools)):
             return ()
-        dag, found = self._workflow.dag, []
+        dag, found = self._dag, []
         seen: set[Any] = set()
         for job in itertools.chain.from_iterable(map(members, jobs)):
-            for single in itertools.islice(dag.depending[job], _SOON_MOST):
-                later = dag.get_job_group(single) or single
+            for single in itertools.islice(snakemake_dag.dependents(dag, job), _SOON_MOST):
+                later = snakemake_dag.group_of(dag, single) or single
                 if later in seen or len(seen) >= _SOON_MOST:
                     continue
                 seen.add(later)
@@ -242,12 +256,12 @@ class Session:
 
     def _awaited(self, later: Any) -> set[str]:
         """Keys of all that a job waits for; none where some of it was not handed over yet."""
-        dag, own = self._workflow.dag, set(members(later))
+        dag, own = self._dag, set(members(later))
         keys = set()
-        for other in itertools.chain.from_iterable(dag.dependencies[member] for member in own):
-            if other in own or dag.finished(other) or not dag.needrun(other):
+        for other in itertools.chain.from_iterable(map(dag.job_dependencies, own)):
+            if other in own or dag.finished(other) or not snakemake_dag.is_to_run(dag, other):
                 continue
-            key = self._keys.get(dag.get_job_group(other) or other)
+            key = self._keys.get(snakemake_dag.group_of(dag, other) or other)
             if key is None:
                 return set()
             keys.add(key)
@@ -266,10 +280,8 @@ class Session:
             succeeded = self._succeeded.pop(job, None)
         if succeeded is not None:
             self._logger.error(not_accepted_text(_label(job), succeeded[0]))
-        if job.attempt <= job.restart_times:
-            # It becomes ready again, but Snakemake leaves it among those that run. Where a checkpoint ends while it
-            # waits, all ready jobs are looked for anew, and those that run are passed over: it would never start.
-            self._workflow.dag._running.discard(job)  # noqa: SLF001
+        if self._interior.mends_retries and job.attempt <= snakemake_jobs.restarts(job):
+            snakemake_dag.let_run_again(self._dag, job)
         if self._handover.is_last(job):
             self._drop_waiting()
 
@@ -282,12 +294,12 @@ class Session:
         unknown: dict[Any, str] = {}  # jobs whose requests are not known yet, with their rules
         problems: dict[str, None] = {}
         groups: dict[Any, Request] = {}
-        for single in self._workflow.dag.needrun_jobs():
-            job = self._workflow.dag.get_job_group(single) or single
+        for single in self._dag.needrun_jobs():
+            job = snakemake_dag.group_of(self._dag, single) or single
             if job.is_local:
                 continue
-            if single.has_queue_input():
-                if complaint := self._keep_here(single):
+            if snakemake_jobs.reads_a_queue(single):
+                if complaint := self._keep_here(single, alone=job is single):
                     problems[complaint] = None
                 continue
             if job in groups:
@@ -316,7 +328,7 @@ class Session:
         self._prepare(named, unknown.values(), problems)
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
             raise as_error(complaint)
-        if hint := routing.few_jobs(self._workflow.resource_settings.nodes, named, self._options.pools, self._shapes):
+        if hint := routing.few_jobs(snakemake_settings.jobs(self._workflow), named, self._options.pools, self._shapes):
             self._logger.warning(hint)
         if not self._single_local:
             for sentence in routing.missing(named, ending=self._workers_end()):
@@ -325,12 +337,11 @@ class Session:
             for name in routing.unused(self._options.pools, named, self._shapes):
                 self._logger.warning(f"No job of this run can use pool {name}.")
 
-    def _keep_here(self, job: Any) -> str | None:
+    def _keep_here(self, job: Any, *, alone: bool) -> str | None:
         """On this machine alone a job with input from a queue runs as a local rule does; elsewhere the complaint."""
         name = job.rule.name
-        if not self._single_local or job.rule.group is not None:
+        if not (self._single_local and alone and snakemake_settings.run_here(self._workflow, name)):
             return queue_text(name)
-        self._workflow.localrules(name)
         self._logger.warning(
             f"Rule {name} takes its input from a queue (from_queue), which only Snakemake's own process can read: it "
             "runs there, as a local rule does."
@@ -399,7 +410,9 @@ class Session:
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGUSR1, lambda *_: self._woken.put("show"))
                 # Snakemake's own handler waits for a lock that the interrupted thread may hold: another one calls it.
-                if signal.getsignal(signal.SIGTERM) == self._workflow.scheduler.exit_gracefully:
+                handler = signal.getsignal(signal.SIGTERM)
+                if getattr(handler, "__self__", None) is self._workflow.scheduler:
+                    self._leave = handler
                     signal.signal(signal.SIGTERM, lambda *_: self._woken.put("leave"))
         return self._link
 
@@ -409,7 +422,7 @@ class Session:
         except ConfigurationError as error:
             raise as_error(str(error)) from None
         # Without Snakemake's lock another run may be here, of which this one knows nothing.
-        if self._workflow.execution_settings.lock:
+        if snakemake_settings.locks(self._workflow):
             self._clear_up_after_dead_runs()
 
     def _clear_up_after_dead_runs(self) -> None:
@@ -500,11 +513,11 @@ class Session:
         text = clean_block(text)
         self._note_error(info, text)
         self._executor.print_job_error(info, text)
-        scheduler = self._workflow.scheduler
-        # What `error_callback` leads to, but for the post-processing, which removes outputs and records them as new.
-        with scheduler._lock:  # noqa: SLF001
-            scheduler._handle_error(info.job, postprocess_job=False)  # noqa: SLF001
-        scheduler._open_jobs.release()  # noqa: SLF001
+        if self._interior.fails_unstarted:
+            snakemake_scheduler.fail_unstarted(self._workflow.scheduler, info.job)
+        else:
+            # Reported as an error it would lose its old outputs.
+            self._workflow.scheduler.executor_error_callback(as_error(text))
 
     def _note_error(self, info: SubmittedJobInfo, text: str) -> None:
         if info.job.is_group():
@@ -539,13 +552,13 @@ class Session:
                 self._link.send(ShowStatus())
             elif wanted == "leave":
                 self._drop_waiting()  # at once: the scheduler's lock may be held for seconds
-                scheduler.exit_gracefully()
-            failed = getattr(scheduler, "_errors", False) and not self._workflow.execution_settings.keep_going
-            if failed or getattr(scheduler, "_user_kill", None):
+                self._leave(signal.SIGTERM, None)
+            failed = snakemake_scheduler.has_failed(scheduler) and not snakemake_settings.keeps_going(self._workflow)
+            if failed or snakemake_scheduler.told_to_stop(scheduler):
                 self._drop_waiting()
             with self._lock:
                 dropped, handed_over = list(self._dropped), len(self._jobs)
-            if dropped and not handed_over and set(scheduler.running) <= set(dropped):
+            if dropped and not handed_over and snakemake_scheduler.running(scheduler) <= set(dropped):
                 scheduler.executor_error_callback(as_error(not_started_text(len(dropped))))
                 return
 

@@ -208,7 +208,7 @@ def _plan(out: str, arguments: Sequence[str]) -> None:
     from snakemake_interface_executor_plugins.settings import CommonSettings
 
     from snakemake_executor_plugin_dask import arguments as cold
-    from snakemake_executor_plugin_dask import warmcall
+    from snakemake_executor_plugin_dask.interior import snakemake_calls
 
     common = CommonSettings(
         job_deploy_sources=False,
@@ -267,7 +267,7 @@ def _plan(out: str, arguments: Sequence[str]) -> None:
             max_threads=2,
             log_path=str(logs / f"{name}-{job.jobid}.log"),
             overrides=overrides,
-            call=warmcall.describe(job),
+            call=snakemake_calls.describe(job, workflow),
         )
 
     snakemake.workflow.JobScheduler = Scheduler

@@ -1,15 +1,20 @@
 """The argument list of a job's Snakemake: nothing is lost or changed on the way, whatever values hold."""
 
 import pickle
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from snakemake.spawn_jobs import SpawnedJobArgsFactory
 from snakemake.target_jobs import parse_target_jobs_cli_args
-from snakemake_interface_executor_plugins.utils import TargetSpec, format_cli_arg
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.utils import TargetSpec, format_cli_arg, is_quoted, join_cli_args
 
+from snakemake_executor_plugin_dask import arguments as module
 from snakemake_executor_plugin_dask.arguments import ADDED, general_arguments, job_arguments
 from snakemake_executor_plugin_dask.settings import common_settings
 
@@ -84,46 +89,67 @@ def test_what_no_command_line_holds_travels_as_overrides() -> None:
 
 
 class Factory:
-    """Formats one argument as Snakemake's own factory does, through the functions that its module has at the time."""
+    """Formats one argument as Snakemake's own factory does."""
 
     def __init__(self, value: object, flag: str = "--config") -> None:
         self.value = value
         self.flag = flag
 
     def general_args(self, executor_common_settings: object) -> str:
-        import snakemake.spawn_jobs as module
-
-        joined: str = module.join_cli_args(["--force", "--retries 0", "", module.format_cli_arg(self.flag, self.value)])
+        joined: str = join_cli_args(["--force", "--retries 0", "", format_cli_arg(self.flag, self.value)])
         return joined
 
 
-@given(st.lists(text.filter(bool), min_size=1, max_size=4))
+#: Snakemake does not quote again what begins and ends with quotes.
+unquoted = text.filter(lambda value: bool(value) and not is_quoted(value))
+
+
+@given(st.lists(unquoted, min_size=1, max_size=4))
 def test_general_values_survive(values: list[str]) -> None:
     """Values with quotes, spaces, dollars or newlines arrive as they are, each as one argument."""
     arguments = general_arguments(Factory(values), common_settings)
     assert arguments == ["--force", "--retries", "0", "--config", *values, *ADDED]
 
 
-def test_zero_is_a_value() -> None:
-    """`--latency-wait 0` reaches the job, where Snakemake would omit it."""
-    assert general_arguments(Factory(0, "--latency-wait"), common_settings)[-len(ADDED) - 2 : -len(ADDED)] == [
-        "--latency-wait",
-        "0",
-    ]
+def shell_quoting(flag: str, value: Any) -> str:
+    """As a later version of Snakemake may do it."""
+    values = [value] if isinstance(value, str) else value
+    return f"{flag} {shlex.join(values)}"
+
+
+@given(st.lists(unquoted, min_size=1, max_size=4))
+def test_values_that_are_quoted_for_a_shell_survive_too(values: list[str]) -> None:
+    """How a version of Snakemake quotes is tried, and not taken for granted."""
+    with mock.patch.object(module, "format_cli_arg", shell_quoting):
+        factory = SimpleNamespace(general_args=lambda **_: shell_quoting("--config", values))
+        assert general_arguments(factory, common_settings) == ["--config", *values, *ADDED]
+
+
+def test_unknown_quoting_is_refused() -> None:
+    """No argument is split or changed: the run ends before it begins."""
+    with (
+        mock.patch.object(module, "format_cli_arg", lambda flag, value: f"{flag} {value}"),
+        pytest.raises(WorkflowError, match="would get other values"),
+    ):
+        general_arguments(Factory("a"), common_settings)
+
+
+def test_quotes_without_an_end_are_refused() -> None:
+    """Such a text would be no arguments for a shell either."""
+    with pytest.raises(WorkflowError, match="quotes without an end"):
+        general_arguments(SimpleNamespace(general_args=lambda **_: "--config 'a b"), common_settings)
+
+
+@pytest.mark.parametrize("path", ["a b", "it's", 'say "so"', "plain"])
+def test_paths_survive(path: str) -> None:
+    """Snakemake quotes paths for a shell, and texts for Python."""
+    arguments = general_arguments(Factory([Path(path), "x y"]), common_settings)
+    assert arguments == ["--force", "--retries", "0", "--config", path, "x y", *ADDED]
 
 
 def test_each_job_has_its_own_most_threads() -> None:
     """The user's `--max-threads` is no general argument: it would win over what a job holds."""
     assert general_arguments(Factory(4, "--max-threads"), common_settings) == ["--force", "--retries", "0", *ADDED]
-
-
-def test_snakemakes_functions_are_put_back() -> None:
-    """Other executors of the same process format their arguments as before."""
-    general_arguments(Factory(["a b"]), common_settings)
-    import snakemake.spawn_jobs as module
-
-    assert module.format_cli_arg is format_cli_arg
-    assert isinstance(SpawnedJobArgsFactory(SimpleNamespace()), SpawnedJobArgsFactory)
 
 
 def test_rules_that_no_parser_reads_travel_as_overrides() -> None:

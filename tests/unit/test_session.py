@@ -9,6 +9,7 @@ import pytest
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask import session as session_module
+from snakemake_executor_plugin_dask.interior.checks import Interior
 from snakemake_executor_plugin_dask.jobs import Outcome, task_key
 from snakemake_executor_plugin_dask.messages import Finished
 from snakemake_executor_plugin_dask.session import (
@@ -100,13 +101,12 @@ def test_lost_driver_is_told_and_cleared_up_after(
 def test_logs_are_kept_until_the_outputs_are_found(tmp_path: Path, accepted: bool) -> None:
     """A job that ended well may still lack outputs: then Snakemake counts it as failed, and its log is told of."""
     said: list[str] = []
-    job = type(
-        "Job", (), {"name": "work", "attempt": 1, "restart_times": 0, "wildcards_dict": {}, "is_group": lambda _: False}
-    )()
+    job = type("Job", (), {"name": "work", "attempt": 1, "restart_times": 0, "is_group": lambda _: True})()
     log = tmp_path / "log"
     log.write_text("its output\n")
     session: Any = object.__new__(Session)
     session._lock, session._succeeded = threading.Lock(), {}
+    session._interior = Interior()
     session._options = SimpleNamespace(keep_successful_logs=False)
     session._logger = SimpleNamespace(error=said.append)
     session._handover = SimpleNamespace(is_last=lambda _: False)

@@ -6,7 +6,8 @@ from typing import Any, Self
 
 import pytest
 
-from snakemake_executor_plugin_dask.warmcall import Call, describe
+from snakemake_executor_plugin_dask.interior import snakemake_calls
+from snakemake_executor_plugin_dask.warmcall import Call
 
 
 class File(str):
@@ -28,6 +29,10 @@ class Files(list[Any]):
 
     def _get_names(self) -> Any:
         return iter(self.names)
+
+
+def describe(job: Any) -> bytes | None:
+    return snakemake_calls.describe(job, job.workflow)
 
 
 def make_job(**changes: Any) -> Any:
@@ -66,7 +71,7 @@ def make_job(**changes: Any) -> Any:
         output=Files([File("out", "temp")]),
         log=Files([]),
         benchmark=None,
-        wildcards_dict={"sample": "x,y"},
+        get_target_spec=lambda: [SimpleNamespace(wildcards_dict={"sample": "x,y"})],
         jobid=17,
     )
     job.input.names = (("first", (0, None)), ("others", (1, 3)))
@@ -126,7 +131,7 @@ def test_the_description_holds_plain_text_only() -> None:
         {"workflow__deployment_settings__deployment_method": {"apptainer"}, "rule__container_img": "image"},
         {"workflow__deployment_settings__deployment_method": {"conda"}, "rule__is_wrapper": True},
         {"is_run": True, "rule__is_checkpoint": True},
-        {"wildcards_dict": {"sample": lambda: None}},
+        {"get_target_spec": lambda: [SimpleNamespace(wildcards_dict={"sample": lambda: None})]},
     ],
     ids="+".join,
 )

@@ -1,0 +1,48 @@
+"""Snakemake's graph of jobs: groups, what becomes ready next, and a retry that Snakemake itself would lose.
+
+`needrun_jobs`, `finished` and `job_dependencies` are declared by Snakemake's interface for scheduler plugins, and used
+where they are needed.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from snakemake_executor_plugin_dask.interior.declared import Private
+
+_DAG = "snakemake.dag:DAG"
+
+GROUP = Private(_DAG, "get_job_group", "jobs in groups would be checked, and shown by --dask-plan, as single ones")
+DEPENDING = Private(_DAG, "depending", "no worker is kept or brought up for jobs that become ready next", needed=False)
+NEEDRUN = Private(_DAG, "needrun", "no worker is kept or brought up for jobs that become ready next", needed=False)
+RUNNING = Private(
+    _DAG,
+    "_running",
+    "a failed job whose next attempt waits while a checkpoint ends is lost by Snakemake, and the run fails",
+    needed=False,
+)
+
+NAMES = (GROUP, DEPENDING, NEEDRUN, RUNNING)
+
+
+def group_of(dag: Any, job: Any) -> Any:
+    """The group job that a single job is in; None: it is in none."""
+    return GROUP.of(dag)(job)
+
+
+def dependents(dag: Any, job: Any) -> Iterable[Any]:
+    """The single jobs that wait for a single job's output."""
+    return tuple(DEPENDING.of(dag)[job])
+
+
+def is_to_run(dag: Any, job: Any) -> bool:
+    """Whether a single job is to be run in this run, or has been."""
+    return bool(NEEDRUN.of(dag)(job))
+
+
+def let_run_again(dag: Any, job: Any) -> None:
+    """Take a failed job, which becomes ready again, from those that run.
+
+    Snakemake leaves it there. Where a checkpoint ends while it waits, all ready jobs are looked for anew, and those
+    that run are passed over: it would never start.
+    """
+    RUNNING.of(dag).discard(job)

@@ -1,0 +1,52 @@
+"""Snakemake's job scheduler: whether it still starts jobs, what it counts as running, and a job that it never started.
+
+Executors are told of none of this; the interface declares `executor_error_callback` alone.
+"""
+
+from typing import Any
+
+from snakemake_executor_plugin_dask.interior.declared import Private
+
+_SCHEDULER = "snakemake.scheduling.job_scheduler:JobScheduler"
+
+ERRORS = Private(_SCHEDULER, "_errors", "jobs that wait would be started after an error")
+USER_KILL = Private(_SCHEDULER, "_user_kill", "jobs that wait would be started after SIGTERM")
+RUNNING = Private(_SCHEDULER, "running", "a run that was stopped would wait for jobs that are never started")
+LOCK = Private(_SCHEDULER, "_lock", "a job that no pool can hold ends the run, also with --keep-going", needed=False)
+HANDLE_ERROR = Private(
+    _SCHEDULER,
+    "_handle_error",
+    "a job that no pool can hold ends the run, also with --keep-going",
+    needed=False,
+    arguments=("job", "postprocess_job"),
+)
+OPEN_JOBS = Private(
+    _SCHEDULER, "_open_jobs", "a job that no pool can hold ends the run, also with --keep-going", needed=False
+)
+
+NAMES = (ERRORS, USER_KILL, RUNNING, LOCK, HANDLE_ERROR, OPEN_JOBS)
+
+
+def has_failed(scheduler: Any) -> bool:
+    """Whether a job has failed for good. Without --keep-going Snakemake then starts no more."""
+    return bool(ERRORS.of(scheduler))
+
+
+def told_to_stop(scheduler: Any) -> bool:
+    """Whether SIGTERM was heard: Snakemake starts no more jobs, and waits for those that run."""
+    return bool(USER_KILL.of(scheduler))
+
+
+def running(scheduler: Any) -> set[Any]:
+    """The jobs that Snakemake has handed to an executor, and of whose end it has not heard."""
+    return set(RUNNING.of(scheduler))
+
+
+def fail_unstarted(scheduler: Any, job: Any) -> None:
+    """Let a job fail that was never started: with its retries, and its old outputs stay.
+
+    It is what `error_callback` leads to, but for the post-processing, which removes outputs and records them as new.
+    """
+    with LOCK.of(scheduler):
+        HANDLE_ERROR.of(scheduler)(job, postprocess_job=False)
+    OPEN_JOBS.of(scheduler).release()

@@ -1,0 +1,218 @@
+"""What is private to Snakemake is used in one package alone, is declared there, and is there in the tested versions."""
+
+import ast
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from snakemake_interface_executor_plugins.dag import DAGExecutorInterface
+from snakemake_interface_executor_plugins.executors.real import RealExecutor
+from snakemake_interface_executor_plugins.jobs import (
+    GroupJobExecutorInterface,
+    JobExecutorInterface,
+    SingleJobExecutorInterface,
+)
+from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
+from snakemake_interface_scheduler_plugins.interfaces.dag import DAGSchedulerInterface
+from snakemake_interface_scheduler_plugins.interfaces.jobs import (
+    GroupJobSchedulerInterface,
+    JobSchedulerInterface,
+    SingleJobSchedulerInterface,
+)
+
+import snakemake_executor_plugin_dask
+from snakemake_executor_plugin_dask.interior import checks, declared
+from snakemake_executor_plugin_dask.interior.declared import Gone, Private
+
+PACKAGE = Path(snakemake_executor_plugin_dask.__file__).parent
+
+#: Modules whose private uses have yet to move into the package.
+PENDING = ("warm", "warm_child", "warm_snakemake", "warm_workflow", "entry")
+
+JOB = (
+    *(JobExecutorInterface, SingleJobExecutorInterface, GroupJobExecutorInterface),
+    *(JobSchedulerInterface, SingleJobSchedulerInterface, GroupJobSchedulerInterface),
+)
+#: What Snakemake's interface packages declare of the objects that go by these names in modules which meet Snakemake's.
+DECLARED: dict[str, tuple[type, ...]] = {
+    "executor": (RealExecutor,),
+    "workflow": (WorkflowExecutorInterface,),
+    "dag": (DAGExecutorInterface, DAGSchedulerInterface),
+    "scheduler": (typing.get_type_hints(WorkflowExecutorInterface.scheduler.fget)["return"],),
+    **dict.fromkeys(("job", "single", "member", "later", "other", "each"), JOB),
+    "rule": (typing.get_type_hints(SingleJobExecutorInterface.rule.fget)["return"],),
+    "factory": (typing.get_type_hints(WorkflowExecutorInterface.spawned_job_args_factory.fget)["return"],),
+}
+#: What the base class of executors sets itself.
+OF_EXECUTORS = {"workflow", "dag", "logger", "executor_settings", "snakefile"}
+#: Modules in which these names are Snakemake's objects; elsewhere a job is the plugin's own.
+MEET_SNAKEMAKE = ("executor", "session", "handover", "arguments", *PENDING)
+
+
+def sources() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).parts[0] != "interior" and path.stem not in PENDING:
+            yield path, ast.parse(path.read_text())
+
+
+def private_imports(tree: ast.Module) -> Iterator[str]:
+    """Modules of Snakemake that are imported, also by name, but for its documented API."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            if called in {"import_module", "find_spec", "__import__"}:
+                names = [str(one.value) for one in node.args if isinstance(one, ast.Constant)]
+        for name in names:
+            if name.split(".")[0] == "snakemake" and not f"{name}.".startswith("snakemake.api."):
+                yield f"line {node.lineno}: {name}"
+
+
+def interface_of(node: ast.expr) -> tuple[type, ...]:
+    """The interface classes of what an expression stands for; none: it is not Snakemake's."""
+    if isinstance(node, ast.Name):
+        return DECLARED.get(node.id, ())
+    if not isinstance(node, ast.Attribute):
+        return ()
+    owners = interface_of(node.value)
+    for owner in owners:
+        found = getattr(owner, node.attr, None)
+        if isinstance(found, property):
+            returned = typing.get_type_hints(found.fget).get("return")
+            if isinstance(returned, type) and returned.__module__.startswith("snakemake_interface"):
+                return (returned,)
+    return DECLARED.get(node.attr.removeprefix("_"), ()) if not owners or node.attr in OF_EXECUTORS else ()
+
+
+def undeclared(tree: ast.Module) -> Iterator[str]:
+    """Attributes of Snakemake's objects that no interface declares."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        owners = interface_of(node.value)
+        if owners and not any(hasattr(owner, node.attr) for owner in owners):
+            if RealExecutor in owners and node.attr in OF_EXECUTORS:
+                continue
+            yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_nothing_else_imports_snakemakes_interior() -> None:
+    """But for `snakemake.api`, and the interface packages, which are for plugins."""
+    found = {path.name: list(private_imports(tree)) for path, tree in sources()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_nothing_else_touches_undeclared_attributes() -> None:
+    """Workflow, graph, jobs and scheduler arrive as arguments: an import alone would not tell of these uses."""
+    found = {path.name: list(undeclared(tree)) for path, tree in sources() if path.stem in MEET_SNAKEMAKE}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "self._workflow.resource_settings.cores",
+        "executor.workflow.dag",
+        "self._executor.dag.depending",
+        "scheduler._errors",
+        "self._workflow.scheduler.running",
+        "job.restart_times",
+        "info.job.priority.real or info.job.restart_times",
+        "self._workflow.execution_settings.keep_going",
+        "member.rule.group",
+    ],
+)
+def test_undeclared_attributes_are_seen(code: str) -> None:
+    """The test above would see each of these."""
+    assert list(undeclared(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "self._workflow.storage_settings.shared_fs_usage",
+        "self._executor.dag.needrun_jobs()",
+        "self._workflow.scheduler.executor_error_callback(error)",
+        "job.rule.name, job.priority, job.jobs",
+        "self._handover.queued(job)",
+    ],
+)
+def test_declared_attributes_are_free(code: str) -> None:
+    """What the interfaces declare may be used anywhere."""
+    assert not list(undeclared(ast.parse(code)))
+
+
+@pytest.mark.parametrize("code", ["from snakemake import cli", "import snakemake.dag", "find_spec('snakemake.cli')"])
+def test_private_imports_are_seen(code: str) -> None:
+    """However a module is named."""
+    assert list(private_imports(ast.parse(code)))
+    assert not list(private_imports(ast.parse("from snakemake.api import SnakemakeApi")))
+
+
+# The declarations
+
+
+class Thing:
+    """Stands in for a class of another package."""
+
+    annotated: int
+
+    def __init__(self) -> None:
+        self.made = 1
+
+    def method(self, first: int, *, second: int) -> None:
+        """Takes arguments by name."""
+
+
+def of_thing(name: str, **more: Any) -> Private:
+    return Private(f"{__name__}:Thing", name, "things go wrong", **more)
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(declared.READ_IN, __name__.partition(".")[0], "1.0")
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Thing=Thing))
+
+
+def test_all_is_there_in_the_installed_versions() -> None:
+    """And a run neither warns of anything nor is refused."""
+    assert checks.of_snakemake() == checks.Interior()
+
+
+@pytest.mark.parametrize("name", ["annotated", "made", "method"])
+def test_names_are_found_wherever_a_class_defines_them(name: str) -> None:
+    """As a field, set by the constructor, or as a method."""
+    assert of_thing(name).there()
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        of_thing("other"),
+        of_thing("method", arguments=("third",)),
+        Private(f"{__name__}:Nothing", "made", ""),
+        Private("nowhere", "made", ""),
+    ],
+)
+def test_what_is_gone_is_noticed(gone: Private) -> None:
+    """The name, an argument, the class, or the whole module."""
+    assert declared.missing([gone, of_thing("made")]) == [gone]
+
+
+def test_a_use_of_what_is_gone_says_what_is_lost() -> None:
+    """Should the check have overlooked it: never a default in its place."""
+    assert of_thing("made").of(Thing()) == 1
+    with pytest.raises(Gone, match=r"Thing\.other \(without it, things go wrong\)"):
+        of_thing("other").of(Thing())
+
+
+def test_each_name_is_declared_once() -> None:
+    """So that the check at the start and the use cannot differ."""
+    names = [(name.owner, name.name) for name in checks.NAMES]
+    assert len(names) == len(set(names))
