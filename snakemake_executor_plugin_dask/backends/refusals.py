@@ -1,6 +1,6 @@
 """What a batch system's refusal of an allocation means: whether it would say the same again, and what to change. Pure.
 
-The texts are those of the submit commands of Slurm 22-25, PBS Pro and Torque, LSF 10, Grid Engine 8, OAR 2.5, Moab 9
+The texts are those of the submit commands of Slurm 22-26, PBS Pro and Torque, LSF 10, Grid Engine 8, OAR 2.5, Moab 9
 and HTCondor 10-24, and of `squeue` where an allocation would never start. A refusal that is not known here may pass: a
 limit on queued jobs, a queue that is closed for a while, a server that does not answer.
 """
@@ -25,10 +25,13 @@ _OPTION = "correct the options of the pool, of which the batch script is made (-
 _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
     "slurm": (
         (r"invalid partition|not permitted to use this partition|access denied to partition", _QUEUE),
+        (r"no partition specified", _QUEUE),
         (r"invalid ?account|AccountNotAllowed|account not (known|permitted|allowed)", _ACCOUNT),
         (r"invalid ?qos|QOSNotAllowed|qos not (known|permitted|allowed)", _QOS),
         (r"requested time limit is invalid|invalid time limit|PartitionTimeLimit", _TIME),
-        (r"node configuration is not available|invalid feature|more processors requested", _NODE),
+        (r"time limit specification required", _TIME),
+        (r"(node|topology) configuration is not available|invalid feature|more processors requested", _NODE),
+        (r"memory required by task is not available|(node|cpu) count specification invalid", _NODE),
         (r"(memory specification|cpu count per node) can ?not be satisfied", _NODE),
         (r"PartitionConfig|PartitionNodeLimit|BadConstraints|Per(Job|Node)", _NODE),
         (

@@ -455,6 +455,22 @@ def test_refusals_that_will_not_pass(cluster: str) -> None:
     assert outlook(cluster, "a hook of this site says no") == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("Requested node configuration is not available", "ask for what a node"),
+        ("Requested topology configuration is not available", "ask for what a node"),
+        ("Memory required by task is not available", "ask for what a node"),
+        ("No partition specified or system default partition", "name a queue"),
+        ("Time limit specification required, but not provided", "give the pool a walltime"),
+    ],
+)
+def test_refusals_in_the_words_of_newer_slurm(said: str, advice: str) -> None:
+    """From 23.11 on more requests are refused at once, which were queued for ever before."""
+    assert outlook("slurm", f"sbatch: error: Batch job submission failed: {said}") == "final"
+    assert str(what_to_change("slurm", said)).startswith(advice)
+
+
 def test_a_limit_on_submitted_jobs_may_pass() -> None:
     """Slurm's own words name time limits beside it."""
     said = (

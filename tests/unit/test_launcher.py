@@ -142,7 +142,8 @@ def test_ranks_are_named_after_the_launcher(tmp_path: Path) -> None:
 
 def test_the_step_keeps_its_shape() -> None:
     """What `sbatch` was asked for must not become the step's own options."""
-    assert launch_environment("srun", SLURM) == {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3"}
+    newer = {"SLURM_CPUS_PER_TASK": "2", "SLURM_TRES_PER_TASK": "cpu=2"}  # from 23.11 on `-c 2` says both
+    assert launch_environment("srun", SLURM | newer) == {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3"}
     assert launch_environment("openmpi", SLURM) == {**SLURM, "SLURM_OVERLAP": "1"}
     assert launch_environment("openmpi", {"A": "b"}) == {"A": "b"}
 

@@ -14,6 +14,8 @@ from snakemake_executor_plugin_dask.observe.status import waiting_line
         ("(ReqNodeNotAvail, UnavailableNodes:c[1-3])", "walltime"),
         ("AssocGrpCPUMinutesLimit", "account"),
         ("QOSMaxJobsPerUserLimit", "QOS"),
+        ("MaxGRESRunMinsPerAccount", "QOS"),
+        ("MaxPoweredUpNodes", "switched on"),
         ("Priority", "come first"),
         ("Resources", "nodes to become free"),
     ],
