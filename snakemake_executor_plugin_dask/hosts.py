@@ -11,6 +11,10 @@ HOSTFILE = "SNAKEMAKE_DASK_HOSTFILE"  # path: a line for each rank, as PBS write
 
 Hosts = tuple[tuple[str, int], ...]  # each node once, with its number of ranks
 
+#: With «none» they keep Open MPI from binding ranks to cores, unless its command says otherwise: up to 4, 5, and from
+#: 6 on, which would complain of the second one if it were alone.
+UNBOUND = ("OMPI_MCA_hwloc_base_binding_policy", "PRTE_MCA_hwloc_default_binding_policy", "PRTE_MCA_bindto")
+
 
 def spread(names: Sequence[str], cores: Sequence[int], tasks: int | None) -> Hosts:
     """Ranks on each node, in proportion to the cores held there; without ``tasks``, one for each core.
@@ -28,13 +32,18 @@ def spread(names: Sequence[str], cores: Sequence[int], tasks: int | None) -> Hos
 
 
 def host_file(hosts: Hosts) -> str:
-    """What Open MPI and `srun` both read: a node's name, once for each of its ranks.
+    """What `srun` reads, and batch systems write: a node's name, once for each of its ranks.
 
     In rounds, each node once before any twice: inside Slurm the launchers start one daemon on each node by an `srun` of
     their own, which takes as many lines from the top as there are nodes.
     """
     rounds = max((ranks for _, ranks in hosts), default=0)
     return "".join(f"{name}\n" for number in range(rounds) for name, ranks in hosts if ranks > number)
+
+
+def slots_file(hosts: Hosts) -> str:
+    """What Open MPI reads. It knows the other form, too, but 5.0 does not count a `localhost` that comes again."""
+    return "".join(f"{name} slots={ranks}\n" for name, ranks in hosts)
 
 
 def hydra_file(hosts: Hosts) -> str:
@@ -45,15 +54,16 @@ def hydra_file(hosts: Hosts) -> str:
 def host_environment(hosts: Hosts, manager: Literal["slurm", "other"], path: str) -> tuple[tuple[str, str | None], ...]:
     """Variables that make each launcher use these nodes.
 
-    ``path`` is where `host_file` was written, and ``path`` with `.hydra` behind it where `hydra_file` was.
+    ``path`` is where `host_file` was written; with `.slots` and `.hydra` behind it, where `slots_file` and `hydra_file`
+    were.
     ``manager``: "slurm" for jobs in an allocation of Slurm, where `srun` and Open MPI go by Slurm's variables first.
     """
     names = ",".join(name for name, _ in hosts)
     variables: list[tuple[str, str | None]] = [
         (HOSTS, names),
         (HOSTFILE, path),
-        ("OMPI_MCA_orte_default_hostfile", path),  # Open MPI up to 4
-        ("PRTE_MCA_prte_default_hostfile", path),  # Open MPI from 5 on
+        ("OMPI_MCA_orte_default_hostfile", f"{path}.slots"),  # Open MPI up to 4
+        ("PRTE_MCA_prte_default_hostfile", f"{path}.slots"),  # Open MPI from 5 on
         ("HYDRA_HOST_FILE", f"{path}.hydra"),
     ]
     if manager == "slurm":

@@ -25,7 +25,7 @@ from snakemake_executor_plugin_dask.backends.base import (
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, spread
+from snakemake_executor_plugin_dask.hosts import UNBOUND, host_environment, host_file, hydra_file, slots_file, spread
 from snakemake_executor_plugin_dask.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.pools import Pool
 from snakemake_executor_plugin_dask.private import append_private, read_end, write_private
@@ -363,5 +363,9 @@ def job_environment(
     make_private(directory)
     path = directory / lease.key
     write_private(path, host_file(hosts).encode())
+    write_private(directory / f"{lease.key}.slots", slots_file(hosts).encode())
     write_private(directory / f"{lease.key}.hydra", hydra_file(hosts).encode())
-    return host_environment(hosts, "slurm" if slurm else "other", str(path))
+    variables = host_environment(hosts, "slurm" if slurm else "other", str(path))
+    # Cores are counted here and not assigned: Open MPI would bind the ranks of each job to the same ones, and from 5 on
+    # it refuses to start more of them than there are.
+    return variables + tuple((name, "none") for name in UNBOUND if here and name not in environ)

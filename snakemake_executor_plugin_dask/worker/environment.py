@@ -48,6 +48,8 @@ _STEP = {
     *("SLURM_STEPID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS", "SLURM_TASK_PID", "SLURM_LAUNCH_NODE_IPADDR"),
     *("SLURM_UMASK", "SLURM_PRIO_PROCESS", "SLURM_WORKING_CLUSTER"),
 }
+#: The number that Slurm 26.05 gives its batch scripts for a step; earlier ones give none.
+_BATCH_SCRIPT = ("-5", str(0xFFFFFFFB))
 #: Settings for `srun`. In a step they are those of the `srun` that made it, elsewhere those of the user or the site.
 _STEP_SETTINGS = ("SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_GPU_BIND", "SLURM_DISTRIBUTION", "SLURM_MPI_TYPE")
 #: With NONE, as `sbatch --export=NONE` sets it, an inner `srun` would start its program without the job's environment.
@@ -209,8 +211,14 @@ def _is_step(name: str, environment: Mapping[str, str]) -> bool:
     return name in _STEP or name.startswith(_STEP_PREFIXES)
 
 
-def _in_step(environment: Mapping[str, str]) -> bool:
+def _step(environment: Mapping[str, str]) -> str:
+    """The number of the step of Slurm that the environment is of; empty: none, or the batch script."""
     step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
+    return "" if step in _BATCH_SCRIPT else step
+
+
+def _in_step(environment: Mapping[str, str]) -> bool:
+    step = _step(environment)
     return step.isdecimal() and int(step) < SLURM_SPECIAL_STEPS
 
 
@@ -240,7 +248,7 @@ def _without_allocation(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _undo_step_size(base: dict[str, str], own: Mapping[str, str]) -> None:
     """Where `srun` started the worker, the number of tasks is that of its step and not the allocation's."""
-    if own.get("SLURM_STEP_ID", own.get("SLURM_STEPID")) is None:
+    if not _step(own):
         return
     for name in _STEP_SIZE - {"SLURM_NNODES", "SLURM_NODELIST"}:
         base.pop(name, None)
@@ -256,7 +264,7 @@ def _let_steps_in(base: dict[str, str], own: Mapping[str, str]) -> None:
     if "SLURM_JOB_ID" not in base:
         return
     base["SLURM_OVERLAP"] = "1"
-    if own.get("SLURM_STEP_ID", own.get("SLURM_STEPID")) is not None and RESTARTS not in own:
+    if _step(own) and RESTARTS not in own:
         # Overlapping does not hold for the memory of a step of others, which was itself started without. None for a
         # step means all of the allocation's, together with other steps.
         for name in ("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU"):

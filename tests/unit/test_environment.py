@@ -156,6 +156,14 @@ def test_steps_of_others_let_inner_steps_have_memory():
     assert base_environment({}, False, batch)["SLURM_MEM_PER_CPU"] == "1000"
 
 
+def test_batch_script_with_a_number_of_its_own_is_no_step():
+    """Slurm 26.05 gives batch scripts the step -5: what they say of the allocation still holds."""
+    own = {**BATCH, "SLURM_MEM_PER_CPU": "1000", "SLURM_NTASKS_PER_NODE": "1"}
+    numbered = {**own, "SLURM_STEP_ID": "-5", "SLURM_STEPID": "-5"}
+    assert base_environment(LOGIN, True, numbered) == base_environment(LOGIN, True, own)
+    assert base_environment({}, False, numbered) == base_environment({}, False, own)
+
+
 def test_settings_for_steps_are_the_users_outside_of_one():
     """What a batch script or a prologue set for `srun` reaches jobs; what the `srun` of a worker set does not."""
     settings = {"SLURM_MPI_TYPE": "pmix", "SLURM_CPU_BIND": "none", "SLURM_CPU_BIND_TYPE": "none"}

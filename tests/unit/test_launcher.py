@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.backends.launcher import (
     launch_environment,
 )
 from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, spread
+from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, slots_file, spread
 from snakemake_executor_plugin_dask.machine import Machine
 from snakemake_executor_plugin_dask.pools import Pool
 
@@ -194,14 +194,16 @@ def test_every_rank_has_a_place(cores: list[int], tasks: int) -> None:
 
 
 def test_hosts_are_told_to_all_launchers() -> None:
-    """One file serves Open MPI and srun, another Hydra; Slurm's own variables only where it reigns."""
+    """A file for each in its own form; Slurm's own variables only where it reigns."""
     hosts = (("n2", 2), ("n3", 1))
     assert host_file(hosts) == "n2\nn3\nn2\n"  # each node once before any twice
+    assert slots_file(hosts) == "n2 slots=2\nn3 slots=1\n"
     assert hydra_file(hosts) == "n2:2\nn3:1\n"
     plain = dict(host_environment(hosts, "other", "/f"))
     assert plain["SNAKEMAKE_DASK_HOSTS"] == "n2,n3"
     assert plain.pop("HYDRA_HOST_FILE") == "/f.hydra"
-    assert {plain[name] for name in plain if name != "SNAKEMAKE_DASK_HOSTS"} == {"/f"}
+    assert plain.pop("SNAKEMAKE_DASK_HOSTFILE") == "/f"
+    assert {plain[name] for name in plain if name != "SNAKEMAKE_DASK_HOSTS"} == {"/f.slots"}
     assert not any(name.startswith("SLURM") for name in plain)
     slurm = dict(host_environment(hosts, "slurm", "/f"))
     assert (slurm["SLURM_HOSTFILE"], slurm["SLURM_TASKS_PER_NODE"], slurm["SLURM_NTASKS"]) == ("/f", "2,1", "3")
