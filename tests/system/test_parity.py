@@ -64,11 +64,11 @@ FAILING = (
     *("script-error.txt", "run-error.txt", "shadow-error.txt", "plain", "dir-not-file", "kept.txt", "exhausted.txt"),
     *("updated.txt", "benchmarked.txt"),
 )
-WARM, COLD, BOTH = ("warm",), ("cold",), ("warm", "cold")
+WARM, COLD = ("warm",), ("cold",)
 HOSTILE_CONFIG = ("one=1,2", "two=it's $(touch HACKED)", 'three={"k": "v,w", "l": [1, "`x`"]}')
 CASES = (
     Case("language", "language", environment=TOKENS, records=41),
-    Case("language-cold", "language", (LANGUAGE_COLD,), environment=TOKENS, runs=COLD),
+    Case("language-cold", "language", (LANGUAGE_COLD,), environment=TOKENS, runs=(), variants=COLD),
     Case(
         "language-again",
         "language",
@@ -125,7 +125,7 @@ CASES = (
     Case("checkpoints", "checkpoints", ((), ()), variants=COLD),
     Case("hostile", "hostile", (("--config", *HOSTILE_CONFIG),)),
     Case("hostile-few", "hostile", (("--config", "few=yes", *HOSTILE_CONFIG),), runs=COLD),
-    Case("failures", "failures", (("--keep-going", *FAILING),), runs=BOTH),
+    Case("failures", "failures", (("--keep-going", *FAILING),), variants=COLD),
     Case("failure", "failures", (("bad.txt",),), runs=(), variants=WARM),
     Case("failure-retries", "failures", (("exhausted.txt", "--retries", "2"),)),
     Case(

@@ -462,29 +462,26 @@ def test_missing_command_is_named_before_anything_starts(slurm: VirtualSlurm, tm
         assert "command sbatch is not on PATH" in run.output, run.output
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("{queue: cpuu}", "did you mean cpu?"),
-        ("{queu: cpu}", "did you mean 'queue'?"),
-        ("{queue: cpu, interface: ib77}", "ib77"),
-        ("{queue: cpu, job_extra_directives: ['--constraint=fast']}", "refuses its batch script (allocation failure"),
-        ("{queue: 'cpu'}\n    walltime: 61m", "walltime of 1h1m is more than the 1h that partition cpu allows"),
-    ],
-)
-def test_wrong_options_are_named_before_anything_starts(
-    slurm: VirtualSlurm, tmp_path: Path, options: str, said: str
-) -> None:
-    """A queue, an option or an interface that does not exist stops the run with what there is."""
-    file = pools(
-        tmp_path,
-        one_pool("0-1")
-        .replace("    walltime: 10m\n", "" if "walltime" in options else "    walltime: 10m\n")
-        .replace("{queue: cpu}", options),
-    )
+#: What is wrong with a pool's options, by what is said of it.
+WRONG = {
+    "did you mean cpu?": "{queue: cpuu}",
+    "did you mean 'queue'?": "{queu: cpu}",
+    "ib77": "{queue: cpu, interface: ib77}",
+    "refuses its batch script (allocation failure": "{queue: cpu, job_extra_directives: ['--constraint=fast']}",
+    "walltime of 1h1m is more than the 1h that partition cpu allows": "{queue: cpu}",
+}
+
+
+def test_wrong_options_are_named_before_anything_starts(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Queues, options, interfaces, sizes that do not exist stop the run, all told at once, with what there is."""
+    parts = []
+    for number, (said, options) in enumerate(WRONG.items()):
+        text = one_pool("0-1", walltime="61m" if "walltime" in said else "10m").replace("{queue: cpu}", options)
+        parts.append(text.replace("\npools:\n", "").replace("main:", f"pool{number}:"))
+    file = pools(tmp_path, "pools:\n" + "".join(parts))
     with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
         assert run.wait(RUN_S) != 0
-        assert said in run.output, run.output
+        assert [said for said in WRONG if said not in run.output] == [], run.output
         assert not run.events("allocation-submitted")
 
 

@@ -82,7 +82,13 @@ def test_driver_ends_jobs_of_a_frozen_worker(driver, tmp_path):
         assert worker.wait() == 0
 
 
-def test_renewals_over_tls_keep_jobs_alive_and_their_end_ends_them(driver, tmp_path):
+@pytest.fixture
+def often(monkeypatch):
+    """Renewed far more often than a lease is long, so that a busy machine lets none run out."""
+    monkeypatch.setattr("snakemake_executor_plugin_dask.driver.leases.RENEW_EVERY_S", 0.5)
+
+
+def test_renewals_over_tls_keep_jobs_alive_and_their_end_ends_them(often, driver, tmp_path):
     """A lease shorter than the test is renewed, though the driver stands still; without one it runs out."""
     with connected(driver, tmp_path, lease_s=7.0) as worker:
         key = worker.start("sleep 1000")

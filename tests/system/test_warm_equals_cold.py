@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from system.warm_harness import Ended, Warm, plan, run_cold
 
-DEPTHS = (1, 2, 3)
+#: How far the warm process has got: it has imported Snakemake, knows the rules, has the jobs' graph.
+DEPTHS = (1, pytest.param(2, marks=pytest.mark.variant), 3)
 
 # Some thirty cold jobs take minutes on a busy machine.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
@@ -60,31 +61,38 @@ def snapshot(workdir: Path) -> dict[str, tuple[str, int, bytes]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
-    """By depth; 0: cold. Each in a directory of its own that has the same path while the jobs run."""
-    base = tmp_path_factory.mktemp("same")
-    workdir = base / "work dir"
-    lay_out(workdir)
-    setup, specs = plan(workdir, "--latency-wait", "1")
-    specs = [replace(spec, environment=(("CUDA_VISIBLE_DEVICES", "3"), ("SHLVL", None))) for spec in specs]
-    specs.sort(key=lambda spec: spec.name != "vandal")
-    shutil.rmtree(workdir)
-    results = {}
-    for depth in (0, *DEPTHS):
-        lay_out(workdir)
+class Runs(dict[int, Run]):
+    """By depth, when asked for; 0: cold. Each in a directory of its own that has the same path while the jobs run."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__()
+        self._base = base
+        self._workdir = base / "work dir"
+        lay_out(self._workdir)
+        self._setup, specs = plan(self._workdir, "--latency-wait", "1")
+        self._specs = [replace(spec, environment=(("CUDA_VISIBLE_DEVICES", "3"), ("SHLVL", None))) for spec in specs]
+        self._specs.sort(key=lambda spec: spec.name != "vandal")
+        shutil.rmtree(self._workdir)
+
+    def __missing__(self, depth: int) -> Run:
+        lay_out(self._workdir)
         if depth == 0:
-            ended = {spec.name: run_cold(setup, spec) for spec in specs}
+            ended = {spec.name: run_cold(self._setup, spec) for spec in self._specs}
         else:
-            with Warm(replace(setup, warm_depth=depth)) as warm:
+            with Warm(replace(self._setup, warm_depth=depth)) as warm:
                 assert warm.depth == depth
-                ended = {spec.name: warm.run(spec) for spec in specs}
+                ended = {spec.name: warm.run(spec) for spec in self._specs}
                 assert warm.close() == 0
-        kept = base / str(depth)
-        files = snapshot(workdir)
-        workdir.rename(kept)
-        results[depth] = Run(ended, files, kept)
-    return results
+        kept = self._base / str(depth)
+        files = snapshot(self._workdir)
+        self._workdir.rename(kept)
+        self[depth] = Run(ended, files, kept)
+        return self[depth]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("same"))
 
 
 def own_lines(ended: Ended) -> list[str]:
@@ -93,20 +101,20 @@ def own_lines(ended: Ended) -> list[str]:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_jobs_end_alike(runs: dict[int, Run], depth: int) -> None:
+def test_jobs_end_alike(runs: Runs, depth: int) -> None:
     """Every job ends with the exit code that it has when started cold."""
     assert {name: ended.code for name, ended in runs[depth].ended.items()} == {
         name: ended.code for name, ended in runs[0].ended.items()
     }
 
 
-def test_failures_are_failures(runs: dict[int, Run]) -> None:
+def test_failures_are_failures(runs: Runs) -> None:
     """The jobs that are made to fail do so, and no others."""
     assert {name for name, ended in runs[0].ended.items() if ended.code != 0} == set(WORDS)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_files_are_alike(runs: dict[int, Run], depth: int) -> None:
+def test_files_are_alike(runs: Runs, depth: int) -> None:
     """The same files with the same modes and contents are left, Snakemake's metadata among them."""
     differing = {"state.json", "bench.tsv", "shell_environment"}
     cold = {name: file for name, file in runs[0].files.items() if name not in differing}
@@ -115,7 +123,7 @@ def test_files_are_alike(runs: dict[int, Run], depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_benchmarks_have_the_same_columns(runs: dict[int, Run], depth: int) -> None:
+def test_benchmarks_have_the_same_columns(runs: Runs, depth: int) -> None:
     """A benchmark file has a line for each repeat, with the same columns."""
     cold, warm = ((runs[d].workdir / "bench.tsv").read_text().splitlines() for d in (0, depth))
     assert len(warm) == len(cold) == 3
@@ -124,7 +132,7 @@ def test_benchmarks_have_the_same_columns(runs: dict[int, Run], depth: int) -> N
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_logs_hold_what_jobs_write(runs: dict[int, Run], depth: int) -> None:
+def test_logs_hold_what_jobs_write(runs: Runs, depth: int) -> None:
     """A job's own lines are in its log, those of its exit functions and late threads too."""
     cold = {name: own_lines(ended) for name, ended in runs[0].ended.items()}
     assert {name: own_lines(ended) for name, ended in runs[depth].ended.items()} == cold
@@ -133,14 +141,14 @@ def test_logs_hold_what_jobs_write(runs: dict[int, Run], depth: int) -> None:
 
 @pytest.mark.parametrize("depth", [0, *DEPTHS])
 @pytest.mark.parametrize("name", WORDS)
-def test_logs_say_why_a_job_failed(runs: dict[int, Run], depth: int, name: str) -> None:
+def test_logs_say_why_a_job_failed(runs: Runs, depth: int, name: str) -> None:
     """Snakemake's own words for a failure are in the log."""
     log = runs[depth].ended[name].log
     assert [words for words in WORDS[name] if words not in log] == []
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_logs_describe_the_job(runs: dict[int, Run], depth: int) -> None:
+def test_logs_describe_the_job(runs: Runs, depth: int) -> None:
     """The block with which Snakemake announces a job is the same, but for its number."""
     for name in ("params", "resources", "script", "late", "bench"):
         cold, warm = (announcement(runs[d].ended[name].log, name) for d in (0, depth))
@@ -164,7 +172,7 @@ def announcement(log: str, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_state_is_alike(runs: dict[int, Run], depth: int) -> None:
+def test_state_is_alike(runs: Runs, depth: int) -> None:
     """Environment, arguments, limits, signals and streams are a cold job's, also after a job that changed them."""
     cold, warm = (json.loads(runs[d].files["state.json"][2]) for d in (0, depth))
     for state in (cold, warm):
@@ -175,7 +183,7 @@ def test_state_is_alike(runs: dict[int, Run], depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_environment_of_a_shell_is_alike(runs: dict[int, Run], depth: int) -> None:
+def test_environment_of_a_shell_is_alike(runs: Runs, depth: int) -> None:
     """A shell command sees the same variables."""
     cold, warm = ((runs[d].workdir / "shell_environment").read_text().splitlines() for d in (0, depth))
     assert warm == cold
