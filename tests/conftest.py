@@ -5,8 +5,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import snakemake_executor_plugin_dask
+
+# How long an example takes says nothing on a machine that is busy with other tests.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

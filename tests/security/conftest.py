@@ -29,7 +29,7 @@ class Account:
         os.setresuid(self.uid, self.uid, self.uid)
         os.chdir("/")
 
-    def does(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = 90.0) -> Any:
+    def does(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = 180.0) -> Any:
         """What a function gives in a process of this user's; it raises what was raised there."""
         here, there = multiprocessing.Pipe()
 

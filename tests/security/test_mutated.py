@@ -1,11 +1,13 @@
 """Damaged and invented texts where a run reads: its own event log and records, batch systems' answers, jobs' logs.
 
-A thousand of each kind, the same ones each time. None ends the reader, and none is believed for more than it says.
+Two hundred of each kind, the same ones each time; SNAKEMAKE_DASK_TEST_MUTATIONS names another number. None ends the
+reader, and none is believed for more than it says.
 """
 
 import contextlib
 import io
 import json
+import os
 import random
 import time
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from snakemake_executor_plugin_dask.observe.report import write_report
 from snakemake_executor_plugin_dask.observe.status import table
 from snakemake_executor_plugin_dask.worker.logs import command_end, tail
 
-COUNT = 1000
+COUNT = int(os.environ.get("SNAKEMAKE_DASK_TEST_MUTATIONS", "200"))
 _REQUEST = {"cores": 2, "memory_mb": 1000, "runtime_s": 60.0, "gpus": 0, "nodes": None}
 _FACTS = {"name": "cpu-0", "host": "n1", "pid": 1, "cores": 4, "memory_mb": 8000, "devices": ["0"], "hosts": []}
 _OUTCOME = {
@@ -198,9 +200,9 @@ def test_logs_of_jobs_that_hold_anything(tmp_path: Path, read: Callable[[str], s
     """Changed, repeated and endless ones: their end is found, and what is shown of it is short."""
     chance = random.Random(10)
     log = tmp_path / "log"
-    begun = time.monotonic()
+    begun = time.process_time()
     for number in range(COUNT // 2):
         data = bytes_changed(_LOG, chance)
         log.write_bytes(data * (500 if number % 50 == 0 else 1))
         assert len(read(str(log))) < 100_000
-    assert time.monotonic() - begun < 120  # minutes each before
+    assert time.process_time() - begun < 60  # minutes each before

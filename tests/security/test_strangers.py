@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import SnakemakeRun, logged_jobs, snakemake, started, wait_for
+from running import SnakemakeRun, logged_jobs, slowness, snakemake, started, wait_for
 
 from snakemake_executor_plugin_dask.worker import processes
 
@@ -39,27 +39,28 @@ def jobs_go_on(run: SnakemakeRun, of: int) -> None:
     assert len(list((run.directory / "out").iterdir())) == of
 
 
-def attack(run: SnakemakeRun, attacker: Account) -> None:
+def attack(run: SnakemakeRun, attacker: Account, noises: int) -> None:
     """Silence and noise at every port; nothing comes of it."""
     where = [(address, port) for port, address in sorted(listening(run).items())]
     before = log_sizes(run)
-    assert attacker.does(silence, where, _CONNECTIONS, 5.0) == _CONNECTIONS * len(where)
-    assert attacker.does(fuzz, where, 10_000, 1, 30.0) > 300
+    assert attacker.does(silence, where, _CONNECTIONS, 3.0) == _CONNECTIONS * len(where)
+    assert attacker.does(fuzz, where, noises, 1, 60.0) > 300
     assert run.process.poll() is None, run.output
     assert log_sizes(run) - before < 500_000
     assert len(run.events("worker-lost")) == 0
 
 
 @pytest.mark.usefixtures("few_descriptors")
-def test_silence_and_noise_end_no_run_on_this_machine(directory: Path, attacker: Account) -> None:
-    """More connections than a process may have descriptors, and ten thousand that send what no client sends."""
+@pytest.mark.parametrize("noises", [1000, pytest.param(10_000, marks=pytest.mark.variant)])
+def test_silence_and_noise_end_no_run_on_this_machine(directory: Path, attacker: Account, noises: int) -> None:
+    """More connections than a process may have descriptors, and thousands that send what no client sends."""
     body = "while ! test -e go; do sleep 0.1; done"
     with snakemake(directory, logged_jobs(3, body), "--dask-worker-cores", "1", "--dask-dashboard", "auto") as run:
         wait_for(lambda: started(run), "a job started")
         ports = listening(run)
         assert set(ports.values()) == {"127.0.0.1"}
         assert len(ports) == 4, ports  # scheduler, leases, worker, dashboard
-        attack(run, attacker)
+        attack(run, attacker, noises)
         jobs_go_on(run, 3)
     run.expect_gone(20)
 
@@ -88,7 +89,7 @@ def test_who_only_looks_like_a_supervisor_is_not_believed(directory: Path, attac
             jobs_go_on(run, 1)
             assert "not seen to be gone" not in run.output
             assert processes.kill_run(run_id, "local-0", timeout_s=60.0)
-            assert time.monotonic() - begun < 60
+            assert time.monotonic() - begun < 60 * slowness()
             assert disguised.poll() is None  # it is none of the run's business
         finally:
             os.killpg(disguised.pid, 9)

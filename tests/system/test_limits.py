@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import SnakemakeRun, ended, snakemake, started, wait_for
+from running import SnakemakeRun, ended, slowness, snakemake, started, wait_for
 
 from snakemake_executor_plugin_dask.worker.attempt import HOST
 
@@ -196,9 +196,9 @@ def test_runtime(tmp_path: Path) -> None:
         assert outputs(tmp_path) == {"quick"}
         for name in ("slow", "stubborn"):
             where = rf"\(on host {HOST}, worker local-0, after (\d+\.\d) s\)"
-            found = re.search(rf"Job of {name}: runtime of 1 min exceeded after 6\d s {where}", run.output)
+            found = re.search(rf"Job of {name}: runtime of 1 min exceeded after \d+ s {where}", run.output)
             assert found, run.output
-            assert 60 <= float(found[1]) < 100
+            assert 60 <= float(found[1]) < 60 + 40 * slowness()
         run.expect_gone(10)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import SnakemakeRun, snakemake, wait_for
+from running import SnakemakeRun, slowness, snakemake, wait_for
 
 pytestmark = [
     pytest.mark.long,
@@ -159,7 +159,7 @@ def test_frozen_elsewhere(tmp_path: Path, elsewhere: None, monkeypatch: pytest.M
         for which in ("pid", "supervisor_pid"):
             os.kill(facts[which], signal.SIGSTOP)
         wait_for(lambda: "are frozen and cannot be ended from here" in run.output, "the job is given up", 240)
-        assert lines(run, job, "alive")[-1][1] > time.time() - 10, "which is right, since it lives"
+        assert lines(run, job, "alive")[-1][1] > time.time() - 10 * slowness(), "which is right, since it lives"
         (run.directory / "go").touch()
         assert run.wait() == 1
         assert "it is not run again, since two attempts could then run at once" in run.output
