@@ -495,6 +495,7 @@ def test_no_shared_file_system(tmp_path: Path, running: Cluster) -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.variant
 @pytest.mark.skipif(shutil.which("dask-mpi", path=str(BIN)) is None, reason="dask-mpi is an extra of the test machine")
 def test_dask_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mpirun -n 4 dask-mpi`: the jobs may use MPI although their workers are ranks."""
@@ -542,6 +543,7 @@ rule work:
 
 
 @pytest.mark.slurm
+@pytest.mark.variant
 def test_slurm_runner(tmp_path: Path, slurm: VirtualSlurm) -> None:
     """dask-jobqueue's runner, by `srun` on several nodes: its client's rank starts Snakemake, which attaches.
 

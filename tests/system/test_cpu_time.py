@@ -61,7 +61,7 @@ rule use_idle:
 """
 
 
-@pytest.mark.parametrize("start", ["warm", "cold"])
+@pytest.mark.parametrize("start", ["warm", pytest.param("cold", marks=pytest.mark.variant)])
 def test_cpu_time_is_what_the_program_used(tmp_path: Path, start: str) -> None:
     """Shell, `run:` and `script:` rules, children in the background, and one that left its session, within 5 %."""
     (tmp_path / "burn.py").write_text(BURN)

@@ -71,7 +71,7 @@ def message(output: str, name: str) -> str:
     return re.sub(f";? meanwhile the kernel killed processes on {re.escape(HOST)}, since memory was full", "", found[0])
 
 
-@pytest.mark.parametrize("start", ["warm", "cold"])
+@pytest.mark.parametrize("start", ["warm", pytest.param("cold", marks=pytest.mark.variant)])
 def test_failed_jobs(tmp_path: Path, start: str) -> None:
     """Each message holds what ended the job, where, after how long, its log's last lines, and the path of that log."""
     arguments = ("--keep-going", "--latency-wait", "1", "--dask-job-start", start)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 #: Each with four values.
 WARM_JOBS = 200
 MANY_WARM_JOBS = 1000
-COLD_JOBS = 6
+COLD_JOBS = 12
 
 #: What shells, format strings, YAML, globs and Snakemake's own argument syntax give a meaning.
 FRAGMENTS = (
@@ -178,7 +178,11 @@ def both(
 
 @pytest.mark.parametrize(
     ("start", "count"),
-    [("warm", WARM_JOBS), ("cold", COLD_JOBS), pytest.param("warm", MANY_WARM_JOBS, marks=pytest.mark.variant)],
+    [
+        ("warm", WARM_JOBS),
+        pytest.param("warm", MANY_WARM_JOBS, marks=pytest.mark.variant),
+        pytest.param("cold", COLD_JOBS, marks=pytest.mark.variant),
+    ],
 )
 def test_wildcards_params_and_environment(tmp_path: Path, start: str, count: int) -> None:
     """Every value arrives as it was: in wildcards, paths, parameters (also undecodable ones) and the environment."""

@@ -106,7 +106,7 @@ def started_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield run, far, job
 
 
-@pytest.mark.parametrize("cut_s", [50, 75])
+@pytest.mark.parametrize("cut_s", [pytest.param(50, marks=pytest.mark.variant), 75])
 def test_cut_network(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch, cut_s: float) -> None:
     """Shorter or longer than a lease: the old attempt is dead before the new one starts; its result is not taken."""
     with started_on_both(tmp_path, monkeypatch) as (run, far, cut_job):

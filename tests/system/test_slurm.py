@@ -62,7 +62,10 @@ def attempts(run: SnakemakeRun) -> dict[str, int]:
 def test_pools_file_routes_to_two_partitions(
     slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs run in the first pool that holds them, each in its partition, with its prologue, whatever SBATCH_ says."""
+    """Jobs run in the first pool that holds them, each in its partition, with its prologue, whatever SBATCH_ says.
+
+    One worker holds an allocation of two nodes, and an inner `srun` starts a task on each.
+    """
     monkeypatch.setenv("SBATCH_PARTITION", "gpu")
     monkeypatch.setenv("OF_SNAKEMAKE", "of snakemake")
     monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
@@ -83,15 +86,23 @@ pools:
   large:
     cluster: slurm
     workers: 0-1
-    cores: 4
+    cores: 3
     memory: 4 GB
     walltime: 20m
+    options: {queue: big}
+  wide:
+    cluster: slurm
+    workers: 0-1
+    nodes: 2
+    cores: 1
+    memory: 1500 MB
+    walltime: 10m
     options: {queue: big}
 """,
     )
     snakefile = """
 rule all:
-    input: expand("small/{i}", i=range(4)), "large/0", "long/0"
+    input: expand("small/{i}", i=range(4)), "large/0", "long/0", expand("wide/{i}", i=range(2))
 rule small:
     output: "small/{i}"
     resources: mem_mb=300, runtime=2
@@ -106,12 +117,18 @@ rule long:
     output: "long/0"
     resources: runtime=15
     shell: "echo $SLURM_JOB_PARTITION > {output}"
+rule mpi:
+    output: "wide/{i}"
+    resources: nodes=2, tasks=2, mpi="srun", runtime=5
+    shell: "{resources.mpi} -n {resources.tasks} --ntasks-per-node=1 bash -c 'echo $SLURMD_NODENAME' > {output}"
 """
     with snakemake(tmp_path, snakefile, "--dask-pools", file) as run:
         assert run.wait(RUN_S) == 0, run.output
         # 300 MB are 286 MiB; `srun` in a job has the job's environment, also where sites submit with --export=NONE.
         assert values(run, "small/*") == ["cpu a b 1 286 none cyclic of snakemake"] * 4
         assert values(run, "large/*") == values(run, "long/*") == ["big"]
+        for wide in values(run, "wide/*"):
+            assert len(set(wide.split())) == len(wide.split()) == 2
         assert not list(tmp_path.glob("*.out")), "Slurm's output files lie in the working directory"
         run.expect_gone(30)
 
@@ -378,35 +395,6 @@ def test_next_run_cancels_what_a_dead_host_left(slurm: VirtualSlurm, tmp_path: P
     with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file, "--rerun-incomplete") as run:
         wait_for(lambda: not set(old) & set(allocations(slurm)), "the old allocation cancelled", RUN_S)
         assert run.wait(RUN_S) == 0, run.output
-
-
-def test_wide_worker_runs_mpi_jobs(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """One worker holds an allocation of two nodes, and an inner `srun` starts a task on each."""
-    file = pools(
-        tmp_path,
-        """
-pools:
-  wide:
-    cluster: slurm
-    workers: 0-1
-    nodes: 2
-    cores: 2
-    memory: 1500 MB
-    walltime: 10m
-    options: {queue: big}
-""",
-    )
-    snakefile = """
-rule all:
-    input: expand("out/{i}", i=range(2))
-rule mpi:
-    output: "out/{i}"
-    resources: nodes=2, tasks=2, mpi="srun", runtime=5
-    shell: "{resources.mpi} -n {resources.tasks} --ntasks-per-node=1 bash -c 'echo $SLURMD_NODENAME' | sort > {output}"
-"""
-    with snakemake(tmp_path, snakefile, "--dask-pools", file) as run:
-        assert run.wait(RUN_S) == 0, run.output
-        assert values(run, "out/*") == ["m1\nm2"] * 2
 
 
 def test_mpi_job_spreads_over_as_many_nodes_as_its_tasks_need(slurm: VirtualSlurm, tmp_path: Path) -> None:

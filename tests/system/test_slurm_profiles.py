@@ -115,21 +115,14 @@ def test_plan_names_every_problem(slurm: VirtualSlurm, tmp_path: Path) -> None:
     assert "#SBATCH -p cpu" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("resource", "said"),
-    [
-        (
-            "slurm_partition=cpuu",
-            "there is no partition cpuu (did you mean cpu?) among big, cpu, gpu; change slurm_part",
-        ),
-        ("constraint=fast", "no node of partition cpu has fast (they have no features); change constraint"),
-    ],
-)
-def test_what_slurm_does_not_have(resource: str, said: str, slurm: VirtualSlurm, tmp_path: Path) -> None:
+def test_what_slurm_does_not_have(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """It is told with what there is, and nothing is submitted."""
-    done = snakemake(changed("campus", tmp_path), slurm, "--set-resources", f"assemble:{resource}")
+    wrong = ("assemble:slurm_partition=cpuu", "train:constraint=fast")
+    done = snakemake(changed("campus", tmp_path), slurm, "--set-resources", *wrong)
     assert done.returncode != 0
-    assert said in done.stdout + done.stderr, done.stderr
+    output = done.stdout + done.stderr
+    assert "there is no partition cpuu (did you mean cpu?) among big, cpu, gpu; change slurm_part" in output, output
+    assert "no node of partition cpu has fast (they have no features); change constraint" in output, output
     assert not slurm.queue()
 
 

@@ -10,7 +10,7 @@ import pytest
 from system.warm_harness import Ended, Warm, plan, run_cold
 
 #: How far the warm process has got: it has imported Snakemake, knows the rules, has the jobs' graph.
-DEPTHS = (1, pytest.param(2, marks=pytest.mark.variant), 3)
+DEPTHS = (*(pytest.param(depth, marks=pytest.mark.variant) for depth in (1, 2)), 3)
 
 # Some thirty cold jobs take minutes on a busy machine.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
