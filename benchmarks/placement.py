@@ -9,14 +9,14 @@ import statistics
 import time
 from collections.abc import Callable
 
-from snakemake_executor_plugin_dask.demand import recommend
-from snakemake_executor_plugin_dask.jobs import JobSpec, WorkerFacts
-from snakemake_executor_plugin_dask.ledger import Ledger
-from snakemake_executor_plugin_dask.messages import QueuedJob
-from snakemake_executor_plugin_dask.placement import Waiting, place
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
-from snakemake_executor_plugin_dask.routing import shape_of
+from snakemake_executor_plugin_dask.decide.demand import recommend
+from snakemake_executor_plugin_dask.decide.ledger import Ledger
+from snakemake_executor_plugin_dask.decide.placement import Waiting, place
+from snakemake_executor_plugin_dask.decide.routing import shape_of
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, WorkerFacts
+from snakemake_executor_plugin_dask.model.messages import QueuedJob
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 
 POOL = Pool("pool", "slurm", 0, 400, cores=48, memory_mb=180_000, walltime_s=86_400.0)
 WORKERS = 200

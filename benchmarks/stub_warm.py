@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 
-from snakemake_executor_plugin_dask.messages import Channel
+from snakemake_executor_plugin_dask.model.messages import Channel
 
 OUTPUT = 5  # of warmcall.Call
 

@@ -35,7 +35,7 @@ def main() -> None:
     sys.argv = ["snakemake", *arguments]
     from snakemake.cli import main as snakemake
 
-    from snakemake_executor_plugin_dask.session import Session
+    from snakemake_executor_plugin_dask.frontend.session import Session
 
     spent = {"jobs": 0, "in_executor_s": 0.0, "from_s": 0.0, "handover_mb": 0.0, "driver_mb": 0.0}
     threading.Thread(target=watch_driver, args=(spent,), daemon=True).start()

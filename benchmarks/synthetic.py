@@ -4,10 +4,10 @@ import heapq
 import random
 from pathlib import Path
 
-from snakemake_executor_plugin_dask.jobs import Outcome, WorkerFacts
+from snakemake_executor_plugin_dask.model.jobs import Outcome, WorkerFacts
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe.events import EventLog
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
 
 START = 1_790_000_000.0
 #: name, share of the jobs, cores, asked memory, asked runtime, used memory, mean seconds, CPU share, GPUs, pool

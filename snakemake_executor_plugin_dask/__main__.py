@@ -2,7 +2,7 @@
 
 import sys
 
-from snakemake_executor_plugin_dask.observe.commands import main
+from snakemake_executor_plugin_dask.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.settings import ExecMode
 
 if TYPE_CHECKING:
-    from snakemake_executor_plugin_dask.session import Session
+    from snakemake_executor_plugin_dask.frontend.session import Session
 
 
 class Executor(RealExecutor):  # type: ignore[misc]
@@ -20,7 +20,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
     _session: "Session"
 
     def __post_init__(self) -> None:
-        from snakemake_executor_plugin_dask.session import Session
+        from snakemake_executor_plugin_dask.frontend.session import Session
 
         self._session = Session(self)
 

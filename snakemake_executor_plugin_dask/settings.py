@@ -15,7 +15,7 @@ from typing import Any, Optional
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
 
-from snakemake_executor_plugin_dask.ranks import started_as_rank
+from snakemake_executor_plugin_dask.node.allocation import started_as_rank
 
 OLDEST_SNAKEMAKE = (9, 19)
 

@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from snakemake_executor_plugin_dask.jobs import JobSpec, WorkerFacts
-from snakemake_executor_plugin_dask.ledger import Lease, Ledger, WorkerState
-from snakemake_executor_plugin_dask.messages import QueuedJob
-from snakemake_executor_plugin_dask.placement import Waiting
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.decide.ledger import Lease, Ledger, WorkerState
+from snakemake_executor_plugin_dask.decide.placement import Waiting
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, WorkerFacts
+from snakemake_executor_plugin_dask.model.messages import QueuedJob
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 
 UUIDS = tuple(f"GPU-0{number}ab12cd-1111-2222-3333-444455556666" for number in range(4))
 MIG = tuple(f"MIG-{number}e3c5d1a-aaaa-bbbb-cccc-ddddeeeeffff" for number in range(4))

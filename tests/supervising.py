@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup
-from snakemake_executor_plugin_dask.worker import processes, task
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
+from snakemake_executor_plugin_dask.node import processes, versions
 
 PATIENCE_S = 60.0
 RUN_ID = f"t{os.getpid():07}"  # several processes run tests at the same time, and each ends what carries its own
@@ -35,7 +35,7 @@ def run_setup(workdir: Path, **changes: Any) -> RunSetup:
         "snakefile": str(workdir / "Snakefile"),
         "general_arguments": (),
         "snakemake_version": version("snakemake"),
-        "plugin_version": task.plugin_version(),
+        "plugin_version": versions.plugin_version(),
         "job_start": "cold",
         "stop_grace_s": 2.0,
     }

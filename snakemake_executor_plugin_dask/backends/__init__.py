@@ -17,7 +17,7 @@ def backend_for(cluster: str) -> "Backend":
 
         return CudaBackend()
     if cluster == "mpi":
-        from snakemake_executor_plugin_dask.backends.launcher import LauncherBackend
+        from snakemake_executor_plugin_dask.backends.mpi import LauncherBackend
 
         return LauncherBackend()
     from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend

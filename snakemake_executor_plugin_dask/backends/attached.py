@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.jobs import RunSetup
-from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.jobs import RunSetup
+from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
 
 #: Names under which clusters declare GPUs; dask-cuda's documentation uses the first.
 _GPU_NAMES = ("GPU", "gpu", "gpus")

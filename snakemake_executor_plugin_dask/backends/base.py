@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
-from snakemake_executor_plugin_dask.driver.allocations import Outlook
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.private import opened, write_private
+from snakemake_executor_plugin_dask.batch.allocations import Outlook
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node.private import opened, write_private
 
 WORKER_MODULE = "snakemake_executor_plugin_dask.worker"
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.local import LocalBackend
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.worker.devices import OVERRIDE, VISIBLE, Inventory, take_inventory
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node.devices import OVERRIDE, VISIBLE, Inventory, take_inventory
 
 
 def load_utils() -> Any:

@@ -26,8 +26,7 @@ from typing import Any
 import dask
 from distributed.core import Status
 
-from snakemake_executor_plugin_dask import descriptors, units
-from snakemake_executor_plugin_dask.backends import directives, siteconfig
+from snakemake_executor_plugin_dask.backends import siteconfig
 from snakemake_executor_plugin_dask.backends.base import (
     WORKER_MODULE,
     AllocationState,
@@ -36,7 +35,11 @@ from snakemake_executor_plugin_dask.backends.base import (
     worker_command,
     write_worker_config,
 )
-from snakemake_executor_plugin_dask.backends.batchsystems import (
+from snakemake_executor_plugin_dask.batch import directives
+from snakemake_executor_plugin_dask.batch.allocations import TIMED_OUT, Ran, Record, run_here, user_name
+from snakemake_executor_plugin_dask.batch.reasons import preempted
+from snakemake_executor_plugin_dask.batch.refusals import no_such, outlook, rehearsed, what_to_change
+from snakemake_executor_plugin_dask.batch.systems import (
     SYSTEMS,
     Seen,
     System,
@@ -48,13 +51,12 @@ from snakemake_executor_plugin_dask.backends.batchsystems import (
     undisturbed,
     unlisted,
 )
-from snakemake_executor_plugin_dask.backends.refusals import no_such, outlook, rehearsed, what_to_change
-from snakemake_executor_plugin_dask.driver.allocations import TIMED_OUT, Ran, Record, run_here, user_name
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.observe.reasons import preempted
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace
-from snakemake_executor_plugin_dask.private import NotPrivate, opened, read_end, write_private
+from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace
+from snakemake_executor_plugin_dask.model import units
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node import descriptors
+from snakemake_executor_plugin_dask.node.private import NotPrivate, opened, read_end, write_private
 
 _COMMAND_TIMEOUT_S = 60.0
 #: How often the queue is asked at most while nothing hurries: sites ask not to be polled more often.

@@ -19,11 +19,11 @@ from snakemake_executor_plugin_dask.backends.base import (
     worker_command,
     write_worker_config,
 )
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.private import append_private, read_end
-from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, take_inventory
-from snakemake_executor_plugin_dask.worker.processes import kill_run
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, take_inventory
+from snakemake_executor_plugin_dask.node.private import append_private, read_end
+from snakemake_executor_plugin_dask.node.processes import kill_run
 
 _CLOSE_S = 5.0  # a worker that was asked to close gets so long
 _KILL_S = 10.0  # and one that was killed

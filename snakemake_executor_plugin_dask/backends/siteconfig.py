@@ -9,9 +9,9 @@ from typing import Any
 
 import dask
 
-from snakemake_executor_plugin_dask import units
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace, parse_port
+from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace, parse_port
+from snakemake_executor_plugin_dask.model import units
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 #: A size without a unit is meant in bytes. Below this one it was meant otherwise: no worker has so little memory.
 _LEAST_BYTES = 100 * 10**6

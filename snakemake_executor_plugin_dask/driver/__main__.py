@@ -14,9 +14,8 @@ import time
 import traceback
 from typing import Any
 
-from snakemake_executor_plugin_dask.descriptors import raise_limit
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.messages import (
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.messages import (
     Begin,
     Channel,
     DropWaiting,
@@ -26,8 +25,9 @@ from snakemake_executor_plugin_dask.messages import (
     Stop,
     Stopped,
 )
-from snakemake_executor_plugin_dask.own_log import bound_log
-from snakemake_executor_plugin_dask.worker.frames import frame, receive
+from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.node.descriptors import raise_limit
+from snakemake_executor_plugin_dask.node.own_log import bound_log
 
 _TICK_S = 1.0
 _SCALE_EVERY_S = 0.2
@@ -63,7 +63,7 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
         if begin.options.scheduler is None:
             from snakemake_executor_plugin_dask.driver.run import Run
         else:
-            from snakemake_executor_plugin_dask.driver.attached import AttachedRun as Run
+            from snakemake_executor_plugin_dask.driver.attached.run import AttachedRun as Run
 
         bound_log()  # those loggers, too, that came with Dask
         run = Run(begin, send)

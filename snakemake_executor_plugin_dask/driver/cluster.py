@@ -24,11 +24,12 @@ from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
 
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
-from snakemake_executor_plugin_dask.driver.configuration import DRIVER_CONFIGURATION, overruled, quieten
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.listening import guard
-from snakemake_executor_plugin_dask.observe.dashboard import DashboardPlan
-from snakemake_executor_plugin_dask.private import write_private
+from snakemake_executor_plugin_dask.config.dashboard import DashboardPlan
+from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
+from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
+from snakemake_executor_plugin_dask.interior.dask_listening import guard
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.node.private import write_private
 
 _log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class RunCluster:
         quieten()
         guard()
         scheduler = {
-            "cls": dashboard.scheduler_class(),
+            "cls": scheduler_class(closed=dashboard.host is None),
             "options": {"security": self._security, **self._where, **dashboard.scheduler_options},
         }
         self._cluster = SpecCluster(

@@ -14,19 +14,20 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from snakemake_executor_plugin_dask import demand, placement, routing, units
+from snakemake_executor_plugin_dask.decide import demand, placement, routing
+from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S, Lease, Ledger, needs_fresh
+from snakemake_executor_plugin_dask.decide.lookahead import LookAhead
+from snakemake_executor_plugin_dask.decide.routing import Shape
 from snakemake_executor_plugin_dask.driver.fleet import Fleet
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
-from snakemake_executor_plugin_dask.errors import RequestError
-from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, Size
-from snakemake_executor_plugin_dask.ledger import END_BEFORE_S, Lease, Ledger, needs_fresh
-from snakemake_executor_plugin_dask.lookahead import LookAhead
-from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
-from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
-from snakemake_executor_plugin_dask.requests import Request
-from snakemake_executor_plugin_dask.routing import Shape
+from snakemake_executor_plugin_dask.model import units
+from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, Size
+from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 
 Slurm = tuple[tuple[str, str], ...]  # resources by which a pool is made
 JobState = Literal["waiting", "sent", "running", "limbo"]
@@ -343,7 +344,7 @@ class Controller:
         environment: list[tuple[str, str | None]] = []
         affinity: tuple[int, ...] = ()
         if member.name in lease.devices:
-            from snakemake_executor_plugin_dask.worker.devices import cores_for, device_environment
+            from snakemake_executor_plugin_dask.node.devices import cores_for, device_environment
 
             devices = lease.devices[member.name]
             environment += device_environment(devices, pool.gpu_vendor)
@@ -352,7 +353,7 @@ class Controller:
                 affinity = cores_for(devices, near, lease.cores_by_worker.get(member.name, 0))
         # Without a shared file system a host file would not be found, and launchers use the node they are called on.
         if (len(lease.hosts) > 1 or request.mpi or request.nodes > 1) and self._setup.scratch is None:
-            from snakemake_executor_plugin_dask.backends.launcher import job_environment
+            from snakemake_executor_plugin_dask.backends.mpi import job_environment
 
             attached_in_slurm = pool.cluster == ATTACHED and member.facts is not None and member.facts.in_slurm
             environment += job_environment(

@@ -11,17 +11,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
-from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS
-from snakemake_executor_plugin_dask.driver.allocations import Brakes
-from snakemake_executor_plugin_dask.driver.badnodes import Nodes
+from snakemake_executor_plugin_dask.batch.allocations import Brakes
+from snakemake_executor_plugin_dask.batch.reasons import ending, may_be_the_node
+from snakemake_executor_plugin_dask.batch.systems import SYSTEMS
+from snakemake_executor_plugin_dask.decide.badnodes import Nodes
 from snakemake_executor_plugin_dask.driver.cluster import RunCluster
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
-from snakemake_executor_plugin_dask.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.observe.reasons import ending, may_be_the_node
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.worker import task
+from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.worker import client
 
 SILENT_S = 45.0  # a worker or supervisor that says nothing for so long is given up; shorter than a lease
 _UNREACHED_S = 20.0  # a supervisor starts before its worker joins, and connects in less
@@ -204,7 +204,7 @@ class Fleet(Members):
             return
         if member.state != "starting":
             return
-        asked = self._cluster.client.run(task.facts, run_id, workers=[address], on_error="return")
+        asked = self._cluster.client.run(client.facts, run_id, workers=[address], on_error="return")
         try:
             facts = (await asyncio.wait_for(asked, SILENT_S)).get(address)
         except TimeoutError:

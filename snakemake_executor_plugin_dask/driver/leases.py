@@ -18,8 +18,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from snakemake_executor_plugin_dask.door import Door
-from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.node.door import Door
 
 RENEW_EVERY_S = 5.0
 _UNHEARD_S = 15.0  # three words of a supervisor that did not come

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
-from snakemake_executor_plugin_dask.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 #: *Starting* until it joins the scheduler, then *up*; *leaving* once it is given back, *lost* when it went by itself.
 State = Literal["starting", "up", "leaving", "lost"]

@@ -17,24 +17,24 @@ from distributed.utils import get_ip
 
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
-from snakemake_executor_plugin_dask.blockers import Blocker, blockers
-from snakemake_executor_plugin_dask.driver import state
-from snakemake_executor_plugin_dask.driver.allocations import Ran, cancel_unanswered, run_here
+from snakemake_executor_plugin_dask.batch.allocations import Ran, cancel_unanswered, run_here
+from snakemake_executor_plugin_dask.config.dashboard import dashboard_options
+from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.driver.cluster import Hear, RunCluster, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.controller import Controller, Surroundings
 from snakemake_executor_plugin_dask.driver.fleet import Fleet
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome
-from snakemake_executor_plugin_dask.messages import Begin, Say
-from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
+from snakemake_executor_plugin_dask.model.messages import Begin, Say
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.observe.observer import Observer
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.private import write_private
-from snakemake_executor_plugin_dask.requests import Request
-from snakemake_executor_plugin_dask.worker import task
+from snakemake_executor_plugin_dask.worker import client as task
 
 _LOOPBACK = "127.0.0.1"
 _CLOSE_S = 100.0  # less than Snakemake waits for this process
@@ -277,7 +277,7 @@ def pools_for(
     further: bool = False,
 ) -> tuple[list[Pool], dict[Request, str]]:
     """Pools for these requests, and why some can have none. Asks Slurm each question once."""
-    from snakemake_executor_plugin_dask.slurm_resources import make_pools
+    from snakemake_executor_plugin_dask.backends.slurm_pools import make_pools
 
     backend = backend_for(template.cluster)
     ask = functools.cache(lambda *command: run(command))

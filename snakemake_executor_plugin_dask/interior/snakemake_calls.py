@@ -13,7 +13,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.interior.declared import Private, missing
 from snakemake_executor_plugin_dask.interior.snakemake_jobs import PIPE_GROUP, QUEUE_INPUT, STORAGE
 from snakemake_executor_plugin_dask.interior.snakemake_settings import caches
-from snakemake_executor_plugin_dask.warmcall import Call
+from snakemake_executor_plugin_dask.model.warmcall import Call
 
 _RULE, _JOB = "snakemake.rules:Rule", "snakemake.jobs:Job"
 _LOST = "each job builds a DAG of its own, which makes short jobs several times slower"

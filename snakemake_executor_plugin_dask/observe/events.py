@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.private import append_private
+from snakemake_executor_plugin_dask.node.private import append_private
 
 SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes; new kinds and new fields do not raise it
 SUFFIX = ".events.jsonl"

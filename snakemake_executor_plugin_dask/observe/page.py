@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, rule_uses
 from snakemake_executor_plugin_dask.observe.charts import use_charts
 from snakemake_executor_plugin_dask.observe.model import RunModel
@@ -27,7 +28,6 @@ from snakemake_executor_plugin_dask.observe.wording import (
     short_id,
     wildcard_text,
 )
-from snakemake_executor_plugin_dask.units import format_memory
 
 #: For the rules that held most; told apart with the common colour blindnesses, on light and dark ground. Red is for
 #: failures.

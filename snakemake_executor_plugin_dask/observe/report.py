@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.observe.advice import rule_uses, set_resources
 from snakemake_executor_plugin_dask.observe.events import SCHEMA_VERSION, plain
 from snakemake_executor_plugin_dask.observe.model import RunModel

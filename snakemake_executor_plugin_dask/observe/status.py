@@ -7,12 +7,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
+from snakemake_executor_plugin_dask.batch.reasons import meaning
+from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, WorkerState
-from snakemake_executor_plugin_dask.observe.reasons import meaning
 from snakemake_executor_plugin_dask.observe.use import allocation_wait_s, integral
 from snakemake_executor_plugin_dask.observe.wording import clean, clock, columns, core_times, count, rough, share
-from snakemake_executor_plugin_dask.units import format_memory
 
 SETTLE_S = 2.0  # a change of a pool that lasts so long is said
 START_S = 10.0  # workers that start are said after so long: most are there before

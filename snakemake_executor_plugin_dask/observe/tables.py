@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, Spread, set_resources
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, Worker
@@ -20,7 +21,6 @@ from snakemake_executor_plugin_dask.observe.wording import (
     short_memory,
     wildcard_text,
 )
-from snakemake_executor_plugin_dask.printed import clean_block
 
 NOTHING = "\N{EN DASH}"
 FAILURES_SHOWN = 200

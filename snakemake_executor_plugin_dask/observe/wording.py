@@ -3,9 +3,9 @@
 import time
 from collections.abc import Mapping, Sequence
 
+from snakemake_executor_plugin_dask.model.printed import clean_block
+from snakemake_executor_plugin_dask.model.units import format_duration, format_memory
 from snakemake_executor_plugin_dask.observe.records import Attempt
-from snakemake_executor_plugin_dask.printed import clean_block
-from snakemake_executor_plugin_dask.units import format_duration, format_memory
 
 _TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _CORE_TIMES = ((3600.0, "core-hours"), (60.0, "core-minutes"), (1.0, "core-seconds"))

@@ -20,12 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.descriptors import raise_limit
-from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
-from snakemake_executor_plugin_dask.own_log import bound_log
-from snakemake_executor_plugin_dask.private import read_private, write_private
-from snakemake_executor_plugin_dask.worker import processes, rank, task
-from snakemake_executor_plugin_dask.worker.devices import Inventory, complaint, near_cores, take_inventory
+from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.node import processes, rank, versions
+from snakemake_executor_plugin_dask.node.descriptors import raise_limit
+from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, near_cores, take_inventory
+from snakemake_executor_plugin_dask.node.own_log import bound_log
+from snakemake_executor_plugin_dask.node.private import read_private, write_private
+from snakemake_executor_plugin_dask.worker import client
 
 
 def main() -> int:
@@ -50,7 +51,7 @@ def main() -> int:
     lease_path = known.config.with_name(f"lease-{name}.json")
     write_private(lease_path, json.dumps(lease).encode())
     scratch = _scratch(config["local_directory"])
-    supervisor = task.Supervisor(setup, os.fspath(lease_path), scratch=scratch)
+    supervisor = client.Supervisor(setup, os.fspath(lease_path), scratch=scratch)
     try:
         return asyncio.run(_serve(config, name, setup, supervisor, started, scratch))
     finally:
@@ -70,7 +71,7 @@ async def _serve(
     config: dict[str, Any],
     name: str,
     setup: RunSetup,
-    supervisor: task.Supervisor,
+    supervisor: client.Supervisor,
     started: float,
     scratch: str,
 ) -> int:
@@ -79,9 +80,9 @@ async def _serve(
     from distributed.security import Security
     from distributed.utils import get_ip
 
-    from snakemake_executor_plugin_dask.driver.configuration import WORKER_CONFIGURATION, quieten
-    from snakemake_executor_plugin_dask.listening import guard
-    from snakemake_executor_plugin_dask.observe.quiet import QuietWorker
+    from snakemake_executor_plugin_dask.config.owned import WORKER_CONFIGURATION, quieten
+    from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
+    from snakemake_executor_plugin_dask.interior.dask_listening import guard
 
     facts = _facts(config, name, setup, supervisor, started)
     dask.config.set(WORKER_CONFIGURATION)
@@ -113,11 +114,11 @@ async def _serve(
         death_timeout=config["death_timeout_s"],
         resources={},
     )
-    topic = task.event_topic(setup.run_id)
-    link = task.Link(setup.run_id, name, supervisor, lambda message: worker.log_event(topic, message))
+    topic = client.event_topic(setup.run_id)
+    link = client.Link(setup.run_id, name, supervisor, lambda message: worker.log_event(topic, message))
     await link.open()
-    task.links[setup.run_id] = link
-    task.described[setup.run_id] = facts
+    client.links[setup.run_id] = link
+    client.described[setup.run_id] = facts
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(worker.close(reason="SIGTERM")))
     try:
@@ -140,10 +141,10 @@ async def _serve(
 
 
 def _facts(
-    config: dict[str, Any], name: str, setup: RunSetup, supervisor: task.Supervisor, started: float
+    config: dict[str, Any], name: str, setup: RunSetup, supervisor: client.Supervisor, started: float
 ) -> WorkerFacts:
-    from snakemake_executor_plugin_dask.machine import this_machine
-    from snakemake_executor_plugin_dask.routing import usable_memory_mb
+    from snakemake_executor_plugin_dask.model.pools import usable_memory_mb
+    from snakemake_executor_plugin_dask.node.machine import this_machine
 
     machine = this_machine()
     cores, memory_mb = rank.share_of_node(os.environ, machine.cores, machine.memory_mb)
@@ -164,8 +165,8 @@ def _facts(
         remaining_s=remaining,
         hosts=_hosts() if config["nodes"] else (),
         allocation_id=_allocation_id(),
-        plugin_version=task.plugin_version(),
-        snakemake_version=task.snakemake_version(),
+        plugin_version=versions.plugin_version(),
+        snakemake_version=versions.snakemake_version(),
     )
 
 

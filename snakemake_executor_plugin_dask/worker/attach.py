@@ -13,16 +13,17 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
-from snakemake_executor_plugin_dask.machine import this_machine
-from snakemake_executor_plugin_dask.worker import devices, task
-from snakemake_executor_plugin_dask.worker.processes import all_pids, is_supervisor, job_key, send, why_cold
+from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.node import devices, versions
+from snakemake_executor_plugin_dask.node.machine import this_machine
+from snakemake_executor_plugin_dask.node.processes import all_pids, is_supervisor, job_key, send, why_cold
+from snakemake_executor_plugin_dask.worker import client
 
 _STOP_S = 15.0
 _watching: set[asyncio.Task[None]] = set()
 
 
-class Link(task.Link):
+class Link(client.Link):
     """One run's jobs on a worker that has other descendants too, and may share its host with other workers."""
 
     async def _kill_jobs(self) -> bool:
@@ -77,16 +78,16 @@ def end_from_outside(supervisor: int, keys: Collection[str], timeout_s: float = 
 async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     """Start the run's supervisor; what the worker has is what it declares. May be repeated."""
     run_id = setup.run_id
-    if run_id in task.links and not task.links[run_id].lost.is_set():
-        return task.described[run_id]
+    if run_id in client.links and not client.links[run_id].lost.is_set():
+        return client.described[run_id]
     if setup.scratch is not None:
         setup = dataclasses.replace(setup, scratch=dask_worker.local_directory)
-    topic = task.event_topic(run_id)
-    supervisor = task.Supervisor(setup, None, subreaper=False)
+    topic = client.event_topic(run_id)
+    supervisor = client.Supervisor(setup, None, subreaper=False)
     link = Link(run_id, name, supervisor, lambda message: dask_worker.log_event(topic, message))
     await link.open()
     facts = _facts(setup, name, supervisor, dask_worker)
-    task.links[run_id], task.described[run_id] = link, facts
+    client.links[run_id], client.described[run_id] = link, facts
     watch = asyncio.create_task(_forget(run_id, link))
     _watching.add(watch)
     watch.add_done_callback(_watching.discard)
@@ -95,7 +96,7 @@ async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
 
 async def detach(run_id: str) -> bool:
     """End the run's jobs and its supervisor; False where it does not leave."""
-    link = task.links.get(run_id)
+    link = client.links.get(run_id)
     if link is None:
         return True
     link.stop()
@@ -106,16 +107,16 @@ async def detach(run_id: str) -> bool:
     return True
 
 
-async def _forget(run_id: str, link: task.Link) -> None:
+async def _forget(run_id: str, link: client.Link) -> None:
     """Once the supervisor is gone (also by itself, when its driver is)."""
     await link.lost.wait()
     await asyncio.to_thread(link.supervisor.process.wait)
-    if task.links.get(run_id) is link:
-        del task.links[run_id]
-        task.described.pop(run_id, None)
+    if client.links.get(run_id) is link:
+        del client.links[run_id]
+        client.described.pop(run_id, None)
 
 
-def _facts(setup: RunSetup, name: str, supervisor: task.Supervisor, dask_worker: Any) -> WorkerFacts:
+def _facts(setup: RunSetup, name: str, supervisor: client.Supervisor, dask_worker: Any) -> WorkerFacts:
     limit = dask_worker.memory_manager.memory_limit
     return WorkerFacts(
         name=name,
@@ -126,8 +127,8 @@ def _facts(setup: RunSetup, name: str, supervisor: task.Supervisor, dask_worker:
         memory_mb=limit // 10**6 if limit else this_machine().memory_mb,
         devices=_devices(dask_worker),
         cold=why_cold() if setup.job_start == "warm" else "",
-        plugin_version=task.plugin_version(),
-        snakemake_version=task.snakemake_version(),
+        plugin_version=versions.plugin_version(),
+        snakemake_version=versions.snakemake_version(),
         in_slurm="SLURM_JOB_ID" in os.environ,
     )
 

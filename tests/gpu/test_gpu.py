@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.worker.devices import device_environment, probe_nvidia
+from snakemake_executor_plugin_dask.node.devices import device_environment, probe_nvidia
 
 pytestmark = pytest.mark.gpu
 

@@ -202,7 +202,7 @@ def test_planted_records_cancel_nothing(
         (root / "abcdefg1").mkdir(mode=0o700)
         record(root / "abcdefg1")
         # Of a process of this boot that is no more: known to be dead.
-        from snakemake_executor_plugin_dask.driver.former import this_process
+        from snakemake_executor_plugin_dask.node.former import this_process
 
         lock = this_process().to_json().replace(b'"start": "', b'"start": "9')
         (root / "abcdefg1" / "lock").write_bytes(lock)

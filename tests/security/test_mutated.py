@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, look
-from snakemake_executor_plugin_dask.driver.allocations import RECORD, Record
-from snakemake_executor_plugin_dask.observe.commands import main
+from snakemake_executor_plugin_dask.batch.allocations import RECORD, Record
+from snakemake_executor_plugin_dask.batch.systems import SYSTEMS, look
+from snakemake_executor_plugin_dask.cli.commands import main
+from snakemake_executor_plugin_dask.node.logs import command_end, tail
 from snakemake_executor_plugin_dask.observe.events import read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.report import write_report
 from snakemake_executor_plugin_dask.observe.status import table
-from snakemake_executor_plugin_dask.worker.logs import command_end, tail
 
 COUNT = int(os.environ.get("SNAKEMAKE_DASK_TEST_MUTATIONS", "200"))
 _REQUEST = {"cores": 2, "memory_mb": 1000, "runtime_s": 60.0, "gpus": 0, "nodes": None}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running import SnakemakeRun, logged_jobs, slowness, snakemake, started, wait_for
 
-from snakemake_executor_plugin_dask.worker import processes
+from snakemake_executor_plugin_dask.node import processes
 
 from .conftest import Account
 from .ports import fuzz, listening, silence

@@ -16,9 +16,9 @@ from running import logged_jobs, snakemake, wait_for
 
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
-from snakemake_executor_plugin_dask.driver.allocations import Record, cancel_run
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.pools import BATCH_SYSTEMS, Pool
+from snakemake_executor_plugin_dask.batch.allocations import Record, cancel_run
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import BATCH_SYSTEMS, Pool
 
 pytestmark = pytest.mark.timeout(600)
 

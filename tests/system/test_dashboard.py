@@ -15,10 +15,10 @@ from distributed import Client, Security, get_worker
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.jobs import task_group, task_key
-from snakemake_executor_plugin_dask.observe.dashboard import dashboard_options
-from snakemake_executor_plugin_dask.observe.quiet import QuietWorker
+from snakemake_executor_plugin_dask.config.dashboard import dashboard_options
+from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker, scheduler_class
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.jobs import task_group, task_key
 
 from .browser import browser
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.browser
 async def cluster(setting: str):
     plan = dashboard_options(setting)
     security = Security.temporary()
-    cls = plan.scheduler_class()
+    cls = scheduler_class(closed=False)
     async with cls(protocol="tls", host="127.0.0.1", security=security, **plan.scheduler_options) as scheduler:
         worker = QuietWorker(
             scheduler.address, security=security, nthreads=2, host="127.0.0.1", dashboard=False, memory_limit=0

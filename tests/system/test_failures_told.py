@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from running import snakemake, wait_for
 
-from snakemake_executor_plugin_dask.worker.attempt import HOST
+from snakemake_executor_plugin_dask.worker.supervisor.attempt import HOST
 
 pytestmark = pytest.mark.xdist_group("failures-told")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running import SnakemakeRun, ended, slowness, snakemake, started, wait_for
 
-from snakemake_executor_plugin_dask.worker.attempt import HOST
+from snakemake_executor_plugin_dask.worker.supervisor.attempt import HOST
 
 #: Holds so many MB, written page by page, then sleeps.
 HOLD = """

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.jobs import Outcome, WorkerFacts
+from snakemake_executor_plugin_dask.model.jobs import Outcome, WorkerFacts
+from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe.events import EventLog, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.report import write_report
-from snakemake_executor_plugin_dask.requests import Request
 
 from .browser import browser
 

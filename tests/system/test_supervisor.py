@@ -14,8 +14,8 @@ import pytest
 from running import slowness
 from supervising import RUN_ID, alive, fake_worker, marked_processes, pids_in, run_setup, wait_for
 
+from snakemake_executor_plugin_dask.node.processes import kill_run
 from snakemake_executor_plugin_dask.worker.attach import end_from_outside
-from snakemake_executor_plugin_dask.worker.processes import kill_run
 
 PYTHON = sys.executable
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import snakemake_executor_plugin_dask
-from snakemake_executor_plugin_dask.jobs import JobSpec, RunSetup
-from snakemake_executor_plugin_dask.messages import Channel
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.model.messages import Channel
 
 PATIENCE_S = 120.0
 
@@ -207,7 +207,7 @@ def _plan(out: str, arguments: Sequence[str]) -> None:
     import snakemake.workflow
     from snakemake_interface_executor_plugins.settings import CommonSettings
 
-    from snakemake_executor_plugin_dask import arguments as cold
+    from snakemake_executor_plugin_dask.frontend import arguments as cold
     from snakemake_executor_plugin_dask.interior import snakemake_calls
 
     common = CommonSettings(

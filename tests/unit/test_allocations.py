@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.driver import allocations, state
-from snakemake_executor_plugin_dask.driver.allocations import (
+from snakemake_executor_plugin_dask.batch import allocations
+from snakemake_executor_plugin_dask.batch.allocations import (
     RECORD,
     Brakes,
     Outlook,
@@ -23,7 +23,8 @@ from snakemake_executor_plugin_dask.driver.allocations import (
     cancel_run,
     cancel_unanswered,
 )
-from snakemake_executor_plugin_dask.driver.former import this_process
+from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node.former import this_process
 
 
 def test_few_allocations_are_queued_at_once() -> None:
@@ -305,7 +306,7 @@ def test_records_of_another_kind_are_passed_over(tmp_path: Path) -> None:
 def test_nothing_of_dask_is_imported() -> None:
     """Snakemake's own process cancels with this module."""
     program = (
-        "import sys, snakemake_executor_plugin_dask.driver.allocations\n"
+        "import sys, snakemake_executor_plugin_dask.batch.allocations\n"
         "assert not {'dask', 'distributed'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

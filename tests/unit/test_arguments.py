@@ -14,8 +14,8 @@ from snakemake.target_jobs import parse_target_jobs_cli_args
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.utils import TargetSpec, format_cli_arg, is_quoted, join_cli_args
 
-from snakemake_executor_plugin_dask import arguments as module
-from snakemake_executor_plugin_dask.arguments import ADDED, general_arguments, job_arguments
+from snakemake_executor_plugin_dask.frontend import arguments as module
+from snakemake_executor_plugin_dask.frontend.arguments import ADDED, general_arguments, job_arguments
 from snakemake_executor_plugin_dask.settings import common_settings
 
 text = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\x1d\x1e\x1f"), max_size=30)

@@ -20,12 +20,12 @@ from snakemake_executor_plugin_dask.backends.attached import (
     resource_names,
     shortcomings,
 )
-from snakemake_executor_plugin_dask.driver.attached import AttachedFleet
+from snakemake_executor_plugin_dask.driver.attached.run import AttachedFleet
 from snakemake_executor_plugin_dask.driver.fleet import LEASE_MARGIN_S
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.node.processes import SUPERVISOR
 from snakemake_executor_plugin_dask.worker import attach
-from snakemake_executor_plugin_dask.worker.processes import SUPERVISOR
 
 SETUP = RunSetup("abcdefg1", "/work", 0o22, (), {}, True, "python", "Snakefile", (), "9.27.1", "0.1.0")
 GOOD = Seen("n1", importable=True, plugin="0.1.0", snakemake="9.27.1", workdir=True)

@@ -8,8 +8,8 @@ import sys
 import pytest
 from supervising import run_setup
 
-from snakemake_executor_plugin_dask.jobs import JobSpec
-from snakemake_executor_plugin_dask.worker.attempt import Attempt, cold_command, seconds
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, cold_command, seconds
 
 HOSTILE = ("--target-jobs", "a:x=it's $(touch HACKED),b\\c", "--", "\n", "", "é;")
 

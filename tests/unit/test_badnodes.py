@@ -2,8 +2,8 @@
 
 import pytest
 
-from snakemake_executor_plugin_dask.driver.badnodes import Nodes
-from snakemake_executor_plugin_dask.observe.reasons import may_be_the_node
+from snakemake_executor_plugin_dask.batch.reasons import may_be_the_node
+from snakemake_executor_plugin_dask.decide.badnodes import Nodes
 
 
 def test_a_node_that_fails_again_where_others_work_is_bad() -> None:

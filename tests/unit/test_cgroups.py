@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.worker.cgroups import ALLOWANCE, JobGroups
+from snakemake_executor_plugin_dask.worker.supervisor.cgroups import ALLOWANCE, JobGroups
 
 
 def made(root: Path, own: str = "user/scope", controllers: str = "cpu memory pids") -> Path:

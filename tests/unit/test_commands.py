@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.driver import state
-from snakemake_executor_plugin_dask.jobs import Member
-from snakemake_executor_plugin_dask.observe.commands import main
+from snakemake_executor_plugin_dask.cli.commands import main
+from snakemake_executor_plugin_dask.cli.jobtable import Choice, chosen, text_table
+from snakemake_executor_plugin_dask.model.jobs import Member
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.observe.events import EventLog
-from snakemake_executor_plugin_dask.observe.jobtable import Choice, chosen, text_table
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
 
 from .test_events import at, ended, joined, placed, queued
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.configure import configure, configure_here
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.machine import Machine, this_machine
-from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.config.configure import configure, configure_here
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.node.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 MACHINE = Machine(cores=8, memory_mb=16_000, interfaces=("lo", "eth0", "ib0"))

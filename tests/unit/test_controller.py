@@ -12,11 +12,11 @@ import pytest
 from snakemake_executor_plugin_dask.driver import controller as controller_module
 from snakemake_executor_plugin_dask.driver.controller import Controller, NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.members import Members
-from snakemake_executor_plugin_dask.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
-from snakemake_executor_plugin_dask.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
-from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 
 SETUP = RunSetup(
     run_id="abc12345", workdir="/w", umask=0o22, soft_limits=(), environment={}, replace_environment=True,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from snakemake_executor_plugin_dask.backends.cuda import CudaBackend
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 
 class NVMLError(Exception):

@@ -8,10 +8,10 @@ from dask.utils import key_split
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.jobs import task_group, task_key
-from snakemake_executor_plugin_dask.observe.dashboard import DashboardPlan, dashboard_options
-from snakemake_executor_plugin_dask.private import write_private
+from snakemake_executor_plugin_dask.config.dashboard import DashboardPlan, dashboard_options
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.jobs import task_group, task_key
+from snakemake_executor_plugin_dask.node.private import write_private
 
 
 def plan(setting: str) -> DashboardPlan:

@@ -7,12 +7,12 @@ import random
 import pytest
 from deciding import MIG, UUIDS, a_job, a_pool, facts_of, fits, worker
 
-from snakemake_executor_plugin_dask.ledger import Lease, Ledger
-from snakemake_executor_plugin_dask.messages import QueuedJob
-from snakemake_executor_plugin_dask.placement import PATIENCE_S, Waiting, blockers, place
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.reservations import lets_pass
-from snakemake_executor_plugin_dask.routing import shape_of, shortages
+from snakemake_executor_plugin_dask.decide.ledger import Lease, Ledger
+from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, Waiting, blockers, place
+from snakemake_executor_plugin_dask.decide.reservations import lets_pass
+from snakemake_executor_plugin_dask.decide.routing import shape_of, shortages
+from snakemake_executor_plugin_dask.model.messages import QueuedJob
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 LONGEST_S = 200
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.worker.devices import (
+from snakemake_executor_plugin_dask.node.devices import (
     NVML,
     Inventory,
     _nvml,
@@ -91,7 +91,7 @@ def test_the_probe_uses_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     command.write_text(f"#!/bin/sh\ncat <<'END'\n{SMI}END\n")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr("snakemake_executor_plugin_dask.worker.devices._nvml", lambda: None)
+    monkeypatch.setattr("snakemake_executor_plugin_dask.node.devices._nvml", lambda: None)
     assert probe_nvidia() == (
         "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f",
         "MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_dask.door import Door, Limits, Strangers
-from snakemake_executor_plugin_dask.own_log import Throttle
+from snakemake_executor_plugin_dask.node.door import Door, Limits, Strangers
+from snakemake_executor_plugin_dask.node.own_log import Throttle
 
 
 def test_one_hosts_connections_press_nobody_elses_out() -> None:

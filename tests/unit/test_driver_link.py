@@ -6,8 +6,8 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from snakemake_executor_plugin_dask.driver_link import DriverLink
-from snakemake_executor_plugin_dask.messages import Channel, Say, Stopped
+from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink
+from snakemake_executor_plugin_dask.model.messages import Channel, Say, Stopped
 
 
 def test_an_error_with_one_message_is_told_and_the_next_ones_are_read() -> None:

@@ -12,14 +12,14 @@ import dask
 import pytest
 from distributed.utils import get_ip
 
+from snakemake_executor_plugin_dask.batch.allocations import Ran
 from snakemake_executor_plugin_dask.driver import run as run_module
-from snakemake_executor_plugin_dask.driver.allocations import Ran
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.jobs import RunSetup
-from snakemake_executor_plugin_dask.messages import Begin
-from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.jobs import RunSetup
+from snakemake_executor_plugin_dask.model.messages import Begin
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 
 SETUP = RunSetup(
     run_id="abc12345", workdir="/w", umask=0o22, soft_limits=(), environment={}, replace_environment=True,

@@ -10,13 +10,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from snakemake_executor_plugin_dask.jobs import JobSpec
-from snakemake_executor_plugin_dask.worker import processes
-from snakemake_executor_plugin_dask.worker.attempt import Attempt
-from snakemake_executor_plugin_dask.worker.ending import Endings
-from snakemake_executor_plugin_dask.worker.environment import JOB
-from snakemake_executor_plugin_dask.worker.processes import job_key, read_stat
-from snakemake_executor_plugin_dask.worker.usage import Monitor, ProcFiles
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.node import processes
+from snakemake_executor_plugin_dask.node.environment import JOB
+from snakemake_executor_plugin_dask.node.processes import job_key, read_stat
+from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt
+from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
+from snakemake_executor_plugin_dask.worker.supervisor.usage import Monitor, ProcFiles
 
 Start = Callable[[str | None], int]
 

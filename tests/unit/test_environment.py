@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.jobs import Size
-from snakemake_executor_plugin_dask.worker.environment import (
+from snakemake_executor_plugin_dask.model.jobs import Size
+from snakemake_executor_plugin_dask.node.environment import (
     _CORES,
     _MEMORY,
     _OF_THE_WHOLE,

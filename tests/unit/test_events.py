@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.jobs import Outcome, WorkerFacts
+from snakemake_executor_plugin_dask.model.jobs import Outcome, WorkerFacts
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe import events
 from snakemake_executor_plugin_dask.observe.events import EventLog, newest_log, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.use import allocation_wait_s, integral, steps
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
 
 
 def at(when: float, kind: str, **fields):

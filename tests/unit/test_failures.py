@@ -1,7 +1,7 @@
 """The words in which a failed job is told."""
 
-from snakemake_executor_plugin_dask.failures import explain, label
-from snakemake_executor_plugin_dask.jobs import Outcome
+from snakemake_executor_plugin_dask.frontend.failures import explain, label
+from snakemake_executor_plugin_dask.model.jobs import Outcome
 
 
 def test_exit_code() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.backends.base import AllocationState, Link, WorkerProcess
 from snakemake_executor_plugin_dask.driver.fleet import Fleet, moved
-from snakemake_executor_plugin_dask.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 POOL = Pool("cpu", "slurm", 0, 10, 4, 4000)
 LINK = Link("ab12cd34", "tls://x:1", None, None, "/state", None)

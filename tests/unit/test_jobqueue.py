@@ -15,9 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.backends import directives
 from snakemake_executor_plugin_dask.backends.base import Link
-from snakemake_executor_plugin_dask.backends.batchsystems import SYSTEMS, look
 from snakemake_executor_plugin_dask.backends.jobqueue import (
     JobqueueBackend,
     QueueView,
@@ -25,11 +23,13 @@ from snakemake_executor_plugin_dask.backends.jobqueue import (
     log_tail,
     outside_allocation,
 )
-from snakemake_executor_plugin_dask.backends.refusals import outlook, what_to_change
-from snakemake_executor_plugin_dask.driver.allocations import Ran, Record
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.pools import BATCH_SYSTEMS, Pool
-from snakemake_executor_plugin_dask.poolsfile import read_options, read_pools_file
+from snakemake_executor_plugin_dask.batch import directives
+from snakemake_executor_plugin_dask.batch.allocations import Ran, Record
+from snakemake_executor_plugin_dask.batch.refusals import outlook, what_to_change
+from snakemake_executor_plugin_dask.batch.systems import SYSTEMS, look
+from snakemake_executor_plugin_dask.config.poolsfile import read_options, read_pools_file
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import BATCH_SYSTEMS, Pool
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.backends.base import Link
-from snakemake_executor_plugin_dask.backends.launcher import (
+from snakemake_executor_plugin_dask.backends.mpi import (
     LaunchedWorkers,
     Launcher,
     LauncherBackend,
@@ -18,10 +18,10 @@ from snakemake_executor_plugin_dask.backends.launcher import (
     launch_command,
     launch_environment,
 )
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.hosts import host_environment, host_file, hydra_file, slots_file, spread
-from snakemake_executor_plugin_dask.machine import Machine
-from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node.hosts import host_environment, host_file, hydra_file, slots_file, spread
+from snakemake_executor_plugin_dask.node.machine import Machine
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "6", "SLURM_TASKS_PER_NODE": "2(x3)"}
 OPEN_MPI = "mpirun (Open MPI) 4.1.4\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from snakemake_executor_plugin_dask.worker.lease import Lease
+from snakemake_executor_plugin_dask.worker.supervisor.lease import Lease
 
 
 class Clock:

@@ -10,7 +10,7 @@ import pytest
 
 from snakemake_executor_plugin_dask.driver.cluster import TLSFiles, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
-from snakemake_executor_plugin_dask.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import pytest
 from deciding import MIG, UUIDS, a_job, a_ledger, a_pool, facts_of, fits, hold, waiting_for, worker
 
-from snakemake_executor_plugin_dask.ledger import FRESH_S, SHARED_S, Ledger
+from snakemake_executor_plugin_dask.decide.ledger import FRESH_S, SHARED_S, Ledger
+from snakemake_executor_plugin_dask.decide.placement import blockers, place
+from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe.picture import waiting_states
-from snakemake_executor_plugin_dask.placement import blockers, place
-from snakemake_executor_plugin_dask.requests import Request
 
 POOL = a_pool(cores=4, memory_mb=8000, resources=(("licence", 2),))
 GPU = a_pool("gpu", cores=8, memory_mb=16000, gpus=4)

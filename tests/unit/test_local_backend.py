@@ -10,9 +10,9 @@ from distributed.core import Status
 from snakemake_executor_plugin_dask.backends import local
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.local import LocalBackend, LocalWorker
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.worker.devices import OVERRIDE
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node.devices import OVERRIDE
 
 LINK = Link("run", "tls://127.0.0.1:1", ("127.0.0.1", 2), None, "/state", None)
 

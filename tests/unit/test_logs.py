@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from snakemake_executor_plugin_dask.worker.logs import clean_tail, command_end, failed_members, tail, usable_log
+from snakemake_executor_plugin_dask.node.logs import clean_tail, command_end, failed_members, tail, usable_log
 
 
 def test_directories_are_made_and_content_stays(tmp_path):

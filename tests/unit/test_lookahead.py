@@ -1,8 +1,8 @@
 """Jobs that become ready soon, and those that never will."""
 
-from snakemake_executor_plugin_dask.lookahead import LookAhead
-from snakemake_executor_plugin_dask.messages import Later
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.decide.lookahead import LookAhead
+from snakemake_executor_plugin_dask.model.messages import Later
+from snakemake_executor_plugin_dask.model.requests import Request
 
 ONE, TWO = Request(1), Request(2)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.machine import Machine, this_machine
+from snakemake_executor_plugin_dask.node.machine import Machine, this_machine
 
 GIB = 2**30
 

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from snakemake_executor_plugin_dask.jobs import JobSpec
-from snakemake_executor_plugin_dask.messages import Channel, Dropped, QueuedJob, Started
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.messages import Channel, Dropped, QueuedJob, Started
+from snakemake_executor_plugin_dask.model.requests import Request
 
 
 class Interrupted(socket.socket):

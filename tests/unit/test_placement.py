@@ -3,9 +3,9 @@
 import pytest
 from deciding import a_job, a_ledger, a_pool, facts_of, hold, waiting_for, worker
 
-from snakemake_executor_plugin_dask.ledger import Ledger, Need, WorkerState
-from snakemake_executor_plugin_dask.placement import PATIENCE_S, Waiting, blockers, place
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.decide.ledger import Ledger, Need, WorkerState
+from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, Waiting, blockers, place
+from snakemake_executor_plugin_dask.model.requests import Request
 
 POOL = a_pool(cores=2)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.plan import KINDS_SHOWN, Known, plan_text
-from snakemake_executor_plugin_dask.pools import ATTACHED, Pool
-from snakemake_executor_plugin_dask.requests import Request
+from snakemake_executor_plugin_dask.frontend.plan import KINDS_SHOWN, Known, plan_text
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 
 SMALL = Pool("small", "slurm", 0, 4, cores=2, memory_mb=4000, walltime_s=3600.0, options={"queue": "cpu"})
 LARGE = Pool("large", "slurm", 0, 1, cores=48, memory_mb=180000, walltime_s=7200.0, gpus=4, options={"queue": "boost"})
@@ -62,7 +62,7 @@ def test_scripts_are_written(tmp_path: Path) -> None:
         script = path.read_text()
         assert script.startswith("#!/usr/bin/env bash\n")
         assert f"#SBATCH -J snakemake-plan-{name}\n#SBATCH -e {path.parent}/snakemake-plan-{name}-%J.err" in script
-        assert script.rstrip().endswith("-P -m snakemake_executor_plugin_dask.plan")
+        assert script.rstrip().endswith("-P -m snakemake_executor_plugin_dask.frontend.plan")
         assert os.access(path, os.X_OK)
 
 

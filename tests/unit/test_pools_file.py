@@ -9,15 +9,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.poolsfile import (
+from snakemake_executor_plugin_dask.config.poolsfile import (
     _POOL_KEYS,
     PoolsFile,
     SchedulerPlace,
     read_options,
     read_pools_file,
 )
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 EXAMPLE = """
 scheduler: {interface: ib0}

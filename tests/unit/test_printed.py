@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask import session
-from snakemake_executor_plugin_dask.printed import CleanLogger, clean_block
+from snakemake_executor_plugin_dask.frontend import session
+from snakemake_executor_plugin_dask.model.printed import CleanLogger, clean_block
 
 
 @pytest.mark.parametrize(

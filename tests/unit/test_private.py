@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.driver import state
-from snakemake_executor_plugin_dask.driver.former import Process, judge, this_process
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.private import (
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node.former import Process, judge, this_process
+from snakemake_executor_plugin_dask.node.logs import open_log, tail, usable_log
+from snakemake_executor_plugin_dask.node.private import (
     NotPrivate,
     append_private,
     open_own,
@@ -18,7 +19,6 @@ from snakemake_executor_plugin_dask.private import (
     read_private,
     write_private,
 )
-from snakemake_executor_plugin_dask.worker.logs import open_log, tail, usable_log
 
 
 @pytest.fixture(params=[0o000, 0o002, 0o022, 0o077])

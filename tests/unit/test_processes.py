@@ -3,7 +3,7 @@
 import os
 import signal
 
-from snakemake_executor_plugin_dask.worker.processes import Stat, exit_status, process_table, read_stat, tree
+from snakemake_executor_plugin_dask.node.processes import Stat, exit_status, process_table, read_stat, tree
 
 
 def stat(pid, ppid, state="S"):

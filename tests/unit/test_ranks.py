@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_dask.ranks import allocation_nodes, started_as_rank
+from snakemake_executor_plugin_dask.node.allocation import allocation_nodes, started_as_rank
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 BATCH_STEP = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_JOB_NUM_NODES": "3"}

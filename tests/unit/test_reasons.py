@@ -2,8 +2,8 @@
 
 import pytest
 
+from snakemake_executor_plugin_dask.batch.reasons import ending, meaning
 from snakemake_executor_plugin_dask.observe.picture import PoolState, WaitingState
-from snakemake_executor_plugin_dask.observe.reasons import ending, meaning
 from snakemake_executor_plugin_dask.observe.status import waiting_line
 
 

@@ -10,12 +10,12 @@ import pytest
 from deciding import a_pool
 from snakemake.cli import parse_set_resources
 
-from snakemake_executor_plugin_dask import routing
-from snakemake_executor_plugin_dask.driver.allocations import Ran
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request, request_from_resources
-from snakemake_executor_plugin_dask.slurm_resources import make_pools
+from snakemake_executor_plugin_dask.backends.slurm_pools import make_pools
+from snakemake_executor_plugin_dask.batch.allocations import Ran
+from snakemake_executor_plugin_dask.decide import routing
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request, request_from_resources
 
 GPU = a_pool("gpu", cores=8, memory_mb=10_000, gpus=2, gpu_model="a100", walltime_s=3600.0)
 CPU = a_pool("cpu", cores=8, memory_mb=10_000, walltime_s=3600.0, resources=(("licences", 2),))

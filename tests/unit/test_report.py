@@ -12,8 +12,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.jobs import Outcome
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.jobs import Outcome
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe.advice import (
     rule_uses,
     set_resources,
@@ -27,9 +30,6 @@ from snakemake_executor_plugin_dask.observe.page import page
 from snakemake_executor_plugin_dask.observe.report import COLUMNS, json_text, tsv, write_report
 from snakemake_executor_plugin_dask.observe.timeline import boxes
 from snakemake_executor_plugin_dask.observe.use import integral
-from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.requests import Request
 
 from .test_events import at, ended, joined, placed, queued
 

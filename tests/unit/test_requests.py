@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.errors import RequestError
-from snakemake_executor_plugin_dask.requests import (
+from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.requests import (
     Origin,
     Request,
     request_from_resources,

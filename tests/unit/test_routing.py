@@ -3,9 +3,8 @@
 import pytest
 from deciding import UUIDS, a_pool, facts_of
 
-from snakemake_executor_plugin_dask.ledger import need_of
-from snakemake_executor_plugin_dask.requests import Origin, Request, request_from_resources
-from snakemake_executor_plugin_dask.routing import (
+from snakemake_executor_plugin_dask.decide.ledger import need_of
+from snakemake_executor_plugin_dask.decide.routing import (
     NoPool,
     Shape,
     adapt_to_local,
@@ -20,8 +19,9 @@ from snakemake_executor_plugin_dask.routing import (
     slurm_ignored,
     slurm_on_local,
     unused,
-    usable_memory_mb,
 )
+from snakemake_executor_plugin_dask.model.pools import usable_memory_mb
+from snakemake_executor_plugin_dask.model.requests import Origin, Request, request_from_resources
 
 CPU = a_pool("cpu", cores=48, memory_mb=180_000, walltime_s=4 * 3600.0)
 GPU = a_pool("gpu", cores=32, memory_mb=480_000, gpus=4, gpu_model="a100", walltime_s=8 * 3600.0)

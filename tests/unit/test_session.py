@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
-from snakemake_executor_plugin_dask import session as session_module
-from snakemake_executor_plugin_dask.interior.checks import Interior
-from snakemake_executor_plugin_dask.jobs import Outcome, task_key
-from snakemake_executor_plugin_dask.messages import Finished
-from snakemake_executor_plugin_dask.session import (
+from snakemake_executor_plugin_dask.frontend import session as session_module
+from snakemake_executor_plugin_dask.frontend.session import (
     Session,
     new_run_id,
     not_started_text,
     report_submission,
     unfit_directory,
 )
+from snakemake_executor_plugin_dask.interior.checks import Interior
+from snakemake_executor_plugin_dask.model.jobs import Outcome, task_key
+from snakemake_executor_plugin_dask.model.messages import Finished
 
 
 def test_run_ids_stand_in_the_keys_of_their_jobs() -> None:

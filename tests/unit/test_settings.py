@@ -14,10 +14,10 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from snakemake_executor_plugin_dask import ExecutorSettings, common_settings
-from snakemake_executor_plugin_dask.configure import configure
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.machine import Machine
-from snakemake_executor_plugin_dask.pools import Pool
+from snakemake_executor_plugin_dask.config.configure import configure
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node.machine import Machine
 from snakemake_executor_plugin_dask.settings import too_old
 
 #: One value for each setting, different from its default; a new setting without one here makes a test fail.

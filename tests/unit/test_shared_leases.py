@@ -11,7 +11,7 @@ from distributed.core import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.driver.shared import SharedLeases, SharedLeasesPlugin, Wanted
+from snakemake_executor_plugin_dask.driver.attached.shared import SharedLeases, SharedLeasesPlugin, Wanted
 
 CAPACITY = {"w": {"cores": 4.0, "memory_mb": 1000.0}, "other": {"cores": 4.0}, "gpus of host": {"0": 1.0, "1": 1.0}}
 KEYS = {"a", "b", "c"}

@@ -14,10 +14,10 @@ from clusters import standins
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend, load_dask_jobqueue
 from snakemake_executor_plugin_dask.backends.siteconfig import origin
-from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.poolsfile import SchedulerPlace, read_options
-from snakemake_executor_plugin_dask.prepare import Answer, Question, answer
+from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace, read_options
+from snakemake_executor_plugin_dask.frontend.preflight import Answer, Question, answer
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 Site = Callable[[str], Path]
 

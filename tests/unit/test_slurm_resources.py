@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask import routing
-from snakemake_executor_plugin_dask.driver.allocations import Ran
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.options import Options
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.prepare import Question, answer
-from snakemake_executor_plugin_dask.requests import Request, request_from_resources
-from snakemake_executor_plugin_dask.slurm_resources import granting, make_pools, parse_sinfo
+from snakemake_executor_plugin_dask.backends.slurm_pools import granting, make_pools, parse_sinfo
+from snakemake_executor_plugin_dask.batch.allocations import Ran
+from snakemake_executor_plugin_dask.decide import routing
+from snakemake_executor_plugin_dask.frontend.preflight import Question, answer
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb
+from snakemake_executor_plugin_dask.model.requests import Request, request_from_resources
 
 SINFO = {
     None: "cpu*|1-00:00:00|01:00:00|48|192000|(null)|intel|20\n",
@@ -99,7 +99,7 @@ def test_memory_comes_in_proportion() -> None:
     """A job that needs half of the memory gets half of the cores; none is asked for beyond the node."""
     (pool,) = make({"slurm_partition": "cpu", "mem_mb": 100_000})
     assert pool.cores == 24
-    assert routing.usable_memory_mb(pool.memory_mb or 0) >= 100_000
+    assert usable_memory_mb(pool.memory_mb or 0) >= 100_000
     assert pool.options["job_mem"] == "96000M"
 
 
@@ -279,7 +279,7 @@ def test_slurm_that_counts_no_memory() -> None:
     """Where nodes state no memory, all of it is asked for."""
     (pool,) = make({"slurm_partition": "open", "mem_mb": 3000, "threads": 2})
     assert pool.options["job_mem"] == "0"
-    assert routing.usable_memory_mb(pool.memory_mb or 0) >= 3000
+    assert usable_memory_mb(pool.memory_mb or 0) >= 3000
 
 
 @pytest.mark.parametrize(
@@ -310,8 +310,8 @@ def test_sinfo_is_read() -> None:
 def test_granted_memory_is_usable(memory_mb: int) -> None:
     """`granting` gives the smallest worker that leaves so much to jobs."""
     worker = granting(memory_mb)
-    assert routing.usable_memory_mb(worker) >= memory_mb
-    assert routing.usable_memory_mb(worker - 2) < memory_mb
+    assert usable_memory_mb(worker) >= memory_mb
+    assert usable_memory_mb(worker - 2) < memory_mb
 
 
 @given(

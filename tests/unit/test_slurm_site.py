@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask import slurm_site
-from snakemake_executor_plugin_dask.driver.allocations import Ran, user_name
-from snakemake_executor_plugin_dask.errors import ConfigurationError
-from snakemake_executor_plugin_dask.observe.commands import main
-from snakemake_executor_plugin_dask.pools import Pool
-from snakemake_executor_plugin_dask.poolsfile import read_pools_file
-from snakemake_executor_plugin_dask.slurm_site import pools_text
+from snakemake_executor_plugin_dask.batch.allocations import Ran, user_name
+from snakemake_executor_plugin_dask.cli import slurm_site
+from snakemake_executor_plugin_dask.cli.commands import main
+from snakemake_executor_plugin_dask.cli.slurm_site import pools_text
+from snakemake_executor_plugin_dask.config.poolsfile import read_pools_file
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 # Partition, its limit, default time, cores, MiB, gres, features, nodes, state.
 SINFO = """\

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.driver import state
-from snakemake_executor_plugin_dask.driver.former import this_process
-from snakemake_executor_plugin_dask.private import write_private
+from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node.former import this_process
+from snakemake_executor_plugin_dask.node.private import write_private
 
 
 @pytest.mark.parametrize("locks", [True, False])

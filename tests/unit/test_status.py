@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.blockers import Blocker
+from snakemake_executor_plugin_dask.decide.blockers import Blocker
+from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, snapshot, waiting_states
 from snakemake_executor_plugin_dask.observe.status import Narrator, end_line, table, waiting_line
 from snakemake_executor_plugin_dask.observe.wording import clean, core_times
-from snakemake_executor_plugin_dask.printed import clean_block
 
 from .test_events import at, ended, joined, placed, queued
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import pytest
 
 from snakemake_executor_plugin_dask.backends.attached import pool_of_worker
-from snakemake_executor_plugin_dask.driver.unfit import ADAPTIVE_WAIT_S, WAIT_S, Unfit
-from snakemake_executor_plugin_dask.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.ledger import Ledger, WorkerState
-from snakemake_executor_plugin_dask.requests import Request
-from snakemake_executor_plugin_dask.waiting import WaitingClass
+from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
+from snakemake_executor_plugin_dask.decide.unfit import ADAPTIVE_WAIT_S, WAIT_S, Unfit
+from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
+from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.model.requests import Request
 
 NAMES = ("licence",)
 KINDS = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask import units
+from snakemake_executor_plugin_dask.model import units
 
 PARSERS = (units.parse_memory_mb, units.parse_duration_s, units.parse_seconds, units.parse_range, units.parse_count)
 

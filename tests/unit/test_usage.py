@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from snakemake_executor_plugin_dask.worker.processes import Stat
-from snakemake_executor_plugin_dask.worker.usage import SLOW_S, STEADY_S, Monitor
+from snakemake_executor_plugin_dask.node.processes import Stat
+from snakemake_executor_plugin_dask.worker.supervisor.usage import SLOW_S, STEADY_S, Monitor
 
 MB = 10**6
 SUPERVISOR = 10

@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 from supervising import run_setup
 
-from snakemake_executor_plugin_dask.jobs import JobSpec
-from snakemake_executor_plugin_dask.messages import Channel
-from snakemake_executor_plugin_dask.worker import processes, warm, warm_child, warming
-from snakemake_executor_plugin_dask.worker.attempt import Attempt
-from snakemake_executor_plugin_dask.worker.ending import Endings
-from snakemake_executor_plugin_dask.worker.processes import Stat
-from snakemake_executor_plugin_dask.worker.usage import Monitor, ProcFiles
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.messages import Channel
+from snakemake_executor_plugin_dask.node import processes
+from snakemake_executor_plugin_dask.node.processes import Stat
+from snakemake_executor_plugin_dask.worker.supervisor import warming
+from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt
+from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
+from snakemake_executor_plugin_dask.worker.supervisor.usage import Monitor, ProcFiles
+from snakemake_executor_plugin_dask.worker.warm import child as warm_child
+from snakemake_executor_plugin_dask.worker.warm import process as warm
 
 WARMTH = warm.Warmth(None, 3, None, types.SimpleNamespace(files=(), unfit=lambda _: None, is_command=lambda _: True))  # type: ignore[arg-type]
 

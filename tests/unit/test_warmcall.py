@@ -7,7 +7,7 @@ from typing import Any, Self
 import pytest
 
 from snakemake_executor_plugin_dask.interior import snakemake_calls
-from snakemake_executor_plugin_dask.warmcall import Call
+from snakemake_executor_plugin_dask.model.warmcall import Call
 
 
 class File(str):

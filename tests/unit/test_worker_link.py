@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_dask.jobs import JobSpec
-from snakemake_executor_plugin_dask.worker import attach, task
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.worker import attach, client
 
 
 @pytest.mark.parametrize(
-    ("link", "kill"), [(task.Link, (task, "kill_descendants")), (attach.Link, (attach, "kill_marked"))]
+    ("link", "kill"), [(client.Link, (client, "kill_descendants")), (attach.Link, (attach, "kill_marked"))]
 )
 def test_jobs_are_lost_once_their_processes_are_gone(
-    link: type[task.Link], kill: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+    link: type[client.Link], kill: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that the kernel holds is waited for, without holding up the worker; no new job comes meanwhile."""
     told: list[dict[str, Any]] = []

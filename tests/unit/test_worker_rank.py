@@ -1,6 +1,6 @@
 """A worker's rank, by which it is named and shares its node."""
 
-from snakemake_executor_plugin_dask.worker.rank import Rank, rank_of, share_of_node, worker_name
+from snakemake_executor_plugin_dask.node.rank import Rank, rank_of, share_of_node, worker_name
 
 BATCH_STEP = {
     "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "6",

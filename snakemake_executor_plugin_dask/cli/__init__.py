@@ -1,0 +1,1 @@
+"""The command `snakemake-dask`, for people: reads event logs, and prints."""

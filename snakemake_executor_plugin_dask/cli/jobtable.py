@@ -1,0 +1,210 @@
+"""Jobs as a table: chosen, sorted, and as wide as the terminal. Pure; from a `RunModel`."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from snakemake_executor_plugin_dask.cli.finding import last_attempts
+from snakemake_executor_plugin_dask.model.units import format_memory
+from snakemake_executor_plugin_dask.observe.events import plain
+from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.records import Attempt, first
+from snakemake_executor_plugin_dask.observe.report import COLUMNS
+from snakemake_executor_plugin_dask.observe.wording import (
+    clean,
+    columns,
+    members_text,
+    rough,
+    share,
+    short_id,
+    short_memory,
+    wildcard_text,
+)
+
+NOTHING = "-"
+_GAP = 2
+_WHERE_USED = 45  # columns that matter no more than this are left out where all of them are empty
+_LEAST_WIDE = 12  # a cell that is shortened keeps so much
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which jobs to show; empty: all. Patterns are those of a shell (`*`, `?`)."""
+
+    rules: tuple[str, ...] = ()
+    wildcards: tuple[str, ...] = ()  # «sample=A», or a value alone
+    states: tuple[str, ...] = ()
+    attempts: bool = False  # each attempt, and not only the last one of each job
+    slowest: int | None = None
+    largest: int | None = None
+    wasteful: int | None = None
+
+
+#: What can be asked for: states, and how attempts ended.
+STATES = (
+    *("waiting", "running", "succeeded", "failed", "out-of-memory", "out-of-time", "lost", "cancelled", "dropped"),
+    "not-started",
+)
+
+
+def state(attempt: Attempt) -> str:
+    """One word: «waiting», «running», or how it ended."""
+    if attempt.state == "ended":
+        return attempt.status
+    return "running" if attempt.state == "placed" else attempt.state
+
+
+def chosen(model: RunModel, choice: Choice) -> list[Attempt]:
+    """Those that are asked for: as they were queued, or sorted by what was asked."""
+    some: Iterable[Attempt] = model.attempts.values() if choice.attempts else last_attempts(model)
+    found = [attempt for attempt in some if _fits(attempt, choice)]
+    by: Callable[[Attempt], float | None]
+    if choice.slowest is not None:
+        most, by = choice.slowest, lambda attempt: ran_s(attempt, model.end_time)
+    elif choice.largest is not None:
+        most, by = choice.largest, lambda attempt: attempt.peak_memory_mb
+    elif choice.wasteful is not None:
+        most, by = choice.wasteful, wasted_mb
+    else:
+        return found
+    measured = [(value, attempt) for attempt in found if (value := by(attempt)) is not None]
+    return [attempt for _, attempt in sorted(measured, key=lambda item: -item[0])[:most]]
+
+
+def ran_s(attempt: Attempt, now: float) -> float | None:
+    """Seconds it ran, or has run so far."""
+    if attempt.ran_s is not None or attempt.started is None:
+        return attempt.ran_s
+    return max(0.0, first(attempt.ended, now) - attempt.started)
+
+
+def wasted_mb(attempt: Attempt) -> float | None:
+    """Memory that it held and did not use."""
+    if attempt.peak_memory_mb is None or attempt.placed is None:
+        return None
+    return max(0.0, attempt.memory_total_mb - attempt.peak_memory_mb)
+
+
+def _fits(attempt: Attempt, choice: Choice) -> bool:
+    rules = {attempt.rule, *(member.rule for member in attempt.members)}
+    wildcards = [attempt.wildcards, *(member.wildcards for member in attempt.members)]
+    word = state(attempt)
+    # «failed» takes each way to fail; a lost worker's job runs again.
+    words = {word} | ({"failed"} if word in ("out-of-memory", "out-of-time", "not-started") else set())
+    return (
+        (not choice.rules or any(fnmatchcase(rule, pattern) for rule in rules for pattern in choice.rules))
+        and all(any(_has(each, pattern) for each in wildcards) for pattern in choice.wildcards)
+        and (not choice.states or not words.isdisjoint(choice.states))
+    )
+
+
+def _has(wildcards: Mapping[str, str], pattern: str) -> bool:
+    name, equals, value = pattern.partition("=")
+    if equals and name in wildcards:
+        return fnmatchcase(wildcards[name], value)
+    return any(fnmatchcase(each, pattern) for each in wildcards.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """``keep``: how much it matters where the terminal is narrow; the least goes first."""
+
+    head: str
+    keep: int
+    right: bool = False
+
+
+Make = Callable[[Attempt], str]
+
+
+def table_columns(model: RunModel, jobs: Sequence[Attempt], *, attempts: bool) -> list[tuple[Column, Make]]:
+    """The columns in which these jobs have something to say, each with what makes a cell of it."""
+    tries = Counter(attempt.jobid for attempt in model.attempts.values() if attempt.placed is not None)
+    now = model.end_time
+    groups = any(job.members for job in jobs)
+    found: list[tuple[Column, Make]] = [
+        (Column("JOB", 100, right=not groups), lambda a: short_id(a.jobid)),
+        (Column("RULE", 99), lambda a: a.rule),
+        (Column("WILDCARDS", 98), lambda a: members_text(a) if a.members else wildcard_text(a.wildcards)),
+        (Column("STATE", 97), state),
+        (
+            Column("TRY" if attempts else "TRIES", 50, right=True),
+            lambda a: str(a.attempt if attempts else tries[a.jobid]),
+        ),
+        (Column("RAN", 90, right=True), lambda a: _or_nothing(ran_s(a, now), rough)),
+        (Column("WAITED", 55, right=True), lambda a: rough(first(a.placed, a.ended, now) - a.queued)),
+        (Column("CORES", 65, right=True), lambda a: str(a.cores)),
+        (Column("CPU", 60, right=True), lambda a: _or_nothing(a.cpu_efficiency, lambda part: share(part, 1.0))),
+        (Column("MEMORY", 70, right=True), lambda a: _or_nothing(a.asked_memory_mb, format_memory)),
+        (Column("PEAK", 80, right=True), lambda a: _or_nothing(a.peak_memory_mb, short_memory)),
+        (Column("GPUS", _WHERE_USED, right=True), lambda a: str(a.gpus)),
+        (Column("WORKER", 30), lambda a: ",".join(a.workers)),
+        (Column("HOST", 25), lambda a: a.host),
+        (Column("ALLOCATION", 20), lambda a: a.allocation),
+    ]
+    return [
+        (column, make)
+        for column, make in found
+        if column.keep > _WHERE_USED or any(make(job) not in ("", "0") for job in jobs)
+    ]
+
+
+def _or_nothing(value: Any, show: Callable[[Any], str]) -> str:
+    return NOTHING if value is None else show(value)
+
+
+def text_table(model: RunModel, jobs: Sequence[Attempt], *, width: int | None, attempts: bool = False) -> str:
+    """Aligned columns, at most ``width`` characters wide (None: as wide as they are): those that matter least go."""
+    found = table_columns(model, jobs, attempts=attempts)
+    cells = [[clean(make(job), 200) or NOTHING for job in jobs] for _, make in found]
+    return "\n".join(fitted([column for column, _ in found], cells, width))
+
+
+def fitted(found: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Lines. ``cells`` are those of each column."""
+    shown = list(range(len(found)))
+    sizes = [max([len(column.head), *map(len, each)]) for column, each in zip(found, cells, strict=True)]
+
+    def too_wide() -> int:
+        return 0 if width is None else sum(sizes[i] + _GAP for i in shown) - _GAP - width
+
+    # The longest texts are shortened first, then columns are left out, then the texts are shortened further.
+    for least in (20, _LEAST_WIDE):
+        while too_wide() > 0:
+            longest = max(shown, key=lambda i: 0 if found[i].right else sizes[i])
+            if found[longest].right or sizes[longest] <= least:
+                break
+            sizes[longest] = max(least, sizes[longest] - too_wide())
+        if least == _LEAST_WIDE:
+            break
+        while too_wide() > 0 and len(shown) > 4:
+            shown.remove(min(shown, key=lambda i: found[i].keep))
+    rows = [[found[i].head for i in shown], *([cells[i][row] for i in shown] for row in range(len(cells[0])))]
+    padded = [[_cell(cell, sizes[i], right=found[i].right) for cell, i in zip(row, shown, strict=True)] for row in rows]
+    return columns(padded)
+
+
+def _cell(text: str, size: int, *, right: bool) -> str:
+    text = text if len(text) <= size else f"{text[: size - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return text.rjust(size) if right else text
+
+
+def tsv_table(jobs: Iterable[Attempt]) -> str:
+    """The columns of a report's table."""
+    rows = ["\t".join(COLUMNS)]
+    for job in jobs:
+        values = (make(job) for make in COLUMNS.values())
+        rows.append("\t".join("" if value is None else clean(str(value), 10_000) for value in values))
+    return "\n".join(rows)
+
+
+def json_table(jobs: Iterable[Attempt]) -> str:
+    """A list of objects with the columns of a report's table; wildcards and members as objects."""
+    data = [
+        {name: make(job) for name, make in COLUMNS.items()} | {"wildcards": job.wildcards, "members": job.members}
+        for job in jobs
+    ]
+    return json.dumps(plain(data), indent=1, ensure_ascii=True)

@@ -1,0 +1,114 @@
+"""What waiting jobs wait for, as data for the status and the report. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
+from snakemake_executor_plugin_dask.decide.reservations import lets_pass, start_on
+from snakemake_executor_plugin_dask.decide.waiting import JobClass, Queue, Reservation, Waiting, described
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """What a class of waiting jobs waits for.
+
+    ``short`` has of `worker` (none is there), `cores`, `memory`, `gpus`, `nodes`, `coreless` (a place among the jobs
+    with `threads: 0`, which are bounded in number), `life` (of the allocations that are there), `fresh` (a new
+    allocation), `workers` (so many at once), `reserved` (kept for another job), and the names of resources that the
+    pool lists; empty: they fit, and start at the next look.
+    """
+
+    pool: str
+    names: tuple[str, ...]  # of the rules, a few
+    count: int
+    since: float
+    short: tuple[str, ...]
+    need: Mapping[str, int]  # by the same words, on each worker
+    free: Mapping[str, int]  # what the best of the workers has
+    frees_at: float | None  # when there is room at the latest, by what runs there; None: not known
+    reserved_for: str | None = None  # the rule for which a worker is kept
+
+
+def blockers(waiting: Waiting, ledger: Ledger, now: float, most: int = 50) -> list[Blocker]:
+    """What the waiting jobs wait for: the first ``most`` classes of each pool, in order."""
+    found: list[Blocker] = []
+    for queue in waiting.queues():
+        states = [state for state in ledger.states(queue.pool.name).values() if not state.draining]
+        found += [_blocker(queue, cls, states, now) for _, cls in queue.heads[:most]]
+    return found
+
+
+def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: float) -> Blocker:
+    told = described(cls)
+    need = cls.need
+    best: tuple[tuple[str, ...], WorkerState] | None = None
+    fitting = 0
+    kept: Reservation | None = None
+    head = cls.head()
+    for state in states:
+        short = _short_on(state, cls, now)
+        if not short:
+            reservation = queue.reserved.get(state.name)
+            keeps = reservation is not None and reservation.cls is not cls and head is not None
+            if keeps and reservation and not lets_pass(reservation, state, cls, now):
+                short, kept = ("reserved",), reservation
+            else:
+                fitting += 1
+        if best is None or len(short) < len(best[0]):
+            best = short, state
+    if best is None:
+        short, free = ("worker",), {}
+    else:
+        short, state = best
+        if not short and fitting < need.workers:
+            short = ("workers",)
+        free = {
+            "cores": state.cores * len(state.free_hosts) if state.wide else state.free_cores,
+            "memory": state.memory_mb if state.wide else state.free_memory_mb,
+            "gpus": len(state.free_devices),
+            "nodes": len(state.free_hosts),
+            "coreless": state.free_coreless,
+            "workers": fitting,
+            **state.free_extra,
+        }
+    needed = {
+        "cores": need.cores,
+        "memory": max((state.memory_for(need) for state in states), default=need.memory_mb or 0),
+        "gpus": need.gpus,
+        "coreless": 1,
+        "nodes": need.nodes,
+        "workers": need.workers,
+        **dict(need.extra),
+    }
+    starts = [plan[0] for state in states if (plan := start_on(state, cls, now))]
+    start = sorted(starts)[need.workers - 1] if len(starts) >= need.workers else math.inf
+    reserved_for = described(kept.cls).names if kept is not None and short == ("reserved",) else ()
+    return Blocker(
+        pool=cls.pool.name,
+        names=told.names,
+        count=cls.count,
+        since=told.since,
+        short=short,
+        need=needed,
+        free=free,
+        frees_at=None if math.isinf(start) else start,
+        reserved_for=reserved_for[0] if reserved_for else None,
+    )
+
+
+def _short_on(state: WorkerState, cls: JobClass, now: float) -> tuple[str, ...]:
+    need = cls.need
+    short = [name for name, amount in need.extra if amount > state.free_extra[name]]
+    if state.wide:
+        short += ["nodes"] if need.nodes > len(state.free_hosts) else []
+    else:
+        short += ["cores"] if need.cores > state.free_cores else []
+        short += ["coreless"] if not need.cores and state.free_coreless < 1 else []
+        # The cores' share of the memory is short whenever the cores are.
+        if (need.memory_mb is not None or not short) and state.memory_for(need) > state.free_memory_mb:
+            short.append("memory")
+        short += ["gpus"] if need.gpus > len(state.free_devices) else []
+    if not short and not state.lives(cls.request, now, fresh=cls.fresh):
+        short.append("fresh" if cls.needs_fresh else "life")
+    return tuple(short)

@@ -1,0 +1,412 @@
+"""What each worker has free, and which job holds what. Pure: clocks are passed in.
+
+Every amount is counted when a job is placed and given back when its attempt is over, so placement compares with what is
+free and never with what a worker declares in total. Devices are leased by identifier.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from snakemake_executor_plugin_dask.decide.routing import counts_devices, nodes_needed
+from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
+
+#: A job that needs a whole allocation's life is ended so long before the allocation is.
+END_BEFORE_S = 30.0
+#: An allocation that has carried nothing counts as new for so long after its worker joined.
+FRESH_S = 60.0
+#: Jobs with `threads: 0` at once, for each core of the worker: they hold no core, but processes and descriptors.
+CORELESS_FOR_EACH_CORE = 10
+#: It still does for so long after its first job started, so that jobs which need a new one can share it.
+SHARED_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What an attempt holds, and where. The job is sent to the first of ``workers``.
+
+    ``devices`` has an entry for each worker whose pool counts GPUs (an empty one means: the job sees none); without an
+    entry the job's devices are left alone.
+    """
+
+    key: str
+    workers: tuple[str, ...]
+    cores_by_worker: Mapping[str, int]
+    memory_mb: int  # 10^6 bytes, on each node
+    devices: Mapping[str, tuple[str, ...]]
+    hosts: tuple[str, ...]
+    nodes: int
+    waived_margin: bool  # the job may run until shortly before the allocation's end
+    limit_s: float | None  # counted from placing; the job ends then, whatever its runtime says. None: no such limit
+    until: float | None  # when it ends at the latest, by its runtime; None: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a job takes of each worker it runs on. ``memory_mb`` None: the cores' share of the worker's memory."""
+
+    workers: int  # so many at once; more than 1 only in an mpi pool
+    nodes: int  # of the worker; more than 1 only in a wide one
+    cores: int  # on each node
+    memory_mb: int | None  # on each node
+    gpus: int  # on each node
+    extra: tuple[tuple[str, int], ...]  # of each worker; only what the pool lists
+
+
+def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> Need:
+    """What the request takes of the pool's workers, where a node has so many cores, GPUs and usable memory."""
+    nodes = nodes_needed(request, pool, cores, gpus, memory_mb)
+    listed = dict(pool.resources)
+    return Need(
+        workers=1 if pool.nodes is not None else nodes,
+        nodes=nodes if pool.nodes is not None else 1,
+        cores=cores_on_node(request, nodes),
+        memory_mb=memory_on_node(request, nodes),
+        gpus=-(-request.gpus // nodes),
+        extra=tuple((name, amount) for name, amount in request.extra if name in listed),
+    )
+
+
+def planned_runtime_s(request: Request, pool: Pool) -> float | None:
+    """How long a job is taken to run: its runtime, else the pool's default, else half the walltime; None: not known."""
+    if request.runtime_s is not None:
+        return request.runtime_s
+    if pool.default_runtime_s is not None:
+        return pool.default_runtime_s
+    return None if pool.walltime_s is None else pool.walltime_s / 2
+
+
+def renewable(pool: Pool) -> bool:
+    """Whether a new allocation can take the place of an old one."""
+    return not pool.beside_snakemake and pool.cluster != ATTACHED
+
+
+def needs_fresh(request: Request, pool: Pool) -> bool:
+    """Whether only a new allocation can run this: its runtime is within the walltime but not beside the margin."""
+    return (
+        renewable(pool)
+        and request.runtime_s is not None
+        and pool.walltime_s is not None
+        and request.runtime_s > pool.walltime_s - pool.margin
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What other runs hold of a worker of an attached cluster."""
+
+    cores: int = 0
+    memory_mb: int = 0
+    devices: tuple[str, ...] = ()
+    extra: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Held:
+    """One worker's part of a lease."""
+
+    lease: Lease
+    cores: int
+    memory_mb: int
+    extra: tuple[tuple[str, int], ...]
+    devices: tuple[str, ...]
+    hosts: tuple[str, ...]  # whole nodes of a wide worker
+    coreless: int = 0  # 1: it holds no core, and counts among those
+
+
+class WorkerState:
+    """One worker's totals, and what is free of them. Placement reads it; the ledger alone changes it."""
+
+    def __init__(self, name: str, pool: Pool, facts: WorkerFacts, now: float) -> None:
+        self.name = name
+        self.pool = pool
+        self.facts = facts
+        self.joined = now
+        # Jobs beside Snakemake run as long as its own allocation lets them: there is nothing to wait for.
+        self.end = None if facts.remaining_s is None or pool.beside_snakemake else now + facts.remaining_s
+        self.wide = pool.nodes is not None
+        # Other workers of an allocation of several nodes know all its hosts too, but hold one node each.
+        self.hosts = (facts.hosts if self.wide else ()) or (facts.host,)
+        self.devices = facts.devices[: pool.gpus] if counts_devices(pool) else ()
+        self.cores, self.memory_mb, self.extra = facts.cores, facts.memory_mb, dict(pool.resources)
+        self.free_cores, self.free_memory_mb, self.free_extra = self.cores, self.memory_mb, dict(self.extra)
+        self.free_devices, self.free_hosts = list(self.devices), list(self.hosts)
+        self.free_coreless = CORELESS_FOR_EACH_CORE * max(1, self.cores)
+        self.held: dict[str, Held] = {}
+        self.others = Others()
+        self.used_since: float | None = None
+        self.draining = False
+        self.idle_since: float | None = now
+
+    @property
+    def used(self) -> bool:
+        """Whether anything has run there."""
+        return self.used_since is not None
+
+    def memory_for(self, need: Need) -> int:
+        """Memory held on this worker. Without mem_mb: the cores' share; without cores too: none."""
+        if need.memory_mb is not None:
+            return need.memory_mb
+        # Rounded down, so that the shares of all cores together are never more than the whole.
+        return self.memory_mb * need.cores // max(self.cores, 1)
+
+    def has_room(self, need: Need) -> bool:
+        """Whether the amounts fit now; life and draining are other questions."""
+        if self.wide:
+            if len(self.free_hosts) < need.nodes or not self.could_hold(need):
+                return False
+        elif (
+            (not need.cores and self.free_coreless < 1)
+            or need.cores > self.free_cores
+            or need.gpus > len(self.free_devices)
+            or (self.memory_for(need) if need.memory_mb is None else need.memory_mb) > self.free_memory_mb
+        ):
+            return False
+        return not need.extra or all(amount <= self.free_extra[name] for name, amount in need.extra)
+
+    def could_hold(self, need: Need) -> bool:
+        """Whether the amounts fit while the worker is empty."""
+        return (
+            need.cores <= self.cores
+            and need.gpus <= len(self.devices)
+            and (need.memory_mb or 0) <= self.memory_mb
+            and need.nodes <= len(self.hosts)
+            and all(amount <= self.extra[name] for name, amount in need.extra)
+        )
+
+    def remaining_s(self, now: float) -> float | None:
+        """Seconds until the allocation ends; None: no end is known."""
+        return None if self.end is None else self.end - now
+
+    def fresh(self, now: float) -> bool:
+        """Whether this is a new allocation, on which nothing has run but what started just now."""
+        if self.used_since is not None and now - self.used_since > min(SHARED_S, self.pool.margin):
+            return False
+        if self.end is None or now - self.joined <= FRESH_S:
+            return True
+        return self.pool.walltime_s is not None and self.end - now >= self.pool.walltime_s - self.pool.margin
+
+    def lives(self, request: Request, now: float, *, fresh: bool) -> bool:
+        """Whether the allocation's remaining life covers the request. ``fresh``: only a new allocation will do.
+
+        Beside the margin, as a rule. On a new allocation the margin is waived, since starting the worker took some of
+        its life; so it is where no other allocation will ever come.
+        """
+        if self.end is None:
+            return True
+        is_fresh = self.fresh(now)
+        if fresh and not is_fresh and renewable(self.pool):
+            return False
+        planned = planned_runtime_s(request, self.pool)
+        remaining = self.end - now
+        if planned is None or planned + self.pool.margin <= remaining:
+            return True
+        if not renewable(self.pool):
+            return request.runtime_s is None or planned + END_BEFORE_S <= remaining
+        if not is_fresh or request.runtime_s is None:
+            return is_fresh
+        if self.pool.walltime_s is None:
+            return planned <= remaining
+        return planned <= remaining + self.pool.margin + FRESH_S
+
+    def limit_s(self, request: Request, now: float) -> float | None:
+        """How long the job may run where it was placed without the margin; None: the margin holds."""
+        if self.end is None or request.runtime_s is None:
+            return None
+        remaining = self.end - now
+        return None if request.runtime_s + self.pool.margin <= remaining else max(0.0, remaining - END_BEFORE_S)
+
+
+class Ledger:
+    """The workers of all pools and what is free on them.
+
+    Every `hold` is followed by exactly one `release`, also where a worker was removed meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[str, WorkerState] = {}
+        self._by_pool: dict[str, dict[str, WorkerState]] = {}
+        self._parts: dict[str, tuple[Lease, list[tuple[WorkerState, Held]]]] = {}
+        self._gained: dict[str, set[str]] = {}
+
+    def add_worker(self, name: str, pool: Pool, facts: WorkerFacts, now: float) -> None:
+        """A worker joined. Raises ValueError where the name is taken."""
+        if name in self._workers:
+            msg = f"worker {name} is in the ledger already"
+            raise ValueError(msg)
+        state = WorkerState(name, pool, facts, now)
+        self._workers[name] = state
+        self._by_pool.setdefault(pool.name, {})[name] = state
+        self._gain(state)
+
+    def remove_worker(self, name: str) -> list[str]:
+        """A worker is gone; returns the keys of the attempts that ran (also) there, each still to be released.
+
+        A job on several workers holds the others until its attempt is known to be dead. Raises KeyError.
+        """
+        state = self._workers.pop(name)
+        del self._by_pool[state.pool.name][name]
+        self._gained.get(state.pool.name, set()).discard(name)
+        return list(state.held)
+
+    def drain(self, name: str) -> None:
+        """Place nothing more on this worker. Raises KeyError."""
+        self._workers[name].draining = True
+
+    def workers(self, pool_name: str | None = None) -> list[str]:
+        """The workers' names, draining ones included, in the order in which they joined."""
+        return list(self._workers if pool_name is None else self._by_pool.get(pool_name, {}))
+
+    def states(self, pool_name: str) -> Mapping[str, WorkerState]:
+        """A pool's workers, for placement and demand."""
+        return self._by_pool.get(pool_name, {})
+
+    def need(self, request: Request, pool: Pool) -> Need:
+        """What the request takes of this pool's workers, as large as the largest of them is."""
+        states = self.states(pool.name).values()
+        cores = max((state.cores for state in states), default=pool.cores)
+        gpus = max((len(state.devices) for state in states), default=pool.gpus)
+        memory_mb = max((state.memory_mb for state in states), default=None)
+        return need_of(request, pool, cores, gpus, memory_mb)
+
+    def hold(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Lease:
+        """Take what the request needs on these workers; the caller has looked whether it fits.
+
+        Raises ValueError where the key holds a lease already.
+        """
+        if key in self._parts:
+            msg = f"{key} holds a lease already"
+            raise ValueError(msg)
+        picked = [_pick(state, need) for state in states]
+        hosts = tuple(host for _, part in picked for host in part)
+        limits = [limit for state in states if (limit := state.limit_s(request, now)) is not None]
+        limit_s = min(limits, default=None)
+        run_s = min((s for s in (request.runtime_s, limit_s) if s is not None), default=None)
+        lease = Lease(
+            key=key,
+            workers=tuple(state.name for state in states),
+            cores_by_worker=_cores_by_worker(states, request),
+            memory_mb=min(state.memory_for(need) for state in states),
+            devices={
+                state.name: devices
+                for state, (devices, _) in zip(states, picked, strict=True)
+                if counts_devices(state.pool)
+            },
+            hosts=hosts,
+            nodes=len(hosts),
+            waived_margin=limit_s is not None,
+            limit_s=limit_s,
+            until=None if run_s is None else now + run_s,
+        )
+        parts = []
+        for state, (devices, on) in zip(states, picked, strict=True):
+            # Whole nodes of a wide worker are held, whatever the job uses of them.
+            cores, memory_mb = (0, 0) if state.wide else (need.cores, state.memory_for(need))
+            coreless = int(not need.cores and not state.wide)
+            held = Held(lease, cores, memory_mb, need.extra, devices, on if state.wide else (), coreless)
+            state.free_cores -= held.cores
+            state.free_memory_mb -= held.memory_mb
+            state.free_coreless -= held.coreless
+            for name, amount in held.extra:
+                state.free_extra[name] -= amount
+            if state.wide:
+                state.free_hosts = [host for host in state.free_hosts if host not in held.hosts]
+            else:
+                state.free_devices = [device for device in state.free_devices if device not in held.devices]
+            state.held[key] = held
+            state.used_since = now if state.used_since is None else state.used_since
+            state.idle_since = None
+            parts.append((state, held))
+        self._parts[key] = lease, parts
+        return lease
+
+    def release(self, key: str, now: float) -> None:
+        """Every process of the attempt is gone. Raises KeyError where the key holds no lease."""
+        _, parts = self._parts.pop(key)
+        for state, held in parts:
+            del state.held[key]
+            state.free_cores += held.cores
+            state.free_memory_mb += held.memory_mb
+            state.free_coreless += held.coreless
+            for name, amount in held.extra:
+                state.free_extra[name] += amount
+            if state.wide:
+                state.free_hosts = _in_order(state.hosts, (*state.free_hosts, *held.hosts))
+            else:
+                freed = [device for device in held.devices if device not in state.others.devices]
+                state.free_devices = _in_order(state.devices, (*state.free_devices, *freed))
+            if not state.held:
+                state.idle_since = now
+            self._gain(state)
+
+    def set_others(self, name: str, others: Others) -> None:
+        """What other runs hold on a worker that is shared with them; replaces what was said before. Raises KeyError."""
+        state = self._workers[name]
+        before, state.others = state.others, others
+        state.free_cores += before.cores - others.cores
+        state.free_memory_mb += before.memory_mb - others.memory_mb
+        for extra in state.free_extra:
+            state.free_extra[extra] += before.extra.get(extra, 0) - others.extra.get(extra, 0)
+        held = {device for part in state.held.values() for device in part.devices}
+        state.free_devices = [d for d in state.devices if d not in held and d not in others.devices]
+        self._gain(state)
+
+    def count_also(self, pool: Pool) -> None:
+        """The pool lists further resources: workers that are there have none of them."""
+        for state in self.states(pool.name).values():
+            for name, _ in pool.resources:
+                state.extra.setdefault(name, 0)
+                state.free_extra.setdefault(name, 0)
+            state.pool = replace(state.pool, resources=tuple(sorted(state.extra.items())))
+
+    def lease(self, key: str) -> Lease | None:
+        found = self._parts.get(key)
+        return None if found is None else found[0]
+
+    def take_gained(self, pool_name: str) -> set[str]:
+        """The workers that have had more room since this was last asked; for placement alone."""
+        return self._gained.pop(pool_name, set())
+
+    def _gain(self, state: WorkerState) -> None:
+        if self._workers.get(state.name) is state:
+            self._gained.setdefault(state.pool.name, set()).add(state.name)
+
+
+def _cores_by_worker(states: Sequence[WorkerState], request: Request) -> dict[str, int]:
+    """The job's cores as it uses them: as evenly as its tasks divide, the first workers one more."""
+    tasks = request.tasks if request.tasks and request.cores % request.tasks == 0 else request.cores
+    share, more = divmod(tasks, len(states))
+    per_task = request.cores // tasks if tasks else 0
+    return {state.name: (share + (position < more)) * per_task for position, state in enumerate(states)}
+
+
+def _in_order(names: tuple[str, ...], some: Sequence[str]) -> list[str]:
+    chosen = set(some)
+    return [name for name in names if name in chosen]
+
+
+def _pick(state: WorkerState, need: Need) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The devices and hosts for a job."""
+    if state.wide:
+        return state.devices[: need.gpus], tuple(state.free_hosts[: need.nodes])
+    return _pick_devices(state.devices, state.free_devices, need.gpus), state.hosts
+
+
+def _pick_devices(all_devices: tuple[str, ...], free: Sequence[str], count: int) -> tuple[str, ...]:
+    """Devices that lie together, from the smallest group that is large enough, so that large groups stay whole."""
+    if not count:
+        return ()
+    position = {device: index for index, device in enumerate(all_devices)}
+    groups: list[list[str]] = []
+    for device in free:
+        if groups and position[groups[-1][-1]] + 1 == position[device]:
+            groups[-1].append(device)
+        else:
+            groups.append([device])
+    groups.sort(key=len)
+    for group in groups:
+        if len(group) >= count:
+            return tuple(group[:count])
+    picked = [device for group in groups for device in group][:count]
+    return tuple(_in_order(all_devices, picked))

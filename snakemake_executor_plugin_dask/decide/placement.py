@@ -1,0 +1,308 @@
+"""Which waiting job starts now, and on which worker. Pure: clocks are passed in.
+
+Order: highest priority first, then by arrival. A job that does not fit is passed by others, and is kept from starving
+by a reservation: a worker (for a job on several workers, as many) that others may use only where that does not delay
+it. Only workers with more room than at the last look, and classes with a new first job, are looked at again.
+"""
+
+import heapq
+import math
+from collections.abc import Iterable
+
+from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
+from snakemake_executor_plugin_dask.decide.ledger import Lease, Ledger, Need, WorkerState, renewable
+from snakemake_executor_plugin_dask.decide.reservations import (
+    idle_at,
+    lacks_beside,
+    lets_pass,
+    lives_from,
+    start_on,
+    time_to_pass_s,
+)
+from snakemake_executor_plugin_dask.decide.waiting import JobClass, Order, Queue, Reservation, Waiting, WaitingClass
+from snakemake_executor_plugin_dask.model.messages import QueuedJob
+
+__all__ = ["Blocker", "Waiting", "WaitingClass", "blockers", "place"]
+
+#: A job that waits for others whose end is not known may be passed for so long; then a worker is kept for it.
+PATIENCE_S = 60.0
+_PLAN_EVERY_S = 1.0
+_PLANNED_CLASSES = 16  # so many blocked classes are considered for a reservation, fewer with many workers
+_PLANNED_WORKERS = 1000
+_CLOSE_LOOKS = 8  # so many workers with more room are told apart before each class is looked at
+_MAX_RESERVATIONS = 8  # of a pool, and never more than half its workers but for one job
+
+
+def place(waiting: Waiting, ledger: Ledger, now: float) -> list[tuple[QueuedJob, Lease]]:
+    """The jobs that start now: taken out of ``waiting``, held in the ledger."""
+    placed: list[tuple[QueuedJob, Lease]] = []
+    for queue in waiting.queues():
+        placed += _Round(queue, waiting, ledger, now).run()
+    return placed
+
+
+class _Round:
+    """One look at one pool."""
+
+    def __init__(self, queue: Queue, waiting: Waiting, ledger: Ledger, now: float) -> None:
+        self.queue = queue
+        self.waiting = waiting
+        self.ledger = ledger
+        self.now = now
+        self.states = ledger.states(queue.pool.name)
+        self.placed: list[tuple[QueuedJob, Lease]] = []
+        self.live: list[WorkerState] = []  # workers with more room than at the last look
+        self.roomy: list[WorkerState] = []
+        self.hope = _Hope([], self.queue, now)
+        self.candidates: dict[JobClass, list[WorkerState]] = {}  # of the classes looked at: where they may still fit
+        self.last: dict[JobClass, WorkerState] = {}  # where the class's last job went
+
+    def run(self) -> list[tuple[QueuedJob, Lease]]:
+        queue = self.queue
+        self._check_reservations()
+        gained = self.ledger.take_gained(queue.pool.name) | queue.unlocked
+        queue.unlocked = set()
+        self._set_live(state for name in sorted(gained) if (state := self.states.get(name)))
+        if self.live or queue.unchecked:
+            self._fresh_first()
+            self._walk()
+        if self.now >= queue.next_plan:
+            queue.next_plan = self.now + _PLAN_EVERY_S
+            self._plan()
+        return self.placed
+
+    def _walk(self) -> None:
+        """Start what fits, in order: all classes on the workers that gained, the unchecked ones on every worker."""
+        self.roomy = [state for state in self.states.values() if self.queue.any_room(state)]
+        while not self._walk_all():
+            self._walk_unchecked()
+            if not self.live:
+                return
+
+    def _walk_all(self) -> bool:
+        """Look at each class while a worker that gained has room; returns whether the end was reached."""
+        queue, position = self.queue, 0
+        while position < len(queue.heads):
+            if not self.live:
+                return False
+            order, cls = queue.heads[position]
+            everywhere = cls in queue.unchecked or cls in self.candidates or cls.need.workers > 1
+            # After a start this position holds another class, or the same one with its next job.
+            if (everywhere or self.hope.for_class(cls, order)) and self._start(cls):
+                continue
+            queue.unchecked.discard(cls)
+            position += 1
+        return True
+
+    def _walk_unchecked(self) -> None:
+        """Look at the unchecked classes alone, until a worker gains by the end of a reservation."""
+        unchecked = self.queue.unchecked
+        heap = [(head.order, cls) for cls in unchecked if (head := cls.head())]
+        heapq.heapify(heap)
+        while heap and not self.live:
+            cls = heapq.heappop(heap)[1]
+            if self._start(cls) and (head := cls.head()):
+                heapq.heappush(heap, (head.order, cls))
+            else:
+                unchecked.discard(cls)
+
+    def _fresh_first(self) -> None:
+        """New allocations go first to the jobs that need one, once these have waited long enough."""
+        fresh = [
+            state
+            for state in self.states.values()
+            if state.end is not None and state.fresh(self.now) and not state.draining
+        ]
+        if not fresh:
+            return
+        for _, cls in list(self.queue.heads):
+            if cls.needs_fresh and self._waited_s(cls) >= PATIENCE_S:
+                self.candidates[cls] = list(fresh)
+                while cls.count and self._start(cls):
+                    pass
+                del self.candidates[cls]
+
+    def _start(self, cls: JobClass) -> bool:
+        """Start the class's first job, if it fits where it may run."""
+        entry = cls.head()
+        if entry is None:
+            return False
+        if cls not in self.candidates:
+            everywhere = cls in self.queue.unchecked or cls.need.workers > 1
+            self.candidates[cls] = list(self.roomy if everywhere else self.live)
+        if cls.spreads:
+            cls.need = self.ledger.need(cls.request, cls.pool)
+        chosen = self._choose(cls, entry.order)
+        if not chosen:
+            return False
+        self.last[cls] = chosen[0]
+        lease = self.ledger.hold(entry.job.key, chosen, entry.job.request, cls.need, self.now)
+        self.placed.append((entry.job, lease))
+        for state in chosen:
+            kept = self.queue.reserved.get(state.name)
+            if kept is not None and lease.until is not None and lease.until <= kept.start < math.inf:
+                kept.awaited.add(lease.key)
+        self._unlock(self.queue.unreserve(cls))
+        self.waiting.placed(entry)
+        self._set_live(self.live)
+        return True
+
+    def _set_live(self, states: Iterable[WorkerState]) -> None:
+        self.live = [state for state in states if self.queue.any_room(state)]
+        self.hope = _Hope(self.live, self.queue, self.now)
+
+    def _choose(self, cls: JobClass, order: Order) -> list[WorkerState]:
+        """The workers for a class's first job; none: it does not fit now."""
+        need, wanted = cls.need, cls.need.workers
+        last = self.last.get(cls)
+        if wanted == 1 and last is not None and self._fits(last, cls) and self._passes(last, cls, order):
+            # It was the best choice for the job before and is fuller now.
+            return [last]
+        candidates = self.candidates[cls]
+        candidates[:] = [state for state in candidates if self._fits(state, cls)]
+        fitting = [state for state in candidates if self._passes(state, cls, order)]
+        if len(fitting) < wanted:
+            return []
+        if wanted == 1:
+            return [min(fitting, key=lambda state: _left_over(state, need))]
+        return sorted(fitting, key=lambda state: _left_over(state, need))[:wanted]
+
+    def _fits(self, state: WorkerState, cls: JobClass) -> bool:
+        return not state.draining and state.has_room(cls.need) and state.lives(cls.request, self.now, fresh=cls.fresh)
+
+    def _passes(self, state: WorkerState, cls: JobClass, order: Order) -> bool:
+        kept = self.queue.reserved.get(state.name)
+        if kept is None or kept.cls is cls:
+            return True
+        head = kept.cls.head()
+        return head is None or order < head.order or lets_pass(kept, state, cls, self.now)
+
+    def _unlock(self, names: Iterable[str]) -> None:
+        """Workers that are no longer kept are open to the classes further on."""
+        for name in names:
+            state = self.states.get(name)
+            if state is None or not self.queue.any_room(state):
+                continue
+            for candidates in [self.live, self.roomy, *self.candidates.values()]:
+                if state not in candidates:
+                    candidates.append(state)
+        self.hope = _Hope(self.live, self.queue, self.now)
+
+    def _waited_s(self, cls: JobClass) -> float:
+        """How long the class's first job has waited while there were workers."""
+        head = cls.head()
+        joined = min((state.joined for state in self.states.values()), default=self.now)
+        return 0.0 if head is None else self.now - max(head.since, joined)
+
+    def _check_reservations(self) -> None:
+        queue = self.queue
+        for kept in set(queue.reserved.values()):
+            states = [self.states.get(name) for name in kept.workers]
+            if not all(state and not state.draining and self._will_live(state, kept) for state in states):
+                queue.unlocked |= {name for name in kept.workers if queue.reserved.pop(name, None)}
+
+    def _will_live(self, state: WorkerState, kept: Reservation) -> bool:
+        return kept.whole or lives_from(state, kept.cls, max(self.now, kept.start))
+
+    def _plan(self) -> None:
+        """Keep workers for the first of the jobs that do not fit now."""
+        queue = self.queue
+        budget = _PLANNED_WORKERS
+        for _, cls in queue.heads[:_PLANNED_CLASSES]:
+            if budget < 0:
+                break
+            newest = max((kept.made for kept in queue.reserved.values() if kept.cls is cls), default=None)
+            if newest is not None and self.now - newest < PATIENCE_S:
+                continue
+            # One that waits on for so long gets a further worker, until the first of them has room.
+            most = max(1, min(_MAX_RESERVATIONS, len(self.states) // 2))
+            if newest is None and queue.reserved and len(queue.reserved) + cls.need.workers > most:
+                continue
+            reservation, looked_at = self._reservation(cls)
+            budget -= looked_at
+            if reservation is not None:
+                for name in reservation.workers:
+                    queue.reserved[name] = reservation
+
+    def _reservation(self, cls: JobClass) -> tuple[Reservation | None, int]:
+        """The workers to keep for a class's first job, and how many were looked at closely."""
+        patient = self._waited_s(cls) < PATIENCE_S
+        states = [
+            state for state in self.states.values() if not state.draining and state.name not in self.queue.reserved
+        ]
+        if cls.needs_fresh and any(state.end is not None for state in states):
+            return (None if patient else self._for_a_new_one(cls, states)), 0
+        plans = [(*found, state) for state in states if (found := start_on(state, cls, self.now))]
+        if len(plans) < cls.need.workers:
+            return None, len(plans)
+        chosen = sorted(plans, key=lambda plan: (plan[0], len(plan[1])))[: cls.need.workers]
+        start = chosen[-1][0]
+        if math.isinf(start) and patient:
+            return None, len(plans)
+        awaited = {key for _, keys, _ in chosen for key in keys}
+        names = tuple(state.name for *_, state in chosen)
+        return Reservation(cls, names, start, awaited, whole=False, made=self.now), len(plans)
+
+    def _for_a_new_one(self, cls: JobClass, states: list[WorkerState]) -> Reservation | None:
+        """Keep a worker from getting jobs, so that it goes idle and a new one may come, where no further one may."""
+        if not renewable(cls.pool) or len(self.states) < cls.pool.workers_max:
+            return None
+        if not states or any(state.fresh(self.now) or state.idle_since is not None for state in states):
+            return None
+        state = min(states, key=idle_at)
+        return Reservation(cls, (state.name,), idle_at(state), set(), whole=True, made=self.now)
+
+
+class _Hope:
+    """A quick no for most of the classes that fit on none of these workers; cheap, as thousands of them may wait."""
+
+    def __init__(self, states: list[WorkerState], queue: Queue, now: float) -> None:
+        firsts: list[Order] = []
+        self._rows: list[tuple[float, ...]] = []
+        for state in states:
+            cores, memory_mb, gpus = state.free_cores, state.free_memory_mb, len(state.free_devices)
+            row: tuple[float, ...] = (cores, memory_mb, gpus, -1.0, cores, memory_mb, gpus, _life_s(state, now))
+            kept = queue.reserved.get(state.name)
+            head = None if kept is None else kept.cls.head()
+            if kept is not None and head is not None and not state.wide:
+                beside = lacks_beside(kept, state)
+                left = (-1, -1, -1) if kept.whole else (-beside.cores, -beside.memory_mb, -beside.gpus)
+                row = (*left, time_to_pass_s(kept, now), *row[4:])
+                firsts.append(head.order)
+            self._rows.append(row)
+        self._first = max(firsts, default=None)  # classes up to here are not bound by all of the reservations
+        if len(self._rows) > _CLOSE_LOOKS:
+            self._rows = [tuple(max(column) for column in zip(*self._rows, strict=True))]
+
+    def for_class(self, cls: JobClass, order: Order) -> bool:
+        if self._first is not None and order <= self._first:
+            return True
+        cores, memory_mb, gpus, runtime_s = cls.least_cores, cls.least_memory_mb, cls.least_gpus, cls.request.runtime_s
+        for beside_cores, beside_mb, beside_gpus, time_s, free_cores, free_mb, free_gpus, life_s in self._rows:
+            if cls.planned_s > life_s:
+                continue
+            if cores <= beside_cores and memory_mb <= beside_mb and gpus <= beside_gpus:
+                return True
+            in_time = runtime_s is not None and runtime_s <= time_s
+            if in_time and cores <= free_cores and memory_mb <= free_mb and gpus <= free_gpus:
+                return True
+        return False
+
+
+def _life_s(state: WorkerState, now: float) -> float:
+    """The longest that a job may be planned to run there; infinite where that takes a closer look."""
+    if state.end is None or state.fresh(now) or not renewable(state.pool):
+        return math.inf
+    return state.end - now - state.pool.margin
+
+
+def _left_over(state: WorkerState, need: Need) -> tuple[bool, bool, int, int, int, int]:
+    """The smaller, the better the choice: workers that run something, then tight fits, so that others go idle."""
+    return (
+        state.idle_since is not None,
+        not state.used,
+        len(state.free_devices) - need.gpus,
+        len(state.free_hosts) - need.nodes,
+        state.free_cores - need.cores,
+        state.free_memory_mb,
+    )

@@ -1,0 +1,73 @@
+"""What a rule can declare instead, so that its job fits: by the resources that its numbers came from. Pure.
+
+Each function gives settings as `--set-resources` takes them behind the rule's name (`mem_mb=1000`), or `threads=4`;
+none where no smaller number would help.
+"""
+
+from dataclasses import dataclass
+
+from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node
+
+Settings = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a job may have: so many nodes, and on each of them so much. None: any amount."""
+
+    nodes: int
+    cores: int | None
+    memory_mb: int | None
+    gpus: int | None
+
+
+def cores(request: Request, room: Room) -> Settings:
+    """Fewer cores, together with fewer GPUs where these are too many."""
+    origin, most = request.origin, room.cores
+    if most is None:
+        return ()
+    gpus_left = request.gpus if room.gpus is None else min(request.gpus, room.gpus * room.nodes)
+    if origin.cores == "cpus_per_gpu":
+        number = most * room.nodes // max(1, gpus_left)
+        return (f"cpus_per_gpu={number}",) if number else ()
+    if origin.times is None:
+        return (f"{origin.cores}={most * room.nodes}",)
+    per_task = max(1, request.cores // origin.tasks)
+    on_node = -(-origin.tasks // room.nodes)
+    if per_task <= most:
+        per_node = most // per_task
+    elif on_node <= most:
+        return (f"{origin.cores}={most // on_node}",)
+    else:  # too many tasks, and each of them too large
+        per_node = most
+    smaller = () if per_task <= most else (f"{origin.cores}=1",)
+    if origin.times == "tasks_per_node":
+        return (*smaller, f"tasks_per_node={per_node}")
+    if origin.times == "tasks_per_gpu":
+        number = per_node * room.nodes // max(1, gpus_left)
+        return (*smaller, f"tasks_per_gpu={number}") if number else ()
+    return (*smaller, f"tasks={per_node * room.nodes}")
+
+
+def memory(request: Request, room: Room) -> Settings:
+    """Less memory, on each node; where it is declared for each core, beside what `cores` leaves of these."""
+    if room.memory_mb is None:
+        return ()
+    if request.mb_per_cpu is None:
+        return (f"mem_mb={room.memory_mb}",)
+    held = cores_on_node(request, room.nodes)
+    if room.cores is not None:
+        held = min(held, room.cores)
+    number = room.memory_mb // max(1, held)
+    return (f"mem_mb_per_cpu={number}",) if number else ()
+
+
+def gpus(request: Request, room: Room) -> Settings:
+    """Fewer GPUs, in each of the places that say how many."""
+    if not room.gpus:
+        return ()
+    most = room.gpus * room.nodes
+    declared = request.origin.gpus or (("gpu={}", 1),)
+    if any(most < unit for _, unit in declared):
+        return ()
+    return tuple(template.replace("{}", str(most // unit)) for template, unit in declared)

@@ -1,0 +1,493 @@
+"""Which pool takes a job's request, or why none can. Pure.
+
+A pool can hold a request when one of its workers, empty and new, can (in an `mpi` pool: as many workers as the job asks
+nodes for). What is not known of a pool yet counts as enough; the same question is asked again once a worker was seen.
+"""
+
+import difflib
+import math
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from snakemake_executor_plugin_dask.decide import remedies
+from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
+from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool, usable_memory_mb
+from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
+
+_MAX_NAMES = 8  # rules named in one sentence
+_FINDS_DEVICES = ("cuda", ATTACHED)  # these count the devices they find; elsewhere a pool holds GPUs only if it says so
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One worker of a pool. Cores, memory (usable, 10^6 bytes) and GPUs are those of each node; None: not known yet."""
+
+    cores: int | None = None
+    memory_mb: int | None = None
+    gpus: int | None = None
+    gpu_model: str | None = None
+    nodes: int = 1
+    extra: tuple[tuple[str, int], ...] = ()  # for each worker
+    lifetime_s: float | None = None  # of a new worker; None: no end
+
+
+_GIVEN_UP = "it was given up, since its workers could not be brought up"
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """What one pool lacks for a request: the sentence's part, and the setting for a rule that would make it fit."""
+
+    text: str
+    settings: tuple[str, ...] = ()  # as `mem_mb=1000` or `threads=4`; none: no smaller number would help
+    kept: float = 0.0  # part of what was asked for that the setting leaves
+
+
+class NoPool(RequestError):
+    """No pool can ever hold a request. ``shortages`` says for each pool what is short."""
+
+    def __init__(self, message: str, shortages: Mapping[str, tuple[Shortage, ...]] | None = None) -> None:
+        super().__init__(message)
+        self.shortages = dict(shortages or {})
+
+
+def counts_devices(pool: Pool) -> bool:
+    """Whether the pool's GPUs are leased; elsewhere a job finds the devices as the worker does."""
+    return bool(pool.gpus) or (pool.gpus is None and pool.cluster in _FINDS_DEVICES)
+
+
+def shape_of(pool: Pool, seen: Shape | None = None) -> Shape:
+    """A new worker of this pool: what was seen of one wins over what the pool declares."""
+    gpus = pool.gpus
+    if gpus is None and not counts_devices(pool):
+        gpus = 0
+    memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
+    declared = Shape(
+        cores=pool.cores,
+        memory_mb=memory_mb,
+        gpus=gpus,
+        gpu_model=pool.gpu_model,
+        nodes=pool.nodes or 1,
+        extra=pool.resources,
+        lifetime_s=pool.walltime_s,
+    )
+    if seen is None:
+        return declared
+    return replace(
+        declared,
+        cores=declared.cores if seen.cores is None else seen.cores,
+        memory_mb=declared.memory_mb if seen.memory_mb is None else seen.memory_mb,
+        gpus=declared.gpus if seen.gpus is None else seen.gpus,
+        # A worker that joins has lost some of its life to starting, so a walltime that is known counts.
+        lifetime_s=seen.lifetime_s if declared.lifetime_s is None else declared.lifetime_s,
+    )
+
+
+def shape_of_worker(pool: Pool, facts: WorkerFacts) -> Shape:
+    """The shape that a worker which joined really has."""
+    gpus = len(facts.devices[: pool.gpus]) if counts_devices(pool) else 0
+    lifetime_s = None if pool.beside_snakemake else facts.remaining_s
+    seen = Shape(cores=facts.cores, memory_mb=facts.memory_mb, gpus=gpus, lifetime_s=lifetime_s)
+    return shape_of(pool, seen)
+
+
+def largest(shapes: Sequence[Shape]) -> Shape:
+    """What the largest of a pool's workers has, each amount by itself, where they differ."""
+    return replace(
+        shapes[0],
+        cores=max(shape.cores or 0 for shape in shapes),
+        memory_mb=max(shape.memory_mb or 0 for shape in shapes),
+        gpus=max(shape.gpus or 0 for shape in shapes),
+        extra=tuple((name, max(dict(shape.extra).get(name, 0) for shape in shapes)) for name, _ in shapes[0].extra),
+    )
+
+
+def nodes_needed(
+    request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None
+) -> int:
+    """How many nodes the job takes, where one has so many cores, GPUs and usable memory.
+
+    An MPI job that names no number of nodes spreads over as many as it needs, where a pool allows that.
+    """
+    if not request.spreads or (pool.nodes is None and pool.cluster != "mpi"):
+        return request.nodes
+    return spread_over(request, cores, gpus, memory_mb)
+
+
+def spread_over(request: Request, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> int:
+    """As many nodes of this size as a job that spreads needs, with whole tasks on each."""
+    most: float = math.inf if cores is None else cores
+    if memory_mb is not None and request.mb_per_cpu:
+        most = min(most, memory_mb // request.mb_per_cpu)
+    nodes = 1.0
+    if most and not math.isinf(most):
+        tasks = request.tasks
+        per_task = request.cores // tasks if tasks and request.cores % tasks == 0 else 1
+        # A task that no node holds is told as such, and not as a number of nodes.
+        nodes = -(-(tasks or 1) // (most // per_task)) if tasks and 0 < per_task <= most else -(-request.cores // most)
+    by_gpus = -(-request.gpus // gpus) if gpus else 1
+    return max(1, int(nodes), by_gpus)
+
+
+def model_matches(wanted: str, found: str) -> bool:
+    """Whether a GPU model is the wanted one: `a100` is in `NVIDIA A100-SXM4-40GB`, `a10` is not."""
+    return re.search(rf"(?<![a-z0-9]){re.escape(wanted.lower())}(?![a-z0-9])", found.lower()) is not None
+
+
+def made_for(pool: Pool, request: Request) -> bool:
+    """Whether the pool takes jobs with the request's Slurm resources: those it was made for, or any.
+
+    What a job spreads over is not known from its resources, so the number of nodes in a pool's key is not compared.
+    """
+    if pool.slurm is None:
+        return True
+    wanted, key = request.slurm or (), pool.slurm
+    return wanted == (tuple(pair for pair in key if pair[0] != "nodes") if request.spreads else key)
+
+
+def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...]:
+    """What an empty, new worker of this pool lacks for the request; nothing: the pool can hold it."""
+    if not made_for(pool, request):
+        return (Shortage("it is made for other Slurm resources"),)
+    if pool.nodes is not None and request.nodes == 1 and not request.mpi:
+        return (Shortage("it takes only jobs that declare nodes or mpi"),)
+    nodes = nodes_needed(request, pool, shape.cores, shape.gpus, shape.memory_mb)
+    most = pool.workers_max if pool.cluster == "mpi" and pool.nodes is None else shape.nodes
+    room = remedies.Room(min(nodes, most), shape.cores, shape.memory_mb, shape.gpus)
+    short: list[Shortage] = []
+    too_wide = nodes > most
+    if too_wide:
+        what = f"nodes={nodes}" if request.nodes > 1 else f"an MPI job of {nodes} nodes"
+        held = "a job may have one node" if most == 1 else f"a job may have {most} nodes"
+        settings = (f"nodes={most}",) if request.nodes > 1 else remedies.cores(request, room)
+        short.append(Shortage(f"{what} is too much, {held}", settings, most / nodes))
+        nodes = most
+    on_node = "" if nodes == 1 else " on each node"
+    cores, memory_mb = cores_on_node(request, nodes), memory_on_node(request, nodes)
+    if shape.cores is not None and cores > shape.cores and not (too_wide and request.spreads):
+        text = f"{_count(cores, 'core')}{_of_tasks(request, nodes)}{on_node} is more than the {shape.cores} of a worker"
+        if request.origin.times == "tasks_per_node" and request.mpi and nodes == 1:
+            text += "; tasks_per_node without nodes is one node: declare tasks, or nodes"
+        short.append(Shortage(text, remedies.cores(request, room), shape.cores / cores))
+    if memory_mb is not None and shape.memory_mb is not None and memory_mb > shape.memory_mb:
+        text = f"mem_mb={memory_mb}{on_node} is more than the {shape.memory_mb} MB usable on a worker"
+        short.append(Shortage(text, remedies.memory(request, room), shape.memory_mb / memory_mb))
+    short += _gpu_shortages(request, nodes, shape, on_node, room)
+    for name, amount in shape.extra:
+        wanted = dict(request.extra).get(name, 0)
+        if wanted > amount:
+            text = f"{name}={wanted} is more than the {amount} of a worker"
+            short.append(Shortage(text, (f"{name}={amount}",), amount / wanted))
+    if request.runtime_s is not None and shape.lifetime_s is not None and request.runtime_s > shape.lifetime_s:
+        largest = int((shape.lifetime_s - pool.margin) // 60)
+        text = (
+            f"runtime={_minutes(request.runtime_s)} min is more than the walltime of {_minutes(shape.lifetime_s)} min"
+            f" (the largest that fits beside the margin is {largest})"
+        )
+        settings = (f"runtime={largest}",) if largest > 0 else ()
+        short.append(Shortage(text, settings, largest * 60 / request.runtime_s))
+    return tuple(short)
+
+
+def _of_tasks(request: Request, nodes: int) -> str:
+    """« (3 tasks)», where the cores of a node are those of several tasks."""
+    if not request.tasks or request.cores % request.tasks:
+        return ""
+    return f" ({_count(-(-request.tasks // nodes), 'task')})"
+
+
+def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str, room: remedies.Room) -> list[Shortage]:
+    if not request.gpus:
+        return []
+    short: list[Shortage] = []
+    gpus = -(-request.gpus // nodes)
+    if shape.gpus is not None and gpus > shape.gpus:
+        held = f"is more than the {shape.gpus} of a worker" if shape.gpus else "is asked for and it has none"
+        short.append(
+            Shortage(f"{_count(gpus, 'GPU')}{on_node} {held}", remedies.gpus(request, room), shape.gpus / gpus)
+        )
+    model = request.gpu_model
+    if shape.gpus != 0 and model and shape.gpu_model and not model_matches(model, shape.gpu_model):
+        short.append(Shortage(f"gpu_model={model} is wanted and it has {shape.gpu_model}"))
+    return short
+
+
+def route(
+    request: Request,
+    pools: Sequence[Pool],
+    shapes: Mapping[str, Shape],
+    given_up: Collection[str] = (),
+    name: str = "",
+) -> str:
+    """The name of the first pool, in the file's order, that can hold the request and was not given up.
+
+    ``name`` is the rule's, for the message. Raises NoPool, whose message lists each pool and what to change.
+    """
+    candidates = [pool for pool in pools if request.pool in (None, pool.name)]
+    if not candidates:
+        names = [pool.name for pool in pools]
+        close = difflib.get_close_matches(request.pool or "", names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        msg = f"{who(name, request)} asks for dask_pool={request.pool}, but the pools are {', '.join(names)}{hint}"
+        raise NoPool(msg)
+    short: dict[str, tuple[Shortage, ...]] = {}
+    fitting: list[Pool] = []
+    for pool in candidates:
+        short[pool.name] = shortages(request, pool, shapes.get(pool.name) or shape_of(pool))
+        if pool.name in given_up:
+            short[pool.name] += (Shortage(_GIVEN_UP),)
+        if not short[pool.name]:
+            fitting.append(pool)
+    if request.spreads:
+        fitting.sort(key=lambda pool: pool.slurm is not None and (pool.nodes or 0))  # no more nodes than it needs
+    if fitting and request.gpus and request.gpu_model:
+        # A pool that states the model is a surer choice than one that states none.
+        fitting.sort(key=lambda pool: pool.gpu_model is None)
+    if fitting:
+        return fitting[0].name
+    raise NoPool(_message(request, candidates, short, name), short)
+
+
+def check_all(
+    named: Iterable[tuple[str, Request]],
+    pools: Sequence[Pool],
+    shapes: Mapping[str, Shape],
+    given_up: Collection[str] = (),
+) -> str | None:
+    """One message about every (rule, request) that no pool can hold, a paragraph for each rule; None: all fit."""
+    told: dict[str, str] = {}
+    more: dict[str, int] = {}
+    known: dict[tuple[str, Request], str | None] = {}
+    for name, request in named:
+        if (name, request) not in known:
+            try:
+                route(request, pools, shapes, given_up, name)
+            except NoPool as error:
+                known[name, request] = str(error)
+            else:
+                known[name, request] = None
+        problem = known[name, request]
+        if problem is None:
+            continue
+        if name in told:
+            more[name] = more.get(name, 0) + 1
+        told.setdefault(name, problem)
+    if not told:
+        return None
+    return "\n".join(
+        text + (f"\n  (the same holds for {_count(more[name], 'more job')} of this rule)" if name in more else "")
+        for name, text in told.items()
+    )
+
+
+def missing(named: Iterable[tuple[str, Request]], *, ending: bool) -> tuple[str, ...]:
+    """A sentence about the rules whose jobs declare no mem_mb, and one about those that declare no runtime.
+
+    The latter only where workers come to an end (``ending``); elsewhere nothing depends on it.
+    """
+    no_memory: dict[str, None] = {}
+    no_runtime: dict[str, None] = {}
+    for name, request in named:
+        # What a function of inputs declares is known once these are there.
+        if request.memory_mb is None and "mem_mb" not in request.origin.pending:
+            no_memory[name] = None
+        if request.runtime_s is None and "runtime" not in request.origin.pending:
+            no_runtime[name] = None
+    sentences = []
+    if no_memory:
+        sentences.append(
+            f"No mem_mb is declared by {rule_names(no_memory)}: each job holds its cores' share of the worker's "
+            "memory, and no limit is enforced."
+        )
+    if no_runtime and ending:
+        sentences.append(
+            f"No runtime is declared by {rule_names(no_runtime)}: no time limit is enforced, and a worker's remaining "
+            "walltime is judged by the pool's default_runtime."
+        )
+    return tuple(sentences)
+
+
+def few_jobs(
+    jobs: int | None, named: Sequence[tuple[str, Request]], pools: Sequence[Pool], shapes: Mapping[str, Shape]
+) -> str | None:
+    """The hint where `--jobs` lets fewer jobs through than the workers could run at once; None: it does not.
+
+    Jobs are taken to be of average size; a pool whose size is not known yet counts as its least.
+    """
+    if not jobs or len(named) <= jobs:
+        return None
+    cores = sum(pool.workers_max * (shapes[pool.name].cores or 1) * (pool.nodes or 1) for pool in pools)
+    average = sum(max(1, request.cores) for _, request in named) / len(named)
+    if jobs * average >= cores:
+        return None
+    return (
+        f"--jobs {jobs} lets the plugin see {_count(jobs, 'job')} at once, and its workers have "
+        f"{_count(cores, 'core')}: --jobs limits what runs. Give several times what they hold, such as --jobs 10000; "
+        "--cores caps the threads of one job, and --dask-workers and --dask-worker-cores cap how much runs at once."
+    )
+
+
+def unused(pools: Sequence[Pool], named: Iterable[tuple[str, Request]], shapes: Mapping[str, Shape]) -> tuple[str, ...]:
+    """The pools that none of these requests could use; for a warning."""
+    requests = {request for _, request in named}
+    return tuple(
+        pool.name
+        for pool in pools
+        if not any(
+            request.pool in (None, pool.name) and not shortages(request, pool, shapes.get(pool.name) or shape_of(pool))
+            for request in requests
+        )
+    )
+
+
+def adapt_to_local(request: Request, shape: Shape, at_once: int = 0) -> tuple[Request, tuple[str, ...]]:
+    """The request as the single local pool takes it, and the kinds of warning that this is worth.
+
+    So a workflow written for a cluster runs as it does with Snakemake's local executor. Memory is never adapted.
+    ``at_once`` are the cores of a group's members that must run at once, of which none is capped.
+    """
+    kinds: list[str] = []
+    adapted = request
+    if request.pool is not None:
+        kinds.append("dask_pool")
+        adapted = replace(adapted, pool=None)
+    if request.nodes > 1:
+        kinds.append("nodes")
+        adapted = replace(adapted, nodes=1)
+    if shape.cores is not None and request.cores > shape.cores:
+        kinds.append("at once" if at_once > shape.cores else "threads")
+        adapted = replace(adapted, cores=shape.cores)
+    if request.gpus and not shape.gpus:
+        kinds.append("gpu")
+        adapted = replace(adapted, gpus=0, gpu_model=None)
+    return adapted, tuple(kinds)
+
+
+def local_warning(kind: str, name: str, request: Request, shape: Shape) -> str:
+    """The sentence for one kind of `adapt_to_local`, with the rule where it was met first."""
+    rule = who(name, request)
+    return {
+        "dask_pool": f"{rule} names the pool {request.pool}, which is ignored: the local pool is the only one.",
+        "nodes": f"{rule} asks for {request.nodes} nodes, which count as 1 on the local pool.",
+        "threads": f"{rule} asks for {_count(request.cores, 'core')}; jobs are capped to the local worker's"
+        f" {shape.cores}.",
+        "at once": f"{rule} joins jobs by pipes or services that must run at once, with"
+        f" {_count(request.cores, 'core')}; they share the local worker's {shape.cores}.",
+        "gpu": f"{rule} asks for {_count(request.gpus, 'GPU')}; GPUs are not counted on the local pool, and jobs share"
+        " what CUDA_VISIBLE_DEVICES shows, unless --dask-worker-gpus is given.",
+    }[kind]
+
+
+def slurm_on_local(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
+    """The complaint about Slurm's resources on the default local pool, or None, from (rule, `slurm_names`)."""
+    names, rules = _slurm_declared(named)
+    if not rules:
+        return None
+    return (
+        f"Slurm's resources ({names}) are declared by {rule_names(rules)}, but no cluster is named and the jobs "
+        "would run on this machine: "
+        "give --dask-cluster slurm to run them on the cluster, or --dask-cluster local to run them here."
+    )
+
+
+def slurm_ignored(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
+    """The warning about Slurm's resources beside a pools file, or None, from (rule, `slurm_names`)."""
+    names, rules = _slurm_declared(named)
+    if not rules:
+        return None
+    gpus = ", but for GPUs in them" if "gres" in names or "slurm_extra" in names else ""
+    return (
+        f"Slurm's resources ({names}) of {rule_names(rules)} are ignored{gpus}: the file of --dask-pools says what "
+        "pools there are, and dask_pool in a rule names one."
+    )
+
+
+def _slurm_declared(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, list[str]]:
+    """The names of Slurm's resources, and the rules that declare some."""
+    rules: dict[str, tuple[str, ...]] = {name: names for name, names in named if names}
+    return ", ".join(sorted({name for of_rule in rules.values() for name in of_rule})), list(rules)
+
+
+def _message(request: Request, pools: Sequence[Pool], short: Mapping[str, tuple[Shortage, ...]], name: str) -> str:
+    lines = [f"{who(name, request)} asks for {describe(request)}, which no pool can hold:"]
+    lines += [f"  pool {pool.name}: {'; '.join(part.text for part in short[pool.name])}." for pool in pools]
+    calls = make_it_fit(name, request, short.values())
+    if calls:
+        lines.append(f"  To make it fit: {calls}")
+    elif any(part.text == _GIVEN_UP for parts in short.values() for part in parts if len(parts) == 1):
+        lines.append("  The reason was given when the pool was given up; fix that, and run Snakemake again.")
+    else:
+        lines.append(f"  To make it fit, change what {_its_rules(request)} for, or add a pool that holds it.")
+    return "\n".join(lines)
+
+
+def _its_rules(request: Request) -> str:
+    members = request.origin.members
+    return f"{rule_names(members)} {'asks' if len(members) == 1 else 'ask'}" if members else "the rule asks"
+
+
+def make_it_fit(name: str, request: Request, short: Iterable[tuple[Shortage, ...]]) -> str:
+    """What makes a rule's jobs fit where the fewest things have to change, and those the least; or nothing.
+
+    A call for a rule. A group has no resources of its own: what its jobs may ask for together, and by which rules.
+    """
+    fixable = [parts for parts in short if all(part.settings for part in parts)]
+    if not fixable:
+        return ""
+    nearest = min(fixable, key=lambda parts: (len(parts), -min(part.kept for part in parts)))
+    settings = list(dict.fromkeys(text for part in nearest for text in part.settings))
+    if request.origin.members:
+        return (
+            f"the jobs that run at once in the group may ask for {' and '.join(settings)} together: set less for "
+            f"{rule_names(request.origin.members)} (--set-resources, --set-threads), or take some of its rules out "
+            "(--groups RULE=OTHER)."
+        )
+    rule = name or "RULE"
+    resources = [shlex.quote(f"{rule}:{text}") for text in settings if not text.startswith("threads=")]
+    threads = [f"--set-threads {rule}={text.partition('=')[2]}" for text in settings if text.startswith("threads=")]
+    return " ".join(([f"--set-resources {' '.join(resources)}"] if resources else []) + threads)
+
+
+def describe(request: Request) -> str:
+    """A request in words, as `4 cores, mem_mb=1000, runtime=30 min`."""
+    parts = [_count(request.cores, "core")]
+    if request.memory_mb is not None:
+        parts.append(f"mem_mb={request.memory_mb}")
+    if request.runtime_s is not None:
+        parts.append(f"runtime={_minutes(request.runtime_s)} min")
+    if request.gpus:
+        parts.append(_count(request.gpus, "GPU") + (f" ({request.gpu_model})" if request.gpu_model else ""))
+    if request.nodes > 1:
+        parts.append(f"{request.nodes} nodes")
+    if request.mpi:
+        parts.append("MPI")
+    if request.pool is not None:
+        parts.append(f"dask_pool={request.pool}")
+    return ", ".join(parts)
+
+
+def who(name: str, request: Request | None = None) -> str:
+    """«Rule a», «Group g (rules a, b)»."""
+    if request is not None and request.origin.members:
+        return f"Group {name} ({rule_names(request.origin.members)})"
+    return f"Rule {name}" if name else "The job"
+
+
+def rule_names(names: Collection[str]) -> str:
+    """«rule a», «rules a, b and 3 more»."""
+    listed = list(names)
+    text = ", ".join(listed[:_MAX_NAMES])
+    if len(listed) > _MAX_NAMES:
+        text += f" and {len(listed) - _MAX_NAMES} more"
+    return f"{'rule' if len(listed) == 1 else 'rules'} {text}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:g}"

@@ -1,0 +1,95 @@
+"""Jobs that no worker of an attached cluster can hold at this moment: how long they wait for a larger one. Pure.
+
+Workers there differ, and come and go by the will of others. So such a job may become possible, but is not left waiting
+for ever.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from snakemake_executor_plugin_dask.decide import routing
+from snakemake_executor_plugin_dask.decide.ledger import WorkerState, need_of
+from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
+from snakemake_executor_plugin_dask.model import units
+from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
+
+WAIT_S = 60.0
+#: While the cluster is adaptive, other workers may be on their way, through a batch system's queue.
+ADAPTIVE_WAIT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``said``: sentences for the user. ``over``: requests that have waited long enough, with the reason why they fail.
+
+    ``fitting``: the classes that some worker can hold.
+    """
+
+    said: tuple[str, ...]
+    over: tuple[tuple[Request, str], ...]
+    fitting: tuple[WaitingClass, ...]
+
+
+class Unfit:
+    """What was seen of the waiting jobs so far."""
+
+    def __init__(self) -> None:
+        self._since: dict[Request, float] = {}
+        self._told: set[str] = set()
+        self._fitting: set[Request] = set()
+        self._workers: tuple[str, ...] = ()
+
+    def look(
+        self, waiting: Sequence[WaitingClass], states: Sequence[WorkerState], now: float, *, adaptive: bool
+    ) -> Verdict:
+        """Once a second or so. ``states``: the workers that are there; without any, nothing is known to fit or not."""
+        if not states:
+            return Verdict((), (), tuple(waiting))
+        workers = tuple(state.name for state in states)
+        if workers != self._workers:
+            self._workers, self._fitting = workers, set()
+        said: list[str] = []
+        over: list[tuple[Request, str]] = []
+        fitting: list[WaitingClass] = []
+        wait_s = ADAPTIVE_WAIT_S if adaptive else WAIT_S
+        since, self._since = self._since, {}
+        for cls in waiting:
+            if cls.request in self._fitting or any(_holds(state, cls.request) for state in states):
+                self._fitting.add(cls.request)
+                fitting.append(cls)
+                continue
+            began = since.get(cls.request, now)
+            name = cls.names[0] if cls.names else ""
+            if now - began >= wait_s:
+                over.append((cls.request, _why(cls.request, states, name)))
+                continue
+            self._since[cls.request] = began
+            if name not in self._told:
+                self._told.add(name)
+                said.append(
+                    f"Rule {name} asks for {routing.describe(cls.request)}, which no worker of the cluster can hold "
+                    f"now: its jobs wait {units.format_duration(wait_s)} for a worker that can, then fail."
+                )
+        return Verdict(tuple(said), tuple(over), tuple(fitting))
+
+
+def _holds(state: WorkerState, request: Request) -> bool:
+    return state.could_hold(need_of(request, state.pool, state.cores, len(state.devices)))
+
+
+def _why(request: Request, states: Sequence[WorkerState], name: str) -> str:
+    """The usual message about what is short, on the worker that comes nearest."""
+    shapes = [(state.pool, routing.shape_of_worker(state.pool, state.facts)) for state in states]
+    pool, shape = min(shapes, key=lambda pair: _distance(request, *pair))
+    try:
+        routing.route(request, [pool], {pool.name: shape}, name=name)
+    except RequestError as error:
+        return str(error)
+    return f"Rule {name} asks for {routing.describe(request)}, which no worker of the cluster can hold."
+
+
+def _distance(request: Request, pool: Pool, shape: routing.Shape) -> tuple[int, float]:
+    short = routing.shortages(request, pool, shape)
+    return len(short), -sum(part.kept for part in short)

@@ -1,0 +1,234 @@
+"""The jobs that wait in the plugin, by pool, in the order in which they start. Pure.
+
+Jobs that ask for the same form a class, so that one look at its first job answers for all of them.
+"""
+
+import heapq
+import itertools
+import math
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from snakemake_executor_plugin_dask.decide.ledger import Need, WorkerState, need_of, needs_fresh, planned_runtime_s
+from snakemake_executor_plugin_dask.model.messages import QueuedJob
+from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb
+from snakemake_executor_plugin_dask.model.requests import Origin, Request
+
+Order = tuple[float, int]  # -priority, arrival
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingClass:
+    """Waiting jobs of one pool that ask for the same. ``fresh``: only a new allocation will do."""
+
+    request: Request
+    fresh: bool
+    count: int
+    since: float  # when the first of them came
+    names: tuple[str, ...] = ()  # of their rules, a few
+    need: Need | None = None  # of each worker; None: it follows from the workers' size
+
+
+@dataclass(slots=True)
+class Entry:
+    job: QueuedJob
+    order: Order
+    since: float
+    cls: "JobClass"
+    waits: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class JobClass:
+    """Jobs of one pool that ask for the same, the first one on top of the heap (entries that left stay until then)."""
+
+    pool: Pool
+    request: Request
+    fresh: bool
+    need: Need
+    heap: list[tuple[Order, Entry]] = field(default_factory=list)
+    count: int = 0
+    # What a worker must have free at the least. Unlike `need` it never changes, also for a job that spreads.
+    least_cores: int = 0
+    least_memory_mb: int = 0
+    least_gpus: int = 0
+    planned_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.planned_s = planned_runtime_s(self.request, self.pool) or 0.0
+        if not self.spreads and self.pool.nodes is None:
+            self.least_cores, self.least_gpus = self.need.cores, self.need.gpus
+            self.least_memory_mb = self.need.memory_mb or 0
+
+    def head(self) -> Entry | None:
+        while self.heap and not self.heap[0][1].waits:
+            heapq.heappop(self.heap)
+        return self.heap[0][1] if self.heap else None
+
+    @property
+    def needs_fresh(self) -> bool:
+        return self.fresh or needs_fresh(self.request, self.pool)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the number of nodes follows from the workers' size."""
+        return self.request.spreads
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """Workers kept for a class's first job. ``start``: when it will fit there at the latest; infinite: not known."""
+
+    cls: JobClass
+    workers: tuple[str, ...]
+    start: float
+    awaited: set[str]  # keys of the leases that end before
+    whole: bool  # the worker is to become idle, to be replaced by a new one
+    made: float
+
+
+class Queue:
+    """The waiting jobs of one pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.classes: dict[tuple[Request, bool], JobClass] = {}
+        self.heads: list[tuple[Order, JobClass]] = []  # the first job of each class, in order
+        self.unchecked: set[JobClass] = set()  # their first job is new, so every worker is looked at
+        self.reserved: dict[str, Reservation] = {}  # by worker
+        self.unlocked: set[str] = set()  # workers that are no longer kept
+        self.next_plan = -math.inf
+        self._cores: Counter[int] = Counter()
+        self._memory: list[int] = []
+
+    def add(self, entry: Entry) -> None:
+        cls = entry.cls
+        old = cls.head()
+        heapq.heappush(cls.heap, (entry.order, entry))
+        cls.count += 1
+        if old is None:
+            self.classes[cls.request, cls.fresh] = cls
+            self._cores[cls.least_cores] += 1
+            insort(self._memory, cls.least_memory_mb)
+        elif old.order < entry.order:
+            return
+        else:
+            del self.heads[bisect_left(self.heads, (old.order,))]
+        insort(self.heads, (entry.order, cls), key=_order_of)
+        self.unchecked.add(cls)
+
+    def remove(self, entry: Entry) -> None:
+        cls = entry.cls
+        was_head = cls.head() is entry
+        entry.waits = False
+        cls.count -= 1
+        if not was_head:
+            return
+        del self.heads[bisect_left(self.heads, (entry.order,))]
+        following = cls.head()
+        if following is not None:
+            insort(self.heads, (following.order, cls), key=_order_of)
+            return
+        del self.classes[cls.request, cls.fresh]
+        self.unchecked.discard(cls)
+        self._cores[cls.least_cores] -= 1
+        if not self._cores[cls.least_cores]:
+            del self._cores[cls.least_cores]
+        del self._memory[bisect_left(self._memory, cls.least_memory_mb)]
+
+    def unreserve(self, cls: JobClass) -> set[str]:
+        """Keep no worker for this class any more; returns those that were kept."""
+        names = {name for name, reservation in self.reserved.items() if reservation.cls is cls}
+        for name in names:
+            del self.reserved[name]
+        return names
+
+    def any_room(self, state: WorkerState) -> bool:
+        """A quick no: whether the smallest of what is asked could still fit."""
+        if state.draining:
+            return False
+        if state.wide:
+            return bool(state.free_hosts)
+        return state.free_cores >= min(self._cores, default=0) and state.free_memory_mb >= (self._memory or [0])[0]
+
+
+def _origin(request: Request) -> Origin:
+    """Of where the numbers came from only what decides."""
+    return Origin(times=request.origin.times) if request.mpi else Origin()
+
+
+def _order_of(item: tuple[Order, JobClass]) -> Order:
+    return item[0]
+
+
+class Waiting:
+    """The jobs that wait in the plugin, each for its pool."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._queues: dict[str, Queue] = {}
+        self._arrivals = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def add(self, job: QueuedJob, pool: Pool, now: float, *, fresh: bool = False) -> None:
+        """A job waits for this pool; ``fresh``: for a new allocation. Raises ValueError where its key waits already."""
+        key = job.key
+        if key in self._entries:
+            msg = f"{key} waits already"
+            raise ValueError(msg)
+        queue = self._queues.setdefault(pool.name, Queue(pool))
+        # What the pool does not count must not split classes.
+        listed = {name for name, _ in pool.resources}
+        extra = tuple(pair for pair in job.request.extra if pair[0] in listed)
+        request = replace(job.request, extra=extra, pool=None, slurm=None, origin=_origin(job.request))
+        cls = queue.classes.get((request, fresh))
+        if cls is None:
+            memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
+            cls = JobClass(pool, request, fresh, need_of(request, pool, pool.cores, pool.gpus, memory_mb))
+        entry = Entry(job, (-job.priority, next(self._arrivals)), now, cls)
+        self._entries[key] = entry
+        queue.add(entry)
+
+    def discard(self, key: str) -> QueuedJob | None:
+        """Take a job out; None where it does not wait."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return None
+        queue = self._queues[entry.cls.pool.name]
+        queue.remove(entry)
+        queue.unlocked |= queue.unreserve(entry.cls)
+        return entry.job
+
+    def classes(self, pool: str) -> list[WaitingClass]:
+        """What waits for a pool, in order."""
+        queue = self._queues.get(pool)
+        return [] if queue is None else [described(cls) for _, cls in queue.heads]
+
+    def keys(self, pool: str, request: Request) -> list[str]:
+        """The jobs of the classes that `classes` gives with this request, in no order."""
+        queue = self._queues.get(pool)
+        classes = [] if queue is None else [cls for (wanted, _), cls in queue.classes.items() if wanted == request]
+        return [entry.job.key for cls in classes for _, entry in cls.heap if entry.waits]
+
+    def queues(self) -> Iterable[Queue]:
+        """For `place` and `blockers`."""
+        return [queue for queue in self._queues.values() if queue.heads]
+
+    def placed(self, entry: Entry) -> None:
+        """For `place`: the job has left."""
+        del self._entries[entry.job.key]
+        self._queues[entry.cls.pool.name].remove(entry)
+
+
+def described(cls: JobClass) -> WaitingClass:
+    head = cls.head()
+    names = tuple(dict.fromkeys(entry.job.name for _, entry in cls.heap[:20] if entry.waits))
+    need = None if cls.spreads else cls.need
+    return WaitingClass(cls.request, cls.fresh, cls.count, 0.0 if head is None else head.since, names, need)

@@ -1,0 +1,1 @@
+"""A run on a Dask cluster that was there before it."""

@@ -1,0 +1,110 @@
+"""The driver process as Snakemake sees it: started, spoken to, heard by a thread, ended. Imports nothing of Dask."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from snakemake_executor_plugin_dask.model.messages import Begin, Channel, Stop, Stopped
+from snakemake_executor_plugin_dask.node.private import append_private, read_end
+
+_LOG_TAIL_BYTES = 2000
+
+
+class DriverLink:
+    """One driver process. The callbacks are called on the reader thread.
+
+    ``on_error`` gets what was raised while a message was read or acted upon; the following ones are read all the same.
+    """
+
+    def __init__(
+        self,
+        begin: Begin,
+        on_message: Callable[[object], None],
+        on_loss: Callable[[str], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._on_message = on_message
+        self._on_loss = on_loss
+        self._on_error = on_error
+        self._stopped = threading.Event()
+        self.last: Stopped | None = None
+        self._log = Path(begin.state_dir, "driver.log")
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.driver", "--fd", str(theirs.fileno())]
+        with theirs, open(append_private(self._log), "ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=begin.state_dir,  # the workflow's directory must not shadow modules
+                start_new_session=True,  # Ctrl-C and Ctrl-Z are for Snakemake
+            )
+        self._channel = Channel(ours)
+        self._channel.send(begin)
+        self._reader = threading.Thread(target=self._read, name="dask-driver-reader", daemon=True)
+        self._reader.start()
+
+    def send(self, message: object) -> None:
+        """Send; a driver that is gone is told by ``on_loss``, not here."""
+        try:
+            self._channel.send(message)
+        except OSError:
+            pass
+
+    def stop(self, *, kill: bool, timeout_s: float) -> bool:
+        """Ask it to give everything back and wait for that. False: it did not end in time. May be repeated."""
+        deadline = time.monotonic() + timeout_s
+        if not self._stopped.is_set():
+            self.send(Stop(kill))
+        if not self._stopped.wait(timeout_s):
+            return False
+        if threading.current_thread() is not self._reader:
+            self._reader.join(5.0)
+        try:
+            # After its last word only the process has to leave, which takes a loaded machine its time.
+            self._process.wait(max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return False
+        self._channel.close()
+        return True
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = self._channel.receive()
+            except (EOFError, OSError):
+                try:
+                    self._lost()
+                finally:
+                    self._stopped.set()
+                return
+            except BaseException as error:  # noqa: BLE001 - this one could not be read; without the thread all would hang
+                self._on_error(error)
+                continue
+            if isinstance(message, Stopped):
+                self.last = message
+                self._stopped.set()
+                return
+            try:
+                self._on_message(message)
+            except BaseException as error:  # noqa: BLE001 - Snakemake's own code is called there
+                self._on_error(error)
+
+    def _lost(self) -> None:
+        if self.last is None:
+            code = self._process.wait()
+            self._on_loss(f"exit code {code}" if code >= 0 else signal.Signals(-code).name)
+
+    def log_tail(self) -> str:
+        """The end of the driver's own output."""
+        try:
+            return read_end(self._log, _LOG_TAIL_BYTES)[0].decode(errors="replace").strip()
+        except OSError:
+            return ""

@@ -1,0 +1,80 @@
+"""The words in which a failed job is told. Pure."""
+
+import signal
+from collections.abc import Mapping
+
+from snakemake_executor_plugin_dask.model.jobs import Outcome
+
+#: How a worker's word about the job's own command begins; the exit code of the Snakemake around it then says no more.
+COMMAND_ENDED = "its command "
+#: How its word about the members of a group begins.
+MEMBER = "in rule "
+_SHOWN_CHARACTERS = 200
+
+#: What to change, where the plugin's own limits ended a job.
+_ADVICE = {
+    "out-of-memory": "Let the rule ask for more mem_mb, or for more with each of its retries.",
+    "out-of-time": "Let the rule ask for a longer runtime, or for a longer one with each of its retries.",
+}
+
+
+def explain(name: str, outcome: Outcome, runs: int = 1, message: str = "") -> str:
+    """What ended the job, where, after how long, the last lines of its log and the log's path."""
+    sentences = [message or _cause(outcome)]
+    where = [f"on host {outcome.host}" if outcome.host else "", f"worker {outcome.worker}" if outcome.worker else ""]
+    if outcome.allocation:
+        where.append(f"allocation {outcome.allocation}")
+    if outcome.started and outcome.ended:
+        where.append(f"after {_duration(outcome.ended - outcome.started)}")
+    place = ", ".join(part for part in where if part)
+    text = f"Job of {name}: {' '.join(sentences)}" + (f" ({place})" if place else "")
+    if advice := "" if message else _ADVICE.get(outcome.status, ""):
+        text = f"{text.removesuffix('.')}. {advice}"
+    if runs > 1:
+        text += f" It was run {runs} times."
+    for path, tail in (*outcome.rule_logs, ("", outcome.log_tail)):
+        if tail.strip():
+            lines = "\n".join(f"    {line}" for line in tail.splitlines())
+            text += f"\nThe last lines of {path or 'its log'}:\n{lines}"
+    if outcome.log_path and outcome.status != "not-started":
+        text += f"\nIts log: {outcome.log_path}"
+    return text + "\n"
+
+
+def label(name: str, wildcards: Mapping[str, str]) -> str:
+    """«align (sample=a, lane=3)»: a job by its rule, or group, and its wildcards."""
+    values = ", ".join(f"{key}={value}" for key, value in wildcards.items())
+    if not values:
+        return name
+    values = "".join(character if character.isprintable() else "?" for character in values)
+    return f"{name} ({values if len(values) <= _SHOWN_CHARACTERS else values[: _SHOWN_CHARACTERS - 1] + '…'})"
+
+
+def _cause(outcome: Outcome) -> str:
+    detail = f" {outcome.detail}" if outcome.detail else ""
+    match outcome.status:
+        case "out-of-time" | "out-of-memory" | "not-started" | "lost" if outcome.detail:
+            return outcome.detail
+        case "cancelled":
+            return f"it was cancelled.{detail}"
+    if outcome.status == "failed" and outcome.detail.startswith(COMMAND_ENDED):
+        return f"{outcome.detail}."
+    if outcome.status == "failed" and outcome.detail.startswith(MEMBER) and outcome.signal is None:
+        return f"it failed with exit code {outcome.exit_code} {outcome.detail}."
+    if outcome.signal is not None:
+        return f"it was ended by signal {outcome.signal} ({_signal_name(outcome.signal)}).{detail}"
+    return f"it failed with exit code {outcome.exit_code}.{detail}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,616 @@
+"""The executor's work: glue between Snakemake's scheduler and the driver process.
+
+Snakemake's thread hands jobs over (`run_jobs`) and never waits. The link's reader thread reports what the driver
+tells. A second thread notices what Snakemake does not tell an executor: that it has stopped starting jobs, after
+SIGTERM or an error.
+"""
+
+import contextlib
+import itertools
+import os
+import queue
+import secrets
+import signal
+import string
+import sys
+import threading
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+
+from snakemake_executor_plugin_dask.batch.allocations import cancel_hints, cancel_recorded, cancel_run
+from snakemake_executor_plugin_dask.config.configure import configure_here
+from snakemake_executor_plugin_dask.config.dashboard import dashboard_options
+from snakemake_executor_plugin_dask.decide import routing
+from snakemake_executor_plugin_dask.decide.routing import Shape
+from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink
+from snakemake_executor_plugin_dask.frontend.failures import explain, label
+from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once, members, wildcards
+from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
+from snakemake_executor_plugin_dask.interior import (
+    checks,
+    snakemake_dag,
+    snakemake_jobs,
+    snakemake_scheduler,
+    snakemake_settings,
+)
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
+from snakemake_executor_plugin_dask.model.jobs import Outcome
+from snakemake_executor_plugin_dask.model.messages import (
+    Begin,
+    Dropped,
+    DropWaiting,
+    Enqueue,
+    Fatal,
+    Finished,
+    Later,
+    QueuedJob,
+    Say,
+    ShowStatus,
+    Started,
+)
+from snakemake_executor_plugin_dask.model.pools import ATTACHED
+from snakemake_executor_plugin_dask.model.printed import CleanLogger, clean_block
+from snakemake_executor_plugin_dask.model.requests import (
+    Request,
+    slurm_names,
+    unknown_slurm_names,
+    unknown_slurm_warning,
+)
+from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.settings import ExecutorSettings
+
+_LOOK_EVERY_S = 0.5
+_HANDED_OVER_AT_ONCE = 200  # jobs in a message: thousands would take as much memory again on both sides
+_SOON_MOST = 500  # jobs that are looked at ahead; more would change nothing
+_STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an allocation is gone
+
+
+def new_run_id() -> str:
+    """Eight random letters and digits, the last one a digit, since Dask takes letters alone for a rule's name."""
+    digits = secrets.choice(string.digits)
+    letters = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(7))
+    return letters + digits
+
+
+def _known_resources(job: Any) -> dict[str, Any] | None:
+    """Before the first job; None where a function of the workflow cannot say yet, and is asked again later."""
+    try:
+        return dict(job.resources.items())
+    except Exception:  # noqa: BLE001 - of its inputs, or of a checkpoint, which are not there yet
+        return None
+
+
+def as_error(text: str) -> WorkflowError:
+    """What ends the run, as Snakemake prints it: its text comes from settings, commands and jobs."""
+    return WorkflowError(clean_block(text))
+
+
+def not_started_text(count: int) -> str:
+    """What is said of jobs that waited when Snakemake stopped."""
+    if count == 1:
+        return "1 job that waited was not started; its outputs are as they were before."
+    return f"{count} jobs that waited were not started; their outputs are as they were before."
+
+
+def _label(job: Any) -> str:
+    return label(job.name, wildcards(job))
+
+
+def queue_text(rule: str) -> str:
+    """Why a rule's job cannot run on a worker: its own Snakemake would wait for the queue's items for ever."""
+    return (
+        f"Rule {rule} takes its input from a queue (from_queue), which only Snakemake's own process can read; list it "
+        "under localrules, and keep it out of groups."
+    )
+
+
+def not_accepted_text(name: str, outcome: Outcome) -> str:
+    """What is said of a job that ended well, but of whose outputs Snakemake has just complained."""
+    return (
+        f"Job of {name}: its process ended without an error (on host {outcome.host}, worker {outcome.worker}), but "
+        f"Snakemake did not accept its output files, as said above. Its log: {outcome.log_path}"
+    )
+
+
+def unfit_directory(path: Path) -> str | None:
+    """Why keys and configurations cannot be handed on by paths in this directory; None where they can."""
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        what = "bytes that are not UTF-8"
+    else:
+        if "\n" not in text:
+            return None
+        what = "a line break"
+    return (
+        f"The path of the working directory, {text!a}, holds {what}, with which Dask's workers cannot be started; "
+        "run the workflow in another directory (--directory)."
+    )
+
+
+def report_submission(executor: Any, info: SubmittedJobInfo) -> None:
+    """Tell Snakemake that a job has a process; marks its outputs as incomplete."""
+    try:
+        info.job.register(external_jobid=info.external_jobid)
+        marked = True
+    except OSError:
+        # A short job is over by now, and its own Snakemake took the mark away while it was made: once more. Where none
+        # can be made at all, Snakemake says so.
+        marked = False
+    executor.report_job_submission(info, register_job=not marked)
+
+
+class Session:
+    """One run, from the executor's making to its end."""
+
+    def __init__(self, executor: Any) -> None:
+        """Check settings and known jobs; WorkflowError before anything is started."""
+        self._executor = executor
+        self._workflow, self._dag = executor.workflow, executor.dag
+        self._logger = CleanLogger(executor.logger)
+        interior = checks.of_snakemake()
+        if interior.refusal:
+            raise as_error(interior.refusal)
+        if interior.warning:
+            self._logger.warning(interior.warning)
+        self._interior = interior
+        # Who calls Snakemake's own API may give none.
+        settings = executor.executor_settings or ExecutorSettings()
+        if self._workflow.remote_execution_settings.immediate_submit:
+            msg = (
+                "--immediate-submit cannot work with the dask executor: jobs wait here until their input exists; "
+                "omit it."
+            )
+            raise as_error(msg)
+        try:
+            self._options, warnings = configure_here(settings)
+            dashboard_options(self._options.dashboard)  # that bokeh is missing is told before anything starts
+        except ConfigurationError as error:
+            raise as_error(str(error)) from None
+        for warning in warnings:
+            self._logger.warning(warning)
+        self._run_id = new_run_id()
+        self._lock = threading.Lock()
+        self._jobs: dict[str, SubmittedJobInfo] = {}  # handed over, not finished
+        self._keys: dict[Any, str] = {}  # of jobs that were handed over
+        self._started: set[str] = set()
+        #: Jobs whose outputs Snakemake has yet to check, and how often they were run.
+        self._succeeded: dict[Any, tuple[Outcome, int]] = {}
+        self._dropped: list[Any] = []
+        self._dropping = False
+        self._failed = False  # a job for good, and without --keep-going
+        self._ended = False
+        self._warned: set[str] = set()  # kinds of warning
+        self._link: DriverLink | None = None
+        self._watcher: threading.Thread | None = None
+        self._leave: Any = None  # Snakemake's own handler of SIGTERM
+        # Signal handlers put something in, too, where a lock that they interrupted would never be had.
+        self._woken: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
+        self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
+        if complaint := unfit_directory(self._state_dir):
+            raise as_error(complaint)
+        try:
+            state.check(self._state_dir.parent)
+        except ConfigurationError as error:
+            raise as_error(str(error)) from None
+        self._handover = Handover(executor, self._options, self._run_id)
+        self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
+        self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
+        self._check_known_jobs(slurm_ignored=settings.pools is not None)
+
+    # From Snakemake
+
+    def run_jobs(self, jobs: Iterable[Any]) -> None:
+        """Hand jobs over to the driver, which is started with the first ones."""
+        ready = sorted(jobs, key=lambda job: -job.priority)  # the first ones may start before the last ones are sent
+        for first in range(0, len(ready), _HANDED_OVER_AT_ONCE):
+            if self._dropping:
+                with self._lock:
+                    self._dropped += ready[first:]
+                self._woken.put("look")
+                return
+            some = ready[first : first + _HANDED_OVER_AT_ONCE]
+            queued = [item for job in some if (item := self._queued(job))]
+            if queued:
+                self._driver().send(Enqueue(tuple(queued), self._soon(some)))
+
+    def _queued(self, job: Any) -> QueuedJob | None:
+        """The job as it waits in the driver; None where it cannot be run, which Snakemake has been told then."""
+        self._executor.run_job_pre(job)
+        try:
+            for member in members(job):
+                if snakemake_jobs.reads_a_queue(member):  # it came with a checkpoint
+                    raise as_error(queue_text(member.rule.name))
+            item = self._handover.queued(job, self._adapted(job))
+        except (RequestError, WorkflowError, OSError) as error:
+            self._refuse(SubmittedJobInfo(job), str(error))
+            return None
+        with self._lock:
+            self._jobs[item.key] = SubmittedJobInfo(job, external_jobid=item.key)
+            self._keys[job] = item.key
+        return item
+
+    def _soon(self, jobs: list[Any]) -> tuple[Later, ...]:
+        """The jobs that become ready when these, and others that were handed over before, end."""
+        if not (self._interior.looks_ahead and any(pool.elastic for pool in self._options.pools)):
+            return ()
+        dag, found = self._dag, []
+        seen: set[Any] = set()
+        for job in itertools.chain.from_iterable(map(members, jobs)):
+            for single in itertools.islice(snakemake_dag.dependents(dag, job), _SOON_MOST):
+                later = snakemake_dag.group_of(dag, single) or single
+                if later in seen or len(seen) >= _SOON_MOST:
+                    continue
+                seen.add(later)
+                request, after = self._known.get(single), self._awaited(later)
+                if request is not None and after:
+                    found.append(Later(request, tuple(after)))
+        return tuple(found)
+
+    def _awaited(self, later: Any) -> set[str]:
+        """Keys of all that a job waits for; none where some of it was not handed over yet."""
+        dag, own = self._dag, set(members(later))
+        keys = set()
+        for other in itertools.chain.from_iterable(map(dag.job_dependencies, own)):
+            if other in own or dag.finished(other) or not snakemake_dag.is_to_run(dag, other):
+                continue
+            key = self._keys.get(snakemake_dag.group_of(dag, other) or other)
+            if key is None:
+                return set()
+            keys.add(key)
+        return keys
+
+    def job_accepted(self, job: Any) -> None:
+        """Snakemake has found the outputs of a job that succeeded; so nobody needs its log."""
+        with self._lock:
+            succeeded = self._succeeded.pop(job, None)
+        if succeeded is not None:
+            self._forget_logs(*succeeded)
+
+    def job_failed(self, job: Any) -> None:
+        """Snakemake counts the job as failed; after the last attempt, and without --keep-going, it starts no more."""
+        with self._lock:
+            succeeded = self._succeeded.pop(job, None)
+        if succeeded is not None:
+            self._logger.error(not_accepted_text(_label(job), succeeded[0]))
+        if self._interior.mends_retries and job.attempt <= snakemake_jobs.restarts(job):
+            snakemake_dag.let_run_again(self._dag, job)
+        if self._handover.is_last(job):
+            self._drop_waiting()
+
+    # Before the first job
+
+    def _check_known_jobs(self, *, slurm_ignored: bool) -> None:
+        """Stop the run where a request can never be held; say once what is not declared."""
+        named: list[tuple[str, Request]] = []
+        slurm: list[tuple[str, tuple[str, ...]]] = []
+        unknown: dict[Any, str] = {}  # jobs whose requests are not known yet, with their rules
+        problems: dict[str, None] = {}
+        groups: dict[Any, Request] = {}
+        for single in self._dag.needrun_jobs():
+            job = snakemake_dag.group_of(self._dag, single) or single
+            if job.is_local:
+                continue
+            if snakemake_jobs.reads_a_queue(single):
+                if complaint := self._keep_here(single, alone=job is single):
+                    problems[complaint] = None
+                continue
+            if job in groups:
+                self._known[single] = groups[job]
+                continue
+            resources = _known_resources(job)
+            if resources is None:
+                unknown[job] = job.name
+                continue
+            slurm.append((job.name, slurm_names(resources)))
+            try:
+                request = self._adapted(job)
+            except RequestError as error:
+                problems[f"Job of {job.name}: {error}"] = None
+                continue
+            named.append((job.name, request))
+            self._known[single] = request
+            if job.is_group():
+                groups[job] = request
+        if self._options.local_by_default and (complaint := routing.slurm_on_local(slurm)):
+            problems[complaint] = None
+        if problems and not self._options.plan:
+            raise as_error("\n".join(problems))
+        if slurm_ignored and (warning := routing.slurm_ignored(slurm)):
+            self._logger.warning(warning)
+        self._prepare(named, unknown.values(), problems)
+        if complaint := routing.check_all(named, self._options.pools, self._shapes):
+            raise as_error(complaint)
+        if hint := routing.few_jobs(snakemake_settings.jobs(self._workflow), named, self._options.pools, self._shapes):
+            self._logger.warning(hint)
+        if not self._single_local:
+            for sentence in routing.missing(named, ending=self._workers_end()):
+                self._logger.warning(sentence)
+        if len(self._options.pools) > 1:
+            for name in routing.unused(self._options.pools, named, self._shapes):
+                self._logger.warning(f"No job of this run can use pool {name}.")
+
+    def _keep_here(self, job: Any, *, alone: bool) -> str | None:
+        """On this machine alone a job with input from a queue runs as a local rule does; elsewhere the complaint."""
+        name = job.rule.name
+        if not (self._single_local and alone and snakemake_settings.run_here(self._workflow, name)):
+            return queue_text(name)
+        self._logger.warning(
+            f"Rule {name} takes its input from a queue (from_queue), which only Snakemake's own process can read: it "
+            "runs there, as a local rule does."
+        )
+        return None
+
+    def _prepare(self, named: list[tuple[str, Request]], unknown: Iterable[str], problems: Iterable[str]) -> None:
+        """Complete and check pools that are not simply this machine; show the plan, where it is asked for."""
+        plan = self._options.plan
+        if plan or any(pool.gpus or pool.cluster not in ("local", ATTACHED) for pool in self._options.pools):
+            try:
+                answer = ask(Question(self._options, tuple(named), plan, tuple(unknown), tuple(problems)))
+            except ConfigurationError as error:
+                raise as_error(str(error)) from None
+            for note in answer.notes:
+                self._logger.warning(note)
+            self._options = answer.options
+            if plan:
+                sys.stdout.write(clean_block(answer.plan) + "\n")
+                raise SystemExit(0 if answer.possible else 1)
+        self._shapes = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
+
+    @property
+    def _single_local(self) -> bool:
+        return len(self._options.pools) == 1 and self._options.pools[0].cluster in ("local", "cuda")
+
+    def _workers_end(self) -> bool:
+        """Whether workers may have a walltime: their own, or that of the allocation in which Snakemake runs."""
+        known = any(pool.walltime_s is not None or pool.cluster == ATTACHED for pool in self._options.pools)
+        return known or "SLURM_JOB_END_TIME" in os.environ
+
+    def _adapted(self, job: Any) -> Request:
+        """The job's request; on the single local pool a workflow written for a cluster runs as it does locally."""
+        found = self._handover.request(job)
+        request = self._requests.setdefault(found, found)
+        if self._options.make_slurm_pools:
+            for name in set(unknown_slurm_names(dict(job.resources.items()))) - self._warned:
+                self._warned.add(name)
+                self._logger.warning(unknown_slurm_warning(name, job.name))
+        pool = self._options.pools[0]
+        if len(self._options.pools) != 1 or pool.cluster != "local":
+            return request
+        shape = self._shapes[pool.name]
+        adapted, kinds = routing.adapt_to_local(request, shape, cores_at_once(job))
+        for kind in kinds:
+            if kind not in self._warned:
+                self._warned.add(kind)
+                self._logger.warning(routing.local_warning(kind, job.name, request, shape))
+        return self._requests.setdefault(adapted, adapted)
+
+    # The driver
+
+    def _driver(self) -> DriverLink:
+        if self._link is None:
+            self._make_state_directory()
+            begin = Begin(
+                setup=self._handover.setup(dict(os.environ)),
+                options=self._options,
+                state_dir=os.fspath(self._state_dir),
+                event_log=f"{self._state_dir}.events.jsonl",
+            )
+            self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed)
+            self._watcher = threading.Thread(target=self._watch, name="dask-watcher", daemon=True)
+            self._watcher.start()
+            # Only the main thread may set a handler; elsewhere (an API caller's thread) the table is not to be had.
+            with contextlib.suppress(ValueError):
+                signal.signal(signal.SIGUSR1, lambda *_: self._woken.put("show"))
+                # Snakemake's own handler waits for a lock that the interrupted thread may hold: another one calls it.
+                handler = signal.getsignal(signal.SIGTERM)
+                if getattr(handler, "__self__", None) is self._workflow.scheduler:
+                    self._leave = handler
+                    signal.signal(signal.SIGTERM, lambda *_: self._woken.put("leave"))
+        return self._link
+
+    def _make_state_directory(self) -> None:
+        try:
+            state.make(self._state_dir)
+        except ConfigurationError as error:
+            raise as_error(str(error)) from None
+        # Without Snakemake's lock another run may be here, of which this one knows nothing.
+        if snakemake_settings.locks(self._workflow):
+            self._clear_up_after_dead_runs()
+
+    def _clear_up_after_dead_runs(self) -> None:
+        """Cancel allocations that a run in this directory recorded before its host died, and remove its keys."""
+        root = self._state_dir.parent
+        try:
+            for sentence in cancel_recorded(root):
+                self._logger.warning(sentence)
+            for directory, fate, _ in state.former_runs(root):
+                if fate == "dead":
+                    state.clear(directory, keep_logs=True)
+        except OSError as error:
+            self._logger.warning(f"What earlier runs left in {root} was left alone: {error.strerror or error}.")
+
+    def _received(self, message: object) -> None:
+        match message:
+            case Started(key=key):
+                self._report_started(key)
+            case Finished():
+                self._report_finished(message)
+            case Dropped(keys=keys):
+                with self._lock:
+                    self._dropped += [self._jobs.pop(key).job for key in keys if key in self._jobs]
+                self._woken.put("look")
+            case Say(level=level, text=text):
+                getattr(self._logger, level)(text)
+            case Fatal(text=text):
+                self._workflow.scheduler.executor_error_callback(as_error(text))
+            case _:
+                self._logger.debug(f"unknown message of the driver: {message!r}")
+
+    def _reading_failed(self, error: BaseException) -> None:
+        """On the reader's thread. Whoever the message was about would be waited for for ever, so the run ends."""
+        text = f"A message of the Dask cluster's driver process could not be acted upon: {error!r}"
+        self._logger.debug("".join(traceback.format_exception(error)))
+        if self._ended:
+            self._logger.error(text)
+        else:
+            self._workflow.scheduler.executor_error_callback(as_error(text))
+
+    def _report_started(self, key: str) -> None:
+        with self._lock:
+            info = self._jobs.get(key)
+            self._started.add(key)
+        if info is not None:
+            report_submission(self._executor, info)
+
+    def _report_finished(self, message: Finished) -> None:
+        with self._lock:
+            info = self._jobs.pop(message.key, None)
+            if info is not None:
+                self._keys.pop(info.job, None)
+            started = message.key in self._started
+            self._started.discard(message.key)
+        if info is None:
+            return
+        outcome = message.outcome
+        # A lost run may have changed the outputs before anything was heard of it.
+        untouched = not started and message.runs == 1 and outcome.status == "not-started"
+        if untouched and self._failed:
+            # Its pool was given up, most likely with that of the first one, and one message is enough.
+            with self._lock:
+                self._dropped.append(info.job)
+        elif untouched:
+            self._refuse(info, explain(_label(info.job), outcome, message.runs, message.message))
+        else:
+            if not started:
+                self._executor.report_job_submission(info)
+            self._report_ended(info, message)
+        self._woken.put("look")
+
+    def _report_ended(self, info: SubmittedJobInfo, message: Finished) -> None:
+        outcome = message.outcome
+        if outcome.status == "succeeded":
+            with self._lock:
+                self._succeeded[info.job] = outcome, message.runs
+            self._executor.report_job_success(info)
+        elif outcome.status in ("cancelled", "lost") and self._ended:
+            pass  # Snakemake asked for it, and is leaving
+        else:
+            text = clean_block(explain(_label(info.job), outcome, message.runs, message.message))
+            self._note_error(info, text)
+            logs = [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else []
+            self._executor.report_job_error(info, msg=text, aux_logs=logs)
+
+    def _refuse(self, info: SubmittedJobInfo, text: str) -> None:
+        """Tell of a job that failed before it was started: its old outputs stay, and are not marked as incomplete."""
+        text = clean_block(text)
+        self._note_error(info, text)
+        self._executor.print_job_error(info, text)
+        if self._interior.fails_unstarted:
+            snakemake_scheduler.fail_unstarted(self._workflow.scheduler, info.job)
+        else:
+            # Reported as an error it would lose its old outputs.
+            self._workflow.scheduler.executor_error_callback(as_error(text))
+
+    def _note_error(self, info: SubmittedJobInfo, text: str) -> None:
+        if info.job.is_group():
+            self._logger.error(text)  # a group's own error message never prints the text
+        if self._handover.is_last(info.job):
+            self._failed = True
+
+    def _forget_logs(self, outcome: Outcome, runs: int) -> None:
+        """Of a job that has succeeded, and of its runs that were lost before."""
+        if self._options.keep_successful_logs or not outcome.log_path:
+            return
+        first = outcome.log_path.removesuffix(f".{runs}") if runs > 1 else outcome.log_path
+        for path in (first, *(f"{first}.{run}" for run in range(2, runs + 1))):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    # Stopping
+
+    def _drop_waiting(self) -> None:
+        if not self._dropping and self._link is not None:
+            self._dropping = True
+            self._link.send(DropWaiting())
+
+    def _watch(self) -> None:
+        """Until the end: notice that Snakemake starts no more jobs, and tell it when only dropped ones are left."""
+        scheduler = self._workflow.scheduler
+        while not self._ended:
+            wanted = "look"
+            with contextlib.suppress(queue.Empty):
+                wanted = self._woken.get(timeout=_LOOK_EVERY_S)
+            if wanted == "show" and self._link is not None:
+                self._link.send(ShowStatus())
+            elif wanted == "leave":
+                self._drop_waiting()  # at once: the scheduler's lock may be held for seconds
+                self._leave(signal.SIGTERM, None)
+            failed = snakemake_scheduler.has_failed(scheduler) and not snakemake_settings.keeps_going(self._workflow)
+            if failed or snakemake_scheduler.told_to_stop(scheduler):
+                self._drop_waiting()
+            with self._lock:
+                dropped, handed_over = list(self._dropped), len(self._jobs)
+            if dropped and not handed_over and snakemake_scheduler.running(scheduler) <= set(dropped):
+                scheduler.executor_error_callback(as_error(not_started_text(len(dropped))))
+                return
+
+    def _driver_lost(self, how: str) -> None:
+        """On the reader's thread; `end` waits for it. What the driver did not give back is given back here."""
+        assert self._link is not None
+        tail = self._link.log_tail()
+        try:
+            left = cancel_run(self._state_dir)
+            state.clear(self._state_dir, keep_logs=True)
+        except OSError as error:
+            left = [f"Its records in {self._state_dir} were left alone: {error.strerror or error}."]
+        if self._ended:
+            what = " while it gave everything back; its workers end by themselves."
+        else:
+            what = "; its workers end, and the run cannot go on."
+        lines = [f"The driver process of the Dask cluster was lost ({how}){what}", *left, *([tail] if tail else [])]
+        if self._ended:
+            self._logger.error("\n".join(lines))  # Snakemake's scheduler is over, and hears of no error any more
+        else:
+            self._workflow.scheduler.executor_error_callback(as_error("\n".join(lines)))
+
+    def end(self, *, kill: bool) -> None:
+        """Give everything back; with ``kill`` running jobs are ended first. May be repeated."""
+        self._ended = True
+        self._woken.put("look")
+        if self._link is not None:
+            try:
+                self._stop(self._link, kill=kill)
+            except KeyboardInterrupt:
+                if not kill:
+                    raise  # the first Ctrl-C, which Snakemake answers by `cancel`
+                self._logger.warning(
+                    "Snakemake exits without waiting; the driver process goes on ending jobs and giving workers back."
+                )
+        self._handover.close()
+        self._remove_empty_log_directories()
+
+    def _stop(self, link: DriverLink, *, kill: bool) -> None:
+        ended = link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S)
+        if link.last is not None:
+            hints: dict[str, str] = {}
+            with contextlib.suppress(OSError):  # others have laid hands on the record: the names must do
+                hints = cancel_hints(self._state_dir)
+            for worker in link.last.left:
+                hint = f", in {hints[worker]}" if worker in hints else ""
+                self._logger.error(f"Worker {worker} was not seen to be gone{hint} (see {self._state_dir}).")
+        if not ended:
+            done = "did not end" if link.last is None else "has given everything back, and did not end"
+            self._logger.error(f"The driver process {done} within {_STOP_TIMEOUT_S:.0f} s.")
+
+    def _remove_empty_log_directories(self) -> None:
+        for directory, _, _ in os.walk(self._options.logdir, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)

@@ -1,0 +1,71 @@
+"""Dask's TLS ports behind a `Door`: a client that says nothing, or the wrong thing, costs little and is soon gone.
+
+Dask accepts whoever comes, for ever, and without end in time: a thousand silent connections take all descriptors of a
+scheduler. Imports Dask.
+"""
+
+import asyncio
+import socket
+from typing import Any
+
+import dask.config
+from distributed.comm import registry
+from distributed.comm.tcp import MAX_BUFFER_SIZE, TLSBackend, TLSListener
+from tornado.iostream import SSLIOStream
+from tornado.netutil import bind_sockets, ssl_wrap_socket
+from tornado.tcpserver import TCPServer
+
+from snakemake_executor_plugin_dask.node.door import Door
+
+
+class _Server(TCPServer):
+    """Where Dask looks for the sockets that are listened on; each has its door."""
+
+    def __init__(self, door: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self._door = door
+
+    def add_sockets(self, sockets: Any) -> None:
+        for sock in sockets:
+            self._sockets[sock.fileno()] = sock
+            self._handlers[sock.fileno()] = Door(sock, self._door).close
+
+
+class GuardedListener(TLSListener):
+    """Dask's listener, which hears only of those who hold the run's certificate."""
+
+    async def start(self) -> None:
+        backlog = int(dask.config.get("distributed.comm.socket-backlog"))
+        sockets = bind_sockets(self.port, address=self.ip, backlog=backlog)
+        self._talks: set[asyncio.Task[None]] = set()
+        self.tcp_server = _Server(self._meet, max_buffer_size=MAX_BUFFER_SIZE)
+        self.tcp_server.add_sockets(sockets)
+        self.get_host_port()  # type: ignore[no-untyped-call]  # sets the address by which Dask knows it
+
+    async def _meet(self, connection: socket.socket, address: Any) -> None:
+        """Ends with the TLS handshake, which shows the certificate; the conversation goes on by itself."""
+        try:
+            wrapped = ssl_wrap_socket(
+                connection, self.server_args["ssl_options"], server_side=True, do_handshake_on_connect=False
+            )
+        except OSError:
+            connection.close()
+            raise
+        stream = SSLIOStream(wrapped, max_buffer_size=MAX_BUFFER_SIZE)
+        try:
+            await stream.wait_for_handshake()
+        except BaseException:
+            stream.close()
+            raise
+        talk = asyncio.ensure_future(self._handle_stream(stream, address))  # type: ignore[no-untyped-call]
+        self._talks.add(talk)
+        talk.add_done_callback(self._talks.discard)
+
+
+class _GuardedTLS(TLSBackend):
+    _listener_class = GuardedListener
+
+
+def guard() -> None:
+    """Whatever this process listens on by Dask's `tls://` from now on has a door."""
+    registry.backends["tls"] = _GuardedTLS()

@@ -1,0 +1,59 @@
+"""Pools: workers of one shape, brought up by one backend. Data; `poolsfile.py` and `configure.py` make them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Each allocation is asked for, and lives as long as its walltime says.
+BATCH_SYSTEMS = ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor")
+BACKENDS = ("local", "cuda", "mpi", *BATCH_SYSTEMS)
+GPU_VENDORS = ("nvidia", "amd")
+ATTACHED = "attached"  # the single pool of --dask-scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One pool. ``cores``, ``memory_mb`` and ``gpus`` are for each node; None: the backend knows or finds out."""
+
+    name: str
+    cluster: str  # one of BACKENDS, or ATTACHED
+    workers_min: int = 1
+    workers_max: int = 1
+    cores: int | None = None
+    memory_mb: int | None = None  # 10^6 bytes
+    gpus: int | None = None
+    gpu_model: str | None = None
+    gpu_vendor: str = "nvidia"
+    devices: tuple[str, ...] | None = None  # the GPUs by name, where the backend knows them; None: workers look
+    nodes: int | None = None  # given: each worker holds an allocation of so many nodes («wide»)
+    walltime_s: float | None = None
+    margin_s: float | None = None  # None: 300 s, or a tenth of a shorter walltime
+    default_runtime_s: float | None = None  # None: half the walltime
+    idle_timeout_s: float = 60.0
+    resources: tuple[tuple[str, int], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the backend's class
+    left_out: tuple[str, ...] = ()  # nodes that its next allocations are not to get, where the batch system can
+    #: For a pool made for Slurm resources: the key that its jobs agree in (Request.slurm).
+    slurm: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def elastic(self) -> bool:
+        """Whether workers come and go with the work."""
+        return self.workers_min < self.workers_max
+
+    @property
+    def beside_snakemake(self) -> bool:
+        """Whether its workers run where Snakemake does: if that is in an allocation, no other one can be waited for."""
+        return self.cluster in ("local", "cuda", "mpi")
+
+    @property
+    def margin(self) -> float:
+        """Seconds of an allocation's life that no job is planned into."""
+        if self.margin_s is not None:
+            return self.margin_s
+        return 300.0 if self.walltime_s is None else min(300.0, self.walltime_s / 10)
+
+
+def usable_memory_mb(memory_mb: int) -> int:
+    """What a worker of this size leaves to jobs: its own processes keep 300 MB, or a tenth of a small worker."""
+    return memory_mb - min(300, memory_mb // 10)

@@ -1,0 +1,212 @@
+"""The worker's part in Dask: the submitted function, and the link to the supervisor. Starts the supervisor process.
+
+A Dask task is the coroutine `run_job`: it hands a job to the supervisor and waits for the outcome, on the worker's
+event loop and without a thread. Started and ended jobs are told as Dask events as soon as they are known, since a
+result takes two more messages.
+"""
+
+import asyncio
+import dataclasses
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.node.processes import become_subreaper, kill_descendants
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def event_topic(run_id: str) -> str:
+    """The topic of the Dask events that tell of jobs started and ended."""
+    return f"snakemake-{run_id}"
+
+
+class Supervisor:
+    """The supervisor's process as its parent sees it: started early, attached to the event loop later."""
+
+    def __init__(
+        self,
+        setup: RunSetup | None,
+        lease: str | None,
+        environment: dict[str, str] | None = None,
+        *,
+        subreaper: bool = True,
+        scratch: str | None = None,
+    ) -> None:
+        """Start it. ``lease`` is the path of the configuration of its connection to the driver.
+
+        ``scratch`` is a directory that it removes at its end.
+        """
+        if subreaper:
+            become_subreaper()
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.worker.supervisor"]
+        command += ["--fd", str(theirs.fileno())]
+        if lease is not None:
+            command += ["--lease-config", lease]
+        if scratch is not None:
+            command += ["--scratch", scratch]
+        with theirs:
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                cwd=tempfile.gettempdir(),
+                env=environment,
+                start_new_session=True,
+            )
+        self._socket = ours
+        if setup is not None:
+            ours.sendall(frame(("setup", setup)))
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(sock=self._socket)
+
+
+class Link:
+    """One run's jobs on this worker."""
+
+    def __init__(self, run_id: str, worker: str, supervisor: Supervisor, report: Report) -> None:
+        self.run_id = run_id
+        self.worker = worker
+        self.supervisor = supervisor
+        self._report = report
+        self._waiting: dict[str, asyncio.Future[Outcome]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self.lost = asyncio.Event()
+
+    async def open(self) -> None:
+        reader, self._writer = await self.supervisor.open()
+        self._reading = asyncio.create_task(self._read(reader))
+
+    async def run(self, spec: JobSpec) -> Outcome:
+        """Start the job and wait for its end; «lost», and all its processes dead, where the supervisor is gone."""
+        if self.lost.is_set():
+            return self._lost(spec.key)
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting[spec.key] = outcome
+        self._send(("start", spec))
+        ended = await outcome
+        if not self.lost.is_set():
+            # Told here, so that it travels in one message with the end of the task.
+            self._report({"ended": dataclasses.asdict(ended)})
+        return ended
+
+    def keys(self) -> set[str]:
+        """The attempts that run, or wait for their start."""
+        return set(self._waiting)
+
+    def kill(self, key: str, reason: str) -> None:
+        self._send(("kill", key, reason))
+
+    def renew(self, number: int) -> None:
+        self._send(("renew", number))
+
+    def stop(self) -> None:
+        """Ask the supervisor to end its jobs and leave; `lost` is set once it has."""
+        if not self.lost.is_set():
+            self._send(("stop",))
+
+    def close(self) -> None:
+        if self._writer is not None and not self.lost.is_set():
+            self._send(("stop",))
+            self._writer.close()
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        assert self._writer is not None
+        if not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                self._received(await receive(reader))
+        except EOFError:
+            await self._supervisor_gone()
+
+    def _received(self, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("started", key, pid, start, started):
+                self._report({"started": key, "pid": pid, "start": start, "time": started, "worker": self.worker})
+            case ("said", text):
+                self._report({"said": text})
+            case ("ended", outcome):
+                outcome = dataclasses.replace(outcome, worker=self.worker, allocation=self._allocation())
+                future = self._waiting.pop(outcome.key, None)
+                if future is not None and not future.done():
+                    future.set_result(outcome)
+                else:
+                    self._report({"ended": dataclasses.asdict(outcome)})
+            case _:
+                pass
+
+    async def _supervisor_gone(self) -> None:
+        self._report({"leaving": self.worker})  # before the jobs, which must not come back to it
+        # A process that the kernel holds may outlive the signal. Until it is gone its job must not run again.
+        while not await self._kill_jobs():
+            pass
+        self.lost.set()
+        for key, future in self._waiting.items():
+            outcome = self._lost(key)
+            self._report({"ended": dataclasses.asdict(outcome)})
+            if not future.done():
+                future.set_result(outcome)
+        self._waiting.clear()
+
+    async def _kill_jobs(self) -> bool:
+        """False where some of their processes are alive after a while."""
+        # Its jobs' leaders died with it; whatever they had started is now this process's child.
+        return await asyncio.to_thread(kill_descendants, os.getpid())
+
+    def _allocation(self) -> str:
+        known = described.get(self.run_id)
+        return "" if known is None else known.allocation_id or ""
+
+    def _lost(self, key: str) -> Outcome:
+        code = self.supervisor.process.poll()
+        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        return Outcome(
+            key=key,
+            status="lost",
+            worker=self.worker,
+            host=platform.node(),
+            allocation=self._allocation(),
+            detail=f"the worker's supervisor process ended ({how})",
+        )
+
+
+links: dict[str, Link] = {}
+
+
+async def run_job(run_id: str, spec: JobSpec) -> Outcome:
+    """The Dask task: one attempt of one job."""
+    return await links[run_id].run(spec)
+
+
+async def kill_job(run_id: str, key: str, reason: str) -> None:
+    """End a job's processes; its outcome follows."""
+    if run_id in links:
+        links[run_id].kill(key, reason)
+
+
+async def renew(run_id: str, number: int) -> None:
+    """Renew the leases of a run's jobs on this worker (where the supervisor has no connection of its own)."""
+    if run_id in links:
+        links[run_id].renew(number)
+
+
+async def facts(run_id: str) -> WorkerFacts:
+    """What this worker knows of itself."""
+    return described[run_id]
+
+
+described: dict[str, WorkerFacts] = {}

@@ -1,0 +1,556 @@
+"""The supervisor of a worker's job processes: starts them, watches memory and time, ends what must end.
+
+``python -m snakemake_executor_plugin_dask.worker.supervisor --fd N [--lease-config FILE]``. N is a socket to the
+worker. One thread with an event loop (and a few that only touch files), standard library only. It is a child subreaper,
+so every process of its jobs is its descendant for as long as it lives. It leaves no job behind: without its worker, or
+without a lease, it ends them all, says so to the driver, and exits.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import os
+import resource
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status
+from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.node import logs, processes
+from snakemake_executor_plugin_dask.node.environment import (
+    base_environment,
+    expand,
+    holds_several_nodes,
+    job_environment,
+    node_changes,
+    of_prologue,
+    size_changes,
+)
+from snakemake_executor_plugin_dask.worker.supervisor import attempt
+from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, NotStarted, note
+from snakemake_executor_plugin_dask.worker.supervisor.cgroups import JobGroups
+from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
+from snakemake_executor_plugin_dask.worker.supervisor.lease import Lease, LeaseConfig, LeaseLine
+from snakemake_executor_plugin_dask.worker.supervisor.usage import Excess, Monitor, ProcFiles
+from snakemake_executor_plugin_dask.worker.supervisor.warming import Warming
+
+_LOG_S = 30.0
+_READ_S = 10.0
+_LISTING_S = 10.0  # and the removal of what is an attempt's own
+_MEMORY_GRACE_S = 0.2  # who exceeds its memory may go on doing so
+_TOLD_S = 30.0  # so long a signal to this process counts as the end of its allocation
+_TOLD_OF_ENDS_S = 2.0  # so long after the last SIGKILL a warm process may take
+_LAST_WORDS_S = 10.0  # how long a worker that was told to end may take
+
+
+class Supervisor:
+    """Everything of one worker's jobs."""
+
+    def __init__(self, worker: socket.socket, lease: LeaseConfig | None, directory: str | None = None) -> None:
+        """``directory`` is the worker's own, for what its jobs need."""
+        self._directory = directory
+        self._host_file = ""  # names this node for `srun`, which else would go to the allocation's others
+        self._of_prologue: frozenset[str] = frozenset()
+        self._socket = worker
+        self._loop = asyncio.get_running_loop()
+        self._setup: RunSetup | None = None
+        self._environment: dict[str, str] = {}
+        self._scratch: str | None = None  # where each job gets a directory of its own
+        self._at_home = True  # the paths of Snakemake's host are those of this one
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._monitor = Monitor(ProcFiles(), os.getpid())
+        self._endings = Endings(self._monitor)
+        self._warming = Warming(self._endings, self._forked, self._say)
+        self._groups: JobGroups | None = None
+        self._no_groups = ""  # why there are none, though the run wants them
+        self._next_look: asyncio.TimerHandle | None = None
+        self._kernel_kills = 0
+        self._count_kernel_kills()  # those before this run are nobody's
+        self._writer: asyncio.StreamWriter | None = None
+        self._finishing: asyncio.Task[None] | None = None
+        self._finished = asyncio.Event()
+        #: All processes of the worker are about to end, and why.
+        self._told, self._told_why = asyncio.Event(), ""
+        self._worker_left = asyncio.Event()
+        self._logs = ThreadPoolExecutor(4)
+        self._listings = ThreadPoolExecutor(8)
+        self._lease = Lease(60.0)
+        self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver)
+        self._soft_limits = {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
+
+    async def serve(self) -> None:
+        """Run until there is nothing to supervise for: returns once every job process is gone."""
+        processes.set_soft_limit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        self._loop.add_signal_handler(signal.SIGCHLD, self._endings.reap)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Meant for Snakemake or the worker; what follows from it comes through the sockets.
+            self._loop.add_signal_handler(number, self._signalled, number)
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
+        self._task(self._watch_lease())
+        if self._line is not None:
+            self._task(self._line.run())
+        gc.freeze()  # less to copy after each fork
+        self._task(self._listen(reader))
+        await self._finished.wait()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                self._from_worker(await receive(reader))
+        except EOFError:
+            self._finish("lost", "the worker process ended", grace_s=0.0)
+
+    def _from_worker(self, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("setup", RunSetup() as setup):
+                self._prepare(setup)
+            case ("start", JobSpec() as spec):
+                self._begin(spec)
+            case ("kill", str(key), str(reason)):
+                if key in self._endings.attempts:
+                    self._endings.stop(self._endings.attempts[key], "cancelled", reason)
+            case ("renew", int(number)):
+                self._lease.renew(number)
+            case ("stop",):
+                self._finish("cancelled", "the worker was told to stop")
+            case _:
+                note(f"unknown message {message[:1]!r}")
+
+    def _from_driver(self, message: dict[str, Any]) -> None:
+        if message.get("stop"):
+            self._finish("cancelled", "the driver stopped the worker", grace_s=0.0)
+
+    def _tell_worker(self, *message: Any) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    def _say(self, text: str) -> None:
+        """To the user."""
+        note(text)
+        self._tell_worker("said", text)
+
+    def _task(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        """After an error in one of them this process would be there, and renew its lease, but do nothing."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            note(f"{error!r}")
+            self._finish("lost", f"the supervisor on {attempt.HOST} failed: {error!r}", grace_s=0.0)
+            if task is self._finishing:
+                self._finished.set()
+
+    # The run
+
+    def _prepare(self, setup: RunSetup) -> None:
+        own = dict(os.environ)
+        self._environment = base_environment(setup.environment, setup.replace_environment, own)
+        self._of_prologue = of_prologue(own)
+        node = self._environment.get("SLURMD_NODENAME")
+        if node is not None and self._directory is not None and holds_several_nodes(self._environment):
+            self._host_file = os.path.join(self._directory, "hosts")
+            with open(self._host_file, "w") as file:
+                file.write(f"{node}\n" * (os.cpu_count() or 1))
+        if not os.path.isabs(setup.python):
+            # Software is not shared with the main process: its name means the Python that this worker runs with.
+            path = self._environment.get("PATH", os.defpath)
+            self._environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), path))
+        if setup.scratch is not None:
+            self._scratch = tempfile.mkdtemp(prefix=f"snakemake-{setup.run_id}-", dir=setup.scratch or None)
+            self._at_home = os.path.isdir(setup.workdir)
+        self._soft_limits.update(setup.soft_limits)
+        self._lease.length_s = setup.lease_s
+        self._lease.renew()
+        self._endings.stop_grace_s = setup.stop_grace_s
+        self._setup = setup
+        if setup.enforce_cgroup:
+            try:
+                self._groups = JobGroups()
+            except OSError as error:
+                self._no_groups = f"no cgroup enforces mem_mb on {attempt.HOST} ({error.strerror or error})"
+                note(self._no_groups)
+        if self._finishing is None:
+            self._warming.begin(setup, self._environment)
+        self._tell_worker("ready")
+
+    async def _watch_lease(self) -> None:
+        while self._lease.remaining_s() > 0:  # noqa: ASYNC110 - a clock runs out without an event to wait for
+            await asyncio.sleep(min(1.0, max(0.01, self._lease.length_s / 20)))
+        self._finish("lost", f"no renewal of the lease for {self._lease.length_s:.0f} s", grace_s=0.0)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        self._told.set()
+        self._told_why = f"the processes of its worker were told to end ({number.name})"
+        self._loop.call_later(_TOLD_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._finishing is None:
+            self._told.clear()
+
+    def _finish(self, status: Status, why: str, grace_s: float | None = None) -> None:
+        """End all jobs, tell everybody, and leave."""
+        self._told.set()
+        self._told_why = self._told_why or (why if status == "lost" else "")
+        self._worker_left.set()
+        for current in self._endings.attempts.values():
+            self._endings.stop(current, status, why, grace_s)
+        if self._finishing is None:
+            self._finishing = self._task(self._leave(why))
+
+    async def _leave(self, why: str) -> None:
+        keys = list(self._endings.attempts)
+        self._warming.close()
+        ends = [asyncio.ensure_future(current.gone.wait()) for current in self._endings.attempts.values()]
+        last = max((current.kill_at for current in self._endings.attempts.values()), default=0.0)
+        if ends and (await asyncio.wait(ends, timeout=max(0.0, last - self._loop.time()) + _TOLD_OF_ENDS_S))[1]:
+            self._warming.kill()  # it does not tell of jobs that must have ended by now
+            await asyncio.wait(ends)
+        await self._warming.end()
+        while not await asyncio.to_thread(processes.kill_descendants, os.getpid()):
+            note("processes of jobs do not end")
+        if self._scratch is not None:
+            await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+        if self._line is not None:
+            self._line.say({"dead": keys, "last": True})
+            await self._line.flush()
+        if self._writer is not None and not self._writer.is_closing():
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(self._writer.drain(), 5.0)
+        self._finished.set()
+
+    # One job
+
+    def _begin(self, spec: JobSpec) -> None:
+        current = Attempt(spec, self._loop.create_future(), self._loop.create_future(), log=spec.log_path)
+        self._endings.attempts[spec.key] = current
+        self._task(self._run(current))
+        if self._finishing is not None:
+            self._endings.stop(current, "cancelled", "the worker was about to stop", grace_s=0.0)
+
+    async def _run(self, current: Attempt) -> None:
+        failure: str | None = None
+        try:
+            await self._start(current)
+            await current.leader
+            current.ended = time.time()
+            await self._endings.clear(current)
+            self._leave_group(current)
+            if current.leader.result() != 0 or current.verdict is not None:
+                await self._read_log(current)
+            await self._find_cause(current)
+        except NotStarted as error:
+            failure = str(error)
+            if current.verdict is None:
+                await self._read_log(current)
+        except Exception as error:  # noqa: BLE001 - one job's trouble is reported as this job's, and is not the others'
+            failure = f"the supervisor on {attempt.HOST} failed: {error!r}"
+            await self._abandon(current)
+        if current.time_limit is not None:
+            current.time_limit.cancel()  # it would keep the attempt in memory until then
+        for directory in (current.directory, current.copies):
+            if directory is not None:
+                await self._remove(directory)
+        current.peak = self._monitor.remove(current.key)
+        self._endings.leaders.pop(current.pid, None)
+        if failure is not None and current.verdict is not None:
+            failure = None  # it was to be ended, and never started
+        outcome = current.outcome(failure, self._count_kernel_kills)
+        if outcome.status == "succeeded" and current.spec.output_dirs:
+            await self._list(current.spec.output_dirs)
+        del self._endings.attempts[current.key]
+        current.gone.set()
+        self._tell_worker("ended", outcome)
+
+    async def _read_log(self, current: Attempt) -> None:
+        """What an attempt that did not succeed wrote last. A file server that hangs holds up nothing else."""
+        files_dir = current.directory or (self._setup.files_dir if self._setup is not None else "")
+        reading = self._loop.run_in_executor(self._logs, current.read_log, files_dir)
+        try:
+            current.words = await asyncio.wait_for(reading, _READ_S)
+        except FileNotFoundError:
+            current.notes.append("its log was removed while it ran")
+        except TimeoutError:
+            current.notes.append(f"the log {current.log} could not be read within {_READ_S:.0f} s")
+
+    async def _clear_place(self, directory: str) -> None:
+        """What an earlier run of the attempt left there, whose worker was lost, goes.
+
+        First out of the way: a removal that lasts must not meet what this run puts there.
+        """
+        moving = self._loop.run_in_executor(self._listings, _move_aside, directory)
+        try:
+            aside = await asyncio.wait_for(moving, _LISTING_S)
+        except TimeoutError:
+            msg = f"the place of its local copies, {directory}, did not answer within {_LISTING_S:.0f} s"
+            raise NotStarted(msg) from None
+        except OSError as error:
+            msg = f"what an earlier run left in {directory} could not be moved away: {error.strerror}"
+            raise NotStarted(msg) from error
+        if aside is not None:
+            await self._remove(aside)
+
+    async def _remove(self, directory: str) -> None:
+        """A file server that hangs holds up nothing else."""
+        with contextlib.suppress(TimeoutError):
+            removing = self._loop.run_in_executor(self._listings, _remove_tree, directory)
+            await asyncio.wait_for(removing, _LISTING_S)
+
+    async def _find_cause(self, current: Attempt) -> None:
+        """Whether a job that ended badly was ended with its worker's other processes, and has not failed.
+
+        Who ends an allocation signals all its processes, one after the other and in any order.
+        """
+        doubt_s = current.doubt_s()
+        if doubt_s == 0:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._told.wait(), doubt_s)
+        if self._told.is_set() and self._told_why:
+            current.verdict = ("lost", self._told_why)
+            # Where the worker goes, too, its loss is told first, and once for all its jobs.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._worker_left.wait(), _LAST_WORDS_S)
+
+    async def _start(self, current: Attempt) -> None:
+        setup, spec = self._setup, current.spec
+        if setup is None:
+            msg = "the worker was given no description of the run"
+            raise NotStarted(msg)
+        if spec.size is not None:
+            changes = size_changes(self._environment, spec.size, self._of_prologue)
+            changes += node_changes(self._environment, self._host_file, self._of_prologue)
+            current.spec = spec = dataclasses.replace(spec, environment=(*changes, *spec.environment))
+        await self._choose_log(current)
+        current.kernel_kills = self._kernel_kills
+        if spec.local_copies is not None and self._scratch is None:
+            environment = job_environment(self._environment, spec.key, spec.environment)
+            current.copies = os.path.join(setup.files_dir, expand(spec.local_copies, environment))
+            await self._clear_place(current.copies)
+        self._check_verdict(current)
+        if not await self._warming.start(current):
+            self._check_verdict(current)
+            await self._start_cold_job(current, setup)
+        if spec.runtime_limit_s is not None:
+            current.time_limit = self._loop.call_at(current.began + spec.runtime_limit_s, self._out_of_time, current)
+        self._tell_worker("started", current.key, current.pid, current.start, current.started)
+
+    def _check_verdict(self, current: Attempt) -> None:
+        if current.verdict is not None:
+            raise NotStarted(current.verdict[1])
+
+    async def _choose_log(self, current: Attempt) -> None:
+        path = current.spec.log_path
+        places = attempt.fallback_places([self._environment.get("TMPDIR"), os.environ.get("TMPDIR")])
+        looking = self._loop.run_in_executor(self._logs, logs.usable_log, path, places, self._at_home)
+        try:
+            current.log, note = await asyncio.wait_for(looking, _LOG_S)
+        except TimeoutError:
+            current.log, note = os.devnull, f"the log {path} did not open within {_LOG_S:.0f} s, so the output is lost"
+        current.notes.append(note)
+
+    async def _start_cold_job(self, current: Attempt, setup: RunSetup) -> None:
+        spec = current.spec
+        overrides: int | None = None
+        try:
+            if spec.overrides is not None and spec.script is None:
+                overrides = os.memfd_create("overrides")
+                os.write(overrides, spec.overrides)
+                os.lseek(overrides, 0, os.SEEK_SET)
+            command = attempt.cold_command(setup, spec, overrides)
+            if self._scratch is not None:
+                current.directory = tempfile.mkdtemp(prefix=f"{spec.jobid}-", dir=self._scratch)
+            launch = processes.Launch(
+                command,
+                job_environment(self._environment, spec.key, spec.environment),
+                current.directory or setup.workdir,
+                current.log,
+                setup.umask,
+                tuple(self._soft_limits.items()),
+                spec.affinity,
+                () if overrides is None else (overrides,),
+            )
+            pid, report = processes.spawn(launch)
+        except OSError as error:
+            msg = f"no process could be made on {attempt.HOST}: {error.strerror or error}"
+            raise NotStarted(msg) from error
+        finally:
+            if overrides is not None:
+                os.close(overrides)
+        self._started(current, pid, direct=spec.script is None and not setup.precommand, began=False)
+        problem = await self._executed(report)
+        if problem:
+            await current.leader
+            msg = f"on {attempt.HOST} {problem}"
+            raise NotStarted(msg)
+
+    async def _executed(self, report: int) -> str:
+        """Wait until the child has executed its program; what it says if it cannot."""
+        readable: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(report, _settle, readable, None)
+        try:
+            await readable
+            return os.fsdecode(os.read(report, 4096)).encode(errors="replace").decode()
+        finally:
+            self._loop.remove_reader(report)
+            os.close(report)
+
+    def _started(self, current: Attempt, pid: int, *, direct: bool, began: bool) -> None:
+        current.pid, current.started, current.began = pid, time.time(), self._loop.time()
+        stat = processes.read_stat(pid)
+        current.start_ticks = stat.start if stat is not None else 0
+        current.teller = stat.ppid if stat is not None and current.is_command else 0
+        self._endings.leaders[pid] = current
+        limit = current.spec.memory_limit_mb
+        enforced = limit is not None and self._setup is not None and self._setup.enforce_memory
+        limit_bytes = limit * 10**6 if limit is not None and enforced else None
+        self._monitor.add(current.key, pid, limit_bytes, direct=direct, began=began)
+        self._plan_look()
+        if limit_bytes is not None:
+            self._enter_group(current, limit_bytes)
+
+    def _enter_group(self, current: Attempt, limit: int) -> None:
+        if self._groups is None:
+            current.notes.append(self._no_groups)
+            return
+        try:
+            self._groups.add(current.key, current.pid, limit)
+        except OSError as error:
+            current.notes.append(f"no cgroup enforces its mem_mb ({error.strerror or error})")
+
+    def _leave_group(self, current: Attempt) -> None:
+        if self._groups is not None and self._groups.remove(current.key) and current.verdict is None:
+            after = attempt.seconds(self._loop.time() - current.began)
+            limit = current.spec.memory_limit_mb
+            text = f"memory exceeded the limit of {limit} MB (mem_mb) {after} after the start, as the kernel found"
+            current.verdict = ("out-of-memory", text)
+
+    def _forked(self, current: Attempt, pid: int, began: bool, is_command: bool) -> None:
+        self._started(current, pid, direct=not is_command, began=began)
+
+    async def _abandon(self, current: Attempt) -> None:
+        """After an error of its own the supervisor must not leave the job's processes behind."""
+        if current.pid:
+            self._endings.stop(current, "lost", "the supervisor failed", grace_s=0.0)
+            await current.leader
+            await self._endings.clear(current)
+
+    async def _list(self, directories: tuple[str, ...]) -> None:
+        def look() -> None:
+            for directory in directories:
+                # To be opened and read is what a file system asks its server for. Hundreds of thousands of entries may
+                # follow, with each job's success.
+                with contextlib.suppress(OSError), os.scandir(directory) as entries:
+                    next(entries, None)
+
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._loop.run_in_executor(self._listings, look), _LISTING_S)
+
+    # Limits
+
+    def _plan_look(self) -> None:
+        due = self._monitor.due()
+        if due is None:
+            return
+        # The monitor's clock is the loop's.
+        if self._next_look is not None:
+            if self._next_look.when() <= due and not self._next_look.cancelled():
+                return
+            self._next_look.cancel()
+        self._next_look = self._loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        self._next_look = None
+        try:
+            found = self._monitor.look()
+        except OSError as error:
+            note(f"the process table could not be read: {error}")
+            self._next_look = self._loop.call_later(1.0, self._look)
+            return
+        self._count_kernel_kills()
+        self._endings.wake_stopped()
+        for excess in found:
+            self._out_of_memory(self._endings.attempts[excess.key], excess)
+        self._plan_look()
+
+    def _count_kernel_kills(self) -> int:
+        with contextlib.suppress(OSError), open("/proc/vmstat", "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    self._kernel_kills = int(line.split()[1])
+        return self._kernel_kills
+
+    def _out_of_memory(self, current: Attempt, excess: Excess) -> None:
+        after = self._loop.time() - current.began
+        text = (
+            f"memory of {excess.held / 1e6:.0f} MB exceeded the limit of {excess.limit / 1e6:.0f} MB (mem_mb) "
+            f"{attempt.seconds(after)} after the start"
+        )
+        self._endings.stop(current, "out-of-memory", text, grace_s=_MEMORY_GRACE_S)
+
+    def _out_of_time(self, current: Attempt) -> None:
+        limit = current.spec.runtime_limit_s
+        if limit is not None and not current.leader.done():
+            after = self._loop.time() - current.began
+            text = f"runtime of {attempt.seconds(limit)} exceeded after {attempt.seconds(after)}"
+            if self._endings.only_told(current):
+                text += (
+                    ", while Snakemake waited for output files (--latency-wait); the job's command had ended by then"
+                )
+            self._endings.stop(current, "out-of-time", text)
+
+
+def _move_aside(directory: str) -> str | None:
+    """The new name of what lies there; None where nothing does. Raises OSError."""
+    aside = f"{directory}.{secrets.token_hex(8)}"
+    try:
+        os.rename(directory, aside)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return aside
+
+
+def _remove_tree(directory: str) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _settle(future: "asyncio.Future[Any]", value: str | None) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def main(exit_process: Callable[[int], None] = os._exit) -> None:
+    parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.worker.supervisor")
+    parser.add_argument("--fd", type=int, required=True, help="socket to the worker")
+    parser.add_argument("--lease-config", help="JSON: host, port, ca, cert, key, worker")
+    parser.add_argument("--scratch", help="directory of the worker, removed at the end")
+    options = parser.parse_args()
+    worker = socket.socket(fileno=options.fd)
+    worker.set_inheritable(False)
+    lease = LeaseConfig.read(options.lease_config) if options.lease_config else None
+    with contextlib.suppress(PermissionError):
+        os.setsid()  # it is the leader of a group already if its parent made it one
+    processes.become_subreaper()
+
+    async def run() -> None:
+        await Supervisor(worker, lease, options.scratch).serve()
+
+    asyncio.run(run())
+    if options.scratch:
+        shutil.rmtree(options.scratch, ignore_errors=True)
+    # A thread that hangs in a file server must not keep the process.
+    sys.stderr.flush()
+    exit_process(0)

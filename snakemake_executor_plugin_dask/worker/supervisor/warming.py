@@ -1,0 +1,195 @@
+"""Warm starts: keeps a warm process, waits until it is ready, replaces it, and ends what a dead one left behind."""
+
+import asyncio
+import dataclasses
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from snakemake_executor_plugin_dask.model.jobs import RunSetup
+from snakemake_executor_plugin_dask.node import processes
+from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, note
+from snakemake_executor_plugin_dask.worker.supervisor.ending import WARM_ENDED, Endings
+from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess
+
+_READY_S = 60.0  # a job waits so long for the workflow to have been read
+_ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless the kernel holds it
+_LOOKS = 6  # in that time; so it does not count while this process itself is stopped
+_LEAVE_S = 2.0  # for the exit functions of a workflow
+_RESTARTS = 3
+
+
+class Warming:
+    """The warm process of a run on this worker, and its successors. Jobs for which there is none are started cold."""
+
+    def __init__(
+        self,
+        endings: Endings,
+        started: Callable[[Attempt, int, bool, bool], None],
+        say: Callable[[str], None] = note,
+    ) -> None:
+        """``started(attempt, pid, began, is_command)`` is called for each job that the warm process started.
+
+        ``began``: its own function runs at once. ``is_command``: the process is the job's shell, and no Snakemake.
+        ``say`` tells the user.
+        """
+        self._endings = endings
+        self._started = started
+        self._say = say
+        self._setup: RunSetup | None = None
+        self._environment: Mapping[str, str] = {}
+        self._current: WarmProcess | None = None
+        self._failures = 0
+        self._burials: set[asyncio.Task[Any]] = set()
+
+    def begin(self, setup: RunSetup, environment: Mapping[str, str]) -> None:
+        """Start the warm process, if the run is to have one."""
+        if setup.job_start == "warm" and not setup.precommand and not processes.why_cold():
+            self._setup, self._environment = setup, environment
+            self._launch()
+
+    def close(self) -> None:
+        """No more jobs come. A warm process ends once it has none."""
+        self._setup = None
+        for warm in self._endings.warms.values():
+            warm.close()
+
+    async def end(self) -> None:
+        """Once there are no jobs: no more warm process, when it has done what the workflow wants done at the end."""
+        warms = list(self._endings.warms.values())
+        leaving = [asyncio.ensure_future(warm.reaped.wait()) for warm in warms if warm.ready]
+        if leaving:
+            await asyncio.wait(leaving, timeout=_LEAVE_S)
+        for waiter in leaving:
+            waiter.cancel()
+        self.kill()
+
+    def kill(self) -> None:
+        """End every warm process, with its jobs."""
+        for warm in self._endings.warms.values():
+            warm.kill()
+
+    async def start(self, current: Attempt) -> bool:
+        """Start an attempt from the warm process. False: it has to be started cold."""
+        warm = await self._ready(current)
+        if warm is None or current.verdict is not None:
+            return False
+        current.warm = warm
+        warm.start(dataclasses.replace(current.spec, log_path=current.log))
+        await self._answered(warm, current)
+        refusal = await current.answer
+        if refusal is None:
+            return True
+        current.warm = None
+        current.notes.append(f"not started warm: {refusal}")
+        return False
+
+    async def _answered(self, warm: WarmProcess, current: Attempt) -> None:
+        """Wait for the answer. A warm process that says nothing, of other jobs either, is ended with its jobs."""
+        words, looks = warm.words, 0
+        while not (await asyncio.wait({current.answer}, timeout=_ANSWER_S / _LOOKS))[0]:
+            state = stat.state if (stat := processes.read_stat(warm.pid)) is not None else ""
+            if state == "T":
+                processes.send([warm.pid], signal.SIGCONT)  # a job has stopped it
+            # While a file server keeps it from answering, its jobs have done nothing that they should be ended for.
+            if warm.words != words or state == "D":
+                words, looks = warm.words, 0
+            elif (looks := looks + 1) >= _LOOKS:
+                warm.kill()
+                return
+
+    def _launch(self) -> None:
+        self._current = None
+        if self._setup is None:
+            return
+        try:
+            self._current = WarmProcess(self._setup, self._environment, self)
+        except OSError as error:
+            note(f"no warm process could be made: {error}")
+        else:
+            self._endings.warms[self._current.pid] = self._current
+
+    async def _ready(self, current: Attempt) -> WarmProcess | None:
+        """The warm process, once it has read the workflow; None where this job cannot be started from one."""
+        if current.spec.start != "warm" or current.spec.script is not None:
+            return None
+        try:
+            async with asyncio.timeout(_READY_S):
+                while (warm := self._current) is not None and not warm.settled.is_set():
+                    if current.stopping.is_set():
+                        return None
+                    await _first(warm.settled, current.stopping)
+        except TimeoutError:
+            current.notes.append(f"not started warm: the workflow was not read within {_READY_S:.0f} s")
+            return None
+        return warm if warm is not None and warm.ready and not warm.gone else None
+
+    def warm_forked(self, warm: WarmProcess, key: str, pid: int, *, is_command: bool) -> None:
+        current = self._endings.attempts.get(key)
+        if current is None:
+            processes.send([pid], signal.SIGKILL)
+            return
+        current.start, current.is_command = "warm", is_command
+        self._started(current, pid, warm.depth >= 3 and current.spec.call is not None, is_command)
+        _answer(current, None)
+
+    def warm_exited(self, warm: WarmProcess, key: str, status: int, cpu_s: float) -> None:
+        current = self._endings.attempts.get(key)
+        if current is not None and current.warm is warm and not current.leader.done():
+            current.cpu_s += cpu_s
+            current.leader.set_result(status)
+
+    def warm_refused(self, warm: WarmProcess, key: str, reason: str) -> None:
+        current = self._endings.attempts.get(key)
+        if current is not None and current.warm is warm:
+            _answer(current, reason)
+
+    def warm_said(self, text: str) -> None:
+        self._say(text)
+
+    def warm_stale(self, warm: WarmProcess, reason: str) -> None:
+        if warm is self._current:
+            note(f"the warm process is replaced: {reason}")
+            warm.close()
+            self._launch()
+
+    def warm_gone(self, warm: WarmProcess) -> None:
+        if warm is self._current:
+            self._failures += 1
+            self._current = None
+            # One that never got ready would not the next time, either.
+            if warm.ready and self._failures <= _RESTARTS:
+                self._launch()
+        task = asyncio.create_task(self._bury(warm))
+        self._burials.add(task)
+        task.add_done_callback(self._burials.discard)
+
+    async def _bury(self, warm: WarmProcess) -> None:
+        """End what a warm process leaves behind: its jobs, and a child of which it could not tell any more."""
+        await warm.reaped.wait()
+        for current in list(self._endings.attempts.values()):
+            if current.warm is warm and current.pid:
+                self._endings.stop(current, "lost", WARM_ENDED, grace_s=0.0)
+        if warm.unanswered:
+            # Their processes may run already, with their keys; a second start must not meet them.
+            while left := self._endings.left_by_warm(warm.unanswered):
+                processes.send(left, signal.SIGKILL)
+                await self._endings.something_ended()
+        for key in warm.unanswered:
+            current_or_none = self._endings.attempts.get(key)
+            if current_or_none is not None and current_or_none.warm is warm:
+                _answer(current_or_none, "the warm process ended")
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiting:
+            waiter.cancel()
+
+
+def _answer(current: Attempt, refusal: str | None) -> None:
+    if not current.answer.done():
+        current.answer.set_result(refusal)

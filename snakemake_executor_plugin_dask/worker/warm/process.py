@@ -1,0 +1,550 @@
+"""The warm process: has imported Snakemake and read this run's workflow, and forks a child for each job.
+
+Started by the supervisor as ``python -m snakemake_executor_plugin_dask.worker.warm --fd N``, with the environment that
+every job gets. It speaks with the supervisor over the socket N: pickled tuples behind a length. The first one to it is
+``("setup", RunSetup)``; the others are in docs/design.md. It has one thread, because only then is a fork of it whole.
+Where reading the workflow leaves threads behind, or fails, it replaces itself by a process that has only imported
+Snakemake.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import os
+import pickle
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.model.messages import Channel
+from snakemake_executor_plugin_dask.node.processes import set_soft_limit
+from snakemake_executor_plugin_dask.worker.warm.end import Belongings, run_exit_functions
+from snakemake_executor_plugin_dask.worker.warm.reseeding import Randomness
+
+#: Children that wait for a job, so that it need not wait for a fork.
+RUNNERS_MAX = 64  # that wait for another shell command
+IDLE_CHILDREN = 2
+#: A runner that has said nothing for so long is held by the kernel: its own alarm comes earlier (`warm_child`).
+_SILENT_S = 10.0
+#: So long no child is forked ahead after one could not be.
+_NO_FORK_S = 1.0
+#: Native threads that take care of a fork themselves, and that no job misses: jemalloc's, which comes with pyarrow.
+_HARMLESS_THREADS = ("jemalloc_bg_thd",)
+#: What is open once a GPU was used. The driver's library cannot be used in a fork of a process that has set it up.
+_GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/")
+#: The part of the time that may go into looking whether a workflow file changed.
+_LOOKING_SHARE = 0.05
+
+
+class Sources:
+    """The files that the workflow was read from, as they were then."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self._paths = paths
+        self._seen = [_stamp(path) for path in paths]
+        self._next_look = 0.0
+
+    def changed(self) -> str | None:
+        """The first file that is not as it was. On a slow file system it does not look each time."""
+        started = time.monotonic()
+        if started < self._next_look:
+            return None
+        for path, seen in zip(self._paths, self._seen, strict=True):
+            if _stamp(path) != seen:
+                return path
+        ended = time.monotonic()
+        self._next_look = ended + (ended - started) / _LOOKING_SHARE
+        return None
+
+
+def _stamp(path: str) -> tuple[int, int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+class _Child:
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        sock.settimeout(_SILENT_S)  # one that is stopped must not hold up the others
+        self.channel = Channel(sock)
+        self.key: str | None = None  # of its job; None: it waits for one
+        self.answered = False  # the supervisor knows the leader of its job
+        self.silent_at = 0.0  # from then on the child itself counts as that leader, whatever it says later
+        self.again = True  # it can run another command after this one
+        self.sock = sock
+
+    def close_socket(self) -> None:
+        self.sock.close()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+
+class Server:
+    """Serves the supervisor until it closes its end, and then until the last job has ended."""
+
+    def __init__(self, sock: socket.socket, warmth: "Warmth", idle_children: int = IDLE_CHILDREN) -> None:
+        self._sock = sock
+        self._channel = Channel(sock)
+        self._warmth = warmth
+        self._cold_reason = warmth.cold_reason
+        self._sources = Sources(warmth.workflow.files if warmth.workflow is not None else ())
+        self._wanted_idle = 0 if self._cold_reason else idle_children
+        self._idle: list[_Child] = []  # forked ahead, and never used
+        self._runners: list[_Child] = []  # have run shell commands, and can run another
+        self._talking: dict[int, _Child] = {}  # runners, by the descriptor of their sockets
+        self._asked: list[_Child] = []  # runners whose answer is waited for, the longest first
+        self._children: dict[int, _Child] = {}  # by pidfd
+        self._closing = False
+        self._fork_at = 0.0  # not ahead before then
+        # Each child takes two descriptors; it gets back the limit that jobs are to have.
+        self._soft_limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        set_soft_limit(resource.RLIMIT_NOFILE, hard)
+        # `selectors` does not tell an end of file from a peer that is gone.
+        self._epoll = select.epoll()
+        self._epoll.register(sock, select.EPOLLIN)
+
+    def serve(self) -> bool:
+        """Returns once the supervisor has closed its end and every job has ended; False where it is gone before."""
+        try:
+            self._channel.send(("ready", self._warmth.depth, self._warmth.shallow_reason or self._cold_reason))
+            while not (self._closing and len(self._children) == len(self._idle) + len(self._runners)):
+                # Fork ahead only when there is nothing else to do.
+                lacking = len(self._idle) < self._wanted_idle and time.monotonic() >= self._fork_at
+                # One at a time: what it leads to may close descriptors, whose numbers are then given to others.
+                events = self._epoll.poll(0 if lacking else self._patience_s(), 1)
+                self._answer_for_silent()
+                if not events and lacking:
+                    self._fork_ahead()
+                for descriptor, event in events:
+                    if descriptor in self._talking:
+                        self._hear(self._talking[descriptor])
+                    elif descriptor in self._children:
+                        self._reap(self._children[descriptor])
+                    elif event & select.EPOLLIN and not self._closing:
+                        self._receive()
+                    elif event & select.EPOLLHUP:
+                        return False
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def _receive(self) -> None:
+        try:
+            message = self._channel.receive()
+        except EOFError:
+            self._closing = True
+            self._epoll.modify(self._sock, 0)  # a hang-up is still told
+            self._drop_idle()
+            return
+        match message:
+            case ("start", spec):
+                self._start(spec)
+            case ("end", key):
+                for child in self._children.values():
+                    if child.key == key:
+                        child.kill()
+
+    def _start(self, spec: JobSpec) -> None:
+        reason = self._cold_reason or _cold_because(spec) or self._stale()
+        if not reason and self._warmth.workflow is not None:
+            reason = self._warmth.workflow.unfit(spec)
+        if reason:
+            self._channel.send(("cold", spec.key, reason))
+            return
+        command = self._warmth.workflow is not None and self._warmth.workflow.is_command(spec)
+        while True:
+            try:
+                child = (
+                    (command and self._runners and self._runners.pop())
+                    or (self._idle and self._idle.pop())
+                    or self._fork()
+                )
+            except OSError as error:
+                # A cold start needs no room here; where it cannot be made either, its own failure says why.
+                self._channel.send(("cold", spec.key, f"no process could be forked ({error.strerror})"))
+                return
+            try:
+                child.channel.send((spec, command))
+            except BrokenPipeError:
+                continue  # it died while it waited; its pidfd tells so
+            except TimeoutError:
+                child.kill()  # something has stopped it
+                continue
+            break
+        child.key, child.answered = spec.key, not command
+        if not command:
+            child.close_socket()
+            self._channel.send(("forked", spec.key, child.pid))
+            return
+        child.silent_at = time.monotonic() + _SILENT_S
+        self._asked.append(child)
+        if child.sock.fileno() not in self._talking:
+            self._talking[child.sock.fileno()] = child
+            self._epoll.register(child.sock, select.EPOLLIN)
+
+    def _patience_s(self) -> float | None:
+        """Until a runner's answer is due, or another child may be forked ahead; None: nothing is waited for."""
+        now = time.monotonic()
+        times = [self._asked[0].silent_at] if self._asked else []
+        times += [self._fork_at] if self._fork_at > now and len(self._idle) < self._wanted_idle else []
+        return max(0.0, min(times) - now) if times else None
+
+    def _answer_for_silent(self) -> None:
+        """A runner may wait for a file server before it can say anything; it is waited for as any job is."""
+        while self._asked and self._asked[0].silent_at <= time.monotonic():
+            runner = self._asked[0]
+            runner.again = False
+            self._answer(runner, "forked", runner.pid)
+
+    def _answer(self, runner: _Child, how: str, pid: int) -> None:
+        """Tell the supervisor the leader of the job, if it does not know of one."""
+        if not runner.answered:
+            runner.answered = True
+            self._asked.remove(runner)
+            self._channel.send((how, runner.key, pid))
+
+    def _hear(self, runner: _Child) -> None:
+        """What a runner says of its job. Its shell command is the job's process; the runner may live on."""
+        try:
+            message = runner.channel.receive()
+        except (EOFError, ConnectionResetError, TimeoutError):
+            self._hang_up(runner)
+            return
+        match message:
+            case ("spawned", pid):
+                self._answer(runner, "spawned", pid)
+            case ("forked",):
+                # The job's process is the runner itself, whose end is the job's.
+                self._answer(runner, "forked", runner.pid)
+                self._hang_up(runner)
+            case ("done", status, cpu_s, again):
+                self._channel.send(("exited", runner.key, status, cpu_s))
+                runner.key = None
+                if (
+                    again
+                    and runner.again
+                    and not self._closing
+                    and not self._cold_reason
+                    and len(self._runners) < RUNNERS_MAX
+                ):
+                    self._runners.append(runner)
+                else:
+                    self._hang_up(runner)
+
+    def _hang_up(self, runner: _Child) -> None:
+        del self._talking[runner.sock.fileno()]
+        self._epoll.unregister(runner.sock)
+        runner.close_socket()
+
+    def _stale(self) -> str:
+        path = self._sources.changed()
+        if path is None:
+            return ""
+        self._cold_reason = f"{path} changed since the workflow was read"
+        self._drop_idle()
+        self._channel.send(("stale", self._cold_reason))
+        return self._cold_reason
+
+    def _drop_idle(self) -> None:
+        self._wanted_idle = 0
+        while self._idle:
+            self._idle.pop().close_socket()  # end of file: it leaves
+        while self._runners:
+            self._hang_up(self._runners.pop())
+
+    def _fork_ahead(self) -> None:
+        try:
+            self._idle.append(self._fork())
+        except OSError:  # the limit of processes or of memory is reached, and may not be later
+            self._fork_at = time.monotonic() + _NO_FORK_S
+
+    def _fork(self) -> _Child:
+        """Raises OSError where no process can be made."""
+        ours, theirs = socket.socketpair()
+        parent = os.getpid()
+        with theirs:
+            try:
+                pid = fork()
+            except OSError:
+                ours.close()
+                raise
+            if pid == 0:
+                ours.close()
+                self._be_child(parent, theirs)
+        try:
+            child = _Child(pid, ours)
+        except OSError:
+            ours.close()  # end of file: it leaves
+            os.waitpid(pid, 0)
+            raise
+        self._children[child.pidfd] = child
+        self._epoll.register(child.pidfd, select.EPOLLIN)
+        return child
+
+    def _be_child(self, parent: int, sock: socket.socket) -> NoReturn:
+        from snakemake_executor_plugin_dask.worker.warm import child as warm_child
+
+        try:
+            warm_child.detach(parent)
+            set_soft_limit(resource.RLIMIT_NOFILE, self._soft_limit)
+            self._epoll.close()
+            self._sock.close()
+            for child in self._children.values():
+                os.close(child.pidfd)
+                child.close_socket()
+            self._children.clear()
+            self._idle.clear()
+            self._runners.clear()
+            self._talking.clear()
+            if self._warmth.belongings is not None:
+                self._warmth.belongings.disown()
+            if self._warmth.randomness is not None:
+                self._warmth.randomness.renew()
+            while True:
+                spec, command = Channel(sock).receive()
+                if not command:
+                    break
+                warm_child.run_command(self._warmth, spec, Channel(sock))
+            sock.close()
+        except EOFError:  # not needed any more
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - a child must never go on as its parent
+            traceback.print_exc()
+            os._exit(1)
+        with contextlib.suppress(TypeError):  # a handler that is not Python's cannot be had back
+            signal.signal(signal.SIGCHLD, self._warmth.child_handler)
+        warm_child.run_job(self._warmth, spec)
+
+    def _reap(self, child: _Child) -> None:
+        self._epoll.unregister(child.pidfd)
+        _, status, usage = os.wait4(child.pid, 0)
+        del self._children[child.pidfd]
+        os.close(child.pidfd)
+        while child.sock.fileno() in self._talking and _readable(child.sock):
+            self._hear(child)  # its last words, and then the end of file
+        if child.sock.fileno() in self._talking:
+            self._hang_up(child)
+        child.close_socket()
+        for waiting in (self._idle, self._runners):
+            if child in waiting:
+                waiting.remove(child)
+        if child.key is not None:
+            self._answer(child, "forked", child.pid)
+            self._channel.send(("exited", child.key, status, usage.ru_utime + usage.ru_stime))
+
+
+def _readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _cold_because(spec: JobSpec) -> str:
+    if spec.start == "cold":
+        return "the job asks for a cold start"
+    if spec.script is not None:
+        return "the job has a script of its own"
+    return ""
+
+
+def fork() -> int:
+    with warnings.catch_warnings():
+        # Native threads that end themselves before a fork (OpenBLAS) are counted by Python too.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _threads() -> str:
+    """What would not survive a fork; empty if nothing."""
+    python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if python:
+        return f"reading the workflow left threads behind: {', '.join(python)}"
+    # Libraries that can be forked end their threads before it (pthread_atfork), so that a fork shows which cannot.
+    pid = fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    names = [name for name in _native_threads() if name not in _HARMLESS_THREADS]
+    if names:
+        return f"reading the workflow left native threads behind: {', '.join(names)}"
+    return ""
+
+
+def _native_threads() -> list[str]:
+    """Names of this process's threads, but for the first one."""
+    names = []
+    for thread in os.listdir("/proc/self/task"):
+        if int(thread) != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/comm") as file:  # it may end meanwhile
+                names.append(file.read().strip())
+    return names
+
+
+def _gpu() -> str:
+    """The GPU that was used, if one was."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+            if name.startswith(_GPU_FILES):
+                return f"reading the workflow opened a GPU ({name}), which no fork of this process could use"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """What a child is forked with."""
+
+    setup: RunSetup
+    depth: int = 0
+    parser: Any = None  # warm_snakemake.Parser
+    workflow: Any = None  # warm_workflow.WarmWorkflow, from depth 2 on
+    cold_reason: str = ""  # why no job can be started warm
+    shallow_reason: str = ""  # why they are not started at the depth that was asked for
+    randomness: Randomness | None = None
+    belongings: Belongings | None = None  # from depth 2 on, where the workflow's code has run here
+    child_handler: Any = signal.SIG_DFL  # of SIGCHLD: the workflow's own, which would wait for children of this process
+
+
+class _Start:
+    """What this process was at its start, to which it can go back by executing itself again."""
+
+    def __init__(self, sock: socket.socket, idle_children: int) -> None:
+        self._directory = os.getcwd()
+        self._environment = dict(os.environb)
+        self._sock = sock
+        self._idle_children = idle_children
+
+    def again(self, setup: RunSetup, depth: int, reason: str) -> NoReturn:
+        run_exit_functions()  # what the workflow has made is removed
+        sys.stdout.flush()
+        memory = os.memfd_create("setup", 0)
+        with open(memory, "wb", closefd=False) as file:
+            file.write(pickle.dumps((setup, reason)))
+        os.lseek(memory, 0, os.SEEK_SET)
+        os.set_inheritable(self._sock.fileno(), True)
+        os.chdir(self._directory)
+        arguments = sys.orig_argv[: sys.orig_argv.index("--fd")]
+        for name, value in (
+            ("--fd", self._sock.fileno()),
+            ("--idle-children", self._idle_children),
+            ("--depth", depth),
+            ("--setup-fd", memory),
+        ):
+            arguments += [name, str(value)]
+        os.execve(sys.executable, arguments, self._environment)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--idle-children", type=int, default=IDLE_CHILDREN)
+    # What it gives itself when it starts again.
+    parser.add_argument("--depth", type=int, default=3)
+    parser.add_argument("--setup-fd", type=int)
+    options = parser.parse_args()
+    os.set_inheritable(options.fd, False)
+    sock = socket.socket(fileno=options.fd)
+    reason = ""
+    if options.setup_fd is None:
+        try:
+            _, setup = Channel(sock).receive()
+        except EOFError:
+            return
+    else:
+        with open(options.setup_fd, "rb") as file:
+            setup, reason = pickle.load(file)
+    warmth = _prepare(_Start(sock, options.idle_children), setup, min(setup.warm_depth, options.depth))
+    warmth = dataclasses.replace(warmth, shallow_reason=reason)
+    over = False
+    with contextlib.suppress(KeyboardInterrupt):
+        over = Server(sock, warmth, options.idle_children).serve()
+    if warmth.workflow is not None:
+        warmth.workflow.discard()
+    # Without a supervisor it is in haste: jobs may still run, and end only with this process.
+    if over and warmth.belongings is not None:
+        run_exit_functions()
+        warmth.belongings.flush()
+    os._exit(0)
+
+
+def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
+    os.chdir(setup.workdir)
+    if not sys.flags.safe_path:
+        del sys.path[0]  # where the supervisor happens to be
+    reason = _wrong_setup(setup)
+    if reason:
+        return Warmth(setup, cold_reason=reason)
+    with Randomness() as randomness:
+        from snakemake_executor_plugin_dask.worker.warm import child as warm_child
+        from snakemake_executor_plugin_dask.worker.warm import parsing
+
+        del warm_child  # its children need it
+        lack = parsing.check_interior() if depth > 1 else ""
+        if lack:
+            start.again(setup, 1, lack)
+        if "PYTHONSAFEPATH" not in os.environ:
+            # Where `python -m snakemake` has it; after the imports, because a workflow may have a types.py.
+            sys.path.insert(0, setup.workdir)
+        try:
+            parser = parsing.Parser(setup)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, a cold job will show it
+            reason = f"Snakemake's arguments cannot be read here: {type(error).__name__}: {error}"
+            return Warmth(setup, cold_reason=reason)
+        workflow, unfit = _read(parser, depth) if depth > 1 else (None, "")
+    belongings = None
+    # From here on this process forks and waits for its own children; the workflow's handler would take them.
+    child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    unfit = unfit or randomness.look()
+    if not unfit and workflow is not None:
+        belongings = Belongings(workflow.namespaces())
+    gc.collect()
+    unfit = unfit or _threads() or _gpu()
+    if unfit and depth == 1:
+        return Warmth(setup, cold_reason=unfit)
+    if unfit:
+        start.again(setup, 1, unfit)
+    gc.freeze()  # the collector leaves these pages alone, so that they stay shared
+    return Warmth(
+        setup, depth, parser, workflow, randomness=randomness, belongings=belongings, child_handler=child_handler
+    )
+
+
+def _read(parser: Any, depth: int) -> tuple[Any, str]:
+    """The workflow, or why it cannot be kept."""
+    from snakemake_executor_plugin_dask.worker.warm import workflow as warm_workflow
+
+    try:
+        workflow = warm_workflow.WarmWorkflow(parser)
+        if depth > 2:
+            workflow.prepare_calls()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code runs here; each job will show its error
+        return None, str(error) or type(error).__name__
+    return workflow, ""
+
+
+def _wrong_setup(setup: RunSetup) -> str:
+    if setup.precommand:
+        return "a precommand must run before each job"
+    from snakemake.common import __version__
+
+    if setup.snakemake_version != __version__:
+        return f"this worker has Snakemake {__version__}, and the main process {setup.snakemake_version}"
+    return ""

@@ -1,0 +1,431 @@
+"""A workflow that the warm process has read, and what a forked child does with it to run one job. Snakemake's interior.
+
+At depth 2 a child goes on as a cold job's Snakemake does, with a DAG and a scheduler. At depth 3 it makes one job and
+calls its function as the local executor does.
+"""
+
+import contextlib
+import inspect
+import io
+import itertools
+import logging
+import os
+import pickle
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.warmcall import Call
+from snakemake_executor_plugin_dask.worker.warm.parsing import Parser
+
+_ALL_END_S = 0.1
+
+
+class NotWarm(Exception):
+    """The workflow, or this job, cannot be kept warm so far; the text says why."""
+
+
+class OtherOutput(Exception):
+    """The job would make other files than Snakemake expects; the text says which."""
+
+
+class WarmWorkflow:
+    """The workflow as Snakemake has it just before it would build a DAG."""
+
+    def __init__(self, parser: Parser) -> None:
+        import snakemake.cli
+        import snakemake.workflow
+
+        self._parser = parser
+        self._reads_cores = False
+        self._captured: dict[str, Any] = {}
+        self._calls = False  # depth 3
+        self._adopted = False  # by a child that runs several jobs
+        self._commands: dict[str, bool] = {}
+        known_modules = set(sys.modules)
+        directory = tempfile.gettempdir()  # which sets tempfile.tempdir
+        execute, cores = snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores
+        api_class = snakemake.cli.SnakemakeApi
+        snakemake.workflow.Workflow.execute = lambda workflow, **kwargs: self._captured.update(
+            kwargs, workflow=workflow
+        )
+        snakemake.workflow.Workflow.cores = property(self._note_cores)
+        snakemake.cli.SnakemakeApi = self._make_api
+        try:
+            with _Instead(snakemake.workflow, "tempfile", _LateDirectories()):
+                snakemake.cli.args_to_api(parser.arguments, parser.parser)
+        finally:
+            snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores = execute, cores
+            snakemake.cli.SnakemakeApi = api_class
+        if "workflow" not in self._captured:
+            msg = f"the workflow could not be read: {self._api.failure}"
+            raise NotWarm(msg)
+        self.workflow = self._captured["workflow"]
+        self._keeps_tempdir = tempfile.tempdir != directory
+        self._check_possible()
+        self._drop_asyncio()
+        self._modules = dict(self._own_modules(known_modules))
+        self.files = tuple(dict.fromkeys(self._read_files()))
+
+    def _make_api(self, output_settings: Any) -> Any:
+        import snakemake.api
+
+        warm = self
+
+        class Api(snakemake.api.SnakemakeApi):  # type: ignore[misc]
+            """Keeps the workflow where Snakemake would tear it down, and gives it where Snakemake would read it."""
+
+            failure = ""
+            keep = True
+
+            def _cleanup(self) -> None:
+                if not self.keep:
+                    super()._cleanup()
+
+            def print_exception(self, ex: Exception) -> None:
+                self.failure = self.failure or (str(ex).strip().splitlines() or [type(ex).__name__])[0]
+                super().print_exception(ex)
+
+            def workflow(self, **settings: Any) -> Any:
+                if self.keep:
+                    return super().workflow(**settings)
+                # The only settings of a workflow that differ from job to job.
+                resources = settings["resource_settings"]
+                warm.set_cores(resources.cores, resources.max_threads)
+                warm.workflow.storage_settings.unneeded_temp_files = settings["storage_settings"].unneeded_temp_files
+                return self._workflow_api
+
+        self._api = Api(output_settings)
+        return self._api
+
+    def _note_cores(self, workflow: Any) -> int:
+        self._reads_cores = True
+        return int(workflow._cores)
+
+    def _check_possible(self) -> None:
+        from snakemake.settings.types import SharedFSUsage
+
+        if self.workflow.storage_settings.shared_fs_usage != SharedFSUsage.all():
+            msg = "not everything is on a shared file system"
+            raise NotWarm(msg)
+
+    def _drop_asyncio(self) -> None:
+        """Give up event loops and threads that reading the workflow left behind; a child makes its own."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        workflow = self.workflow
+        for runner in workflow._async_runners.values():
+            if runner._loop is not None:
+                runner._loop._default_executor = None
+            runner.close()
+        workflow._async_runners.clear()
+        workflow._async_executor.shutdown(wait=True)
+        workflow._async_executor = ThreadPoolExecutor()
+
+    def _own_modules(self, known: set[str]) -> Iterator[tuple[str, Any]]:
+        """Python modules of the workflow's author, which are not installed, by path."""
+        installed = tuple(os.path.realpath(path) + os.sep for path in (sys.prefix, sys.base_prefix))
+        for name in set(sys.modules) - known:
+            path = getattr(sys.modules[name], "__file__", None)
+            if path and not os.path.realpath(path).startswith(installed):
+                yield os.path.abspath(path), sys.modules[name]
+
+    def namespaces(self) -> list[dict[str, Any]]:
+        """Where the workflow's author may keep something."""
+        workflow = self.workflow
+        of_modules = [rule.module_globals for rule in workflow.rules if rule.module_globals is not None]
+        return [workflow.globals, *of_modules, *map(vars, self._modules.values())]
+
+    def _read_files(self) -> Iterator[str]:
+        """The local files that the workflow consists of, scripts apart: those are read by each job."""
+        from snakemake.sourcecache import LocalSourceFile
+
+        for source in self.workflow.included:
+            if isinstance(source, LocalSourceFile):
+                yield os.path.abspath(source.get_path_or_uri(secret_free=False))
+        for path in (*self.workflow.configfiles, *self.workflow.config_settings.configfiles):
+            yield os.path.abspath(path)
+        yield from self._modules
+
+    def prepare_calls(self) -> None:
+        """Depth 3: what does not differ from job to job of a DAG and its persistence."""
+        from snakemake.shell import shell
+
+        workflow = self.workflow
+        settings, execution = workflow.deployment_settings, workflow.execution_settings
+        shell.conda_block_conflicting_envvars = not settings.conda_not_block_search_path_envvars
+        workflow._executor_plugin = self._captured["executor_plugin"]
+        workflow.executor_settings = self._captured["executor_settings"]
+        workflow._prepare_dag(
+            forceall=False,
+            ignore_incomplete=True,
+            lock_warn_only=False,
+            nolock=True,
+            shadow_prefix=execution.shadow_prefix,
+        )
+        workflow.persistence.deactivate_cache()
+        workflow.iocache.deactivate()
+        self._calls = True
+        self._rehearse()
+
+    # In a child
+
+    def is_command(self, spec: JobSpec) -> bool:
+        """Whether the job is one shell command for which nothing of the workflow's author runs in Python."""
+        from snakemake.io import is_flagged
+
+        if not self._calls or spec.call is None or spec.start != "warm":
+            return False
+        name = Call(*pickle.loads(spec.call)).rule
+        if name not in self._commands:
+            rule = self.workflow.get_rule(name)
+            self._commands[name] = (
+                _is_static(rule)
+                and not any(callable(value) for value in (rule.benchmark, rule.message, *rule.log))
+                and not is_flagged(rule.benchmark, "repeat")  # it would have a shell for each
+            )
+        return self._commands[name]
+
+    def forget(self, job: Any) -> None:
+        """What a child that runs another job must not carry on."""
+        dag = self.workflow.dag
+        for table in (dag._jobid, dag._reason, dag._priority):
+            table.pop(job, None)
+        self.workflow._snakemake_tmp_dir.cleanup()
+        self.workflow._snakemake_tmp_dir = _LateDirectory()
+
+    def adopt_again(self, spec: JobSpec) -> None:
+        """`adopt`, for each job of a child that runs several."""
+        if not self._adopted:
+            self._adopted = True
+            self.adopt(spec)
+        self.workflow.start_time = datetime.now()  # noqa: DTZ005 - as Snakemake has it
+        if not self._keeps_tempdir:
+            tempfile.tempdir = None
+
+    def unfit(self, spec: JobSpec) -> str:
+        """Why this job must read the workflow itself; empty if it need not."""
+        if self._reads_cores and "--local-groupid" in spec.arguments:
+            return "the workflow asks for its number of cores while it is read, and a group has its own"
+        return ""
+
+    def set_cores(self, cores: int, max_threads: int) -> None:
+        self.workflow.resource_settings.cores = cores
+        self.workflow.resource_settings.max_threads = max_threads
+        self.workflow.global_resources["_cores"] = cores
+
+    def adopt(self, spec: JobSpec) -> None:
+        """Make the workflow this child's own: what it removes at its end must not be shared."""
+        workflow = self.workflow
+        workflow._snakemake_tmp_dir.leave()
+        if not self._keeps_tempdir and any(name in ("TMPDIR", "TEMP", "TMP") for name, _ in spec.environment):
+            tempfile.tempdir = None
+        workflow._snakemake_tmp_dir = _LateDirectory()
+        workflow.start_time = datetime.now()  # noqa: DTZ005 - as Snakemake has it
+
+    def run(self, spec: JobSpec) -> bool:
+        """Depth 2: what a cold job's Snakemake does once it has read the workflow."""
+        import snakemake.cli
+
+        self._api.keep = False
+        self._api._is_in_context = False
+        api_class = snakemake.cli.SnakemakeApi
+        snakemake.cli.SnakemakeApi = lambda _: self._api
+        try:
+            return bool(snakemake.cli.args_to_api(self._parser.parse(spec), self._parser.parser))
+        finally:
+            snakemake.cli.SnakemakeApi = api_class
+
+    def make_job(self, spec: JobSpec) -> Any:
+        """Depth 3: the job of ``spec.call``, announced in the log.
+
+        Raises whatever its rule's functions raise, NotWarm and OtherOutput; nothing has happened then.
+        """
+        assert spec.call is not None
+        self.workflow.execution_settings.attempt = spec.attempt
+        self.set_cores(self._parser.setup.cores or spec.max_threads, spec.max_threads)
+        call = Call(*pickle.loads(spec.call))
+        job = self._make_job(call)
+        if [str(file) for file in job.output] != call.output:
+            raise OtherOutput(_other_output(call.rule, call.output, [str(file) for file in job.output]))
+        job.log_info()
+        return job
+
+    def _make_job(self, call: Call) -> Any:
+        from snakemake.io import IOFile, flag
+        from snakemake.iocontainers import InputFiles
+        from snakemake.jobs import Job
+
+        workflow, dag = self.workflow, self.workflow.dag
+        rule = workflow.get_rule(call.rule)
+        directories = frozenset(call.directories)
+        files = []
+        for index, name in enumerate(call.input):
+            file = IOFile(flag(name, "directory") if index in directories else name, rule=None)
+            file.rule = rule  # set afterwards: the name is final, and must not be expanded again
+            files.append(file)
+        job_input = InputFiles(files)
+        job_input._take_names(call.input_names)
+        with _Instead(type(rule), "expand_input", lambda *_, **__: (job_input, {}, {}, False)):
+            job = Job(rule, dag, call.wildcards)
+        dag._jobid[job] = call.jobid
+        dag._reason[job].forced = True
+        dag._priority[job] = rule.expand_priority(job.wildcards_dict, job.input, job.attempt)
+        # What needs a checkpoint's output needs a DAG. Resources would take 0 for it and go on.
+        with _Instead(workflow._checkpoints, "_created_output", _NoCheckpoints()):
+            for name in ("resources", "params", "log", "benchmark"):
+                getattr(job, name)
+        return job
+
+    def _rehearse(self) -> None:
+        """Do what every job does once, so that children share what that leaves in memory.
+
+        With a rule in which nothing is the user's code, and without effects.
+        """
+        from snakemake.logging import logger
+
+        rule = next(filter(_is_static, self.workflow.rules), None)
+        streams = [handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
+        if rule is None or len(streams) != len(logger.handlers):
+            return
+        dag = self.workflow.dag
+        self.set_cores(1, 1)
+        saved = [handler.setStream(io.StringIO()) for handler in streams]
+        try:
+            job = self._make_job(Call(rule.name, dict.fromkeys(rule.wildcard_names, "0"), [], [], [], [], 0))
+            job.log_info()
+            self.workflow.async_run(job.check_protected_output())
+            for table in (dag._jobid, dag._reason, dag._priority):
+                del table[job]
+        except Exception as error:  # noqa: BLE001 - such a job will say it itself
+            logger.debug(f"No rehearsal with rule {rule.name}: {error}")
+        finally:
+            for handler, stream in zip(streams, saved, strict=True):
+                handler.setStream(stream)
+            self._drop_asyncio()
+
+    def call(self, job: Any, key: str) -> bool:
+        """Depth 3: run the job as the local executor would, and say what it would say.
+
+        ``key``: the attempt's, for the mark that outputs are incomplete. The main process makes one too, but hears of
+        the start only later: where all is killed in between, half an output would count as whole.
+        """
+        from snakemake.exceptions import print_exception
+        from snakemake.executors import local
+        from snakemake.logging import logger
+        from snakemake.shell import shell
+        from snakemake_interface_logger_plugins.common import LogEvent
+
+        workflow = self.workflow
+        shell.cleanup()
+        executor = types.SimpleNamespace(workflow=workflow, dag=workflow.dag)
+        with contextlib.suppress(OSError):  # the main process says so
+            job.register(external_jobid=key)
+        try:
+            local.run_wrapper(*local.Executor.job_args_and_prepare(executor, job))
+            workflow.async_run(job.postprocess(store_in_storage=False))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as the local executor does
+            print_exception(error, workflow.linemaps)
+            job.log_error()
+            # Who ends all processes of a job may reach its shell first: then nothing is undone, and the mark stays.
+            time.sleep(_ALL_END_S)
+            workflow.async_run(job.postprocess(error=True))
+            logger.error("Exiting because a job execution failed. Look above for error messages")
+            return False
+        finished = {"event": LogEvent.JOB_FINISHED, "job_id": job.jobid}
+        logger.info(f"Finished jobid: {job.jobid} (Rule: {job.rule.name})", extra=finished)
+        return True
+
+    def note(self, text: str, *, always: bool = False) -> None:
+        """A line in the job's log; without ``always`` only with ``--verbose``."""
+        from snakemake.logging import logger
+
+        logger.log(logging.ERROR if always else logging.DEBUG, text)
+
+    def discard(self) -> None:
+        """The warm process's own end."""
+        self.workflow._snakemake_tmp_dir.cleanup()
+
+    def close(self) -> None:
+        """A child's end, after `call`; `run` has done it itself."""
+        self._api.keep = False
+        self._api._cleanup()
+
+
+class _LateDirectories:
+    """For Snakemake's module `tempfile`: a process that is killed must not leave a directory that nobody needed."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tempfile, name)
+
+    @staticmethod
+    def TemporaryDirectory(prefix: str) -> "_LateDirectory":  # noqa: N802 - as the module has it
+        assert prefix == "snakemake"
+        return _LateDirectory()
+
+
+class _LateDirectory:
+    """Snakemake's directory for temporary files, which few jobs need, made when its name is asked for."""
+
+    _made: Any = None  # a tempfile.TemporaryDirectory
+
+    @property
+    def name(self) -> str:
+        if self._made is None:
+            self._made = tempfile.TemporaryDirectory(prefix="snakemake")
+        return str(self._made.name)
+
+    def cleanup(self) -> None:
+        if self._made is not None:
+            self._made.cleanup()
+
+    def leave(self) -> None:
+        """It belongs to another process now."""
+        if self._made is not None:
+            self._made._finalizer.detach()
+
+
+class _NoCheckpoints:
+    def __bool__(self) -> bool:
+        msg = "the output of a checkpoint is needed to evaluate this job"
+        raise NotWarm(msg)
+
+
+class _Instead:
+    """Sets an attribute for a while."""
+
+    def __init__(self, owner: Any, name: str, value: Any) -> None:
+        self._owner, self._name, self._value = owner, name, value
+
+    def __enter__(self) -> None:
+        self._saved = getattr(self._owner, self._name)
+        setattr(self._owner, self._name, self._value)
+
+    def __exit__(self, *_: object) -> None:
+        setattr(self._owner, self._name, self._saved)
+
+
+def _other_output(rule: str, expected: list[str], found: list[str]) -> str:
+    pairs = itertools.zip_longest(expected, found, fillvalue="no file")
+    one, other = next(pair for pair in pairs if pair[0] != pair[1])
+    return (
+        f"The output files of rule {rule} have other names each time the workflow is read: Snakemake expects {one}, "
+        f"but the job would make {other}. Names of files must not depend on the time, on random numbers, on the "
+        "process or on a job's environment; pass such a value with --config."
+    )
+
+
+def _is_static(rule: Any) -> bool:
+    """Whether a rule's job can be made without calling anything that the workflow's author wrote."""
+    if not rule.is_shell or callable(rule.priority) or any(callable(value) for value in rule.params):
+        return False
+    evaluators = (inspect.unwrap(value._evaluator) for value in rule.resources.values() if value.is_evaluable())
+    # Resources from the command line, the default ones among them, are expressions.
+    return all(
+        getattr(evaluator, "__qualname__", "").startswith("Resource.from_cli_expression.") for evaluator in evaluators
+    )
