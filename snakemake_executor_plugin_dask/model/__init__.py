@@ -1,1 +1,1 @@
-"""What all parts speak of: jobs, requests, pools, settings once checked, messages, units, errors. Imports nothing of the plugin."""
+"""What all parts speak of: jobs, requests, pools, checked settings, messages, units. Imports nothing of the plugin."""

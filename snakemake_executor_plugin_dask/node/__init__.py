@@ -1,1 +1,1 @@
-"""What a process asks of the machine it runs on: processes, devices, files, allocations, ports. Knows jobs, and no Dask."""
+"""The machine a process runs on: processes, devices, files, allocations, ports. Knows jobs, and no Dask."""

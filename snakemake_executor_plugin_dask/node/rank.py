@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.node.allocation import SLURM_SPECIAL_STEPS
 
-#: Set by the keeper of a worker that a launcher started (see backends/launcher.py): how often it was started again.
+#: Set by the keeper of a worker that a launcher started (see backends/mpi.py): how often it was started again.
 RESTARTS = "SNAKEMAKE_DASK_RESTARTS"
 
 

@@ -69,7 +69,7 @@ def test_no_such_file_or_host(tmp_path: Path) -> None:
 
 def test_whoever_listens_is_no_scheduler(closed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that says nothing is given some time, since a scheduler may be busy, and is then told."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.driver.attached.run.connecting._CONNECT_S", 1.0)
+    monkeypatch.setattr("snakemake_executor_plugin_dask.driver.attached.connecting._CONNECT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         assert f"Something listens at {address}, but does not answer as a Dask scheduler" in why(address)

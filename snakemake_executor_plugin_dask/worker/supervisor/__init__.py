@@ -1,1 +1,1 @@
-"""The process beside a Dask worker that starts, limits and ends its jobs. Standard library, `model` and `node` alone."""
+"""The process beside a Dask worker that starts, limits and ends jobs. Standard library, `model` and `node` alone."""
