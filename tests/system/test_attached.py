@@ -415,7 +415,7 @@ def certificates(directory: Path) -> dict[str, Any]:
 RESERVING = """
 import asyncio, sys
 from distributed import Client
-from snakemake_executor_plugin_dask.driver.attached.run.shared import PLUGIN_NAME, SharedLeasesPlugin
+from snakemake_executor_plugin_dask.driver.attached.shared import PLUGIN_NAME, SharedLeasesPlugin
 
 async def main():
     async with Client(sys.argv[1], asynchronous=True) as client:
