@@ -48,9 +48,18 @@ class Cluster:
         wait_for(self.file.exists, "the scheduler's file")
 
     def worker(
-        self, name: str, threads: int, *more: str, without: Path | None = None, **environment: str
+        self,
+        name: str,
+        threads: int,
+        *more: str,
+        without: Path | None = None,
+        registered: bool = True,
+        **environment: str,
     ) -> subprocess.Popen[bytes]:
-        """``without``: a directory that this worker cannot see, as on another machine."""
+        """``without``: a directory that this worker cannot see, as on another machine.
+
+        ``registered``: wait until the scheduler has it.
+        """
         options = ["--nthreads", str(threads), "--memory-limit", "4GB", "--no-dashboard", "--name", name, "--no-nanny"]
         command = [str(BIN / "dask"), "worker", "--scheduler-file", str(self.file), *options, *self.options, *more]
         if without is not None:
@@ -58,7 +67,8 @@ class Cluster:
             command = ["unshare", "--mount", "sh", "-c", hide, "sh", *command]
         process = self.start(name, *command, **environment)
         log = self.directory / f"{name}.log"
-        wait_for(lambda: "Registered to" in log.read_text(), f"worker {name}")
+        if registered:
+            wait_for(lambda: "Registered to" in log.read_text(), f"worker {name}")
         return process
 
     def lose_scheduler(self) -> None:
@@ -105,9 +115,14 @@ def test_two_runs_share_a_cluster(tmp_path: Path, running: Cluster) -> None:
     """Together they never run more than the workers' threads; the cluster is left as it was."""
     workers = [running.worker("one", 2), running.worker("two", 1)]
     arguments = ["--dask-scheduler", str(running.file)]
+    # The first ones wait for each other.
+    body = "until test $(cat ../a/log.txt ../b/log.txt | grep -c start) -ge 3; do sleep 0.1; done; sleep 0.5"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.txt").touch()
     with (
-        snakemake(tmp_path / "a", logged_jobs(6, "sleep 1"), *arguments) as a,
-        snakemake(tmp_path / "b", logged_jobs(6, "sleep 1"), *arguments) as b,
+        snakemake(tmp_path / "a", logged_jobs(6, body), *arguments) as a,
+        snakemake(tmp_path / "b", logged_jobs(6, body), *arguments) as b,
     ):
         assert a.wait(180) == 0, a.output
         assert b.wait(180) == 0, b.output
@@ -162,11 +177,15 @@ def test_workers_of_different_kinds(tmp_path: Path, running: Cluster) -> None:
     """A job goes where it fits; one that fits nowhere waits for a larger worker, which is said, and fails then."""
     running.worker("plain", 1)
     running.worker("lic", 1, "--resources", "licence=1")
+    # All but there, so that it can join within the minute that the jobs wait.
+    preload = tmp_path / "preload.py"
+    preload.write_text(f"import os, time\nwhile not os.path.exists({str(tmp_path / 'join')!r}):\n    time.sleep(0.1)\n")
+    running.worker("larger", 2, "--preload", str(preload), registered=False)
     with snakemake(tmp_path / "a", KINDS, "--dask-scheduler", str(running.file), "--keep-going", "--cores", "8") as run:
         for rule in ("big asks for 2 cores", "huge asks for 1 core, mem_mb=9000"):
             said = f"Rule {rule}, which no worker of the cluster can hold now: its jobs wait 1m for a worker that can"
             wait_for(lambda said=said: said in run.output, said)  # type: ignore[misc]
-        running.worker("larger", 2)
+        (tmp_path / "join").touch()
         wait_for((run.directory / "big.txt").exists, "the larger job on the newcomer")
         assert run.wait(180) == 1, run.output
         assert "mem_mb=9000 is more than the 4000 MB usable on a worker" in run.output

@@ -9,6 +9,7 @@ import dask
 import pytest
 from distributed import Scheduler
 from distributed.security import Security
+from running import slowness
 
 from snakemake_executor_plugin_dask.driver.attached.connecting import connect
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -39,10 +40,10 @@ def closed() -> Iterator[int]:
 
 
 def why(scheduler: str) -> str:
-    """What a user is told, within 15 seconds also on a busy machine; Dask's own client tries for 30."""
+    """What a user is told, within 15 seconds on a machine that is not busy; Dask's own client tries for 30."""
 
     async def attempt() -> str:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(15 * slowness()):
             with pytest.raises(ConfigurationError) as caught:
                 await connect(scheduler)
         return str(caught.value)

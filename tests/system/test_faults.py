@@ -91,7 +91,9 @@ def test_all_processes_of_a_worker_ended(tmp_path: Path, number: signal.Signals)
 
 def test_worker_keeps_dying(tmp_path: Path) -> None:
     """A job that kills its worker each time is named and fails after the limit; its neighbours finish."""
-    body = "test {wildcards.i} != 0 || {{ sleep 1; kill -9 $(cat worker.pid); sleep 300; }}; sleep 2"
+    # The file may still name the last one.
+    kill = "sleep 1; until kill -9 $(cat worker.pid); do sleep 0.1; done; sleep 300"
+    body = f"test {{wildcards.i}} != 0 || {{{{ {kill}; }}}}; sleep 2"
     with snakemake(tmp_path, logged_jobs(4, body), "--keep-going", "--dask-lost-worker-retries", "2") as run:
         while run.process.poll() is None:
             joined = run.events("worker-joined")

@@ -19,7 +19,7 @@ import pytest
 from distributed import Client
 from distributed.core import rpc
 from distributed.security import Security
-from running import SnakemakeRun, snakemake, wait_for
+from running import GENEROUS_S, SnakemakeRun, slowness, snakemake, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
 
@@ -67,9 +67,9 @@ def as_nobody(function: Callable[..., Any], *arguments: Any) -> Any:
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
-    process.join(60)
-    assert here.poll(0), "the other user's process said nothing"
+    assert here.poll(GENEROUS_S), "the other user's process said nothing"
     answer = here.recv()
+    process.join(GENEROUS_S)
     if isinstance(answer, BaseException):
         raise answer
     return answer
@@ -109,7 +109,7 @@ def talk(port: int, context: ssl.SSLContext | None, first: bytes) -> bytes:
     """What a server says to a stranger before it hangs up; empty where it refuses him."""
     said = b""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=3.0) as plain:
+        with socket.create_connection(("127.0.0.1", port), timeout=3.0 * slowness()) as plain:
             sock = plain if context is None else context.wrap_socket(plain)
             sock.sendall(first)
             while data := sock.recv(65536):
@@ -165,14 +165,15 @@ def test_strangers_hear_nothing(run: SnakemakeRun, tmp_path: Path) -> None:
 def intrude(ports: list[int], protocol: str, security: Security) -> dict[int, list[str]]:
     """For each port the ways of Dask's own that lead in: to ask a question, and to have work done."""
     arguments = security.get_connection_args("client")
+    patience_s = 3 * slowness()
 
     async def ask(address: str) -> None:
-        async with rpc(address, timeout=3, connection_args=arguments) as server:
-            await asyncio.wait_for(server.identity(), 3)
+        async with rpc(address, timeout=patience_s, connection_args=arguments) as server:
+            await asyncio.wait_for(server.identity(), patience_s)
 
     async def submit(address: str) -> None:
-        async with Client(address, security=security, timeout=3, asynchronous=True) as client:
-            assert await asyncio.wait_for(client.submit(abs, -1), 10) == 1
+        async with Client(address, security=security, timeout=patience_s, asynchronous=True) as client:
+            assert await asyncio.wait_for(client.submit(abs, -1), 3 * patience_s) == 1
 
     async def leads_in(way: Callable[[str], Coroutine[Any, Any, None]], port: int) -> bool:
         try:

@@ -40,7 +40,9 @@ rule grows:
     output: "grows.txt"
     retries: 2
     resources: mem_mb=lambda wildcards, attempt: 100 * 4 ** (attempt - 1)
-    shell: "echo start grows {resources.mem_mb} >> log.txt; PYTHON hold.py 250 1; touch {output}"
+    shell:
+        "echo start grows {resources.mem_mb} >> log.txt; "
+        "PYTHON hold.py 250 $(({resources.mem_mb} < 250 ? 60 : 1)); touch {output}"
 
 rule neighbour:
     output: "neighbour.txt"
@@ -98,6 +100,7 @@ rule all:
     input: expand("{kind}_{size}.txt", kind=["run", "script", "shell", "daemon", "second"], size=["small", "large"])
 
 SIZES = {"small": 90, "large": 400}
+SECONDS = {"small": 2, "large": 60}  # who is to be ended waits for it
 
 rule run:
     output: "run_{size}.txt"
@@ -105,26 +108,26 @@ rule run:
     run:
         import time
         held = [b"x" * 10_000_000 for _ in range(SIZES[wildcards.size] // 10)]
-        time.sleep(2)
+        time.sleep(SECONDS[wildcards.size])
         open(output[0], "w").close()
 
 rule script:
     output: "script_{size}.txt"
-    params: size=lambda wildcards: SIZES[wildcards.size]
+    params: size=lambda wildcards: SIZES[wildcards.size], seconds=lambda wildcards: SECONDS[wildcards.size]
     resources: mem_mb=150
     script: "hold_script.py"
 
 rule shell:
     output: "shell_{size}.txt"
-    params: size=lambda wildcards: SIZES[wildcards.size]
+    params: size=lambda wildcards: SIZES[wildcards.size], seconds=lambda wildcards: SECONDS[wildcards.size]
     resources: mem_mb=150
-    shell: "(PYTHON hold.py {params.size} 2 | cat) && touch {output}"
+    shell: "(PYTHON hold.py {params.size} {params.seconds} | cat) && touch {output}"
 
 rule daemon:
     output: "daemon_{size}.txt"
-    params: size=lambda wildcards: SIZES[wildcards.size]
+    params: size=lambda wildcards: SIZES[wildcards.size], seconds=lambda wildcards: SECONDS[wildcards.size]
     resources: mem_mb=150
-    shell: "setsid -f PYTHON hold.py {params.size} 60; sleep 4; touch {output}"
+    shell: "setsid -f PYTHON hold.py {params.size} 60; sleep {params.seconds}; touch {output}"
 
 rule first:
     output: touch("first_{size}.txt")
@@ -136,9 +139,9 @@ rule second:
     input: "first_{size}.txt"
     output: "second_{size}.txt"
     group: "pair"
-    params: size=lambda wildcards: SIZES[wildcards.size]
+    params: size=lambda wildcards: SIZES[wildcards.size], seconds=lambda wildcards: SECONDS[wildcards.size]
     resources: mem_mb=150
-    shell: "PYTHON hold.py {params.size} 2; touch {output}"
+    shell: "PYTHON hold.py {params.size} {params.seconds}; touch {output}"
 """
 
 
@@ -147,7 +150,7 @@ def test_memory_of_every_kind_of_job(tmp_path: Path, start: str) -> None:
     """In `run:`, scripts, shells, daemons and groups: who holds more than `mem_mb` is ended, who holds less is not."""
     (tmp_path / "hold_script.py").write_text(
         "import time\nheld = [b'x' * 10_000_000 for _ in range(snakemake.params.size // 10)]\n"
-        "time.sleep(2)\nopen(snakemake.output[0], 'w').close()\n"
+        "time.sleep(snakemake.params.seconds)\nopen(snakemake.output[0], 'w').close()\n"
     )
     with limited(tmp_path, KINDS, "--dask-job-start", start) as run:
         assert run.wait(180) == 1
@@ -209,14 +212,16 @@ rule all:
 rule greedy:
     output: "greedy.txt"
     resources: mem_mb=50
-    shell: "PYTHON hold.py 300 2; touch {output}"
+    shell: "PYTHON hold.py 300 SECONDS; touch {output}"
 """
 
 
 @pytest.mark.parametrize(("enforce", "code"), [("none", 0), ("memory", 1)])
 def test_what_is_enforced(tmp_path: Path, enforce: str, code: int) -> None:
     """`--dask-enforce` says which limits end jobs; the others only place them."""
-    with limited(tmp_path, NOT_ENFORCED, "--dask-enforce", enforce) as run:
+    # Whoever is to be ended waits for it.
+    snakefile = NOT_ENFORCED.replace("SECONDS", "60" if code else "2")
+    with limited(tmp_path, snakefile, "--dask-enforce", enforce) as run:
         assert run.wait() == code, run.output
         assert outputs(tmp_path) == ({"greedy"} if code == 0 else set())
         assert ("exceeded the limit of 50 MB" in run.output) == (code == 1)

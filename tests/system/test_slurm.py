@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import SnakemakeRun, ended, logged_jobs, snakemake, started, wait_for
+from running import SnakemakeRun, ended, logged_jobs, slowness, snakemake, started, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -219,11 +219,13 @@ def test_workers_come_and_go_with_the_work(slurm: VirtualSlurm, tmp_path: Path) 
     """Several jobs bring several allocations; while one long job is left, only its own is kept."""
     file = pools(tmp_path, one_pool("0-3", "idle_timeout: 3s"))
     long = "for n in $(seq 600); do [ -e release ] && break; sleep 0.2; done"
-    body = f"if [ {{wildcards.i}} = 0 ]; then {long}; else sleep 4; fi"
+    short = "while ! [ -e others ]; do sleep 0.2; done"
+    body = f"if [ {{wildcards.i}} = 0 ]; then {long}; else {short}; fi"
     with snakemake(tmp_path, logged_jobs(7, body), "--dask-pools", file) as run:
         wait_for(lambda: len(allocations(slurm, "RUNNING")) == 3, "three allocations", RUN_S)
+        (tmp_path / "others").touch()
         wait_for(lambda: len(ended(run)) == 6, "the short jobs' end", RUN_S)
-        wait_for(lambda: len(allocations(slurm)) == 1, "one allocation left", 60)
+        wait_for(lambda: len(allocations(slurm)) == 1, "one allocation left", RUN_S)
         assert len(ended(run)) == 6, "the long job lost its worker"
         (tmp_path / "release").touch()
         assert run.wait(RUN_S) == 0, run.output
@@ -232,13 +234,13 @@ def test_workers_come_and_go_with_the_work(slurm: VirtualSlurm, tmp_path: Path) 
 
 @pytest.mark.long
 def test_walltime_ends_during_many_short_jobs(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """Allocations of a minute end one after the other; every job runs once, and none is ended with its allocation."""
-    file = pools(tmp_path, one_pool("0-1", "default_runtime: 4s\n    margin: 6s", walltime="1m", cores=2))
-    with snakemake(tmp_path, logged_jobs(50, "sleep 2"), "--dask-pools", file) as run:
+    """Allocations of two minutes end one after the other; each job runs once, and none is ended with its allocation."""
+    file = pools(tmp_path, one_pool("0-1", "default_runtime: 15s\n    margin: 20s", walltime="2m", cores=2))
+    with snakemake(tmp_path, logged_jobs(90, "sleep 2"), "--dask-pools", file) as run:
         assert run.wait(RUN_S) == 0, run.output
         assert len(run.events("worker-joined")) >= 2, "one allocation was enough; the test shows nothing"
-        assert attempts(run) == {str(i): 1 for i in range(50)}
-        assert len(ended(run)) == 50
+        assert attempts(run) == {str(i): 1 for i in range(90)}
+        assert len(ended(run)) == 90
 
 
 def test_allocation_cancelled_from_outside(slurm: VirtualSlurm, tmp_path: Path) -> None:
@@ -266,7 +268,7 @@ def test_node_goes_down(slurm: VirtualSlurm, tmp_path: Path) -> None:
         assert run.wait(RUN_S) == 0, run.output
         assert attempts(run) == {"0": 2}
         assert len(ended(run)) == 1
-    wait_for(lambda: not slurm.queue(), "Slurm to notice that the node is gone", 60)
+    wait_for(lambda: not slurm.queue(), "Slurm to notice that the node is gone")
 
 
 def test_partition_down_for_a_while(slurm: VirtualSlurm, tmp_path: Path) -> None:
@@ -356,8 +358,8 @@ def test_snakemake_ends_with_jobs_running_and_queued(
         wait_for(lambda: started(run), "a job's start", RUN_S)
         wait_for(lambda: allocations(slurm, "PENDING"), "an allocation that waits", RUN_S)
         os.kill(run.process.pid, number)
-        run.wait(60)
-        wait_for(lambda: not allocations(slurm), "an empty queue", 60)
+        run.wait(RUN_S)
+        wait_for(lambda: not allocations(slurm), "an empty queue", 60 * slowness())
         run.expect_gone(30)
 
 
@@ -387,7 +389,7 @@ def test_next_run_cancels_what_a_dead_host_left(slurm: VirtualSlurm, tmp_path: P
             os.kill(pid, signal.SIGSTOP)
         for pid in (run.driver(), run.process.pid):
             os.kill(pid, signal.SIGKILL)
-        run.wait(30)
+        run.wait(60)
         assert allocations(slurm) == old
     file = pools(tmp_path, one_pool("0-1", partition="big"))
     # Only under Snakemake's lock, which the dead one has left behind.

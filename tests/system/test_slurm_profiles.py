@@ -48,7 +48,7 @@ def test_campus(slurm: VirtualSlurm, tmp_path: Path) -> None:
     assert found["align"] == [["cpu"]] * 3
     assert found["assemble"] == [["big"]]
     assert found["train"] == [["cpu", "none"]] * 2
-    wait_for(lambda: not slurm.queue(), "an empty queue", 30)
+    wait_for(lambda: not slurm.queue(), "an empty queue")
 
 
 def test_gpu_centre(slurm: VirtualSlurm, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_gpu_centre(slurm: VirtualSlurm, tmp_path: Path) -> None:
     ((partition, gpus),) = found["evaluate"]
     assert (partition, len(gpus.split(","))) == ("gpu", 1)
     assert gpus != "none"
-    wait_for(lambda: not slurm.queue(), "an empty queue", 30)
+    wait_for(lambda: not slurm.queue(), "an empty queue")
 
 
 @pytest.mark.variant
@@ -74,7 +74,7 @@ def test_terse(slurm: VirtualSlurm, tmp_path: Path) -> None:
     assert found["assemble"] == [["big"]]
     assert "No mem_mb is declared by rules" in done.stderr
     assert "No runtime is declared by rules" in done.stderr
-    wait_for(lambda: not slurm.queue(), "an empty queue", 30)
+    wait_for(lambda: not slurm.queue(), "an empty queue")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_plan_and_its_scripts(name: str, slurm: VirtualSlurm, tmp_path: Path) ->
     elsewhere.mkdir()
     for script in scripts:
         slurm.run("sbatch", f"--chdir={elsewhere}", str(script))
-    wait_for(lambda: not slurm.queue(), "an empty queue", 120)
+    wait_for(lambda: not slurm.queue(), "an empty queue")
     found = [path.read_text() for path in (*elsewhere.iterdir(), *script.parent.iterdir()) if path.suffix == ".out"]
     assert len(found) == len(scripts)
     assert all("This allocation has started, on " in text for text in found), found

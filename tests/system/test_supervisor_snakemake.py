@@ -29,12 +29,12 @@ rule holds:
     run:
         import time
         data = bytearray(300_000_000)
-        time.sleep(1.5)
+        time.sleep(2.5)
         open(output[0], "w").write("x")
 
 rule shells:
     output: "shelled"
-    shell: "python3 -S -c 'import time; x = bytearray(200_000_000); time.sleep(1.5)'; touch {output}"
+    shell: "python3 -S -c 'import time; x = bytearray(200_000_000); time.sleep(2.5)'; touch {output}"
 """
 
 GENERAL = (
