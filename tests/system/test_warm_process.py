@@ -190,11 +190,13 @@ def test_a_killed_job(tmp_path: Path) -> None:
 
 def test_a_terminated_job_finishes(tmp_path: Path) -> None:
     """SIGTERM to a job's Snakemake alone lets its command finish, and makes the job fail, as it does cold."""
-    setup, specs = planned(tmp_path, SIMPLE.replace("echo", "touch started; sleep 1; echo JOB: finished; echo"))
+    command = "touch started; until test -e go; do sleep 0.1; done; echo JOB: finished; echo"
+    setup, specs = planned(tmp_path, SIMPLE.replace("echo", command))
     with Warm(setup) as warm:
         job = warm.start(specs[0])
         until((tmp_path / "started").exists, "the job's command")
         os.kill(job, signal.SIGTERM)
+        (tmp_path / "go").touch()
         ended = warm.end_of(specs[0])
     assert ended.code == 1
     assert "JOB: finished" in ended.log

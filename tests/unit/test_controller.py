@@ -777,7 +777,7 @@ def test_a_worker_that_stands_still_does_not_hold_the_end_up(monkeypatch: pytest
         world.worker("local-0")
         world.controller.enqueue(Enqueue((job("a"),)))
         await settle()
-        await asyncio.wait_for(world.controller.kill_running(), 5.0)
+        await asyncio.wait_for(world.controller.kill_running(), 60.0)
         assert world.killed == [world.submitted[0][1].key]
         await settle()
         assert len(asyncio.all_tasks()) == 2, "this one and the submission: nothing is asked any more"
@@ -793,7 +793,7 @@ def test_a_worker_that_stands_still_does_not_hold_the_end_up(monkeypatch: pytest
         ending = asyncio.ensure_future(world.controller.kill_running())
         await settle()
         world.end(world.submitted[0][1].key, "cancelled")
-        await asyncio.wait_for(ending, 5.0)
+        await asyncio.wait_for(ending, 60.0)
 
     play(ends)
 
