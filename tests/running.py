@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 GENEROUS_S = 180.0
+RUN_S = 400.0  # a whole run, on a machine that others keep busy
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = GENEROUS_S) -> Any:
@@ -76,7 +77,7 @@ class SnakemakeRun:
     def output(self) -> str:
         return self._output.read_text(errors="replace")
 
-    def wait(self, timeout_s: float = GENEROUS_S) -> int:
+    def wait(self, timeout_s: float = RUN_S) -> int:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:

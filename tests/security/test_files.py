@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import SnakemakeRun, snakemake, wait_for
+from running import RUN_S, SnakemakeRun, snakemake, wait_for
 from security.conftest import Account
 from system.conftest import slurm, slurm_cluster  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.timeout(600)
-RUN_S = 300.0
 
 SNAKEFILE = """
 rule all:
@@ -126,7 +125,7 @@ def test_a_run_on_this_machine(attacker: Account, shared: Path, umask: int) -> N
         if open_to_all:
             attacker.does(plant_links, shared, secret)
         (shared / "go").touch()
-        assert run.wait(RUN_S) != 0
+        assert run.wait() != 0
         assert "said by the second job" in run.output, run.output
         assert "for the victim alone" not in run.output
         assert secret.read_text() == "for the victim alone\n"
@@ -143,7 +142,7 @@ def test_a_directory_in_the_place_of_the_runs(attacker: Account, shared: Path) -
         attacker.does(swap, shared, [directory.name], pickle.dumps(Evil(marker)))
         os.kill(worker, signal.SIGKILL)
         (shared / "go").touch()
-        assert run.wait(RUN_S) != 0
+        assert run.wait() != 0
         run.expect_gone(60)
     assert not marker.exists()
     away = shared / ".snakemake" / "away" / directory.name
@@ -153,7 +152,7 @@ def test_a_directory_in_the_place_of_the_runs(attacker: Account, shared: Path) -
 
 
 def refused(run: SnakemakeRun) -> str:
-    assert run.wait(RUN_S) != 0
+    assert run.wait() != 0
     assert "which nobody else may write, but" in run.output, run.output
     return run.output
 
@@ -208,7 +207,7 @@ def test_planted_records_cancel_nothing(
         (root / "abcdefg1" / "lock").write_bytes(lock)
         (root / "abcdefg1" / "lock").chmod(0o600)
         with snakemake(shared, snakefile, *pool) as run:
-            assert run.wait(RUN_S) == 0, run.output
+            assert run.wait() == 0, run.output
         assert slurm.run("squeue", "--noheader", f"--jobs={bystander}", "--format=%T").strip() in ("RUNNING", "PENDING")
     finally:
         slurm.run("scancel", bystander, check=False)

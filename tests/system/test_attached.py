@@ -124,8 +124,8 @@ def test_two_runs_share_a_cluster(tmp_path: Path, running: Cluster) -> None:
         snakemake(tmp_path / "a", logged_jobs(6, body), *arguments) as a,
         snakemake(tmp_path / "b", logged_jobs(6, body), *arguments) as b,
     ):
-        assert a.wait(180) == 0, a.output
-        assert b.wait(180) == 0, b.output
+        assert a.wait() == 0, a.output
+        assert b.wait() == 0, b.output
         assert most_at_once(a.directory / "log.txt", b.directory / "log.txt") == 3
         a.expect_gone(20)
         b.expect_gone(20)
@@ -144,7 +144,7 @@ def test_workers_come_and_go(tmp_path: Path, running: Cluster) -> None:
         os.killpg(first.pid, signal.SIGKILL)
         wait_for(lambda: run.events("worker-lost"), "the loss of the first worker")
         (run.directory / "go").touch()
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         assert len(started(run)) == 3
 
 
@@ -187,7 +187,7 @@ def test_workers_of_different_kinds(tmp_path: Path, running: Cluster) -> None:
             wait_for(lambda said=said: said in run.output, said)  # type: ignore[misc]
         (tmp_path / "join").touch()
         wait_for((run.directory / "big.txt").exists, "the larger job on the newcomer")
-        assert run.wait(180) == 1, run.output
+        assert run.wait() == 1, run.output
         assert "mem_mb=9000 is more than the 4000 MB usable on a worker" in run.output
         assert "--set-resources huge:mem_mb=4000" in run.output
         outcomes = {event["outcome"]["key"].split("-")[0]: event["outcome"] for event in run.events("job-ended")}
@@ -241,7 +241,7 @@ def grows_and_shrinks(tmp_path: Path, cluster: Cluster, text: str) -> None:
         wait_for(lambda: len(run.events("worker-lost")) >= 2, "idle workers closed", 120)
         assert len(started(run)) == 6, "a worker was closed that held a job"
         (run.directory / "go").touch()
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         assert len(started(run)) == 6
         assert not any(event["jobs"] for event in run.events("worker-lost")), run.output
         assert "was lost" not in run.output
@@ -302,7 +302,7 @@ def test_a_scheduler_that_comes_back(tmp_path: Path) -> None:
             )
             assert "Worker one was lost" not in run.output
             cluster.lose_scheduler()
-            assert run.wait(240) == 1, run.output
+            assert run.wait() == 1, run.output
             output = " ".join(run.output.split())
             assert "was lost, and is not back with workers after 90 s: the 1 job on its workers ended with it" in output
             assert "ended with it, and 1 more waited; bring the cluster up" in output
@@ -364,7 +364,7 @@ def test_newcomers_are_looked_at_too(tmp_path: Path, running: Cluster) -> None:
         wait_for(lambda: "Worker two at tcp://" in run.output, "the second worker is refused")
         assert "does not exist on n3" in run.output
         (workdir / "go").touch()
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         assert {event["worker"] for event in run.events("worker-joined")} == {"one"}
 
 
@@ -379,7 +379,7 @@ def test_a_lost_supervisor_takes_no_neighbour_along(tmp_path: Path, running: Clu
         os.kill(lost["supervisor_pid"], signal.SIGKILL)
         wait_for(lambda: len(started(run)) == 3, "the lost job started again, where only the same worker has room")
         (run.directory / "go").touch()
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         outcomes = [event["outcome"] for event in run.events("job-ended")]
         assert [outcome["worker"] for outcome in outcomes if outcome["status"] == "lost"] == [lost["name"]]
         assert len(started(run)) == 3
@@ -502,7 +502,7 @@ def test_no_shared_file_system(tmp_path: Path, running: Cluster) -> None:
     running.worker("one", 3, "--local-directory", str(scratch), without=tmp_path / "home")
     options = ["--shared-fs-usage", "none", "--default-storage-provider", "fs", "--default-storage-prefix", str(store)]
     with snakemake(workdir, STORAGE, *options, "--dask-scheduler", str(running.file)) as run:
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         lines = (store / "all.txt").read_text().splitlines()
         assert lines[::2] == ["common"] * 3
         assert len(set(lines[1::2])) == 3
@@ -531,7 +531,7 @@ def test_dask_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         wait_for(cluster.file.exists, "the scheduler's file")
         body = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun.openmpi -n 1 true"
         with snakemake(tmp_path / "a", logged_jobs(4, body), "--dask-scheduler", str(cluster.file)) as run:
-            assert run.wait(180) == 0, run.output
+            assert run.wait() == 0, run.output
     finally:
         cluster.end()
 
@@ -657,7 +657,7 @@ def test_local_cuda_cluster(tmp_path: Path) -> None:
         wait_for(cluster.file.exists, "the scheduler's file")
         arguments = ["--dask-scheduler", str(cluster.file)]
         with snakemake(tmp_path / "a", GPU_JOBS, *arguments, "--keep-going") as run:
-            assert run.wait(180) == 1, run.output
+            assert run.wait() == 1, run.output
             assert "2 GPUs is more than the 1 of a worker" in run.output
             assert not (run.directory / "two.txt").exists()
             devices = {fact["facts"]["devices"][0] for fact in run.events("worker-joined")}

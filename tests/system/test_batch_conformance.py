@@ -24,7 +24,6 @@ pytestmark = pytest.mark.timeout(600)
 
 OPTIONS: dict[str, dict[str, Any]] = {"htcondor": {"disk": "100 MB"}, "slurm": {"queue": "cpu"}}
 REAL = {"slurm": "slurm_cluster", "sge": "grid_engine"}  # fixtures
-RUN_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ def test_run_of_snakemake(batch: BatchSystem, tmp_path: Path) -> None:
     if options:
         arguments += ["--dask-options", "{" + ", ".join(f"{key}: {value}" for key, value in options.items()) + "}"]
     with snakemake(tmp_path, logged_jobs(3, "true"), *arguments) as run:
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         assert not batch.left()
         run.expect_gone(30)
     left = {path.name for path in tmp_path.iterdir()}

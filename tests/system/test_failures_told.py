@@ -76,7 +76,7 @@ def test_failed_jobs(tmp_path: Path, start: str) -> None:
     """Each message holds what ended the job, where, after how long, its log's last lines, and the path of that log."""
     arguments = ("--keep-going", "--latency-wait", "1", "--dask-job-start", start)
     with snakemake(tmp_path, FAILING, *arguments) as run:
-        assert run.wait(240) == 1
+        assert run.wait() == 1
         expected = {
             "failing": ("its command failed with exit code 7.", ["before the end", "to stderr"]),
             "missing": ("it failed with exit code 1.", ["made nothing", "MissingOutputException", "missing.txt"]),
@@ -140,7 +140,7 @@ def test_worker_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for path in old:
         path.write_text("of an earlier run")
     with snakemake(tmp_path / "work", snakefile, "--forceall") as run:
-        assert run.wait(180) == 1
+        assert run.wait() == 1
         assert "A worker of pool local did not come up: exit code 3" in run.output
         assert "Pool local is given up: its workers do not come up." in run.output
         assert "the node has no such device" in run.output

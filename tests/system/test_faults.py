@@ -246,7 +246,7 @@ def test_frozen_worker(tmp_path: Path) -> None:
         first = set(run.jobs())
         (tmp_path / "again").touch()
         os.kill(run.facts()["pid"], signal.SIGSTOP)
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         assert not first & set(run.jobs())
         assert len(ended(run)) == 2
         assert said(run) == lost("it said nothing for N s")
@@ -261,7 +261,7 @@ def test_frozen_worker_and_supervisor(tmp_path: Path) -> None:
         (tmp_path / "again").touch()
         os.kill(run.facts()["pid"], signal.SIGSTOP)
         os.kill(run.facts()["supervisor_pid"], signal.SIGSTOP)
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         assert not first & set(run.jobs())
         assert len(ended(run)) == 2
         assert said(run) == lost("it said nothing for N s")

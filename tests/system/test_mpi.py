@@ -73,7 +73,7 @@ def mpi_arguments(launcher: str, workers: int = 3) -> list[str]:
 def test_three_ranks_on_this_machine(tmp_path: Path, launcher: str) -> None:
     """Each worker has its share of the machine; jobs see nothing of the launcher, and may use it themselves."""
     with snakemake(tmp_path, MIXED.format(launcher=launcher, tasks=2), *mpi_arguments(launcher)) as run:
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         facts = [event["facts"] for event in run.events("worker-joined")]
         assert sorted(fact["name"] for fact in facts) == ["mpi-0-0", "mpi-0-1", "mpi-0-2"]
         assert {fact["cores"] for fact in facts} == {max(1, len(os.sched_getaffinity(0)) // 3)}
@@ -107,7 +107,7 @@ rule long:
     shell: "touch {output}"
 """
     with snakemake(tmp_path, snakefile, "--dask-worker-cores", "2") as run:
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         assert ranks(tmp_path / "ranks") == ["0", "1", "2", "3", "4"]
         assert "Rule long asks for runtime=5d, and the allocation in which Snakemake runs ends in" in run.output
 
@@ -116,7 +116,7 @@ rule long:
 def test_more_than_two_nodes_hold_is_refused(tmp_path: Path) -> None:
     """What a node really has is known once the workers are there; a job that cannot fit then fails, and is not left."""
     with snakemake(tmp_path, MIXED.format(launcher="mpirun", tasks=4000), *mpi_arguments("mpirun.openmpi")) as run:
-        assert run.wait(180) != 0
+        assert run.wait() != 0
         assert "mpi" in run.output
         assert "4000" in run.output or "2000" in run.output, run.output
         run.expect_gone(15)
@@ -134,7 +134,7 @@ def test_a_killed_worker_takes_nobody_along(tmp_path: Path, launcher: str) -> No
         # Only once its first attempt is known to be dead: that one could still see the file, and end well.
         wait_for(lambda: len(started(run)) == 4, "the lost job again")
         (tmp_path / "go").touch()
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         lost = {event["worker"] for event in run.events("worker-lost")}
         assert lost == {run.facts(1)["name"]}
         assert len(started(run)) == 4
@@ -156,7 +156,7 @@ def test_a_launcher_that_is_ended_is_replaced(tmp_path: Path, monkeypatch: pytes
         os.kill(int(allocation["allocation"]), signal.SIGTERM)
         wait_for(lambda: len(run.events("worker-joined")) >= 5, "workers of a second launcher")
         (tmp_path / "go").touch()
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         assert len(run.events("allocation-submitted")) == 2
         assert len(started(run)) == 5
         assert len(ended(run)) == 3
@@ -171,7 +171,7 @@ def test_a_launcher_that_fails_is_told_with_its_words(tmp_path: Path) -> None:
     with snakemake(
         tmp_path, logged_jobs(1, ":"), "--dask-cluster", "mpi", "--dask-workers", "2", "--dask-options", options
     ) as run:
-        assert run.wait(180) != 0
+        assert run.wait() != 0
         assert "no-such-option" in run.output.partition("Error in rule")[0], run.output
         run.expect_gone(15)
 

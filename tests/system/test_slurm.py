@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import SnakemakeRun, ended, logged_jobs, slowness, snakemake, started, wait_for
+from running import RUN_S, SnakemakeRun, ended, logged_jobs, slowness, snakemake, started, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-
-RUN_S = 400.0  # a machine that is busy with other tests starts a worker within a minute
 
 
 def allocations(slurm: VirtualSlurm, *states: str) -> list[str]:
@@ -123,7 +121,7 @@ rule mpi:
     shell: "{resources.mpi} -n {resources.tasks} --ntasks-per-node=1 bash -c 'echo $SLURMD_NODENAME' > {output}"
 """
     with snakemake(tmp_path, snakefile, "--dask-pools", file) as run:
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         # 300 MB are 286 MiB; `srun` in a job has the job's environment, also where sites submit with --export=NONE.
         assert values(run, "small/*") == ["cpu a b 1 286 none cyclic of snakemake"] * 4
         assert values(run, "large/*") == values(run, "long/*") == ["big"]
@@ -159,7 +157,7 @@ rule gpu:
     shell: "sleep 3; echo $SLURM_JOB_PARTITION $CUDA_VISIBLE_DEVICES > {output}"
 """
     with snakemake(tmp_path, snakefile, "--dask-cluster", "slurm", "--dask-workers", "0-2") as run:
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         assert values(run, "cpu/*") == ["cpu"] * 3
         assert values(run, "big/*") == ["big"]
         assert len(set((tmp_path / "tried").read_text().split())) == 2, "the new resources got no pool of their own"
@@ -209,7 +207,7 @@ rule by_input:
 """
     arguments = ["--dask-cluster", "slurm", "--dask-workers", "0-1", "--cores", "4"]
     with snakemake(tmp_path, "from pathlib import Path" + snakefile, *arguments) as run:
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         made = {event["pool"]: event for event in run.events("pool-up")}
         assert len([name for name in made if name.startswith("big")]) == 1, "the longer jobs need one further pool"
         assert 1 <= len([name for name in made if name.startswith("gpu")]) <= 2
@@ -228,7 +226,7 @@ def test_workers_come_and_go_with_the_work(slurm: VirtualSlurm, tmp_path: Path) 
         wait_for(lambda: len(allocations(slurm)) == 1, "one allocation left", RUN_S)
         assert len(ended(run)) == 6, "the long job lost its worker"
         (tmp_path / "release").touch()
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         assert set(attempts(run).values()) == {1}
 
 
@@ -237,7 +235,7 @@ def test_walltime_ends_during_many_short_jobs(slurm: VirtualSlurm, tmp_path: Pat
     """Allocations of two minutes end one after the other; each job runs once, and none is ended with its allocation."""
     file = pools(tmp_path, one_pool("0-1", "default_runtime: 15s\n    margin: 20s", walltime="2m", cores=2))
     with snakemake(tmp_path, logged_jobs(90, "sleep 2"), "--dask-pools", file) as run:
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         assert len(run.events("worker-joined")) >= 2, "one allocation was enough; the test shows nothing"
         assert attempts(run) == {str(i): 1 for i in range(90)}
         assert len(ended(run)) == 90
@@ -251,7 +249,7 @@ def test_allocation_cancelled_from_outside(slurm: VirtualSlurm, tmp_path: Path) 
         (victim,) = allocations(slurm, "RUNNING")
         (tmp_path / "again").touch()
         slurm.run("scancel", victim)
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         assert attempts(run) == {"0": 2, "1": 1} or attempts(run) == {"0": 1, "1": 2}
         assert len(ended(run)) == 2, "the first attempt went on"
         assert re.search(rf"in allocation {victim}, whose output ends with: .*CANCELLED AT", run.output), run.output
@@ -265,7 +263,7 @@ def test_node_goes_down(slurm: VirtualSlurm, tmp_path: Path) -> None:
         (line,) = slurm.queue()
         (tmp_path / "again").touch()
         slurm.kill_node(line.split()[3])
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         assert attempts(run) == {"0": 2}
         assert len(ended(run)) == 1
     wait_for(lambda: not slurm.queue(), "Slurm to notice that the node is gone")
@@ -283,7 +281,7 @@ def test_partition_down_for_a_while(slurm: VirtualSlurm, tmp_path: Path) -> None
         time.sleep(5)
         assert run.output.count("PartitionDown") == said == 1, "it is said again and again"
         slurm.run("scontrol", "update", "PartitionName=cpu", "State=UP")
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
 
 
 def test_pool_that_is_refused_is_given_up(slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +301,7 @@ exec {shutil.which("sbatch")} "$@"
     with snakemake(
         tmp_path, logged_jobs(3, "echo $SLURM_JOB_PARTITION >> where"), "--dask-pools", pools(tmp_path, text)
     ) as run:
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         assert (tmp_path / "where").read_text().split() == ["big"] * 3
         assert f"{refusal}; name an account of yours" in run.output, run.output
         assert "Pool main is given up" in run.output
@@ -323,7 +321,7 @@ def test_node_that_fails_workers_is_left_out(slurm: VirtualSlurm, tmp_path: Path
     prologue = f'job_script_prologue: ["cd {tmp_path}", ". ./fails_first"], job_extra_directives: ["--exclude=c3"]'
     file = pools(tmp_path, one_pool("0-1").replace("queue: cpu", f"queue: cpu, {prologue}"))
     with snakemake(tmp_path, logged_jobs(1, "echo $SLURMD_NODENAME > where"), "--dask-pools", file) as run:
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         bad = (tmp_path / "bad").read_text().strip()
         assert {bad, (tmp_path / "where").read_text().strip()} == {"c1", "c2"}
         assert run.output.count(f"Node {bad} is left out of later allocations of pool main: 2 workers failed") == 1
@@ -344,7 +342,7 @@ def test_full_queue(slurm: VirtualSlurm, tmp_path: Path) -> None:
         wait_for(lambda: why & {event["reason"] for event in run.events("allocation-waiting")}, "the reason", RUN_S)
         assert len(allocations(slurm)) == 3
         slurm.run("scancel", *others)
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -358,7 +356,7 @@ def test_snakemake_ends_with_jobs_running_and_queued(
         wait_for(lambda: started(run), "a job's start", RUN_S)
         wait_for(lambda: allocations(slurm, "PENDING"), "an allocation that waits", RUN_S)
         os.kill(run.process.pid, number)
-        run.wait(RUN_S)
+        run.wait()
         wait_for(lambda: not allocations(slurm), "an empty queue", 60 * slowness())
         run.expect_gone(30)
 
@@ -396,7 +394,7 @@ def test_next_run_cancels_what_a_dead_host_left(slurm: VirtualSlurm, tmp_path: P
     subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--cores", "1"], cwd=tmp_path, check=True)
     with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file, "--rerun-incomplete") as run:
         wait_for(lambda: not set(old) & set(allocations(slurm)), "the old allocation cancelled", RUN_S)
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
 
 
 def test_mpi_job_spreads_over_as_many_nodes_as_its_tasks_need(slurm: VirtualSlurm, tmp_path: Path) -> None:
@@ -418,7 +416,7 @@ rule size:
     shell: "echo done > {output}"
 """
     with snakemake(tmp_path, snakefile, "--dask-cluster", "slurm", "--dask-workers", "0-1") as run:
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         assert len(set((tmp_path / "out/3").read_text().split())) == 2
         assert len((tmp_path / "out/3").read_text().split()) == 3
         assert len(set((tmp_path / "out/2").read_text().split())) == 1
@@ -448,7 +446,7 @@ def test_missing_command_is_named_before_anything_starts(slurm: VirtualSlurm, tm
     """Without `sbatch` the run stops with a sentence that names it."""
     file = pools(tmp_path, one_pool("0-1"))
     with _path_without(tmp_path, "sbatch"), snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
-        assert run.wait(RUN_S) != 0
+        assert run.wait() != 0
         assert "command sbatch is not on PATH" in run.output, run.output
 
 
@@ -470,7 +468,7 @@ def test_wrong_options_are_named_before_anything_starts(slurm: VirtualSlurm, tmp
         parts.append(text.replace("\npools:\n", "").replace("main:", f"pool{number}:"))
     file = pools(tmp_path, "pools:\n" + "".join(parts))
     with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
-        assert run.wait(RUN_S) != 0
+        assert run.wait() != 0
         assert [said for said in WRONG if said not in run.output] == [], run.output
         assert not run.events("allocation-submitted")
 
@@ -509,7 +507,7 @@ rule cold:
         open(output[0], "a").write(sys.executable)
 """
     with snakemake(tmp_path / "a", snakefile, "--dask-cluster", "slurm") as run:
-        assert run.wait(RUN_S) == 0, run.output
+        assert run.wait() == 0, run.output
         assert {event["start"] for event in run.events("job-started")} == {"warm", "cold"}, run.output
         for name in ("warm", "cold"):
             assert (run.directory / f"{name}.txt").read_text() == f"an image\n{other}/bin/python3"

@@ -34,7 +34,7 @@ def test_storage_instead_of_a_shared_file_system(tmp_path: Path) -> None:
     subprocess.run(["git", "add", "."], cwd=workdir, check=True)
     options = ["--shared-fs-usage", "none", "--default-storage-provider", "fs", "--default-storage-prefix", str(store)]
     with snakemake(workdir, SNAKEFILE, *options) as run:
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         assert (store / "all.txt").read_text() == "0\n1\n2\n"
         assert not (workdir / "all.txt").exists()
         assert {event["start"] for event in run.events("job-started")} == {"cold"}
@@ -75,7 +75,7 @@ def test_local_copies_are_each_jobs_own(tmp_path: Path, monkeypatch: pytest.Monk
     options = ["--default-storage-provider", "fs", "--default-storage-prefix", str(store), "--dask-job-start", start]
     options += ["--remote-job-local-storage-prefix", "$LOCAL/copies", "--shared-fs-usage", *usage]
     with snakemake(workdir, COMMON_INPUT, *options) as run:
-        assert run.wait(180) == 0, run.output
+        assert run.wait() == 0, run.output
         kept = (store / "kept.txt").read_text()
         assert str(local / "copies") in kept
         assert [(store / "out" / f"{i}.txt").read_text() for i in range(2)] == [kept] * 2
