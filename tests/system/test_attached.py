@@ -518,14 +518,14 @@ def test_no_shared_file_system(tmp_path: Path, running: Cluster) -> None:
 @pytest.mark.skipif(shutil.which("dask-mpi", path=str(BIN)) is None, reason="dask-mpi is an extra of the test machine")
 def test_dask_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mpirun -n 4 dask-mpi`: the jobs may use MPI although their workers are ranks."""
-    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"):
+    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("MPI4PY_MPIABI", "openmpi")  # mpi4py as a wheel fits several libraries
     directory = tmp_path / "cluster"
     directory.mkdir()
     cluster = Cluster(directory)
     try:
-        command = ["mpirun.openmpi", "-n", "4", "--bind-to", "none", str(BIN / "dask-mpi")]
+        command = ["mpirun.openmpi", "-n", "4", "--oversubscribe", "--bind-to", "none", str(BIN / "dask-mpi")]
         options = ["--scheduler-file", str(cluster.file), "--worker-class", "distributed.Worker", "--no-dashboard"]
         cluster.start("mpi", *command, *options)
         wait_for(cluster.file.exists, "the scheduler's file")
