@@ -11,22 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.local import LocalBackend
+from snakemake_executor_plugin_dask.interior import cuda
+from snakemake_executor_plugin_dask.interior.declared import refusal
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.devices import OVERRIDE, VISIBLE, Inventory, take_inventory
 
 
-def load_utils() -> Any:
-    """`dask_cuda.utils`; imported late, since it takes seconds. Raises ImportError where the extra is missing."""
-    import dask_cuda.utils
-
-    return dask_cuda.utils
-
-
 class CudaBackend(LocalBackend):
     """The GPUs of this machine."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ, load: Callable[[], Any] = load_utils) -> None:
+    def __init__(self, environ: Mapping[str, str] = os.environ, load: Callable[[], Any] = cuda.load) -> None:
         super().__init__()
         self._environ = environ
         self._load = load
@@ -77,11 +72,13 @@ class CudaBackend(LocalBackend):
                 "them with `pip install 'snakemake-executor-plugin-dask[cuda12]'` (or `[cuda13]`)."
             )
             raise ConfigurationError(msg) from error
+        if lacking := cuda.lacking(utils):
+            raise ConfigurationError(refusal(lacking))
         import pynvml
 
         try:
-            count = utils.get_gpu_count()
-            instances = utils.get_gpu_count_mig(return_uuids=True)[1] if count else []
+            count = cuda.count(utils)
+            instances = cuda.instances(utils) if count else []
         except pynvml.NVMLError as error:
             msg = (
                 f"pool {name}: NVIDIA's driver cannot be asked for this machine's GPUs ({error}); install or load it "
@@ -92,7 +89,7 @@ class CudaBackend(LocalBackend):
         if granted is not None:
             try:
                 for entry in filter(None, granted.split(",")):
-                    utils.parse_cuda_visible_device(entry.strip())
+                    cuda.check_visible(utils, entry.strip())
             except ValueError as error:
                 msg = f"pool {name}: CUDA_VISIBLE_DEVICES is {granted!r}, which names no devices ({error}); correct it."
                 raise ConfigurationError(msg) from error
@@ -104,7 +101,7 @@ def _names(utils: Any, count: int, instances: list[Any]) -> tuple[str, ...]:
     if not instances:
         return tuple(str(index) for index in range(count))
     names = [text.decode() if isinstance(text, bytes) else str(text) for text in instances]
-    whole = [str(utils.get_gpu_uuid(index)) for index in range(count) if not _divided(index)]
+    whole = [cuda.uuid(utils, index) for index in range(count) if not _divided(index)]
     return (*whole, *names)
 
 

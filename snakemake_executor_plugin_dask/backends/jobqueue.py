@@ -5,22 +5,17 @@ Starts the batch system's commands; writes each worker's configuration and scrip
 
 import asyncio
 import difflib
-import importlib
-import inspect
 import math
 import os
 import re
 import shlex
 import shutil
-import signal
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import dask
@@ -52,6 +47,8 @@ from snakemake_executor_plugin_dask.batch.systems import (
     unlisted,
 )
 from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace
+from snakemake_executor_plugin_dask.interior import jobqueue
+from snakemake_executor_plugin_dask.interior.declared import missing, refusal
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
@@ -70,23 +67,6 @@ _STUCK_S = 12.0
 _FIND_AFTER_S = (1.0, 4.0, 10.0)
 _REHEARSAL_S = 10.0  # a batch system that is slow to answer keeps no run from starting
 _TAIL_LINES, _TAIL_BYTES = 20, 4096
-
-
-def load_dask_jobqueue() -> ModuleType:
-    """Import dask_jobqueue without what its import does to others.
-
-    Release 0.9.0 replaces the SIGINT handler with ``sys.exit`` (and so fails off the main thread), and writes a
-    commented copy of its defaults into the home directory.
-    """
-    if "dask_jobqueue" in sys.modules:
-        return sys.modules["dask_jobqueue"]
-    keep_signal, keep_file = signal.signal, dask.config.ensure_file
-    signal.signal = lambda *_: None
-    dask.config.ensure_file = lambda *_, **__: None
-    try:
-        return importlib.import_module("dask_jobqueue")
-    finally:
-        signal.signal, dask.config.ensure_file = keep_signal, keep_file
 
 
 async def run_command(command: Sequence[str], *, cwd: str | None = None, stdin: str | None = None) -> Ran:
@@ -203,13 +183,12 @@ class Allocation(WorkerProcess):
             job, script = self._backend.write(self.pool, self.name, self.link)
             self._record.submitting(self.name, job_name, self._backend.system.name, where)
             try:
-                out = await job._submit_job(os.fspath(script))  # noqa: SLF001 - each class has a way of its own
+                number = await jobqueue.submit(job, os.fspath(script))
             except Unanswered:
-                number = await self._backend.find(script, where)
-                if number is None:
+                found = await self._backend.find(script, where)
+                if found is None:
                     raise
-            else:
-                number = str(job._job_id_from_submit_output(out))  # noqa: SLF001
+                number = found
             self.allocation_id = self._backend.checked_id(number)
             self._record.submitted(self.name, number)
         except SubmitError as error:
@@ -353,7 +332,7 @@ class JobqueueBackend:
         value = pool.options.get(key)
         if value is not None:
             return value
-        load_dask_jobqueue()
+        jobqueue.load()
         section = str(pool.options.get("config_name") or self.name)
         found = dask.config.get(f"jobqueue.{section}.{key.replace('_', '-')}", None)
         return siteconfig.checked(self.name, section, key, found)
@@ -434,6 +413,9 @@ class JobqueueBackend:
     # Looking
 
     def check(self, pool: Pool) -> None:
+        jobqueue.load()
+        if lacking := missing(jobqueue.NAMES):
+            raise ConfigurationError(refusal(lacking))
         self.check_commands(pool)
         self._check_options(pool)
         self._check_output(pool)
@@ -510,11 +492,8 @@ class JobqueueBackend:
 
     def options(self) -> set[str]:
         """The arguments that pools of this batch system take beside the plugin's own."""
-        module = load_dask_jobqueue()
-        names = {"interface", "scheduler_options"}
-        for cls in (self._job_class(), module.core.Job):
-            names |= set(inspect.signature(cls.__init__).parameters)
-        return names - directives.OWNED
+        names = jobqueue.arguments(self.name, self.system.job_class)
+        return (names | {"interface", "scheduler_options"}) - directives.OWNED
 
     def _check_queue(self, pool: Pool) -> None:
         queue = self.setting(pool, "queue")
@@ -582,7 +561,7 @@ class JobqueueBackend:
             python = self.setting(pool, "python") or link.python
             command = f"{python} -P -m {WORKER_MODULE} --config {state}/workers/{pool.name}-0.json"
             job = self.job(pool, f"{pool.name}-0", link, command, Path(logs))
-            return str(job.job_script()).replace(logs, os.fspath(self.log_directory(self.rooted(pool), link)))
+            return jobqueue.script_of(job).replace(logs, os.fspath(self.log_directory(self.rooted(pool), link)))
 
     def trial(self, pool: Pool, module: str, directory: Path) -> tuple[str, str]:
         """The same script with another module, its output going to ``directory``, and the call that submits it.
@@ -593,7 +572,7 @@ class JobqueueBackend:
         python = self.setting(pool, "python") or shlex.quote(link.python)
         job = self.job(pool, f"{pool.name}-0", link, f"{python} -P -m {module}", directory)
         before = {"lsf": " < ", "oar": " -S "}.get(self.name, " ")  # bsub reads it; oarsub looks for options with -S
-        return str(job.job_script()), f"{job.submit_command}{before}{{}}"
+        return jobqueue.script_of(job), f"{jobqueue.submit_command(job)}{before}{{}}"
 
     # Submitting
 
@@ -624,7 +603,7 @@ class JobqueueBackend:
         command = f"{python or shlex.quote(interpreter)} {shlex.join(arguments)}"
         job = self.job(pool, name, link, command, logs)
         script = config.with_suffix(".sh")
-        write_private(script, job.job_script().encode())
+        write_private(script, jobqueue.script_of(job).encode())
         return job, script
 
     def checked_id(self, number: str) -> str:
@@ -667,7 +646,6 @@ class JobqueueBackend:
     def job(self, pool: Pool, name: str, link: Link, command: str, logs: Path) -> Any:
         """Dask-Jobqueue's object for one allocation: not submitted, nothing written. ConfigurationError."""
         pool = self.complete(pool)
-        module = load_dask_jobqueue()
         settings = {key: value for key, value in pool.options.items() if key in self.options()}
         settings.pop("scheduler_options", None)
         for key in ("interface", "python"):  # in the worker's configuration, in its command
@@ -692,44 +670,33 @@ class JobqueueBackend:
                     worker_command="snakemake_executor_plugin_dask.worker", worker_extra_args=[], **settings,
                 )  # fmt: skip
         except (TypeError, ValueError, KeyError) as error:
-            msg = f"Pool {pool.name}: {module.__name__} does not take these options: {' '.join(str(error).split())}"
+            msg = f"Pool {pool.name}: dask_jobqueue does not take these options: {' '.join(str(error).split())}"
             raise ConfigurationError(msg) from error
-        job.submit_directory = os.fspath(logs)
-        prologue = [line for line in (job._job_script_prologue or []) if line]  # noqa: SLF001 - rendered by job_script()
+        jobqueue.set_directory(job, os.fspath(logs))
+        prologue = jobqueue.prologue_of(job)
         if prologue or self.setting(pool, "python") is not None:
             # Jobs get what the prologue changes, and what a wrapper around Python does.
             prologue.insert(0, directives.BEFORE_PROLOGUE)
-        job._job_script_prologue = prologue  # noqa: SLF001
-        # HTCondor's submit file has no room for lines of its own: they go into the command.
-        job._command_template = "; ".join([*prologue, command]) if self.name == "htcondor" else command  # noqa: SLF001
+        jobqueue.set_command(job, prologue, command)
         return job
 
     def _job_class(self) -> Any:
         """The class of dask_jobqueue, with commands run by `run`, so that a failure keeps the command's own words."""
-        base = getattr(load_dask_jobqueue(), self.name)
-        backend = self
 
-        class Submitting(getattr(base, self.system.job_class)):  # type: ignore[misc]  # chosen at run time
-            async def _call(self, command: Sequence[str], *, shell: bool = False, **_: Any) -> str:
-                command = list(command)
-                stdin = None
-                if shell:  # LSF's class: "bsub< FILE 2> /dev/null", which hides why it failed
-                    stdin = command[0].partition("< ")[2].removesuffix(" 2> /dev/null")
-                    command = shlex.split(self.submit_command)
-                done = await backend.run(backend.winning(command), cwd=self.submit_directory, stdin=stdin)
-                if done.code != 0:
-                    said = (done.err.strip() or done.out.strip() or "it printed nothing").splitlines()
-                    shown = [word if len(word) < 200 else "<script>" for word in command]
-                    msg = f"`{' '.join(shown)}` failed with exit code {done.code}: {' / '.join(said[-5:])}"
-                    if done.code == TIMED_OUT or outlook(backend.name, msg) == "passing":
-                        raise Unanswered(msg)
-                    raise SubmitError(msg)
-                return str(done.out)
+        async def call(command: list[str], directory: str, stdin: str | None) -> str:
+            done = await self.run(self.winning(command), cwd=directory, stdin=stdin)
+            if done.code != 0:
+                said = (done.err.strip() or done.out.strip() or "it printed nothing").splitlines()
+                shown = [word if len(word) < 200 else "<script>" for word in command]
+                msg = f"`{' '.join(shown)}` failed with exit code {done.code}: {' / '.join(said[-5:])}"
+                if done.code == TIMED_OUT or outlook(self.name, msg) == "passing":
+                    raise Unanswered(msg)
+                raise SubmitError(msg)
+            return str(done.out)
 
-            def _job_id_from_submit_output(self, out: str) -> str:
-                # Sites' own wrappers print other numbers before.
-                found = re.search(backend.system.submitted, out) if backend.system.submitted else None
-                return found.group(1) if found else str(super()._job_id_from_submit_output(out))
+        def found(out: str) -> str | None:
+            # Sites' own wrappers print other numbers before.
+            match = re.search(self.system.submitted, out) if self.system.submitted else None
+            return match.group(1) if match else None
 
-        Submitting.__name__ = self.system.job_class
-        return Submitting
+        return jobqueue.submitting(self.name, self.system.job_class, call, found)

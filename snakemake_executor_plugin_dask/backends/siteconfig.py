@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import dask
-
 from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace, parse_port
+from snakemake_executor_plugin_dask.interior import dask_files
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
@@ -24,7 +23,7 @@ def origin(section: str, key: str) -> str | None:
         if variable.startswith("DASK_") and variable.removeprefix("DASK_").replace("-", "_").lower() == wanted:
             return variable
     # The last file wins.
-    for path, values in reversed(list(dask.config.collect_yaml(dask.config.paths, return_paths=True))):
+    for path, values in reversed(dask_files.files()):
         found: Any = values
         for name in ("jobqueue", section, key):
             names = {name, name.replace("-", "_"), name.replace("_", "-")}

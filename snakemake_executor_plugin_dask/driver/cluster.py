@@ -26,6 +26,7 @@ from distributed.security import Security
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
 from snakemake_executor_plugin_dask.config.dashboard import DashboardPlan
 from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
+from snakemake_executor_plugin_dask.interior import checks, dask_cluster, dask_files
 from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -158,7 +159,10 @@ class RunCluster:
 
     async def start(self, dashboard: DashboardPlan, hear: Hear) -> tuple[str, ...]:
         """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled."""
-        defaults = dask.config.merge(*dask.config.defaults)
+        interior = checks.of_dask()
+        if interior.refusal:
+            raise ConfigurationError(interior.refusal)
+        defaults = dask_files.defaults()
         notes = overruled(dask.config.get, lambda key: dask.config.get(key, config=defaults))
         dask.config.set(DRIVER_CONFIGURATION)
         quieten()
@@ -184,14 +188,14 @@ class RunCluster:
             raise ConfigurationError(msg) from error
         self._cluster.scheduler.add_plugin(_Ears(hear))
         self.client = await Client(
-            self._cluster.scheduler.listeners[1].contact_address,
+            dask_cluster.inner_address(self._cluster),
             security=self._security,
             asynchronous=True,
             set_as_default=False,
         )
         # Messages to the own process are not worth collecting; a job that is to start would wait for it.
-        self.client.scheduler_comm.interval = 0.001
-        return notes
+        dask_cluster.send_at_once(self.client)
+        return (*notes, interior.warning) if interior.warning else notes
 
     @property
     def scheduler_address(self) -> str:
@@ -208,23 +212,16 @@ class RunCluster:
     async def add(self, process: WorkerProcess) -> None:
         """Start a worker. Never raises: what went wrong is in ``process.failure``."""
         self.workers[process.name] = process
-        # SpecCluster makes workers itself, from a class and options; this one is made already.
-        self._cluster.worker_spec[process.name] = {
-            "cls": lambda *_, **__: process,
-            "options": {"name": process.name},
-            **({"group": list(process.group)} if process.group else {}),
-        }
-        await self._cluster._correct_state()  # noqa: SLF001 - SpecCluster's way to apply a changed specification
+        await dask_cluster.add(self._cluster, process)
 
     def adopt(self, process: WorkerProcess, suffix: str) -> None:
         """A launcher has one worker more: it is asked to close with the others."""
         process.group = (*process.group, suffix)
-        self._cluster.worker_spec[process.name]["group"].append(suffix)
+        dask_cluster.extend_group(self._cluster, process.name, suffix)
 
     async def remove(self, name: str) -> bool:
         """Give a worker back. Returns whether its allocation or process was seen to be gone."""
-        if self._cluster.worker_spec.pop(name, None) is not None:
-            await self._cluster._correct_state()  # noqa: SLF001
+        await dask_cluster.remove(self._cluster, name)
         process = self.workers.pop(name, None)
         if process is None:
             return True

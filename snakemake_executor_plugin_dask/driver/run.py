@@ -13,7 +13,6 @@ from typing import Any
 
 import dask
 from distributed import wait
-from distributed.utils import get_ip
 
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
@@ -26,6 +25,7 @@ from snakemake_executor_plugin_dask.driver.fleet import Fleet
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
+from snakemake_executor_plugin_dask.interior import dask_network
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.messages import Begin, Say
@@ -84,7 +84,7 @@ class Run:
             (found for pool in options.pools if (found := backends[pool.cluster].interface(pool))), None
         )
         # One address, and no other: a port on all of them is open to more people than have anything to do with it.
-        host = _LOOPBACK if here else options.scheduler_host or (None if interface else get_ip())
+        host = _LOOPBACK if here else options.scheduler_host or (None if interface else dask_network.own_address())
         dashboard = dashboard_options(options.dashboard)
         cluster = self._cluster = RunCluster(security, host, None if host else interface, options.scheduler_port)
         hear = Hear(

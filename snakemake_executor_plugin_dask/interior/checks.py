@@ -3,14 +3,20 @@
 from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.interior import (
+    dask_adaptive,
+    dask_client,
+    dask_cluster,
+    dask_network,
+    dask_worker,
     snakemake_calls,
     snakemake_dag,
     snakemake_jobs,
     snakemake_scheduler,
     snakemake_settings,
 )
-from snakemake_executor_plugin_dask.interior.declared import missing, refusal, warning
+from snakemake_executor_plugin_dask.interior.declared import Private, missing, refusal, warning
 
+#: Of Snakemake, in its main process.
 NAMES = (
     *snakemake_scheduler.NAMES,
     *snakemake_dag.NAMES,
@@ -22,7 +28,7 @@ NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Interior:
-    """What Snakemake's main process can do with this version. An empty sentence: nothing is to be said."""
+    """What a process can do with the installed versions. An empty sentence: nothing is to be said."""
 
     refusal: str = ""
     warning: str = ""
@@ -35,7 +41,29 @@ def of_snakemake() -> Interior:
     """Look for every name that the main process uses."""
     import snakemake.api  # noqa: F401 - first: its modules import each other
 
-    lacking = missing(NAMES)
+    return _told(missing(NAMES))
+
+
+def of_dask() -> Interior:
+    """Look for every name of `distributed` that the run's own driver and workers use. Imports Dask."""
+    return _told(missing(dask_names()))
+
+
+def dask_names() -> tuple[Private, ...]:
+    """Imports Dask."""
+    from snakemake_executor_plugin_dask.interior import dask_listening
+    from snakemake_executor_plugin_dask.interior import dask_files
+    from snakemake_executor_plugin_dask.interior import dask_http
+
+    return (*dask_cluster.NAMES, *dask_network.NAMES, *dask_files.NAMES, *dask_listening.NAMES, *dask_http.NAMES)
+
+
+def of_attached_dask() -> Interior:
+    """Look for every name of `distributed` that a run on an attached cluster uses. Imports Dask."""
+    return _told(missing((*dask_adaptive.NAMES, *dask_client.NAMES, *dask_network.NAMES, *dask_worker.NAMES)))
+
+
+def _told(lacking: list[Private]) -> Interior:
     fatal = [name for name in lacking if name.needed]
     return Interior(
         refusal=refusal(fatal) if fatal else "",

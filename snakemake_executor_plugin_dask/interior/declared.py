@@ -96,7 +96,12 @@ def warning(lacking: Iterable[Private]) -> str:
 
 
 def _each(names: Iterable[Private]) -> str:
-    return ", and ".join(f"{name} (without it, {name.lost})" for name in names)
+    by_loss: dict[str, list[str]] = {}
+    for name in names:
+        by_loss.setdefault(name.lost, []).append(str(name))
+    return ", and ".join(
+        f"{', '.join(those)} (without {'it' if len(those) == 1 else 'them'}, {lost})" for lost, those in by_loss.items()
+    )
 
 
 def _by_package(names: Iterable[Private]) -> Iterator[tuple[str, list[Private]]]:

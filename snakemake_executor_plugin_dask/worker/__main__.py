@@ -76,14 +76,16 @@ async def _serve(
     scratch: str,
 ) -> int:
     import dask
-    from distributed.comm.addressing import get_address_host
     from distributed.security import Security
-    from distributed.utils import get_ip
 
     from snakemake_executor_plugin_dask.config.owned import WORKER_CONFIGURATION, quieten
+    from snakemake_executor_plugin_dask.interior import checks, dask_network
     from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
     from snakemake_executor_plugin_dask.interior.dask_listening import guard
 
+    if lacking := checks.of_dask().refusal:
+        sys.stderr.write(f"worker {name}: {lacking}\n")
+        return 1
     facts = _facts(config, name, setup, supervisor, started)
     dask.config.set(WORKER_CONFIGURATION)
     quieten()
@@ -108,7 +110,7 @@ async def _serve(
         memory_limit=facts.memory_mb * 10**6,
         security=security,
         protocol="tls://",
-        host=config.get("host") or (None if interface else get_ip(get_address_host(config["scheduler"]))),
+        host=config.get("host") or (None if interface else dask_network.own_address(config["scheduler"])),
         interface=interface,
         local_directory=scratch,
         death_timeout=config["death_timeout_s"],

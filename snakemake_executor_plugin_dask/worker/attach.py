@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+from snakemake_executor_plugin_dask.interior import dask_worker as dask_worker_interior
 from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node import devices, versions
 from snakemake_executor_plugin_dask.node.machine import this_machine
@@ -117,13 +118,13 @@ async def _forget(run_id: str, link: client.Link) -> None:
 
 
 def _facts(setup: RunSetup, name: str, supervisor: client.Supervisor, dask_worker: Any) -> WorkerFacts:
-    limit = dask_worker.memory_manager.memory_limit
+    limit = dask_worker_interior.memory_bytes(dask_worker)
     return WorkerFacts(
         name=name,
         host=os.environ.get("SLURMD_NODENAME") or platform.node(),
         pid=os.getpid(),
         supervisor_pid=supervisor.process.pid,
-        cores=dask_worker.state.nthreads,
+        cores=dask_worker_interior.threads(dask_worker),
         memory_mb=limit // 10**6 if limit else this_machine().memory_mb,
         devices=_devices(dask_worker),
         cold=why_cold() if setup.job_start == "warm" else "",
@@ -136,5 +137,4 @@ def _facts(setup: RunSetup, name: str, supervisor: client.Supervisor, dask_worke
 def _devices(dask_worker: Any) -> tuple[str, ...]:
     """The worker's GPUs. One of dask-cuda sees all of them, in an order in which its own comes first."""
     found = devices.inventory()
-    of_dask_cuda = any(type(plugin).__module__.startswith("dask_cuda") for plugin in dask_worker.plugins.values())
-    return found[:1] if of_dask_cuda else found
+    return found[:1] if dask_worker_interior.is_of_dask_cuda(dask_worker) else found

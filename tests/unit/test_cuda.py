@@ -52,7 +52,8 @@ def fails(error: Exception) -> Callable[[], Any]:
 
     if isinstance(error, ImportError):
         return count
-    return lambda: types.SimpleNamespace(get_gpu_count=count)
+    others = dict.fromkeys(("get_gpu_count_mig", "parse_cuda_visible_device", "get_gpu_uuid"))
+    return lambda: types.SimpleNamespace(get_gpu_count=count, **others)
 
 
 POOL = Pool("gpu", "cuda")

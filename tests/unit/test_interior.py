@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import Client, Scheduler, Worker
 from snakemake_interface_executor_plugins.dag import DAGExecutorInterface
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.jobs import (
@@ -23,13 +24,13 @@ from snakemake_interface_scheduler_plugins.interfaces.jobs import (
 )
 
 import snakemake_executor_plugin_dask
-from snakemake_executor_plugin_dask.interior import checks, declared
+from snakemake_executor_plugin_dask.interior import checks, cuda, declared, jobqueue
 from snakemake_executor_plugin_dask.interior.declared import Gone, Private
 
 PACKAGE = Path(snakemake_executor_plugin_dask.__file__).parent
 
 #: Modules whose private uses have yet to move into the package.
-PENDING = ("warm", "warm_child", "warm_snakemake", "warm_workflow", "entry")
+PENDING = ("listening", "quiet", "warm", "warm_child", "warm_snakemake", "warm_workflow", "entry")
 
 JOB = (
     *(JobExecutorInterface, SingleJobExecutorInterface, GroupJobExecutorInterface),
@@ -45,6 +46,26 @@ DECLARED: dict[str, tuple[type, ...]] = {
     "rule": (typing.get_type_hints(SingleJobExecutorInterface.rule.fget)["return"],),
     "factory": (typing.get_type_hints(WorkflowExecutorInterface.spawned_job_args_factory.fget)["return"],),
 }
+DASK = ("dask", "distributed", "dask_jobqueue", "dask_cuda")
+#: What the documentation of Dask's packages shows.
+DOCUMENTED = {
+    "dask",
+    "dask.config",
+    *("dask.config.get", "dask.config.set", "dask.config.merge"),
+    *("distributed.Client", "distributed.wait", "distributed.SchedulerPlugin", "distributed.Scheduler"),
+    "distributed.Worker",
+    "distributed.diagnostics.plugin.SchedulerPlugin",
+    "distributed.security.Security",
+    *("distributed.deploy.spec.SpecCluster", "distributed.deploy.spec.ProcessInterface"),
+    "distributed.core.Status",  # with ProcessInterface
+}
+#: Names of objects, their documented class, and what its documentation names beside its methods.
+DASK_OBJECTS = (
+    ({"client", "cluster.client"}, Client, {"status"}),
+    ({"scheduler", "cluster.scheduler"}, Scheduler, {"workers", "link"}),  # the link is of the plugin's own class
+    ({"dask_worker"}, Worker, {"local_directory", "plugins", "name", "address"}),
+)
+MEET_DASK = ("driver", "worker", "backends", "observe")
 #: What the base class of executors sets itself.
 OF_EXECUTORS = {"workflow", "dag", "logger", "executor_settings", "snakefile"}
 #: Modules in which these names are Snakemake's objects; elsewhere a job is the plugin's own.
@@ -100,6 +121,54 @@ def undeclared(tree: ast.Module) -> Iterator[str]:
             if RealExecutor in owners and node.attr in OF_EXECUTORS:
                 continue
             yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def undocumented_imports(tree: ast.Module) -> Iterator[str]:
+    """Names of Dask's packages that no documentation shows."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] in DASK and name not in DOCUMENTED:
+                yield f"line {node.lineno}: {name}"
+
+
+def undocumented_attributes(tree: ast.Module) -> Iterator[str]:
+    """Attributes of Dask's objects, and of its configuration, that no documentation shows."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        base = ast.unparse(node.value).removeprefix("self.").removeprefix("_")
+        if base == "dask.config" and f"{base}.{node.attr}" not in DOCUMENTED:
+            yield f"line {node.lineno}: {ast.unparse(node)}"
+        for names, owner, attributes in DASK_OBJECTS:
+            known = {name for name in dir(owner) if not name.startswith("_")} | attributes
+            if base in names and node.attr not in known:
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_nothing_else_imports_what_dask_does_not_document() -> None:
+    """Of dask, distributed, dask_jobqueue and dask_cuda, whose names mostly have no underscore."""
+    found = {path.name: list(undocumented_imports(tree)) for path, tree in sources()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_nothing_else_touches_what_dask_does_not_document() -> None:
+    """Clients, workers and schedulers go by these names in the modules that have any."""
+    found = {
+        path.name: list(undocumented_attributes(tree))
+        for path, tree in sources()
+        if path.relative_to(PACKAGE).parts[0] in MEET_DASK
+    }
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_nothing_else_reaches_into_objects() -> None:
+    """The linter finds attributes with an underscore; only here may it be told to look away."""
+    assert [path.name for path, _ in sources() if "SLF001" in path.read_text()] == []
 
 
 def test_nothing_else_imports_snakemakes_interior() -> None:
@@ -182,7 +251,10 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_is_there_in_the_installed_versions() -> None:
     """And a run neither warns of anything nor is refused."""
-    assert checks.of_snakemake() == checks.Interior()
+    jobqueue.load()
+    found = [checks.of_snakemake(), checks.of_dask(), checks.of_attached_dask()]
+    assert found == [checks.Interior()] * 3
+    assert declared.missing(jobqueue.NAMES) == []
 
 
 @pytest.mark.parametrize("name", ["annotated", "made", "method"])
@@ -214,5 +286,5 @@ def test_a_use_of_what_is_gone_says_what_is_lost() -> None:
 
 def test_each_name_is_declared_once() -> None:
     """So that the check at the start and the use cannot differ."""
-    names = [(name.owner, name.name) for name in checks.NAMES]
+    names = [(name.owner, name.name) for name in (*checks.NAMES, *checks.dask_names(), *jobqueue.NAMES, *cuda.NAMES)]
     assert len(names) == len(set(names))

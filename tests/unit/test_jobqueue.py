@@ -16,18 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.backends.base import Link
-from snakemake_executor_plugin_dask.backends.jobqueue import (
-    JobqueueBackend,
-    QueueView,
-    load_dask_jobqueue,
-    log_tail,
-    outside_allocation,
-)
+from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend, QueueView, log_tail, outside_allocation
 from snakemake_executor_plugin_dask.batch import directives
 from snakemake_executor_plugin_dask.batch.allocations import Ran, Record
 from snakemake_executor_plugin_dask.batch.refusals import outlook, what_to_change
 from snakemake_executor_plugin_dask.batch.systems import SYSTEMS, look
 from snakemake_executor_plugin_dask.config.poolsfile import read_options, read_pools_file
+from snakemake_executor_plugin_dask.interior import jobqueue as interior
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import BATCH_SYSTEMS, Pool
 
@@ -35,7 +30,7 @@ from snakemake_executor_plugin_dask.model.pools import BATCH_SYSTEMS, Pool
 @pytest.fixture(autouse=True)
 def no_user_configuration() -> Iterator[None]:
     """Dask's defaults alone, whatever the user or the site has configured."""
-    load_dask_jobqueue()
+    interior.load()
     with dask.config.set({"jobqueue": _defaults()}):
         yield
 
@@ -43,7 +38,7 @@ def no_user_configuration() -> Iterator[None]:
 def _defaults() -> dict[str, Any]:
     import yaml
 
-    module = load_dask_jobqueue()
+    module = interior.load()
     text = Path(str(module.__file__)).with_name("jobqueue.yaml").read_text()
     defaults: dict[str, Any] = yaml.safe_load(text)["jobqueue"]
     return defaults
@@ -133,10 +128,10 @@ def test_import_leaves_signal_handler_and_home_directory(tmp_path: Path) -> None
     """Loading dask_jobqueue changes neither the SIGINT handler nor the home directory, also off the main thread."""
     program = (
         "import signal, threading\n"
-        "from snakemake_executor_plugin_dask.backends.jobqueue import load_dask_jobqueue\n"
+        "from snakemake_executor_plugin_dask.interior.jobqueue import load\n"
         "before = signal.getsignal(signal.SIGINT)\n"
-        "thread = threading.Thread(target=load_dask_jobqueue); thread.start(); thread.join()\n"
-        "assert load_dask_jobqueue().SLURMCluster\n"
+        "thread = threading.Thread(target=load); thread.start(); thread.join()\n"
+        "assert load().SLURMCluster\n"
         "assert signal.getsignal(signal.SIGINT) is before\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN\n"

@@ -12,10 +12,11 @@ import pytest
 from clusters import standins
 
 from snakemake_executor_plugin_dask.backends.base import Link
-from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend, load_dask_jobqueue
+from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.backends.siteconfig import origin
 from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace, read_options
 from snakemake_executor_plugin_dask.frontend.preflight import Answer, Question, answer
+from snakemake_executor_plugin_dask.interior import jobqueue
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 
@@ -25,7 +26,7 @@ Site = Callable[[str], Path]
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """Writes a site's file, and a PBS to go with it; the configuration is as it was afterwards."""
-    load_dask_jobqueue()
+    jobqueue.load()
     before = dask.config.get("jobqueue")
     monkeypatch.setattr(dask.config, "paths", [os.fspath(tmp_path / "etc")])
     monkeypatch.setenv("PATH", f"{standins.install(tmp_path / 'pbs', 'pbs')}:{os.environ['PATH']}")

@@ -10,10 +10,10 @@ import ssl
 from typing import Any
 
 from distributed import Client
-from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.security import Security
 
 from snakemake_executor_plugin_dask.backends.attached import address_of
+from snakemake_executor_plugin_dask.interior import dask_network
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 _REACH_S = 5.0
@@ -62,7 +62,7 @@ def _context(named: str) -> ssl.SSLContext:
 
 async def _probe(address: str, named: str, context: ssl.SSLContext | None) -> None:
     """Raise ConfigurationError where a connection shows for certain that the client would try in vain."""
-    host, port = parse_host_port(parse_address(address)[1])
+    host, port = dask_network.host_and_port(address)
     try:
         await _reach(host, port)
         greeted = await _greeted(host, port, context)

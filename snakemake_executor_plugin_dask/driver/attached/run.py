@@ -41,6 +41,7 @@ from snakemake_executor_plugin_dask.driver.fleet import LEASE_MARGIN_S, SILENT_S
 from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
 from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
+from snakemake_executor_plugin_dask.interior import checks, dask_client
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, PoolError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.messages import Begin, Say
@@ -233,6 +234,8 @@ class AttachedRun(Run):
     async def _connect(self) -> None:
         scheduler = self._begin.options.scheduler
         assert scheduler is not None
+        if lacking := checks.of_attached_dask().refusal:
+            raise ConfigurationError(lacking)
         self._client, self._address = await connect(scheduler)
         self._scheduler_id = self._client.scheduler_info().get("id")
 
@@ -287,11 +290,10 @@ class AttachedRun(Run):
 
     async def _ask(self, what: str, **more: Any) -> Any:
         async with asyncio.timeout(_CALL_S):
-            return await self._client.scheduler.snakemake_leases(what=what, run=self._setup.run_id, **more)
+            return await dask_client.call(self._client, "snakemake_leases", what=what, run=self._setup.run_id, **more)
 
     async def _workers(self) -> dict[str, dict[str, Any]]:
-        identity = await self._client.scheduler.identity(n_workers=-1)
-        return dict(identity["workers"])
+        return await dask_client.workers(self._client)
 
     # Workers come and go
 
@@ -350,7 +352,7 @@ class AttachedRun(Run):
         """Notice what no event told: workers that came before events were subscribed to, or while nothing was heard."""
         if self._lost_at is not None:
             return
-        there = set(await self._client.scheduler.ncores())
+        there = set(await self._client.ncores())
         members = self._attached.members.values()
         # A lost one comes back only once its jobs are known to be dead: a new renewal would let them live on.
         for address in there - {member.address for member in members} - self._refused:

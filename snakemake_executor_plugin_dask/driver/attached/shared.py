@@ -18,6 +18,8 @@ from typing import Any
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from snakemake_executor_plugin_dask.interior import dask_adaptive
+
 #: Beyond the lease by which a job lives: what a dead run held is free only once its jobs are dead. More than may pass
 #: between a renewal here and the last one of a worker, on its way and to the end of all processes.
 OUTLIVES_S = 60.0
@@ -152,11 +154,10 @@ class SharedLeasesPlugin(SchedulerPlugin):
 
     async def start(self, scheduler: Any) -> None:
         self._scheduler = scheduler
-        scheduler.handlers["snakemake_leases"] = self.answer
-        self._target, self._to_close = scheduler.adaptive_target, scheduler.workers_to_close
-        for name in ("adaptive_target", "workers_to_close"):
-            setattr(scheduler, name, getattr(self, name))
-            scheduler.handlers[name] = getattr(self, name)
+        dask_adaptive.answer(scheduler, "snakemake_leases", self.answer)
+        self._target, self._to_close = dask_adaptive.stand_before(
+            scheduler, self.adaptive_target, self.workers_to_close
+        )
 
     def adaptive_target(self, target_duration: Any = None) -> int:
         """In the place of the scheduler's own, which adaptive clusters ask: at least what the runs' jobs need."""
