@@ -1,0 +1,173 @@
+"""Runs with a Snakemake or a Dask in which one private name is another: promises are kept, or the run is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+from mutations import Change, changed
+from running import SnakemakeRun
+
+from snakemake_executor_plugin_dask.interior import checks, jobqueue
+from snakemake_executor_plugin_dask.interior.declared import Private
+
+VALUE = "two  blanks, it's a \\ and $HOME"
+
+#: One job fails at once; on two cores most of the others wait meanwhile.
+SNAKEFILE = """
+rule all:
+    input: expand("out/{i}", i=range(20)), *["bad"][:config["failing"]]
+
+rule work:
+    output: "out/{i}"
+    params: text=config["text"]
+    shell: "sleep 1; printf %s {params.text:q} > {output}"
+
+rule bad:
+    output: "bad"
+    priority: 100
+    shell: "exit 3"
+"""
+JOBS = 20
+
+#: In every run, since they take paths of their own; the others are for `./run tests interior`.
+SAMPLE = ("JobScheduler._errors", "JobScheduler._handle_error", "TLSListener._handle_stream")
+
+
+def word(name: str, modules: str = r"snakemake(\..*)?") -> tuple[Change, ...]:
+    """A name that stands for one thing alone."""
+    return (Change(name, modules),)
+
+
+def field(holder: str, name: str, argument: str = "") -> tuple[Change, ...]:
+    """A field of one of Snakemake's classes of settings, whose name is also that of other things."""
+    given = rf"\b{name}(?==args\.{argument or name}\b)"
+    return (
+        Change(name, pattern=rf"(?<={holder}\.){name}\b|{given}", replacement=rf"{name}_renamed"),
+        Change(name, r"snakemake\.settings\.types", rf"(?m)^    {name}(?=:)", rf"    {name}_renamed"),
+        Change(name, r"snakemake\.settings\.types", rf"(?<=self\.){name}\b", rf"{name}_renamed"),
+    )
+
+
+def attribute(name: str, of: str, module: str) -> tuple[Change, ...]:
+    """An attribute that other classes have, too: where the object goes by the name ``of``, and in its own module."""
+    return (
+        Change(name, pattern=rf"(?<=\b{of}\.){name}\b", replacement=f"{name}_renamed"),
+        Change(name, module, rf"(?<=self\.){name}\b|(?<=def ){name}\b", f"{name}_renamed"),
+    )
+
+
+SPECIAL: dict[str, tuple[Change, ...]] = {
+    "ResourceSettings.cores": field("resource_settings", "cores"),
+    "ResourceSettings.max_threads": field("resource_settings", "max_threads"),
+    "ResourceSettings.nodes": field("resource_settings", "nodes", "jobs"),
+    "ExecutionSettings.keep_going": field("execution_settings", "keep_going"),
+    "ExecutionSettings.lock": field("execution_settings", "lock"),
+    "ExecutionSettings.latency_wait": field("execution_settings", "latency_wait"),
+    "WorkflowSettings.cache": field("workflow_settings", "cache"),
+    "Rule.cache": attribute("cache", "rule", r"snakemake\.rules"),
+    "Workflow.rules": attribute("rules", "workflow", r"snakemake\.workflow"),
+    "JobScheduler._lock": word("_lock", r"snakemake\.scheduling\.job_scheduler"),
+    "Server.listeners": word("listeners", r"distributed\.(core|node|scheduler|worker|nanny)"),
+}
+#: Names that belong to a package beneath, or are arguments that everybody may give: they cannot be changed in a copy.
+NOT_CHANGED = {
+    *("TCPServer._sockets", "TCPServer._handlers", "RoutingApplication.find_handler"),
+    *("TLSListener.start", "TLSListener.port", "TLSListener.ip", "Worker.state", "WorkerState.nthreads"),
+}
+
+
+def changes_of(name: Private) -> tuple[Change, ...]:
+    package = name.owner.partition(":")[0].partition(".")[0]
+    return SPECIAL.get(str(name)) or word(name.name, rf"{package}(\..*)?")
+
+
+def run(place: Path, site: str, *arguments: str, executor: str = "dask", failing: int = 0) -> SnakemakeRun:
+    place.mkdir(exist_ok=True)
+    os.environ["PYTHONPATH"] = site
+    try:
+        started = SnakemakeRun(
+            place, SNAKEFILE, "--config", f"text={VALUE}", f"failing={failing}", *arguments, executor=executor
+        )
+    finally:
+        del os.environ["PYTHONPATH"]
+    started.wait(300.0)
+    return started
+
+
+def contents(place: Path) -> list[str]:
+    return [path.read_text() for path in sorted(place.glob("out/*"))]
+
+
+def refused(name: Private, started: SnakemakeRun) -> bool:
+    """Whether the run ended before it began anything, with the sentence that names what is missing and lost."""
+    text = " ".join(started.output.split())
+    if "lacks what the plugin cannot do without" not in text:
+        return False
+    assert str(name) in text
+    assert name.lost in text
+    assert "install a version that it was tried with" in text
+    assert not started.events("job-started")
+    assert "Traceback" not in started.output
+    return True
+
+
+def verdict(name: Private, tmp_path: Path, *arguments: str) -> str:
+    """Run what is to stop after an error, and what is to end well. AssertionError where a promise was not kept."""
+    site = changed(tmp_path / "site", *changes_of(name))
+    place = tmp_path / "stops"
+    (place / "out").mkdir(parents=True)
+    for number in range(JOBS):
+        (place / f"out/{number}").write_text("old")
+    options = ("--dask-worker-cores", "2", *arguments)
+    stopped = run(place, site, "--forceall", *options, failing=1)
+    if refused(name, stopped):
+        return "refused"
+    if name.needed and run(tmp_path / "local", site, executor="local").process.returncode:
+        pytest.skip(f"Snakemake itself does not run with another {name}")
+    assert not name.needed, stopped.output
+    assert stopped.process.returncode == 1, stopped.output
+    found = contents(place)
+    assert len(found) == JOBS, stopped.output
+    assert set(found) <= {"old", VALUE}
+    assert found.count("old") >= JOBS // 2, f"jobs were started after the error:\n{stopped.output}"
+    done = run(tmp_path / "ends", site, *options)
+    assert done.process.returncode == 0, done.output
+    assert contents(tmp_path / "ends") == [VALUE] * JOBS
+    for started in (stopped, done):
+        assert name.lost in " ".join(started.output.split()), started.output
+    return "goes on"
+
+
+def cases(names: tuple[Private, ...]) -> list[object]:
+    return [
+        pytest.param(name, id=str(name), marks=() if str(name) in SAMPLE else pytest.mark.interior)
+        for name in dict.fromkeys(names)
+        if str(name) not in NOT_CHANGED
+    ]
+
+
+def note(name: Private, found: str) -> None:
+    """For the table in the documentation, where one is being made."""
+    if path := os.environ.get("SNAKEMAKE_DASK_TABLE"):
+        with open(path, "a") as table:
+            table.write(f"| `{name}` | {found} | {name.lost} |\n")
+
+
+@pytest.mark.parametrize("name", cases(checks.NAMES))
+def test_another_snakemake(name: Private, tmp_path: Path) -> None:
+    """All jobs are done, and nothing starts after an error; or nothing begins at all. What is lost is said."""
+    note(name, verdict(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", cases(checks.dask_names()))
+def test_another_dask(name: Private, tmp_path: Path) -> None:
+    """As above, for what the driver and its workers use of Dask."""
+    note(name, verdict(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", cases(jobqueue.NAMES))
+def test_another_jobqueue(name: Private, tmp_path: Path) -> None:
+    """No allocation is asked for: the pool is refused before the batch system's commands are looked for."""
+    found = verdict(name, tmp_path, "--dask-cluster", "slurm", "--dask-worker-memory", "4GB")
+    assert found == "refused"
+    note(name, found)
