@@ -51,16 +51,19 @@ def of_dask() -> Interior:
 
 def dask_names() -> tuple[Private, ...]:
     """Imports Dask."""
-    from snakemake_executor_plugin_dask.interior import dask_listening
-    from snakemake_executor_plugin_dask.interior import dask_files
-    from snakemake_executor_plugin_dask.interior import dask_http
+    from snakemake_executor_plugin_dask.interior import dask_files, dask_http, dask_listening
 
     return (*dask_cluster.NAMES, *dask_network.NAMES, *dask_files.NAMES, *dask_listening.NAMES, *dask_http.NAMES)
 
 
 def of_attached_dask() -> Interior:
     """Look for every name of `distributed` that a run on an attached cluster uses. Imports Dask."""
-    return _told(missing((*dask_adaptive.NAMES, *dask_client.NAMES, *dask_network.NAMES, *dask_worker.NAMES)))
+    return _told(missing(attached_names()))
+
+
+def attached_names() -> tuple[Private, ...]:
+    """Those of a run on an attached cluster."""
+    return (*dask_adaptive.NAMES, *dask_client.NAMES, *dask_network.NAMES, *dask_worker.NAMES)
 
 
 def _told(lacking: list[Private]) -> Interior:

@@ -22,6 +22,7 @@ from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets, ssl_wrap_socket
 from tornado.web import ErrorHandler, RedirectHandler
 
+from snakemake_executor_plugin_dask.interior import dask_worker
 from snakemake_executor_plugin_dask.interior.declared import Private
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.node.door import Door
@@ -37,10 +38,8 @@ NAMES = (
     Private(
         "distributed.worker:Worker", "_register_with_scheduler", "a worker would run no more jobs than it has cores"
     ),
-    Private("distributed.worker:Worker", "state", "a worker would run no more jobs than it has cores"),
-    Private(
-        "distributed.worker_state_machine:WorkerState", "nthreads", "a worker would run no more jobs than it has cores"
-    ),
+    dask_worker.STATE,
+    dask_worker.NTHREADS,
     Private("distributed.http.routing:RoutingApplication", "find_handler", _OPEN, arguments=("request",)),
 )
 

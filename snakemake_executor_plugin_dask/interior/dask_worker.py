@@ -1,4 +1,4 @@
-"""What a Dask worker that others brought up was given. Runs in that worker."""
+"""What a Dask worker was given, also one that others brought up. Runs in that worker."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ MEMORY = Private(
 )
 MANAGER = Private("distributed.worker:Worker", "memory_manager", MEMORY.lost)
 NTHREADS = Private(
-    "distributed.worker_state_machine:WorkerState", "nthreads", "an attached worker's cores are not known"
+    "distributed.worker_state_machine:WorkerState", "nthreads", "a worker's cores, and its jobs at once, cannot be told"
 )
 STATE = Private("distributed.worker:Worker", "state", NTHREADS.lost)
 
