@@ -207,17 +207,28 @@ class Allocation(WorkerProcess):
             return AllocationState("gone", self.failure or "it was never submitted")
         if self._gone is not None:
             return self._gone
-        seen = await self._view.look(self.allocation_id, _LOOK_EVERY_S, self._submitted)
+        seen = await self._look(_LOOK_EVERY_S, self._submitted)
         if seen.nodes:
             self.node = seen.nodes if re.fullmatch(r"[\w.-]+", seen.nodes) else ""
         if seen.kind == "gone":
             return self._went(seen.reason)
         if seen.stuck:
-            return await self._stuck(self.allocation_id, seen.reason)
+            return await self._stuck(seen.reason)
         self._stuck_since = None
         return AllocationState(seen.kind, seen.reason, expected=seen.expected)
 
-    async def _stuck(self, number: str, reason: str) -> AllocationState:
+    async def _look(self, max_age_s: float, not_before: float) -> Seen:
+        """What the queue says; where the batch system has submitted it once more by itself, that one is followed."""
+        while True:
+            assert self.allocation_id is not None
+            seen = await self._view.look(self.allocation_id, max_age_s, not_before)
+            if not (seen.kind == "gone" and is_id(self._backend.system, seen.again)):
+                return seen
+            self._view.ids.discard(self.allocation_id)
+            self.allocation_id = seen.again
+            self._record.submitted(self.name, seen.again)
+
+    async def _stuck(self, reason: str) -> AllocationState:
         """It would wait for ever, and count as an allocation that may still come: cancelled, if it stays so."""
         now = time.monotonic()
         self._stuck_since = now if self._stuck_since is None else self._stuck_since
@@ -226,7 +237,7 @@ class Allocation(WorkerProcess):
         advice = what_to_change(self._backend.name, reason)
         self.outlook = "final"
         why = f"it would never start: {reason}" + (f"; {advice}" if advice else "")
-        return await self._cancel(number, why) or AllocationState("unknown", f"{why}, and could not be cancelled")
+        return await self._cancel(why) or AllocationState("unknown", f"{why}, and could not be cancelled")
 
     async def preempted(self) -> bool:
         if self.allocation_id is None:
@@ -245,18 +256,18 @@ class Allocation(WorkerProcess):
             await self._submission
         if self.allocation_id is None:
             return True
-        return await self._cancel(self.allocation_id, "it was cancelled") is not None
+        return await self._cancel("it was cancelled") is not None
 
-    async def _cancel(self, number: str, why: str) -> AllocationState | None:
+    async def _cancel(self, why: str) -> AllocationState | None:
         """Cancel the allocation. Returns how it ended, once the queue says that it is gone; None: not in time."""
-        command = self._backend.cancel_command(self.pool, number)
         deadline = time.monotonic() + _KILL_TIMEOUT_S
-        cancelled = float("-inf")
+        told, cancelled = None, float("-inf")  # the id that was cancelled last, and when
         while self._gone is None:
-            if time.monotonic() - cancelled >= _CANCEL_AGAIN_S:
-                cancelled = time.monotonic()
-                await self._backend.run(command)  # whether it worked is asked of the queue
-            seen = await self._view.look(number, _KILL_LOOK_EVERY_S, cancelled)
+            if told != self.allocation_id or time.monotonic() - cancelled >= _CANCEL_AGAIN_S:
+                told, cancelled = self.allocation_id, time.monotonic()
+                # Whether it worked is asked of the queue.
+                await self._backend.run(self._backend.cancel_command(self.pool, str(told)))
+            seen = await self._look(_KILL_LOOK_EVERY_S, cancelled)
             if seen.kind == "gone":
                 return self._went(why)
             if time.monotonic() >= deadline:
@@ -685,7 +696,8 @@ class JobqueueBackend:
 
         async def call(command: list[str], directory: str, stdin: str | None) -> str:
             done = await self.run(self.winning(command), cwd=directory, stdin=stdin)
-            if done.code != 0:
+            # OAR's command fails where its server does not answer, and has queued the job all the same.
+            if done.code != 0 and found(done.out) is None:
                 said = (done.err.strip() or done.out.strip() or "it printed nothing").splitlines()
                 shown = [word if len(word) < 200 else "<script>" for word in command]
                 msg = f"`{' '.join(shown)}` failed with exit code {done.code}: {' / '.join(said[-5:])}"

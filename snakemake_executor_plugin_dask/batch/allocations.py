@@ -213,11 +213,13 @@ def cancel_run(
     # Where the commands are not installed, waiting helps nothing.
     deadline = clock() + (0.0 if codes == {_NOT_FOUND} else timeout_s)
     while True:
-        why = _still_there(left, run)
+        why, again = _still_there(left, run)
         for entry in left:
             if entry.worker not in why:
                 record.gone(entry.worker)
-        left = [entry for entry in left if entry.worker in why]
+            elif entry.worker in again:
+                record.submitted(entry.worker, again[entry.worker])
+        left = [entry._replace(id=again.get(entry.worker, entry.id)) for entry in left if entry.worker in why]
         if not left or clock() >= deadline:
             break
         sleep(1.0)
@@ -305,8 +307,10 @@ def ask(system: System, ids: Sequence[str], where: str | None, run: Callable[[Se
     return states
 
 
-def _still_there(entries: Sequence[Entry], run: Callable[[Sequence[str]], Ran]) -> dict[str, str]:
-    """By worker, why its allocation is not known to be gone.
+def _still_there(
+    entries: Sequence[Entry], run: Callable[[Sequence[str]], Ran]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """By worker, why its allocation is not known to be gone, and the new id of one that was submitted once more.
 
     One without an id was cancelled by its name, where the batch system can; if it starts all the same, it finds no
     scheduler and ends.
@@ -315,7 +319,7 @@ def _still_there(entries: Sequence[Entry], run: Callable[[Sequence[str]], Ran]) 
     for entry in entries:
         if entry.id is not None:
             queues.setdefault((entry.system, entry.where), []).append(entry)
-    why = {}
+    why, again = {}, {}
     for (name, where), queued in queues.items():
         ids = [entry.id or "" for entry in queued]
         system = SYSTEMS[name]
@@ -326,4 +330,7 @@ def _still_there(entries: Sequence[Entry], run: Callable[[Sequence[str]], Ran]) 
                 why[entry.worker] = f"the batch system does not say ({seen.reason})"
             elif seen.kind != "gone":
                 why[entry.worker] = f"it is still {seen.kind}"
-    return why
+            elif is_id(system, seen.again):
+                why[entry.worker] = f"{name} submitted it once more by itself"
+                again[entry.worker] = seen.again
+    return why, again

@@ -18,8 +18,9 @@ OWNED = frozenset({
     "extra", "worker_command", "worker_extra_args", "job_name", "walltime", "base_class_kwargs",
 })  # fmt: skip
 
-#: Lets the worker tell what the prologue changed. Backquotes, since HTCondor reads `$(…)` itself.
-BEFORE_PROLOGUE = "export SNAKEMAKE_DASK_BEFORE_PROLOGUE=`env -0 | base64 -w0`"
+#: Lets the worker tell what the prologue changed. Backquotes, since HTCondor reads `$(…)` itself; and it starts a shell
+#: without a PATH, whose own one is to count as what was there before.
+BEFORE_PROLOGUE = "export PATH; export SNAKEMAKE_DASK_BEFORE_PROLOGUE=`env -0 | base64 -w0`"
 
 _MIB = 2**20
 
@@ -310,13 +311,17 @@ def _htcondor(pool: Pool, setting: Setting, name: str, _logs: str) -> dict[str, 
             f"and not {extra!r}."
         )
         raise ConfigurationError(msg)
-    # HTCondor runs an evicted job again: it is removed instead.
-    remove = "(JobStatus == 1 && NumJobStarts > 0)"
+    # HTCondor runs an evicted job again, and holds one that used too much: they are removed instead. That is looked at
+    # once in a minute, and until then no slot is to take it.
+    remove = "((JobStatus == 1 || JobStatus == 5) && NumJobStarts > 0)"
+    given = next((str(value) for key, value in extra.items() if str(key).lower() == "requirements"), None)
+    once = "MY.NumJobStarts == 0" if given is None else f"({given}) && MY.NumJobStarts == 0"
     if pool.walltime_s is not None:
         remove += f" || (JobStatus == 2 && time() - JobCurrentStartDate > {math.ceil(pool.walltime_s)})"
-    own: dict[str, Any] = {"batch_name": name, "periodic_remove": remove}
+    own: dict[str, Any] = {"batch_name": name, "requirements": once, "periodic_remove": remove}
     if pool.gpus and not any("gpu" in str(key).lower() for key in extra):
         own["request_gpus"] = pool.gpus
+    extra = {key: value for key, value in extra.items() if str(key).lower() not in own}
     return {"job_extra_directives": {**extra, **own}}
 
 

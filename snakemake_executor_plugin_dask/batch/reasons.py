@@ -1,6 +1,7 @@
 """What a batch system's word about an allocation means: why it is queued and what to change; why it ended. Pure.
 
-The reasons are those of Slurm, from squeue(1), «JOB REASON CODES»; other systems give sentences of their own.
+The reasons are those of Slurm, from squeue(1), «JOB REASON CODES», and what OAR and HTCondor say; other systems give
+sentences of their own.
 """
 
 import re
@@ -23,13 +24,19 @@ _QUEUED = (
     (r"^Priority$", "others come first in this queue: fewer or smaller workers may fit in between"),
     (r"^Resources$", "it is the next one, and waits for nodes to become free"),
     (r"^Dependency", "it waits for another one to end"),
+    (r"^Hold$", "you hold it: release it with oarresume"),
+    (
+        r"[Nn]o enough matching resources",
+        "the nodes that could hold it are down or taken out: wait, or ask for other ones",
+    ),
+    (r"^no match found", "no slot can hold it now: wait, or ask for less (condor_q -better-analyze says more)"),
     (r"^BeginTime$", "it is not to start before a time that was asked for, or was requeued a moment ago"),
 )
 
 #: Lines in an allocation's own output with which a batch system says that it ended it.
 _ENDED = re.compile(
     r"CANCELLED AT|DUE TO TIME LIMIT|DUE TO PREEMPTION|DUE TO NODE FAILURE|oom[-_ ]kill|Exceeded job memory limit"
-    r"|TERM_[A-Z]+|PBS: job killed",
+    r"|TERM_[A-Z]+|PBS: job killed|## OAR .* KILLED ##|via condor_rm|PeriodicRemove expression",
     re.IGNORECASE,
 )
 
@@ -37,10 +44,13 @@ _ENDED = re.compile(
 _PREEMPTED = re.compile("DUE TO PREEMPTION|TERM_PREEMPT")
 #: What says that somebody, the clock or its own use of memory ended an allocation; nothing is wrong with its node.
 _STATE_OF_OTHERS = re.compile(
-    r"ended \((CANCELLED|DEADLINE|OUT_OF_MEMORY|OutOfMemory|PREEMPTED|REVOKED|TIMEOUT|TimeLimit)"
+    r"ended \((User .* requested to frag|CANCELLED|DEADLINE"
+    r"|OUT_OF_MEMORY|OutOfMemory|PREEMPTED|REVOKED|TIMEOUT|TimeLimit)"
 )
 _WORDS_OF_OTHERS = re.compile(
-    "CANCELLED AT|TIME LIMIT|oom[-_ ]kill|memory limit|TERM_(OWNER|ADMIN|RUNLIMIT|MEMLIMIT|PREEMPT)", re.IGNORECASE
+    r"CANCELLED AT|TIME LIMIT|oom[-_ ]kill|memory limit|TERM_(OWNER|ADMIN|RUNLIMIT|MEMLIMIT|PREEMPT)"
+    "|## OAR .* KILLED ##|via condor_rm",
+    re.IGNORECASE,
 )
 
 

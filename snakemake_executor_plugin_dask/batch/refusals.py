@@ -1,8 +1,8 @@
 """What a batch system's refusal of an allocation means: whether it would say the same again, and what to change. Pure.
 
-The texts are those of the submit commands of Slurm 22-26, PBS Pro and Torque, LSF 10, Grid Engine 8, OAR 2.5, Moab 9
-and HTCondor 10-24, and of `squeue` where an allocation would never start. A refusal that is not known here may pass: a
-limit on queued jobs, a queue that is closed for a while, a server that does not answer.
+The texts are those of the submit commands of Slurm 22-26, PBS Pro and Torque, LSF 10, Grid Engine 8, OAR 2.5-2.6,
+Moab 9 and HTCondor 10-25, and of `squeue` where an allocation would never start. A refusal that is not known here may
+pass: a limit on queued jobs, a queue that is closed for a while, a server that does not answer.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from snakemake_executor_plugin_dask.batch.allocations import Outlook
 _QUEUE = "name a queue that exists and takes your jobs: `queue` in the options, `slurm_partition` in a rule's resources"
 _ACCOUNT = "name an account of yours: `account` in the options, `slurm_account` in a rule's resources"
 _PROJECT = "name a project of yours: `project` or `account` in the options"
+_GROUP = "name a group of yours: accounting_group in job_extra_directives"
 _QOS = "name a QOS that your account may use: `qos` in a rule's resources, or --qos in job_extra_directives"
 _NODE = (
     "ask for what a node of that queue has: cores, memory, gpus, the constraint, or another queue; "
@@ -67,11 +68,11 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"queue .*(not exist|unknown)|unknown queue", _QUEUE),
         (r"not? enough resources", _NODE),
         (r"project .*(not exist|not allowed)", _PROJECT),
-        (r"bad resource request|unknown column|unknown option|invalid", _OPTION),
+        (r"bad resource request|cannot recognize|unknown (column|option|job type)|invalid", _OPTION),
     ),
     "htcondor": (
-        (r"accounting_group.*(not|invalid|unknown)|not (allowed|authorized).*group", _PROJECT),
-        (r"parse error|syntax error|invalid|unknown (command|universe)|illegal", _OPTION),
+        (r"accounting.?group|not (allowed|authorized).*group", _GROUP),
+        (r"parse error|syntax error|invalid|unknown (command|universe)|don't know about|illegal", _OPTION),
     ),
 }
 

@@ -1,8 +1,8 @@
 """What the plugin must know of each batch system beyond Dask's Job classes: how to ask its queue, how to cancel. Pure.
 
 Standard library only: Snakemake's own process cancels recorded allocations with it, without Dask. Commands and the
-meaning of their output come from the manual pages of Slurm 22-25, PBS Pro and Torque, LSF 10, Grid Engine 8, OAR 2.5,
-Moab 9 and HTCondor 10-24.
+meaning of their output come from the manual pages of Slurm 22-25, PBS Pro and Torque, LSF 10, Grid Engine 8,
+OAR 2.5-2.6, Moab 9 and HTCondor 10-25.
 """
 
 import re
@@ -23,6 +23,7 @@ class Seen:
     stuck: bool = False
     expected: float | None = None  # when it is likely to start, in seconds since the epoch
     nodes: str = ""  # that it has or had, as the batch system writes them
+    again: str = ""  # it is gone, and the batch system has submitted it once more by itself, under this id
 
 
 GONE = Seen("gone")
@@ -232,13 +233,31 @@ _OAR = _states(
     "Launching Running Suspended Resuming Finishing toError",
     "Terminated Error",
 )
+#: What its scheduler notes of a job that has a place: `R=1,W=0:10:0,J=B,N=name (Karma=0.000,quota_ok)`. No reason.
+_OAR_PLACED = re.compile(r"R=\d+,W=|FIFO scheduling OK")
+#: A job's events: `date> TYPE:[module] text`. Some only say what follows from others, and a user's wish is told last.
+_OAR_EVENT = re.compile(r"[\d-]+ [\d:]+> (?!SWITCH_INTO|SEND_KILL|RESUBMIT)([A-Z_]+):(?:\[[^]]*\]\s*)?(.+)")
+_OAR_AGAIN = re.compile(r"> RESUBMIT_JOB_AUTOMATICALLY:.*(?:=>|new id =) (\d+)")
 
 
 def _oar_parse(out: str) -> dict[str, Seen]:
-    return {
-        number: Seen(_OAR.get(block.get("state", ""), "unknown"), block.get("message", ""))
-        for number, block in _blocks(out).items()
-    }
+    """OAR submits a job that it could not start on its node once more by itself, under another id."""
+    seen = {}
+    for text in re.split(r"^(?=Job_Id:)", out, flags=re.MULTILINE):
+        for number, block in _blocks(text).items():
+            kind = _OAR.get(block.get("state", ""), "unknown")
+            message = block.get("message", "")
+            reason = "" if kind == "running" or _OAR_PLACED.match(message) else message
+            if block.get("state") == "Hold":
+                reason = "Hold"
+            again = ""
+            if kind == "gone":
+                events = sorted(_OAR_EVENT.findall(text), key=lambda event: event[0].startswith("FRAG"))
+                reason = (events[0][1].strip() if events else reason) or block["state"]
+                again = found.group(1) if (found := _OAR_AGAIN.search(text)) else ""
+            expected = _local_time(block.get("scheduledStart", "").replace(" ", "T")) if kind == "queued" else None
+            seen[number] = Seen(kind, reason, False, expected, block.get("assigned_hostnames", ""), again)
+    return seen
 
 
 # Grid Engine: `job-ID prior name user state …`; E in a waiting state is an error that an operator must clear.
@@ -299,13 +318,22 @@ _HTCONDOR: dict[str, Kind] = {
 }  # fmt: skip
 
 
+_HTCONDOR_COLUMNS = (
+    "ClusterId", "ProcId", "JobStatus", "HoldReasonCode", "HoldReason", "LastRejMatchReason", "RemoteHost",
+)  # fmt: skip
+_HELD_BY_THE_USER = "1"  # a code of HoldReasonCode; who does so means to release it
+
+
 def _htcondor_parse(out: str) -> dict[str, Seen]:
     seen = {}
     for line in out.splitlines():
-        words = line.split(None, 3)
-        if len(words) >= 3 and words[0].isdigit():
-            reason = words[3] if len(words) > 3 and words[3] != "undefined" else ""
-            seen[words[0]] = Seen(_HTCONDOR.get(words[2], "unknown"), reason, words[2] == "5")
+        words = ["" if word == "undefined" else word.strip() for word in line.split("\t")]
+        number, _, status, code, held, rejected, host = (*words, *[""] * 7)[:7]
+        if number.isdigit() and status:
+            reason = {"1": rejected, "5": held}.get(status, "")
+            stuck = status == "5" and code != _HELD_BY_THE_USER
+            nodes = host.rpartition("@")[2] if status == "2" else ""  # slot1_1@node
+            seen[number] = Seen(_HTCONDOR.get(status, "unknown"), reason, stuck, nodes=nodes)
     return seen
 
 
@@ -377,6 +405,13 @@ SYSTEMS: Mapping[str, System] = {
             cancel=lambda job, _where: ["oardel", job],
             query=lambda _ids, user, _where: ["oarstat", "-f", "-u", user],
             parse=_oar_parse,
+            confirm=lambda ids, _where: ["oarstat", "-f", *(word for number in ids for word in ("-j", number))],
+            submitted=r"OAR_JOB_ID=(\d+)",
+            cancel_name=lambda name, _where: [
+                "oardel",
+                "--sql",
+                f"job_name = '{name}' AND state NOT IN ('Terminated', 'Error')",
+            ],
         ),
         System(
             name="moab",
@@ -393,16 +428,9 @@ SYSTEMS: Mapping[str, System] = {
             job_class="HTCondorJob",
             submit="condor_submit",
             cancel=lambda job, _where: ["condor_rm", job],
-            query=lambda ids, _user, _where: [
-                "condor_q",
-                *ids,
-                "-af",
-                "ClusterId",
-                "ProcId",
-                "JobStatus",
-                "HoldReason",
-            ],
+            query=lambda ids, _user, _where: ["condor_q", *ids, "-af:t", *_HTCONDOR_COLUMNS],
             parse=_htcondor_parse,
+            rehearsal=("-dry-run", "/dev/null"),
             id=r"[1-9]\d*(\.\d+)?",
             cancel_name=lambda name, _where: ["condor_rm", "-constraint", f'JobBatchName == "{name}"'],
         ),

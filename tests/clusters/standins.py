@@ -19,16 +19,12 @@ from typing import Any
 COMMANDS = {
     "pbs": ("qsub", "qdel", "qstat"),
     "lsf": ("bsub", "bkill", "bjobs"),
-    "oar": ("oarsub", "oardel", "oarstat"),
     "moab": ("msub", "canceljob", "showq"),
-    "htcondor": ("condor_submit", "condor_rm", "condor_q"),
 }
 ID_VARIABLES = {
     "pbs": "PBS_JOBID",
     "lsf": "LSB_JOBID",
-    "oar": "OAR_JOB_ID",
     "moab": "PBS_JOBID",
-    "htcondor": "CONDOR_ID",
 }
 
 
@@ -67,7 +63,7 @@ def main() -> None:
 
 
 def submit(directory: Path, system: str, arguments: list[str]) -> None:
-    script, options = {"pbs": _pbs, "moab": _pbs, "lsf": _lsf, "oar": _oar, "htcondor": _htcondor}[system](arguments)
+    script, options = {"pbs": _pbs, "moab": _pbs, "lsf": _lsf}[system](arguments)
     if options.get("queue") == "nope":
         fail("Unknown queue: nope")
     number = _next(directory)
@@ -82,8 +78,7 @@ def submit(directory: Path, system: str, arguments: list[str]) -> None:
         _shepherd(directory, job)
     print({
         "pbs": f"{number}.server", "lsf": f"Job <{number}> is submitted to default queue <normal>.",
-        "oar": f"[ADMISSION RULE] ok\nOAR_JOB_ID={number}", "moab": f"\n{number}",
-        "htcondor": f"Submitting job(s).\n1 job(s) submitted to cluster {number}.",
+        "moab": f"\n{number}",
     }[system])  # fmt: skip
 
 
@@ -138,32 +133,6 @@ def _lsf(arguments: list[str]) -> tuple[str, dict[str, str]]:
     return text, _options(words, {"-J": "name", "-q": "queue", "-o": "output"})
 
 
-def _oar(arguments: list[str]) -> tuple[str, dict[str, str]]:
-    return arguments[-1], _options(arguments, {"-n": "name", "-q": "queue", "-O": "output"})
-
-
-def _htcondor(arguments: list[str]) -> tuple[str, dict[str, str]]:
-    found = {}
-    for line in Path(arguments[-1]).read_text().splitlines():
-        name, equals, value = line.partition(" = ")
-        if equals and not line.startswith("#"):
-            found[name.strip().lower()] = value.strip()
-    if "NumJobStarts > 0" not in found.get("periodic_remove", ""):
-        fail("the job may be started again")
-    words = _condor_words(found["arguments"][1:-1])
-    log = found.get("logdirectory", ".")
-    queue = found.get("accounting_group", "")
-    return shlex.join([found["executable"], *words]), {
-        "name": found["batch_name"], "queue": queue, "output": f"{log}/worker-%J.0.out",
-    }  # fmt: skip
-
-
-def _condor_words(text: str) -> list[str]:
-    """HTCondor's «new» syntax: words in single quotes, and every quote doubled."""
-    words = re.findall(r"'((?:[^']|'')*)'|([^\s']+)", text.replace('""', '"'))
-    return [quoted.replace("''", "'") if quoted else plain for quoted, plain in words]
-
-
 def _output(system: str, options: dict[str, str], name: str, number: int) -> str:
     output = options.get("output", os.getcwd() + "/")
     output = output.replace("%jobname%", name).replace("%jobid%", str(number)).replace("%J", str(number))
@@ -192,10 +161,10 @@ def query(directory: Path, system: str, arguments: list[str]) -> None:
     jobs = [_read(directory, int(path.stem)) for path in sorted((directory / "jobs").glob("*.json"))]
     alive = [job for job in jobs if job and job["state"] != "gone"]
     code = 0
-    if system in ("pbs", "lsf", "htcondor"):
+    if system in ("pbs", "lsf"):
         asked = [int(re.findall(r"\d+", word)[0]) for word in arguments if re.match(r"\d+", word)]
         for number in asked:
-            if number not in [job["number"] for job in alive] and system != "htcondor":
+            if number not in [job["number"] for job in alive]:
                 print(
                     f"qstat: Unknown Job Id {number}.server" if system == "pbs" else f"Job <{number}> is not found",
                     file=sys.stderr,
@@ -218,11 +187,7 @@ _LINE = {
         + ("Q\n    comment = Not Running: no nodes" if queued else "R")
     ),
     "lsf": lambda job, queued: f"{job['number']} me {'PEND' if queued else 'RUN'} normal a b {job['name']} now",
-    "oar": lambda job, queued: (
-        f"Job_Id: {job['number']}\n    job_name = {job['name']}\n    state = " + ("Waiting" if queued else "Running")
-    ),
     "moab": lambda job, queued: f"{job['number']}  me  {'Idle' if queued else 'Running'}  1  00:30:00  now",
-    "htcondor": lambda job, queued: f"{job['number']} 0 {1 if queued else 2} undefined",
 }
 
 

@@ -169,7 +169,7 @@ ANSWERS = {
     "sge": b"job-ID prior name user state submit\n---\n 12 0.5 x me qw 01/01/2026 1\n 13 0.5 x me r 1 1\n",
     "oar": b"Job_Id: 12\n    state = Waiting\n    message = Karma\nJob_Id: 13\n    state = Running\n",
     "moab": b"active jobs---\nJOBID USERNAME STATE PROCS\nMoab.13 me Running 4\neligible jobs\n12 me Idle 4\n",
-    "htcondor": b"12 0 1 undefined\n13 0 2 undefined\n14 0 5 cannot write\n",
+    "htcondor": b"12\t0\t1\tundefined\n13\t0\t2\tundefined\n14\t0\t5\t7\tcannot write\n",
 }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from clusters.daemons import Daemons
 from clusters.gridengine import GridEngine
+from clusters.htcondor import HTCondor
+from clusters.oar import Oar
 from clusters.slurm import NODES, VirtualSlurm
 from running import wait_for
 
@@ -36,6 +38,18 @@ def slurm_cluster() -> Iterator[VirtualSlurm]:
 def grid_engine() -> Iterator[GridEngine]:
     """A real Grid Engine, to be found by its variables."""
     yield from virtual(GridEngine)
+
+
+@pytest.fixture(scope="session")
+def oar() -> Iterator[Oar]:
+    """A real OAR, to be found by PATH."""
+    yield from virtual(Oar)
+
+
+@pytest.fixture(scope="session")
+def htcondor() -> Iterator[HTCondor]:
+    """A real HTCondor, to be found by its variables."""
+    yield from virtual(HTCondor)
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""The same promises for every batch system: a real Slurm, a real Grid Engine, and stand-ins for the others."""
+"""The same promises for every batch system: real ones where Debian has them, and stand-ins for the others."""
 
 import asyncio
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,19 +12,22 @@ from typing import Any
 
 import pytest
 from clusters import standins
+from clusters.htcondor import HTCondor
+from clusters.oar import Oar
 from clusters.slurm import VirtualSlurm
-from running import logged_jobs, snakemake, wait_for
+from running import logged_jobs, processes_of, snakemake, started, wait_for
 
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.batch.allocations import Record, cancel_run
+from snakemake_executor_plugin_dask.batch.reasons import meaning
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import BATCH_SYSTEMS, Pool
 
 pytestmark = pytest.mark.timeout(600)
 
 OPTIONS: dict[str, dict[str, Any]] = {"htcondor": {"disk": "100 MB"}, "slurm": {"queue": "cpu"}}
-REAL = {"slurm": "slurm_cluster", "sge": "grid_engine"}  # fixtures
+REAL = {"slurm": "slurm_cluster", "sge": "grid_engine", "oar": "oar", "htcondor": "htcondor"}  # fixtures
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class BatchSystem:
 
 
 def _mark(name: str, *more: pytest.MarkDecorator) -> Any:
-    of_system = {"slurm": [pytest.mark.slurm], "sge": [pytest.mark.gridengine]}.get(name, [])
+    marks = {"slurm": "slurm", "sge": "gridengine", "oar": "oar", "htcondor": "htcondor"}
+    of_system = [getattr(pytest.mark, marks[name])] if name in marks else []
     return pytest.param(name, marks=[*of_system, *more])
 
 
@@ -145,6 +150,68 @@ def test_allocation_that_would_never_start(
     asyncio.run(check())
 
 
+@pytest.mark.oar
+def test_node_and_server_that_do_not_answer(oar: Oar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OAR submits what it could not start on its node once more by itself: that one is followed, and cancelled.
+
+    What is submitted while its server is away is queued, though the submit command says that it failed.
+    """
+    monkeypatch.setenv("PATH", oar.variables["PATH"])
+
+    async def check() -> None:
+        lost = JobqueueBackend("oar").worker(pool("oar"), "main-0", link(tmp_path / "lost", "exec sleep 600"))
+        await lost
+        first, state = lost.allocation_id, await lost.state()
+        deadline = time.monotonic() + 90
+        while lost.allocation_id == first or "matching resources" not in state.reason:
+            state = await lost.state()
+            assert state.kind != "gone", state
+            assert time.monotonic() < deadline, state
+            await asyncio.sleep(0.5)
+        assert [entry.id for entry in Record(tmp_path / "lost").entries()] == [lost.allocation_id]
+        assert "are down or taken out" in meaning(state.reason)
+        assert await lost.kill()
+        assert not oar.queue()
+        await asyncio.to_thread(oar.mend_node)
+        await asyncio.to_thread(oar.end_server)
+        late = JobqueueBackend("oar").worker(pool("oar"), "main-0", link(tmp_path / "late", "exec sleep 600"))
+        await late
+        assert late.failure is None, late.failure
+        await asyncio.to_thread(oar.start_server)
+        await until(late, "running")
+        assert await late.kill()
+
+    oar.lose_node()
+    try:
+        asyncio.run(check())
+    finally:
+        oar.mend_node()
+    assert not oar.queue()
+
+
+@pytest.mark.htcondor
+def test_what_fits_in_no_slot(htcondor: HTCondor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTCondor lets it wait: what it waits for is said, and it can be cancelled."""
+    for variable, value in htcondor.variables.items():
+        monkeypatch.setenv(variable, value)
+
+    async def check() -> None:
+        large = JobqueueBackend("htcondor").worker(
+            replace(pool("htcondor"), cores=64), "main-0", link(tmp_path, "true")
+        )
+        await large
+        deadline = time.monotonic() + 90
+        while (state := await large.state()).reason != "no match found":
+            assert time.monotonic() < deadline, state
+            await asyncio.sleep(0.5)
+        assert state.kind == "queued"
+        assert "condor_q -better-analyze" in meaning(state.reason)
+        assert await large.kill()
+
+    asyncio.run(check())
+    assert not htcondor.queue()
+
+
 @pytest.mark.parametrize("name", standins.COMMANDS)
 def test_queue_that_is_full_or_silent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits is told from what does not answer, and neither is taken for gone; what waits can be cancelled.
@@ -210,10 +277,10 @@ def test_what_would_be_refused_is_told_before(batch: BatchSystem) -> None:
     """A pool that is well passes; where the submit command can be asked without submitting, it is."""
     backend = JobqueueBackend(batch.name)
     backend.check(pool(batch.name))
-    wrong = {"slurm": "--constraint=fast", "sge": "-P nope"}
+    wrong = {"slurm": ["--constraint=fast"], "sge": ["-P nope"], "htcondor": {"requirements": "((("}}
     if batch.name in wrong:
         with pytest.raises(ConfigurationError, match="refuses its batch script"):
-            backend.check(pool(batch.name, job_extra_directives=[wrong[batch.name]]))
+            backend.check(pool(batch.name, job_extra_directives=wrong[batch.name]))
     assert not batch.left()
 
 
@@ -233,6 +300,31 @@ def test_leftovers_are_cancelled_from_the_record(batch: BatchSystem, tmp_path: P
     assert cancel_run(tmp_path) == []
 
 
+def arguments(batch: BatchSystem) -> list[str]:
+    options = OPTIONS.get(batch.name, {})
+    words = ["--dask-cluster", batch.name, "--dask-workers", "0-1", "--dask-worker-cores", "1"]
+    words += ["--dask-worker-memory", "500 MB", "--dask-walltime", "10m"]
+    if options:
+        words += ["--dask-options", "{" + ", ".join(f"{key}: {value}" for key, value in options.items()) + "}"]
+    return words
+
+
+@pytest.mark.parametrize("batch", [_mark("sge", pytest.mark.variant), _mark("oar"), _mark("htcondor")], indirect=True)
+def test_lost_worker_and_killed_run(batch: BatchSystem, tmp_path: Path) -> None:
+    """A worker that dies is replaced, and its job runs again; a run that is then killed leaves nothing.
+
+    Slurm is tested closer, with whole runs of its own.
+    """
+    with snakemake(tmp_path, logged_jobs(1, "exec sleep 600"), *arguments(batch)) as run:
+        wait_for(lambda: started(run), "the job's start")
+        os.kill(run.facts()["pid"], signal.SIGKILL)
+        wait_for(lambda: len(started(run)) == 2, "the job's second start")
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.expect_gone(60)
+        wait_for(lambda: not batch.left(), "an empty queue", 60)
+        assert not processes_of(f"{tmp_path}/.snakemake")
+
+
 #: A real one, and the one whose submissions look least like the others'. Slurm has runs enough elsewhere.
 WHOLE_RUNS = ("sge", "htcondor")
 
@@ -244,12 +336,7 @@ WHOLE_RUNS = ("sge", "htcondor")
 )
 def test_run_of_snakemake(batch: BatchSystem, tmp_path: Path) -> None:
     """A whole run on one of the batch system's workers; afterwards nothing waits or runs."""
-    options = OPTIONS.get(batch.name, {})
-    arguments = ["--dask-cluster", batch.name, "--dask-workers", "0-1", "--dask-worker-cores", "1"]
-    arguments += ["--dask-worker-memory", "500 MB", "--dask-walltime", "10m"]
-    if options:
-        arguments += ["--dask-options", "{" + ", ".join(f"{key}: {value}" for key, value in options.items()) + "}"]
-    with snakemake(tmp_path, logged_jobs(3, "true"), *arguments) as run:
+    with snakemake(tmp_path, logged_jobs(3, "true"), *arguments(batch)) as run:
         assert run.wait() == 0, run.output
         assert not batch.left()
         run.expect_gone(30)

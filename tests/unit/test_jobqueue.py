@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend, Qu
 from snakemake_executor_plugin_dask.batch import directives
 from snakemake_executor_plugin_dask.batch.allocations import Ran, Record
 from snakemake_executor_plugin_dask.batch.refusals import outlook, what_to_change
-from snakemake_executor_plugin_dask.batch.systems import SYSTEMS, look
+from snakemake_executor_plugin_dask.batch.systems import SYSTEMS, Seen, look
 from snakemake_executor_plugin_dask.config.poolsfile import read_options, read_pools_file
 from snakemake_executor_plugin_dask.interior import jobqueue as interior
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -323,8 +324,8 @@ ANSWERS = {
          "16": ("gone", False)},
     ),
     "oar": (
-        ("Job_Id: 12\n    state = Waiting\n    message = Karma\nJob_Id: 13\n    state = Running\n"
-        "Job_Id: 14\n    state = Error\n"),
+        ("Job_Id: 12\n    state = Waiting\n    message = R=1,W=0:10:0,J=B (Karma=0.000,quota_ok)\n"
+        "    scheduledStart = no prediction\nJob_Id: 13\n    state = Running\nJob_Id: 14\n    state = Error\n"),
         {"12": ("queued", False), "13": ("running", False), "14": ("gone", False), "15": ("gone", False)},
     ),
     "moab": (
@@ -333,9 +334,12 @@ ANSWERS = {
         {"12": ("queued", False), "Moab.13": ("running", False), "14": ("queued", True), "15": ("gone", False)},
     ),
     "htcondor": (
-        "12 0 1 undefined\n13 0 2 undefined\n14 0 5 cannot write\n15 0 4 undefined\n",
+        ("12\t0\t1\tundefined\tundefined\tno match found \tundefined\n"
+        "13\t0\t2\tundefined\tundefined\tundefined\tslot1_1@n1\n"
+        "14\t0\t5\t7\tError from slot1_2@n1: cannot write\tundefined\tundefined\n"
+        "15\t0\t4\tundefined\n17\t0\t5\t1\tvia condor_hold (by user me)\tundefined\tundefined\n"),
         {"12.0": ("queued", False), "13.0": ("running", False), "14.0": ("queued", True), "15.0": ("gone", False),
-         "16.0": ("gone", False)},
+         "16.0": ("gone", False), "17.0": ("queued", False)},
     ),
 }  # fmt: skip
 
@@ -346,6 +350,51 @@ def test_queue_answers(cluster: str) -> None:
     out, wanted = ANSWERS[cluster]
     seen = look(SYSTEMS[cluster], list(wanted), 0, out, "")
     assert {key: (value.kind, value.stuck) for key, value in seen.items()} == wanted
+
+
+def test_what_htcondor_says_of_a_job() -> None:
+    """Why it waits or is held, and where it runs."""
+    out = ANSWERS["htcondor"][0]
+    seen = look(SYSTEMS["htcondor"], ["12.0", "13.0", "14.0"], 0, out, "")
+    assert seen["12.0"] == Seen("queued", "no match found")
+    assert seen["13.0"] == Seen("running", nodes="n1")
+    assert seen["14.0"] == Seen("queued", "Error from slot1_2@n1: cannot write", stuck=True)
+
+
+def test_htcondor_starts_nothing_twice() -> None:
+    """What the user requires of a slot stays, however it is spelt."""
+    script = JobqueueBackend("htcondor").describe(
+        pool("htcondor", options={"disk": "1 GB", "job_extra_directives": {"Requirements": "HasGpu || Big"}})
+    )
+    assert "requirements = (HasGpu || Big) && MY.NumJobStarts == 0\n" in script
+    assert script.lower().count("requirements =") == 1
+
+
+def test_what_oar_says_of_a_job() -> None:
+    """When it is to start, why it ended, and what it was submitted as once more; noise is left out."""
+    ended = (
+        "Job_Id: {}\n    state = Error\n    message = R=1,W=0:10:0,J=B (Karma=0.000,quota_ok)\n    events = \n"
+        "2026-11-29 01:02:50> SWITCH_INTO_ERROR_STATE:[bipbip 8] Ask to change the job state\n{}\n\n"
+    )
+    out = (
+        "Job_Id: 5\n    state = Waiting\n    message = R=2,W=0:1:30,J=B (Karma=0.000,quota_ok)\n"
+        "    scheduledStart = 2026-11-29 03:00:16\n    events = \n\n"
+        "Job_Id: 6\n    state = Waiting\n    message = No enough matching resources (no_matching_slot)\n"
+        "    scheduledStart = no prediction\n    events = \n\n"
+        + ended.format(7, "2026-11-29 01:02:49> OUTPUT_FILES:[bipbip 7] Cannot create .stdout and .stderr files in /a")
+        + ended.format(
+            8,
+            "2026-11-29 01:02:49> PING_CHECKER_NODE_SUSPECTED:[bipbip] OAR suspects nodes for the job 8 : node1\n"
+            "2026-11-29 01:03:10> RESUBMIT_JOB_AUTOMATICALLY:[NodeChangeState] Resubmiting job 8 => 9) (due to event)",
+        )
+        + ended.format(10, "2026-11-29 01:14:33> FRAG_JOB_REQUEST:User root requested to frag the job 10")
+    )
+    seen = look(SYSTEMS["oar"], ["5", "6", "7", "8", "10"], 0, out, "")
+    assert seen["5"] == Seen("queued", expected=time.mktime((2026, 11, 29, 3, 0, 16, 0, 0, -1)))
+    assert seen["6"] == Seen("queued", "No enough matching resources (no_matching_slot)")
+    assert seen["7"] == Seen("gone", "Cannot create .stdout and .stderr files in /a")
+    assert seen["8"] == Seen("gone", "OAR suspects nodes for the job 8 : node1", again="9")
+    assert seen["10"] == Seen("gone", "User root requested to frag the job 10")
 
 
 @pytest.mark.parametrize("cluster", BATCH_SYSTEMS)

@@ -1,0 +1,196 @@
+"""A real OAR with one node on this machine, for tests: from pytest, or from a shell.
+
+    python tests/clusters/oar.py up DIR       prints `export PATH=…` and its like
+    python tests/clusters/oar.py status DIR
+    python tests/clusters/oar.py down DIR
+
+Needs the programs of Debian's `oar-server`, `oar-user`, their `-mysql` packages and `mariadb-server-core`, and root.
+Everything lies in DIR, the database too; nothing of an installed OAR is read or written. Its server and its database
+listen on ports of their own on loopback.
+
+What differs from a site: the commands in DIR/bin take the place of OAR's small setuid programs, which know no other
+configuration than /etc/oar; root may submit; and what the server runs on its node through ssh, it runs here at once.
+The node has four cores, each a resource with the properties `cpu`, `core` and `mem_core` (MiB).
+"""
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, os.fspath(Path(__file__).resolve().parent.parent))
+
+from clusters.daemons import Daemons, free_ports, processes, send
+
+_PROGRAMS = Path("/usr/lib/oar")
+_NODE = "node1"
+_CORES = 4
+_SERVER = "almighty"
+
+CONF = """\
+DB_TYPE="mysql"
+DB_HOSTNAME="127.0.0.1"
+DB_PORT="{database_port}"
+DB_BASE_NAME="oar"
+DB_BASE_LOGIN="oar"
+DB_BASE_PASSWD="{password}"
+DB_BASE_LOGIN_RO="oar"
+DB_BASE_PASSWD_RO="{password}"
+SERVER_HOSTNAME="127.0.0.1"
+SERVER_PORT="{port}"
+OARSUB_DEFAULT_RESOURCES="/resource_id=1"
+OARSUB_NODES_RESOURCES="network_address"
+OARSUB_FORCE_JOB_KEY="no"
+LOG_LEVEL="2"
+LOG_CATEGORIES="all"
+LOG_FILE="{dir}/log/oar.log"
+OAR_RUNTIME_DIRECTORY="{dir}/run"
+DEPLOY_HOSTNAME="127.0.0.1"
+COSYSTEM_HOSTNAME="127.0.0.1"
+DETACH_JOB_FROM_SERVER="1"
+OPENSSH_CMD="{dir}/bin/at-node"
+OAR_SSH_CONNECTION_TIMEOUT="10"
+JOBDEL_WALLTIME="10"
+FINAUD_FREQUENCY="0"
+PINGCHECKER_GENERIC_COMMAND="{dir}/bin/check-nodes"
+SCHEDULER_TIMEOUT="30"
+SCHEDULER_NB_PROCESSES=1
+SCHEDULER_JOB_SECURITY_TIME="1"
+SCHEDULER_GANTT_HOLE_MINIMUM_TIME="1"
+SCHEDULER_MIN_TIME_BETWEEN_2_CALLS="1"
+SCHEDULER_RESOURCE_ORDER="scheduler_priority ASC, state_num ASC, network_address ASC, resource_id ASC"
+SCHEDULER_RESOURCE_ORDER_ADV_RESERVATIONS="network_address ASC, resource_id ASC"
+ENERGY_SAVING_INTERNAL="no"
+"""
+
+#: What OAR's setuid programs do: a command as the user `oar`, which knows for whom, and with which configuration.
+COMMAND = """\
+#!/bin/sh
+export OARDO_USER=root OARDO_UID=0 OARUSER=oar OARDIR={programs} OARCONFFILE={dir}/oar.conf
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin:{programs}/oardodo LOGNAME=oar USER=oar HOME=/var/lib/oar SHELL=/bin/bash
+exec setpriv --reuid=oar --regid=oar --init-groups {programs}/{name} "$@"
+"""
+
+#: Takes the place of ssh: `at-node OPTIONS NODE COMMAND…`, as `oar`. A node is gone while the file DIR/gone exists.
+AT_NODE = """\
+#!/bin/sh
+[ ! -e {dir}/gone ] || exit 255
+while [ "${{1#-}}" != "$1" ]; do shift; done
+shift
+exec env -i OAR_KEY=1 HOME=/var/lib/oar USER=oar LOGNAME=oar SHELL=/bin/bash OARDIR={programs} {mark} \\
+    PATH={programs}/oardodo:/usr/local/bin:/usr/bin:/bin sh -c "$*"
+"""
+
+#: Says on standard error which of the nodes in its arguments do not answer.
+CHECK_NODES = """\
+#!/bin/sh
+[ ! -e {dir}/gone ] || for node; do echo "$node" >&2; done
+"""
+
+
+class Oar(Daemons):
+    """The cluster that lies in ``directory``. Its commands are found by `PATH`."""
+
+    needs = ("/usr/lib/oar/Almighty", "/usr/lib/oar/oarsub", "mariadbd", "mariadb-install-db", "mariadb")
+    install = "Debian: apt install oar-server oar-server-mysql oar-user oar-user-mysql mariadb-server-core"
+
+    def __init__(self, directory: str | Path) -> None:
+        super().__init__(directory, ("OAR_TEST_CLUSTER", os.fspath(Path(directory).resolve())))
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return super().variables | {"PATH": f"{self.dir}/bin:{os.environ['PATH']}"}
+
+    def queue(self) -> list[str]:
+        return [line for line in self.run("oarstat").splitlines() if line[:1].isdigit()]
+
+    def status(self) -> str:
+        return self.run("oarnodes", "-s", check=False) + "\n" + self.run("oarstat", check=False)
+
+    def lose_node(self) -> None:
+        """From now on the node does not answer."""
+        (self.dir / "gone").touch()
+
+    def mend_node(self) -> None:
+        (self.dir / "gone").unlink(missing_ok=True)
+        self.run("oarnodesetting", "-h", _NODE, "-s", "Alive")
+
+    def bring_up(self, timeout_s: float) -> None:
+        self.dir.chmod(0o711)  # commands run as `oar`
+        for name in ("bin", "log", "run", "pids"):
+            (self.dir / name).mkdir(exist_ok=True)
+        for name in ("log", "run"):
+            shutil.chown(self.dir / name, "oar", "oar")
+        port, database_port = (free := free_ports(2)), free + 1
+        password = secrets.token_hex(16)
+        conf = self.dir / "oar.conf"
+        conf.write_text(CONF.format(dir=self.dir, port=port, database_port=database_port, password=password))
+        shutil.chown(conf, "oar", "oar")
+        conf.chmod(0o600)
+        self._write_commands()
+        self._start_database(database_port, password, timeout_s)
+        self.start_server()
+        for name in ("cpu", "core", "mem_core"):
+            self.run("oarproperty", "-a", name)
+        for core in range(1, _CORES + 1):
+            properties = ("cpu=1", f"core={core}", f"cpuset={core - 1}", "mem_core=1000")
+            self.run("oarnodesetting", "-a", "-h", _NODE, *(word for text in properties for word in ("-p", text)))
+        self.wait(lambda: self.run("oarnodes", "-s", check=False).count("Alive") > 0, timeout_s, "no node came up")
+
+    def end_server(self) -> None:
+        self.end(_SERVER, signal.SIGTERM)
+
+    def start_server(self) -> None:
+        # OAR lets each shell of a job read the user's profile, which is no concern of the tests, and where that starts
+        # other shells, never ends: in the mounts that its server and jobs see, what tells them to is empty.
+        quiet = f"mount --bind /dev/null /var/lib/oar/.batch_job_bashrc && exec {self.dir}/bin/Almighty"
+        self.start(_SERVER, "unshare", "--mount", "--propagation", "private", "sh", "-c", quiet)
+
+    def down(self) -> None:
+        if self.pid(_SERVER) is not None:
+            ids = [line.split()[0] for line in self.queue()]
+            if ids:
+                self.run("oardel", *ids, check=False)
+            self.drain()
+        self.end_all(_SERVER, "mariadbd")
+        for pid in filter(self.belongs, processes()):
+            send(pid, signal.SIGKILL)  # helpers of the server that ignore its end, and what is left of jobs
+
+    def _write_commands(self) -> None:
+        texts = {
+            name: COMMAND.format(dir=self.dir, programs=_PROGRAMS, name=name)
+            for name in ("Almighty", "oarsub", "oardel", "oarstat", "oarnodes", "oarhold", "oarresume",
+                         "oarnodesetting", "oarproperty")
+        }  # fmt: skip
+        texts |= {
+            "at-node": AT_NODE.format(dir=self.dir, programs=_PROGRAMS, mark="=".join(self.mark)),
+            "check-nodes": CHECK_NODES.format(dir=self.dir),
+        }
+        for name, text in texts.items():
+            path = self.dir / "bin" / name
+            path.write_text(text)
+            path.chmod(0o755)
+
+    def _start_database(self, port: int, password: str, timeout_s: float) -> None:
+        data, socket = self.dir / "mysql", self.dir / "mysql.sock"
+        common = ("--no-defaults", f"--datadir={data}", "--user=root")
+        by_socket = ("--auth-root-authentication-method=socket", "--auth-root-socket-user=root")
+        self.run("mariadb-install-db", *common, "--skip-test-db", *by_socket, timeout_s=200)
+        listening = (f"--port={port}", "--bind-address=127.0.0.1", f"--socket={socket}", "--sql-mode=")  # not strict
+        self.start("mariadbd", "mariadbd", *common, *listening, f"--pid-file={self.dir}/mysql.pid")
+        self.wait(socket.exists, timeout_s, "mariadbd made no socket")
+        sql = f"CREATE DATABASE oar CHARACTER SET latin1; CREATE USER oar@'127.0.0.1' IDENTIFIED BY '{password}'; "
+        sql += "GRANT ALL ON oar.* TO oar@'127.0.0.1'; USE oar;\n"
+        for name in ("mysql_structure", "default_data", "mysql_default_admission_rules"):
+            sql += (_PROGRAMS / f"database/{name}.sql").read_text()
+        # OAR's files for MariaDB have slips: a word that is reserved meanwhile, and quotes that end a text.
+        sql = re.sub(r"(?<!\\)\\\\'", r"\\\\\\'", sql.replace("force ENUM", "`force` ENUM"))
+        sql += "DELETE FROM admission_rules WHERE rule LIKE '%root and oar users are not allowed%';"
+        self.run("mariadb", f"--socket={socket}", "--user=root", text=sql)
+
+
+if __name__ == "__main__":
+    Oar.main(__doc__ or "")
