@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import ended, logged_jobs, processes_of, snakemake, started, wait_for
+from running import RUN_S, ended, logged_jobs, processes_of, snakemake, started, wait_for
 
 BIN = Path(sys.executable).parent
 
@@ -577,7 +577,7 @@ def test_slurm_runner(tmp_path: Path, slurm: VirtualSlurm) -> None:
         f"#!/bin/bash\n#SBATCH --nodes=3 --ntasks=4 --output={tmp_path}/batch.out --time=5\n"
         f"cd {tmp_path}; srun --kill-on-bad-exit=0 {sys.executable} runner.py\n"
     )
-    slurm.run("sbatch", "--wait", str(batch), check=False, timeout_s=200)
+    slurm.run("sbatch", "--wait", str(batch), check=False, timeout_s=RUN_S)
     output = (tmp_path / "batch.out").read_text()
     assert "4 of 5 steps (80%) done" in output or "5 of 5 steps (100%) done" in output, output
     found = [(tmp_path / f"out/{number}.txt").read_text().split() for number in range(4)]

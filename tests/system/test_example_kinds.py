@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from clusters.slurm import VirtualSlurm
+from running import RUN_S
 
 pytestmark = pytest.mark.mpi
 
@@ -30,7 +31,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(work: Path, *arguments: str) -> str:
     """Snakemake's output; the run must succeed."""
     command = [sys.executable, "-m", "snakemake", "--executor", "dask", "--jobs", "500", "--scheduler", "firstfit"]
-    done = subprocess.run([*command, *arguments], cwd=work, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([*command, *arguments], cwd=work, capture_output=True, text=True, timeout=RUN_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import ended, logged_jobs, snakemake, started, wait_for
+from running import RUN_S, ended, logged_jobs, snakemake, started, wait_for
 
 LAUNCHERS = ["mpirun.openmpi", "mpiexec.hydra"]
 
@@ -204,7 +204,7 @@ def test_three_nodes_of_slurm(tmp_path: Path, slurm: VirtualSlurm, launcher: str
     (tmp_path / "Snakefile").write_text(MIXED.format(launcher=launcher, tasks=4))
     script = tmp_path / "batch.sh"
     script.write_text(BATCH.format(directory=tmp_path, python=sys.executable, arguments=""))
-    slurm.run("sbatch", "--wait", str(script), check=False, timeout_s=280)
+    slurm.run("sbatch", "--wait", str(script), check=False, timeout_s=RUN_S)
     output = (tmp_path / "batch.out").read_text()
     events = [
         json.loads(line)
@@ -253,7 +253,7 @@ def test_one_node_of_slurm(tmp_path: Path, slurm: VirtualSlurm) -> None:
     script = tmp_path / "batch.sh"
     text = BATCH.format(directory=tmp_path, python=sys.executable, arguments="--keep-going")
     script.write_text(text.replace("--nodes=3", "--nodes=1"))
-    slurm.run("sbatch", "--wait", str(script), check=False, timeout_s=280)
+    slurm.run("sbatch", "--wait", str(script), check=False, timeout_s=RUN_S)
     output = (tmp_path / "batch.out").read_text()
     for launcher in ["srun", "mpirun.openmpi", "mpiexec.hydra"]:
         assert (tmp_path / "mpi" / launcher).exists(), output
