@@ -1,7 +1,7 @@
 """What one trivial job costs: bare bash, a Snakemake of its own, and the warm process at each depth.
 
 At depth 3 a shell command needs no child of its own unless the workflow's author has written a function for it, so that
-both are measured.
+both are measured. So are group jobs and jobs with a shadow directory, at each depth that they can have.
 
 ``./run bench warm_depths [--jobs N] [--cold-jobs N]`` prints medians over jobs: the time from handing a job
 over to hearing of its end, one job at a time, and the CPU time of its processes. Then how long each warm process needed
@@ -33,6 +33,11 @@ rule one:
 """
 #: Python of the workflow's author: such a job needs a child of its own.
 FUNCTION = "    params: lambda wildcards: wildcards.n\n"
+#: The others, each with the depths at which it can start.
+KINDS = {
+    "group": ("    group: 'pair'\n", (1, 2)),
+    "shadow": ("    shadow: 'minimal'\n" + FUNCTION, (1, 2, 3)),
+}
 
 
 def bash(directory: Path, number: int) -> list[Ended]:
@@ -93,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         kinds = {}
-        for kind, more in (("shell", ""), ("function", FUNCTION)):
+        for kind, more in (("shell", ""), ("function", FUNCTION), *((kind, more) for kind, (more, _) in KINDS.items())):
             (directory / kind).mkdir()
             text = WORKFLOW.format(number=arguments.jobs, more=more, command="echo > {output}")
             (directory / kind / "Snakefile").write_text(text)
@@ -113,6 +118,11 @@ def main() -> None:
         setup, specs = kinds["shell"]
         with Warm(replace(setup, warm_depth=3)) as warm:
             show("depth 3, shell without a child", [warm.run(spec) for spec in specs], cold)
+        for kind, (_, depths) in KINDS.items():
+            setup, specs = kinds[kind]
+            for depth in depths:
+                with Warm(replace(setup, warm_depth=depth)) as warm:
+                    show(f"depth {depth}, {kind}", [warm.run(spec) for spec in specs], cold)
         print("; ".join(notes[:3]))
         (directory / "sleep").mkdir()
         print(sleepers(directory / "sleep"))

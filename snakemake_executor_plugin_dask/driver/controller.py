@@ -401,9 +401,8 @@ class Controller:
                 self._end_remains(job, job.limbo)  # asked before, it may have had no process to end
             elif job is not None and job.state == "sent":
                 job.state = "running"
-                self._around.event(
-                    "job-started", key=job.key, worker=job.worker, pid=message["pid"], start=message["start"]
-                )
+                how = {name: message[name] for name in ("pid", "start", "start_depth", "start_reason")}
+                self._around.event("job-started", key=job.key, worker=job.worker, **how)
                 if not job.reported:
                     job.reported = True
                     self._around.send(Started(job.queued.key, job.worker))

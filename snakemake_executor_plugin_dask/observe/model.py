@@ -44,6 +44,7 @@ class RunModel:
         self._fates: Counter[str] = Counter()
         self._placed = 0
         self.lost_workers = 0
+        self.starts: Counter[tuple[int, str]] = Counter()  # attempts by depth, and why it was not deeper
         self.blockers: list[dict[str, Any]] = []
         self.said: list[tuple[float, str, str]] = []
         for event in events:
@@ -244,6 +245,11 @@ class RunModel:
         attempt = self.attempts[event["key"]]
         attempt.state, attempt.started = "running", when
         attempt.pid, attempt.start = int(event.get("pid") or 0), str(event.get("start") or "")
+        depth = _number(event.get("start_depth"))
+        attempt.start_depth = None if depth is None else int(depth)
+        attempt.start_reason = sys.intern(_text(event.get("start_reason") or ""))
+        if depth is not None:
+            self.starts[int(depth), attempt.start_reason] += 1
         self.last_progress = when
 
     def _on_job_ended(self, event: Event, when: float) -> None:

@@ -26,6 +26,7 @@ from snakemake_executor_plugin_dask.observe.wording import (
     rough,
     share,
     short_id,
+    starts,
     wildcard_text,
 )
 
@@ -88,7 +89,8 @@ def _head(model: RunModel) -> str:
     )
     return (
         f'<h1>Run {text(model.run_id)}</h1><div class="soft">{"; ".join(facts)}</div>'
-        f'<div class="soft">{version_line}</div>{unfinished}'
+        f'<div class="soft">{version_line}</div>'
+        f'<div class="soft">{"<br>".join(text(line, 600) for line in starts(model.starts))}</div>{unfinished}'
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
@@ -80,6 +80,7 @@ class Snapshot:
     lost_workers: int = 0
     last_progress: float = 0.0
     ended: bool = False
+    starts: Mapping[tuple[int, str], int] = field(default_factory=dict)  # attempts by depth, and why it was not deeper
 
 
 def snapshot(model: RunModel, now: float | None = None, waiting: Sequence[WaitingState] | None = None) -> Snapshot:
@@ -107,6 +108,7 @@ def snapshot(model: RunModel, now: float | None = None, waiting: Sequence[Waitin
         lost_workers=model.lost_workers,
         last_progress=model.last_progress or (model.started or now),
         ended=model.ended is not None,
+        starts=dict(model.starts),
     )
 
 

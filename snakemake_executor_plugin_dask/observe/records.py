@@ -54,6 +54,8 @@ class Attempt:
     host: str = ""
     pid: int = 0
     start: str = ""
+    start_depth: int | None = None  # 1 to 3 of a warm start, 0: cold; None: not known
+    start_reason: str = ""  # why not deeper, though it could be
     ran_s: float | None = None  # on the worker's clock
     peak_memory_mb: float | None = None
     cpu_s: float | None = None

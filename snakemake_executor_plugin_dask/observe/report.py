@@ -31,6 +31,8 @@ COLUMNS: dict[str, Callable[[Attempt], Any]] = {
     "host": lambda a: a.host,
     "allocation": lambda a: a.allocation,
     "start": lambda a: a.start,
+    "start_depth": lambda a: a.start_depth,
+    "start_reason": lambda a: a.start_reason,
     "queued": lambda a: a.queued,
     "placed": lambda a: a.placed,
     "started": lambda a: a.started,
@@ -114,6 +116,9 @@ def json_text(model: RunModel) -> str:
             "gpu_s_held": held.gpus,
             "gpu_s_used": held.job_gpus,
             "allocation_wait_s": allocation_wait_s(model),
+            "starts": [
+                {"depth": depth, "reason": why, "attempts": attempts} for (depth, why), attempts in model.starts.items()
+            ],
         },
         "pools": list(model.pools.values()),
         "rules": uses,

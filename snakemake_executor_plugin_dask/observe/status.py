@@ -12,7 +12,16 @@ from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, WorkerState
 from snakemake_executor_plugin_dask.observe.use import allocation_wait_s, integral
-from snakemake_executor_plugin_dask.observe.wording import clean, clock, columns, core_times, count, rough, share
+from snakemake_executor_plugin_dask.observe.wording import (
+    clean,
+    clock,
+    columns,
+    core_times,
+    count,
+    rough,
+    share,
+    starts,
+)
 
 SETTLE_S = 2.0  # a change of a pool that lasts so long is said
 START_S = 10.0  # workers that start are said after so long: most are there before
@@ -141,6 +150,7 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
         ", ended after" if picture.ended else f" at {clock_text(picture.now)}, for"
     )
     lines = [f"{head} {age}: {count(picture.jobs, 'job')} so far: {', '.join(parts)}{lost}."]
+    lines += starts(picture.starts)
     if picture.ended:  # everything was given back
         picture = dataclasses.replace(
             picture,

@@ -1,6 +1,7 @@
 """Numbers, times and foreign text as people read them in a terminal and in a report. Pure."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from snakemake_executor_plugin_dask.model.printed import clean_block
@@ -8,6 +9,7 @@ from snakemake_executor_plugin_dask.model.units import format_duration, format_m
 from snakemake_executor_plugin_dask.observe.records import Attempt
 
 _TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+_REASONS = 5  # for starts that were not as deep as they could be
 _CORE_TIMES = ((3600.0, "core-hours"), (60.0, "core-minutes"), (1.0, "core-seconds"))
 
 
@@ -121,3 +123,21 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     cleaned = [[clean(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cleaned, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cleaned]
+
+
+def starts(found: Mapping[tuple[int, str], int]) -> list[str]:
+    """How attempts started, from their number by depth and reason: a line, and one for each reason for less depth."""
+    if not found:
+        return []
+    depths: Counter[int] = Counter()
+    for (depth, _), attempts in found.items():
+        depths[depth] += attempts
+    parts = [
+        f"{depths[depth]:,} {f'warm at depth {depth}' if depth else 'cold'}" for depth in sorted(depths, reverse=True)
+    ]
+    shallow = sorted(((attempts, depth, why) for (depth, why), attempts in found.items() if why), reverse=True)
+    lines = [f"Attempts started: {', '.join(parts)}."]
+    for attempts, depth, why in shallow[:_REASONS]:
+        how = f"at depth {depth} and not deeper" if depth else "cold"
+        lines.append(f"{attempts:,} {how}, since: {clean(why, 300)}")
+    return lines

@@ -135,8 +135,9 @@ class Link:
 
     def _received(self, message: tuple[Any, ...]) -> None:
         match message:
-            case ("started", key, pid, start, started):
-                self._report({"started": key, "pid": pid, "start": start, "time": started, "worker": self.worker})
+            case ("started", key, pid, (start, depth, reason), started):
+                how = {"start": start, "start_depth": depth, "start_reason": reason}
+                self._report({"started": key, "pid": pid, "time": started, "worker": self.worker, **how})
             case ("said", text):
                 self._report({"said": text})
             case ("ended", outcome):

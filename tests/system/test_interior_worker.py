@@ -1,11 +1,17 @@
-"""Where a private part of Snakemake that a warm process uses is named otherwise: jobs run, and what is lost is said."""
+"""Where a private part of Snakemake that a warm process uses is named otherwise: jobs run, and what is lost is said.
+
+The whole list is no part of the default run: ``./run tests interior``.
+"""
 
 import subprocess
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from mutations import Change, changed
-from system.warm_harness import Ended, Warm, planned, run_cold
+from system.warm_harness import Warm, planned, run_cold
+
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 
 SNAKEFILE = """
 rule all:
@@ -36,24 +42,109 @@ rule group:
 EXPECTED = {"shell": "shell 2", "again": "again 2", "run": "run 1", "shadow": "shadow 1", "group": "group 1"}
 
 
-def run_all(tmp_path: Path, changes: Sequence[Change]) -> tuple[Warm, list[Ended]]:
-    """All jobs as a supervisor runs them: cold, where the warm process says so."""
-    setup, specs = planned(tmp_path, SNAKEFILE)
-    path = changed(tmp_path / "site", *changes)
-    ends = []
-    with Warm(setup, stderr=subprocess.DEVNULL, first_on_path=path) as warm:
-        for spec in specs:
-            warm.channel.send(("start", spec))
-            heard = warm.wait_for_one_of("forked", "spawned", "cold")
-            if heard[0] == "cold":
-                ends.append(run_cold(setup, spec, first_on_path=path))
-            else:
-                ends.append(warm.end_of(spec))
-    return warm, ends
+@dataclass(frozen=True)
+class Planned:
+    """A run whose jobs are handed to one warm process after the other."""
+
+    workdir: Path
+    setup: RunSetup
+    specs: list[JobSpec]
+
+    def held(self, change: Change, depth: int, *, no_dag: bool = False) -> None:
+        """Every job is done as it should be, as deep as it can, and whoever looks is told what is missing.
+
+        ``no_dag``: jobs that need a DAG start cold.
+        """
+        for name in EXPECTED:
+            (self.workdir / f"{name}.txt").unlink(missing_ok=True)
+        path = changed(self.workdir / "site" / change.name, change)
+        ends, cold = [], []
+        with Warm(self.setup, stderr=subprocess.DEVNULL, first_on_path=path) as warm:
+            for spec in self.specs:
+                warm.channel.send(("start", spec))
+                heard = warm.wait_for_one_of("forked", "spawned", "cold")
+                if heard[0] == "cold":  # as a supervisor does
+                    cold.append(heard[2])
+                    ends.append(run_cold(self.setup, spec, first_on_path=path))
+                else:
+                    ends.append(warm.end_of(spec))
+        assert [ended.code for ended in ends] == [0] * len(EXPECTED), "\n".join(ended.log for ended in ends)
+        assert {name: (self.workdir / f"{name}.txt").read_text().strip() for name in EXPECTED} == EXPECTED
+        assert (warm.depth, bool(warm.dag_reason)) == (depth, no_dag), (warm.reason, warm.dag_reason)
+        assert bool(warm.reason) is (depth < 3)
+        assert set(cold) == ({warm.dag_reason} if no_dag else set())
+        if depth < 3:
+            assert change.name in warm.reason, warm.reason
+        if no_dag:
+            assert change.name in warm.dag_reason, warm.dag_reason
 
 
-def test_a_renamed_argument(tmp_path: Path) -> None:
-    """Another name of an argument of `run_wrapper`: all jobs are done."""
-    _, ends = run_all(tmp_path, [Change("cleanup_scripts")])
-    assert [ended.code for ended in ends] == [0] * len(EXPECTED), "\n".join(ended.log for ended in ends)
-    assert {name: (tmp_path / f"{name}.txt").read_text().strip() for name in EXPECTED} == EXPECTED
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    workdir = tmp_path_factory.mktemp("interior")
+    return Planned(workdir, *planned(workdir, SNAKEFILE))
+
+
+_API = r"snakemake\.(api|cli)"
+_WORKFLOW = r"snakemake\.(workflow|dag|jobs|executors\..*|scheduling\..*)"
+
+#: Every private name that the warm process and its children use, and the depth at which jobs start without it. Some
+#: words mean other things elsewhere in Snakemake, and are changed where they mean this.
+NAMES = {
+    # The reading of the workflow.
+    1: [
+        Change("SnakemakeApi", _API),
+        Change("execute", r"snakemake\.(workflow|api)", r"(?<=def )execute\b|(?<=_workflow\.)execute\b"),
+        Change("_cores", "snakemake.workflow", r"(?<=self\.)_cores\b|(?<=def )_cores\b"),
+        Change("shared_fs_usage", _WORKFLOW.replace("workflow", "workflow|settings.types|api|cli|io|spawn_jobs")),
+        Change("_async_runners"),
+        Change("_async_executor"),
+        Change("_included", _WORKFLOW, r"(?<=def )included\b|(?<=self\.)included\b"),
+        Change("LocalSourceFile"),
+    ],
+    # The call of a job's own function.
+    2: [
+        Change("run_wrapper"),
+        Change("job_args_and_prepare"),
+        Change("_executor_plugin", "snakemake.workflow"),
+        Change("executor_settings", r"snakemake\.workflow"),
+        Change("deactivate_cache"),
+        Change("_jobid"),
+        Change("_reason", r"snakemake\.dag"),
+        Change("_priority", r"snakemake\.dag"),
+        Change("forced", r"snakemake\.(dag|jobs|reason)"),
+        Change("expand_input"),
+        Change("expand_priority"),
+        Change("_take_names"),
+        Change("_checkpoints"),
+        Change("_created_output"),
+        Change("log_info", r"snakemake\.(jobs|dag|scheduling\..*|executors\..*)"),
+        Change("linemaps"),
+        Change("async_run"),
+        Change("is_evaluable", r"snakemake\.(resources|rules|jobs)"),
+        Change("_evaluator", r"snakemake\.resources"),
+        Change("conda_block_conflicting_envvars"),
+        Change("sp", r"snakemake\.shell", r"\bsp\b", "subprocesses"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "depth"), [("cleanup_scripts", 3), ("_snakemake_tmp_dir", 1), ("_jobid", 2)])
+def test_a_renamed_member(run: Planned, name: str, depth: int) -> None:
+    """An argument that nothing here names, a member of the workflow, and one of the graph."""
+    run.held(Change(name), depth)
+
+
+def test_a_renamed_member_that_only_a_graph_needs(run: Planned) -> None:
+    """Jobs without one start as deep as ever; those with one start cold, for the reason that is told."""
+    run.held(Change("_is_in_context"), 3, no_dag=True)
+
+
+@pytest.mark.interior
+@pytest.mark.parametrize(
+    ("depth", "change"),
+    [pytest.param(depth, change, id=change.name) for depth, changes in NAMES.items() for change in changes],
+)
+def test_every_name(run: Planned, depth: int, change: Change) -> None:
+    """For each private name a Snakemake that has renamed it, and else works."""
+    run.held(change, depth)

@@ -27,6 +27,7 @@ WORDS = {
     "missing": ["MissingOutputException", "missing.txt (missing locally"],
     "lambda_error": ["InputFunctionException", "ZeroDivisionError"],
     "ensured": ["ensured.txt"],
+    "shadow_failing": ["Error in rule shadow_failing", "exit status 5"],
     "exit": ["Error in rule exit", "SIGKILL"],
     "vandal": ["MissingOutputException"],  # it leaves its directory
 }

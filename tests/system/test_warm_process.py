@@ -334,6 +334,24 @@ def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
     assert "Finished jobid" in read(specs[1])
 
 
+def test_a_trial_leaves_nothing(tmp_path: Path) -> None:
+    """No file of its jobs stays, wherever Snakemake keeps something; the workflow's own settings have no part in it."""
+    top = 'import os\nshell.prefix("touch used; ")\nshell.suffix("; touch used")\n'
+    setup, specs = planned(tmp_path, top + SIMPLE, "--default-resources", "mem_mb=len(wildcards.n)")
+    directories = {name: str(tmp_path / name.lower()) for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
+    for directory in directories.values():
+        os.mkdir(directory)
+    copies = tmp_path / "copies"
+    setup = replace(setup, general_arguments=(*setup.general_arguments, "--runtime-source-cache-path", str(copies)))
+    with Warm(setup, **directories) as warm:
+        assert (warm.depth, warm.reason, warm.dag_reason) == (3, "", "")
+        assert copies.is_dir()
+        assert [path for path in tmp_path.rglob("*") if "trial" in path.name or path.name == "used"] == []
+        assert list((tmp_path / ".snakemake/incomplete").iterdir()) == []
+        assert warm.run(specs[0]).code == 0
+        assert (tmp_path / "used").exists()
+
+
 COMMANDS = """
 rule all:
     input: expand("{n}.txt", n=range(12))

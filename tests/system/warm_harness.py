@@ -22,7 +22,7 @@ import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.messages import Channel
 
-PATIENCE_S = 120.0
+PATIENCE_S = 280.0
 
 
 def environment(first_on_path: str = "", **more: str) -> dict[str, str]:
@@ -98,7 +98,7 @@ class Warm:
         self.channel = Channel(ours)
         self.channel.send(("setup", setup))
         self.messages: list[tuple[Any, ...]] = []
-        _, self.depth, self.reason = self.wait_for("ready")
+        _, self.depth, self.reason, self.dag_reason = self.wait_for("ready")
 
     def wait_for_one_of(self, *kinds: str) -> tuple[Any, ...]:
         """The first message, old or new, of one of these kinds; it is taken out."""

@@ -72,7 +72,7 @@ class World:
         self.controller.fleet.lose(member, why)
 
     def start(self, key: str) -> None:
-        self.controller.received({"started": key, "pid": 1, "start": "warm"})
+        self.controller.received({"started": key, "pid": 1, "start": "warm", "start_depth": 3, "start_reason": ""})
 
     def end(self, key: str, status: str = "succeeded", **fields: Any) -> None:
         outcome = {"key": key, "status": status, "started": 1.0, "ended": 2.0} | fields

@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 
-from snakemake_executor_plugin_dask.worker.entry import override, read_overrides
+from snakemake_executor_plugin_dask.interior.snakemake_command_line import override
+from snakemake_executor_plugin_dask.worker.entry import read_overrides
 
 
 def test_overrides_come_through_a_descriptor():

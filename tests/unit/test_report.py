@@ -1,6 +1,7 @@
 """The report: advice, data, and a page that cannot be broken by what is in it."""
 
 import csv
+import html
 import html.parser
 import io
 import json
@@ -27,9 +28,12 @@ from snakemake_executor_plugin_dask.observe.charts import nice, use_charts
 from snakemake_executor_plugin_dask.observe.events import EventLog, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.page import page
+from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.report import COLUMNS, json_text, tsv, write_report
+from snakemake_executor_plugin_dask.observe.status import table
 from snakemake_executor_plugin_dask.observe.timeline import boxes
 from snakemake_executor_plugin_dask.observe.use import integral
+from snakemake_executor_plugin_dask.observe.wording import starts
 
 from .test_events import at, ended, joined, placed, queued
 
@@ -353,3 +357,29 @@ def test_values_of_options_are_kept_nowhere(tmp_path):
     assert len(texts) == 4
     assert not [name for name, text in texts.items() if "ab12cd34" in text]
     assert "job_script_prologue" in texts["run.events.jsonl"]
+
+
+def test_how_deep_attempts_started_is_counted_with_reasons():
+    """In status, on the page and as data; what an older log says of the kind of start alone counts for nothing."""
+    started = [(3, ""), (3, ""), (2, "Thing has no attribute <x>"), (0, "no graph"), (None, "")]
+    events = [joined(0)]
+    for number, (depth, reason) in enumerate(started):
+        how = {} if depth is None else {"start_depth": depth, "start_reason": reason}
+        begun = at(1, "job-started", key=f"a-run-{number}-1.1", worker="cpu-0", pid=7, start="warm", **how)
+        events += [queued(0, number), placed(1, number), begun]
+    model = RunModel(events)
+    lines = [
+        "Attempts started: 2 warm at depth 3, 1 warm at depth 2, 1 cold.",
+        "1 at depth 2 and not deeper, since: Thing has no attribute <x>",
+        "1 cold, since: no graph",
+    ]
+    assert starts(model.starts) == lines
+    assert all(line in table(snapshot(model)) for line in lines)
+    assert all(html.escape(line) in page(model) for line in lines)
+    assert json.loads(json_text(model))["figures"]["starts"][0] == {"depth": 3, "reason": "", "attempts": 2}
+    rows = list(csv.DictReader(tsv(model).splitlines(), delimiter="\t"))
+    assert [(row["start_depth"], row["start_reason"]) for row in rows[2:4]] == [
+        ("2", "Thing has no attribute <x>"),
+        ("0", "no graph"),
+    ]
+    assert starts({}) == []

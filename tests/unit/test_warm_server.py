@@ -1,6 +1,7 @@
 """What the warm process tells of its children, whatever order their words and their ends come in."""
 
 import asyncio
+import dataclasses
 import errno
 import os
 import signal
@@ -25,7 +26,7 @@ from snakemake_executor_plugin_dask.worker.supervisor.usage import Monitor, Proc
 from snakemake_executor_plugin_dask.worker.warm import child as warm_child
 from snakemake_executor_plugin_dask.worker.warm import process as warm
 
-WARMTH = warm.Warmth(None, 3, None, types.SimpleNamespace(files=(), unfit=lambda _: None, is_command=lambda _: True))  # type: ignore[arg-type]
+WARMTH = warm.Warmth(None, 3, None, types.SimpleNamespace(files=(), unfit=lambda _: "", is_command=lambda _: True))  # type: ignore[arg-type]
 
 
 def spec(key: str) -> JobSpec:
@@ -43,21 +44,24 @@ class Late(warm.Server):
 
 
 @contextmanager
-def served(server: type[warm.Server], run_command: Callable[..., None], monkeypatch: Any) -> Iterator[Channel]:
-    """The supervisor's end of a server whose runners do this."""
+def served(
+    server: type[warm.Server], run_command: Callable[..., None], monkeypatch: Any, warmth: warm.Warmth = WARMTH
+) -> Iterator[Channel]:
+    """The supervisor's end of a server whose children do this, whatever job they get."""
     monkeypatch.setattr(warm_child, "run_command", run_command)
+    monkeypatch.setattr(warm_child, "run_job", run_command)
     ours, theirs = socket.socketpair()
     ours.settimeout(60)
     pid = os.fork()
     if pid == 0:
         ours.close()
         try:
-            server(theirs, WARMTH, 1).serve()
+            server(theirs, warmth, 1).serve()
         finally:
             os._exit(0)
     theirs.close()
     channel = Channel(ours)
-    assert channel.receive() == ("ready", 3, "")
+    assert channel.receive() == ("ready", 3, "", warmth.dag_reason)
     try:
         yield channel
     finally:
@@ -96,7 +100,7 @@ def test_a_runner_that_dies_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_runner_that_is_held_before_it_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while it counts as the job's process; what it says later still tells the end, and others go on."""
-    monkeypatch.setattr(warm, "_SILENT_S", 0.2)
+    monkeypatch.setattr(warm, "_SILENT_S", 2.0)  # the others are not so long silent on a busy machine
     released, release = os.pipe()
 
     def run_command(_warmth: object, spec: JobSpec, channel: Channel) -> None:
@@ -108,8 +112,8 @@ def test_a_runner_that_is_held_before_it_can_answer(monkeypatch: pytest.MonkeyPa
 
     with served(warm.Server, run_command, monkeypatch) as supervisor:
         supervisor.send(("start", spec("held")))
-        how, key, pid = supervisor.receive()
-        assert (how, key) == ("forked", "held")
+        how, key, pid, depth, _ = supervisor.receive()
+        assert (how, key, depth) == ("forked", "held", 0)
         assert pid != 12345
         supervisor.send(("start", spec("other")))
         assert supervisor.receive() == ("spawned", "other", 12345)
@@ -195,6 +199,56 @@ def test_a_warm_process_that_does_not_answer(
         assert process.killed is killed
 
     asyncio.run(start())
+
+
+NO_COMMANDS = dataclasses.replace(
+    WARMTH, workflow=types.SimpleNamespace(files=(), unfit=lambda _: "", is_command=lambda _: False)
+)
+
+
+def test_a_child_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its job is to start cold, with its reason; the next one is tried as well."""
+
+    def run_job(_warmth: object, spec: JobSpec, channel: Channel) -> None:
+        channel.send(("cold", "something is missing") if spec.key == "first" else ("forked", 3, ""))
+        os._exit(7)
+
+    with served(Late, run_job, monkeypatch, NO_COMMANDS) as supervisor:
+        supervisor.send(("start", spec("first")))
+        assert supervisor.receive() == ("cold", "first", "something is missing")
+        supervisor.send(("start", spec("second")))
+        how, key, _, depth, reason = supervisor.receive()
+        assert (how, key, depth, reason) == ("forked", "second", 3, "")
+        assert supervisor.receive()[:3] == ("exited", "second", 7 << 8)
+
+
+def test_a_workflow_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails in the warm process itself, before a child has the job, makes this job start cold and nothing else."""
+
+    def is_command(_spec: JobSpec) -> bool:
+        raise AttributeError("Rule has no attribute is_shell")
+
+    asked = types.SimpleNamespace(files=(), unfit=lambda _: "", is_command=is_command)
+    with served(warm.Server, lambda *_: None, monkeypatch, dataclasses.replace(WARMTH, workflow=asked)) as supervisor:
+        for key in ("first", "second"):
+            supervisor.send(("start", spec(key)))
+            assert supervisor.receive() == ("cold", key, "AttributeError: Rule has no attribute is_shell")
+
+
+def test_jobs_that_need_a_graph_where_none_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They start cold, with the reason that the trial has shown; jobs that need none do not."""
+
+    def run_job(_warmth: object, spec: JobSpec, channel: Channel) -> None:
+        channel.send(("forked", 3, ""))
+        os._exit(0)
+
+    with served(
+        warm.Server, run_job, monkeypatch, dataclasses.replace(NO_COMMANDS, dag_reason="no graph")
+    ) as supervisor:
+        supervisor.send(("start", spec("group")))
+        assert supervisor.receive() == ("cold", "group", "no graph")
+        supervisor.send(("start", dataclasses.replace(spec("single"), call=b"")))
+        assert supervisor.receive()[0] == "forked"
 
 
 def test_a_gpu_that_was_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,6 @@ def make_job(**changes: Any) -> Any:
     )
     rule = SimpleNamespace(
         name="align",
-        shadow_depth=None,
         norun=False,
         is_notebook=False,
         is_cwl=False,
@@ -111,7 +110,6 @@ def test_the_description_holds_plain_text_only() -> None:
     "change",
     [
         {"is_group": lambda: True},
-        {"rule__shadow_depth": "minimal"},
         {"rule__norun": True},
         {"rule__is_notebook": True},
         {"rule__is_cwl": True},

@@ -51,6 +51,8 @@ class Attempt:
     pid: int = 0
     start_ticks: int = 0  # of the leader, which with its number names it
     start: JobStart = "cold"
+    start_depth: int | None = 0  # of a warm start, 0: cold; None: not known
+    start_reason: str = ""  # why not deeper, though it could be
     warm: WarmProcess | None = None
     is_command: bool = False  # the leader is a shell that a child of the warm process has started
     teller: int = 0  # that child, which tells of the job's end

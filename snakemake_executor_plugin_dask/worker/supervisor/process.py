@@ -346,7 +346,8 @@ class Supervisor:
             await self._start_cold_job(current, setup)
         if spec.runtime_limit_s is not None:
             current.time_limit = self._loop.call_at(current.began + spec.runtime_limit_s, self._out_of_time, current)
-        self._tell_worker("started", current.key, current.pid, current.start, current.started)
+        start = (current.start, current.start_depth, current.start_reason)
+        self._tell_worker("started", current.key, current.pid, start, current.started)
 
     def _check_verdict(self, current: Attempt) -> None:
         if current.verdict is not None:

@@ -10,7 +10,7 @@ from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, note
 from snakemake_executor_plugin_dask.worker.supervisor.ending import WARM_ENDED, Endings
-from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess
+from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess, WarmStart
 
 _READY_S = 60.0  # a job waits so long for the workflow to have been read
 _ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless the kernel holds it
@@ -80,7 +80,7 @@ class Warming:
         refusal = await current.answer
         if refusal is None:
             return True
-        current.warm = None
+        current.warm, current.start_reason = None, refusal
         current.notes.append(f"not started warm: {refusal}")
         return False
 
@@ -120,17 +120,21 @@ class Warming:
                         return None
                     await _first(warm.settled, current.stopping)
         except TimeoutError:
-            current.notes.append(f"not started warm: the workflow was not read within {_READY_S:.0f} s")
+            current.start_reason = f"the workflow was not read within {_READY_S:.0f} s"
+            current.notes.append(f"not started warm: {current.start_reason}")
             return None
         return warm if warm is not None and warm.ready and not warm.gone else None
 
-    def warm_forked(self, warm: WarmProcess, key: str, pid: int, *, is_command: bool) -> None:
+    def warm_started(self, warm: WarmProcess, key: str, start: WarmStart) -> None:
         current = self._endings.attempts.get(key)
         if current is None:
-            processes.send([pid], signal.SIGKILL)
+            processes.send([start.pid], signal.SIGKILL)
             return
-        current.start, current.is_command = "warm", is_command
-        self._started(current, pid, warm.depth >= 3 and current.spec.call is not None, is_command)
+        current.start, current.is_command = "warm", start.is_command
+        possible = 3 if current.spec.call is not None else 2
+        current.start_depth = start.depth or None
+        current.start_reason = start.reason or (warm.reason if start.depth < possible else "")
+        self._started(current, start.pid, start.depth > 2, start.is_command)
         _answer(current, None)
 
     def warm_exited(self, warm: WarmProcess, key: str, status: int, cpu_s: float) -> None:

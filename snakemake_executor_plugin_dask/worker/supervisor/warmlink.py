@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
@@ -16,10 +17,20 @@ from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node.processes import Launch, spawn
 
 
+@dataclass(frozen=True, slots=True)
+class WarmStart:
+    """How a warm process has started a job."""
+
+    pid: int
+    is_command: bool  # the process is the job's shell, and no Snakemake
+    depth: int  # 0: that is not known
+    reason: str = ""  # why not deeper, where only the job's start has shown it
+
+
 class WarmEvents(Protocol):
     """What the supervisor does when its warm process says something."""
 
-    def warm_forked(self, warm: "WarmProcess", key: str, pid: int, *, is_command: bool) -> None: ...
+    def warm_started(self, warm: "WarmProcess", key: str, start: "WarmStart") -> None: ...
     def warm_exited(self, warm: "WarmProcess", key: str, status: int, cpu_s: float) -> None: ...
     def warm_refused(self, warm: "WarmProcess", key: str, reason: str) -> None: ...
     def warm_said(self, text: str) -> None: ...
@@ -34,6 +45,7 @@ class WarmProcess:
         """Start it. Raises OSError where that cannot be done."""
         self._events = events
         self.depth = 0  # once ready; 0 then, too, if it refuses every job
+        self.reason = ""  # why it is not deeper
         self.ready = False
         self.settled = asyncio.Event()  # ready, or gone
         self.gone = False
@@ -64,7 +76,7 @@ class WarmProcess:
         self._task = asyncio.create_task(self._serve())
 
     def start(self, spec: JobSpec) -> None:
-        """Hand a job over; `WarmEvents.warm_forked` or `warm_refused` follows, or `warm_gone`."""
+        """Hand a job over; `WarmEvents.warm_started` or `warm_refused` follows, or `warm_gone`."""
         self.unanswered.add(spec.key)
         self._send(("start", spec))
 
@@ -106,15 +118,19 @@ class WarmProcess:
     def _received(self, message: tuple[Any, ...]) -> None:
         self.words += 1
         match message:
-            case ("ready", int(depth), str(reason)):
-                self.depth, self.ready = depth, True
+            case ("ready", int(depth), str(reason), str(dag_reason)):
+                self.depth, self.reason, self.ready = depth, reason, True
                 self.settled.set()
                 if reason:
-                    how = f"at depth {depth}" if depth else "cold"
-                    self._events.warm_said(f"Jobs start {how}, which takes longer: {reason}.")
-            case ("forked" | "spawned" as how, key, pid):
+                    self._events.warm_said(f"Jobs start {_shallow(depth, reason)}")
+                if dag_reason:
+                    self._events.warm_said(f"Group jobs, and others that need a DAG, start {_shallow(0, dag_reason)}")
+            case ("forked", key, pid, depth, reason):
                 self.unanswered.discard(key)
-                self._events.warm_forked(self, key, pid, is_command=how == "spawned")
+                self._events.warm_started(self, key, WarmStart(pid, is_command=False, depth=depth, reason=reason))
+            case ("spawned", key, pid):
+                self.unanswered.discard(key)
+                self._events.warm_started(self, key, WarmStart(pid, is_command=True, depth=3))
             case ("exited", key, status, cpu_s):
                 self._events.warm_exited(self, key, status, cpu_s)
             case ("cold", key, reason):
@@ -124,3 +140,16 @@ class WarmProcess:
                 self._events.warm_stale(self, reason)
             case _:
                 pass
+
+
+#: What a job's start costs at each depth, beside a shell command's few milliseconds at depth 3; see docs/warm.md.
+_COSTS = (
+    "each starts a Snakemake of its own, which takes a second or two of CPU time",
+    "each reads the workflow itself, which takes a tenth of a second or more of CPU time",
+    "each makes a DAG of its own, which takes some 50 ms of CPU time",
+)
+
+
+def _shallow(depth: int, reason: str) -> str:
+    how = f"at depth {depth} instead of 3" if depth else "cold"
+    return f"{how}, since: {reason.rstrip('.')}. So {_COSTS[depth]}."

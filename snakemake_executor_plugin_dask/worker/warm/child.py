@@ -7,18 +7,16 @@ import contextlib
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from snakemake_executor_plugin_dask.interior import snakemake_command_line, snakemake_kept
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.node.logs import open_log
-from snakemake_executor_plugin_dask.worker.warm import parsing
-from snakemake_executor_plugin_dask.worker.warm import workflow as warm_workflow
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.model.messages import Channel
@@ -57,12 +55,12 @@ def become_job(setup: RunSetup, spec: JobSpec) -> None:
     os.sched_setaffinity(0, spec.affinity or _all_cores)
     if any(name == "TZ" for name, _ in spec.environment):
         time.tzset()
-    sys.argv = parsing.job_argv(setup, spec)
+    sys.argv = snakemake_command_line.job_argv(snakemake_command_line.full_arguments(setup, spec.arguments))
     sys.orig_argv = [sys.orig_argv[0], "-m", "snakemake", *sys.argv[1:]]
     # What `python -m snakemake` has there: multiprocessing and pickle look at it.
     main = types.ModuleType("__main__")
     main.__file__, main.__package__ = sys.argv[0], "snakemake"
-    main.__spec__ = parsing.main_spec()
+    main.__spec__ = snakemake_command_line.main_spec()
     sys.modules["__main__"] = main
 
 
@@ -73,61 +71,77 @@ def end(warmth: "Warmth", code: int) -> NoReturn:
     warmth.belongings.end(code)
 
 
-def run_job(warmth: "Warmth", spec: JobSpec) -> NoReturn:
+class Words:
+    """What a child says of its job, once: («spawned», pid), («forked», depth, reason) or («cold», reason).
+
+    Where it says nothing for a while, an alarm says for it that it is the job's process: it may wait for files.
+    """
+
+    def __init__(self, channel: "Channel", depth: int) -> None:
+        """``depth``: at which the job is started, as far as is known."""
+        self._channel = channel
+        self._handler = signal.signal(signal.SIGALRM, lambda *_: self.begin())
+        signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)
+        self.said = ""
+        self.depth = depth
+        self.reason = ""  # why not deeper
+
+    def spawned(self, pid: int) -> None:
+        """The job's shell has been started, and is its process."""
+        self._say("spawned", pid)
+
+    def begin(self) -> None:
+        """This process is the job's from here on."""
+        self._say("forked", self.depth, self.reason)
+
+    def cold(self, reason: str) -> None:
+        """Nothing has begun here; let the job start cold."""
+        self._say("cold", reason)
+
+    def _say(self, *message: Any) -> None:
+        if not self.said:
+            self.said = message[0]
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._handler)
+            self._channel.send(message)
+            if self.said != "spawned":
+                self._channel.close()  # a job must not reach it
+
+
+def run_job(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> NoReturn:
     """Run the job at the deepest level that it and the warm process allow, and end this process."""
+    words = Words(channel, warmth.depth_of(spec))
     code = 1
     try:
         become_job(warmth.setup, spec)
-        code = _exit_code(lambda: _run(warmth, spec))
+        code = _run(warmth, spec, words, command=False)
     except BaseException:  # noqa: BLE001 - printed as the interpreter does
         traceback.print_exc()
+    words.begin()
     end(warmth, code)
 
 
 def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
     """Run a shell command, whose shell is the job's process. Returns where this child can be used again.
 
-    Says («spawned», pid) or («forked»,), then («done», wait_status, cpu_s, again) if it was spawned; see `warm.Server`.
+    Says what `Words` do, and then, if the shell was spawned, («done», wait_status, cpu_s, again); see `warm.Server`.
     """
     environment = dict(os.environb)
-    workflow: warm_workflow.WarmWorkflow = warmth.workflow
     before = _cpu_s()
-    said: list[str] = []
-
-    def say(*message: Any) -> None:
-        if not said:
-            said.append(message[0])
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            channel.send(message)
-
+    words = Words(channel, warmth.depth_of(spec))
     code = 1
     try:
-        signal.signal(signal.SIGALRM, lambda *_: say("forked"))
-        signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)  # who prepares for so long may wait for files
         become_job(warmth.setup, spec)
-        workflow.adopt_again(spec)
-        try:
-            job = workflow.make_job(spec)
-        except warm_workflow.OtherOutput as error:
-            say("forked")
-            workflow.note(str(error), always=True)
-            end(warmth, 1)
-        except Exception as error:  # noqa: BLE001 - as in _run
-            say("forked")
-            workflow.note(f"This job is run with a DAG of its own: {error}")
-            code = _exit_code(lambda: workflow.run(spec))
-            end(warmth, code)
-        with _report_shell(lambda pid: say("spawned", pid)):
-            code = 0 if workflow.call(job, spec.key) else 1
+        code = _run(warmth, spec, words, command=True)
     except BaseException:  # noqa: BLE001 - printed as the interpreter does
         traceback.print_exc()
-    say("forked")
-    if said != ["spawned"]:
+    words.begin()
+    if words.said != "spawned":
         end(warmth, code)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if code == 0:
-        workflow.forget(job)
+        warmth.workflow.forget()
         os.environb.clear()
         os.environb.update(environment)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -145,52 +159,13 @@ def _cpu_s() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-@contextlib.contextmanager
-def _report_shell(report: Callable[[int], None]) -> Iterator[None]:
-    """The shell of a job's command leads a session of its own, and its process id is told as soon as there is one."""
-    module: Any = sys.modules["snakemake.shell"]  # the package's attribute of this name is the class in it
+def _run(warmth: "Warmth", spec: JobSpec, words: Words, *, command: bool) -> int:
+    """Run the job; returns its exit code, which is what `snakemake.cli.main` makes of an end.
 
-    class Popen(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options, start_new_session=True)
-            report(self.pid)
-
-    module.sp = types.SimpleNamespace(**(vars(subprocess) | {"Popen": Popen}))
+    An error before anything of the job has begun is one of this process, and says nothing of the job: that starts cold.
+    """
     try:
-        yield
-    finally:
-        module.sp = subprocess
-
-
-def _run(warmth: "Warmth", spec: JobSpec) -> bool:
-    workflow: warm_workflow.WarmWorkflow | None = warmth.workflow
-    if workflow is None:
-        return bool(warmth.parser.run(spec))
-    workflow.adopt(spec)
-    if warmth.depth < 3 or spec.call is None:
-        return workflow.run(spec)
-    try:
-        job = workflow.make_job(spec)
-    except warm_workflow.OtherOutput as error:
-        workflow.note(str(error), always=True)
-        return False
-    except Exception as error:  # noqa: BLE001 - the user's functions run here
-        # Nothing has happened yet. With a DAG it works, or fails with Snakemake's own words.
-        workflow.note(f"This job is run with a DAG of its own: {error}")
-        return workflow.run(spec)
-    with _finish_what_runs() as told_to_end:
-        success = workflow.call(job, spec.key)
-    if told_to_end:
-        workflow.note("This job was told to end while it ran.", always=True)
-        success = False
-    workflow.close()
-    return success
-
-
-def _exit_code(run: Callable[[], bool]) -> int:
-    """What `snakemake.cli.main` makes of an end."""
-    try:
-        return 0 if run() else 1
+        return 0 if _succeeds(warmth, spec, words, command=command) else 1
     except SystemExit as error:
         if error.code is None:
             return 0
@@ -199,10 +174,47 @@ def _exit_code(run: Callable[[], bool]) -> int:
         sys.stderr.write(f"{error.code}\n")
         return 1
     except Exception as error:  # noqa: BLE001 - as Snakemake's main does
-        from snakemake.exceptions import print_exception
-
-        print_exception(error)
+        if not words.said:
+            words.cold(snakemake_kept.in_a_line(error))
+            os._exit(1)  # should the warm process have given up on an answer before, the job has failed
+        snakemake_command_line.print_error(error)
         return 1
+
+
+def _succeeds(warmth: "Warmth", spec: JobSpec, words: Words, *, command: bool) -> bool:
+    workflow: snakemake_kept.WarmWorkflow | None = warmth.workflow
+    if workflow is None:
+        return bool(warmth.parser.run(spec, words.begin))
+    workflow.adopt(spec)
+    if warmth.calls(spec):
+        try:
+            job = workflow.make_job(spec)
+        except snakemake_kept.OtherOutput as error:
+            words.begin()
+            workflow.note(str(error), always=True)
+            return False
+        except Exception as error:  # noqa: BLE001 - the user's functions run here
+            # Nothing has happened yet. With a DAG it works, or fails with Snakemake's own words.
+            words.depth, words.reason = 2, snakemake_kept.in_a_line(error)
+            workflow.note(f"This job is run with a DAG of its own: {error}")
+        else:
+            return _call(workflow, job, spec, words, command=command)
+    if warmth.dag_reason:
+        raise snakemake_kept.NotWarm(warmth.dag_reason)
+    return workflow.run(spec, words.begin)
+
+
+def _call(workflow: snakemake_kept.WarmWorkflow, job: Any, spec: JobSpec, words: Words, *, command: bool) -> bool:
+    if command:
+        with snakemake_kept.report_shell(words.spawned):
+            return workflow.call(job, spec.key, lambda: None)
+    with _finish_what_runs() as told_to_end:
+        success = workflow.call(job, spec.key, words.begin)
+    if told_to_end:
+        workflow.note("This job was told to end while it ran.", always=True)
+        success = False
+    workflow.close()
+    return success
 
 
 @contextlib.contextmanager

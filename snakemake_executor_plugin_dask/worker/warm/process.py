@@ -3,8 +3,8 @@
 Started by the supervisor as ``python -m snakemake_executor_plugin_dask.worker.warm --fd N``, with the environment that
 every job gets. It speaks with the supervisor over the socket N: pickled tuples behind a length. The first one to it is
 ``("setup", RunSetup)``; the others are in docs/design.md. It has one thread, because only then is a fork of it whole.
-Where reading the workflow leaves threads behind, or fails, it replaces itself by a process that has only imported
-Snakemake.
+Where reading the workflow fails or leaves threads behind, or its children cannot run jobs then, it replaces itself by a
+process that has only imported Snakemake.
 """
 
 import argparse
@@ -18,24 +18,29 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.messages import Channel
 from snakemake_executor_plugin_dask.node.processes import set_soft_limit
+from snakemake_executor_plugin_dask.worker.warm import trial
 from snakemake_executor_plugin_dask.worker.warm.end import Belongings, run_exit_functions
 from snakemake_executor_plugin_dask.worker.warm.reseeding import Randomness
 
 #: Children that wait for a job, so that it need not wait for a fork.
 RUNNERS_MAX = 64  # that wait for another shell command
 IDLE_CHILDREN = 2
-#: A runner that has said nothing for so long is held by the kernel: its own alarm comes earlier (`warm_child`).
+#: A child that has said nothing for so long is held by the kernel: its own alarm comes earlier (`warm_child`).
 _SILENT_S = 10.0
+#: A job of the trial must have ended in that time.
+_TRIAL_S = 30.0
 #: So long no child is forked ahead after one could not be.
 _NO_FORK_S = 1.0
 #: Native threads that take care of a fork themselves, and that no job misses: jemalloc's, which comes with pyarrow.
@@ -101,14 +106,14 @@ class Server:
     def __init__(self, sock: socket.socket, warmth: "Warmth", idle_children: int = IDLE_CHILDREN) -> None:
         self._sock = sock
         self._channel = Channel(sock)
-        self._warmth = warmth
+        self.warmth = warmth
         self._cold_reason = warmth.cold_reason
         self._sources = Sources(warmth.workflow.files if warmth.workflow is not None else ())
         self._wanted_idle = 0 if self._cold_reason else idle_children
         self._idle: list[_Child] = []  # forked ahead, and never used
         self._runners: list[_Child] = []  # have run shell commands, and can run another
-        self._talking: dict[int, _Child] = {}  # runners, by the descriptor of their sockets
-        self._asked: list[_Child] = []  # runners whose answer is waited for, the longest first
+        self._talking: dict[int, _Child] = {}  # those that have a job and may say something, by their sockets
+        self._asked: list[_Child] = []  # those whose answer is waited for, the longest first
         self._children: dict[int, _Child] = {}  # by pidfd
         self._closing = False
         self._fork_at = 0.0  # not ahead before then
@@ -122,7 +127,8 @@ class Server:
     def serve(self) -> bool:
         """Returns once the supervisor has closed its end and every job has ended; False where it is gone before."""
         try:
-            self._channel.send(("ready", self._warmth.depth, self._warmth.shallow_reason or self._cold_reason))
+            reason = self._cold_reason or self.warmth.shallow_reason
+            self._channel.send(("ready", self.warmth.depth, reason, self.warmth.dag_reason))
             while not (self._closing and len(self._children) == len(self._idle) + len(self._runners)):
                 # Fork ahead only when there is nothing else to do.
                 lacking = len(self._idle) < self._wanted_idle and time.monotonic() >= self._fork_at
@@ -161,13 +167,10 @@ class Server:
                         child.kill()
 
     def _start(self, spec: JobSpec) -> None:
-        reason = self._cold_reason or _cold_because(spec) or self._stale()
-        if not reason and self._warmth.workflow is not None:
-            reason = self._warmth.workflow.unfit(spec)
+        reason, command = self._judge(spec)
         if reason:
             self._channel.send(("cold", spec.key, reason))
             return
-        command = self._warmth.workflow is not None and self._warmth.workflow.is_command(spec)
         while True:
             try:
                 child = (
@@ -187,16 +190,25 @@ class Server:
                 child.kill()  # something has stopped it
                 continue
             break
-        child.key, child.answered = spec.key, not command
-        if not command:
-            child.close_socket()
-            self._channel.send(("forked", spec.key, child.pid))
-            return
+        child.key, child.answered = spec.key, False
         child.silent_at = time.monotonic() + _SILENT_S
         self._asked.append(child)
         if child.sock.fileno() not in self._talking:
             self._talking[child.sock.fileno()] = child
             self._epoll.register(child.sock, select.EPOLLIN)
+
+    def _judge(self, spec: JobSpec) -> tuple[str, bool]:
+        """Why a job must start cold, if it must, and whether it is a shell command that needs no child of its own."""
+        reason = self._cold_reason or _cold_because(spec) or self._stale()
+        workflow = self.warmth.workflow
+        if reason or workflow is None:
+            return reason, False
+        try:
+            if self.warmth.dag_reason and not self.warmth.calls(spec):
+                return self.warmth.dag_reason, False
+            return workflow.unfit(spec), workflow.is_command(spec)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is Snakemake's interior, which a cold job can do without
+            return f"{type(error).__name__}: {error}", False
 
     def _patience_s(self) -> float | None:
         """Until a runner's answer is due, or another child may be forked ahead; None: nothing is waited for."""
@@ -206,21 +218,21 @@ class Server:
         return max(0.0, min(times) - now) if times else None
 
     def _answer_for_silent(self) -> None:
-        """A runner may wait for a file server before it can say anything; it is waited for as any job is."""
+        """A child may wait for a file server before it can say anything; it is waited for as any job is."""
         while self._asked and self._asked[0].silent_at <= time.monotonic():
-            runner = self._asked[0]
-            runner.again = False
-            self._answer(runner, "forked", runner.pid)
+            child = self._asked[0]
+            child.again = False
+            self._answer(child, "forked", child.pid, 0, "")
 
-    def _answer(self, runner: _Child, how: str, pid: int) -> None:
-        """Tell the supervisor the leader of the job, if it does not know of one."""
-        if not runner.answered:
-            runner.answered = True
-            self._asked.remove(runner)
-            self._channel.send((how, runner.key, pid))
+    def _answer(self, child: _Child, how: str, *more: Any) -> None:
+        """Tell the supervisor what has become of a job, if it does not know of it."""
+        if not child.answered:
+            child.answered = True
+            self._asked.remove(child)
+            self._channel.send((how, child.key, *more))
 
     def _hear(self, runner: _Child) -> None:
-        """What a runner says of its job. Its shell command is the job's process; the runner may live on."""
+        """What a child says of its job. A shell command is the job's process; the child may live on."""
         try:
             message = runner.channel.receive()
         except (EOFError, ConnectionResetError, TimeoutError):
@@ -229,9 +241,15 @@ class Server:
         match message:
             case ("spawned", pid):
                 self._answer(runner, "spawned", pid)
-            case ("forked",):
-                # The job's process is the runner itself, whose end is the job's.
-                self._answer(runner, "forked", runner.pid)
+            case ("forked", depth, reason):
+                # The job's process is the child itself, whose end is the job's.
+                self._answer(runner, "forked", runner.pid, depth, reason)
+                self._hang_up(runner)
+            case ("cold", reason):
+                # It has done nothing, and leaves.
+                if not runner.answered:
+                    self._answer(runner, "cold", reason)
+                    runner.key = None
                 self._hang_up(runner)
             case ("done", status, cpu_s, again):
                 self._channel.send(("exited", runner.key, status, cpu_s))
@@ -274,8 +292,79 @@ class Server:
         except OSError:  # the limit of processes or of memory is reached, and may not be later
             self._fork_at = time.monotonic() + _NO_FORK_S
 
-    def _fork(self) -> _Child:
-        """Raises OSError where no process can be made."""
+    def try_out(self) -> tuple[str, str]:
+        """Run the trial's jobs, before `serve`.
+
+        Returns why children cannot call a job's own function, and why they cannot run a job with a DAG of its own; an
+        empty text each where one has.
+        """
+        workflow, setup = self.warmth.workflow, self.warmth.setup
+        try:
+            with tempfile.TemporaryDirectory(prefix="snakemake-dask-trial-", ignore_cleanup_errors=True) as name:
+                directory = os.path.realpath(name)
+                snakefile = trial.lay_out(directory)
+                with_dag = [trial.dag(setup, directory)]
+                without = trial.calls(directory) if self.warmth.depth > 2 else []
+                # Both children at once: building a DAG takes longer.
+                builder = self._try(lambda: workflow.lay_trial(snakefile, None), with_dag)
+                caller = self._try(lambda: workflow.lay_trial(snakefile, directory), without) if without else None
+                return self._tried(caller, without) if caller else "", self._tried(builder, with_dag)
+        except OSError as error:
+            reason = f"no trial could be made ({error.strerror})"
+            return reason, reason
+
+    def _try(self, prepare: Callable[[], None], jobs: list[trial.TrialJob]) -> _Child:
+        child = self._fork(prepare)
+        child.sock.settimeout(_TRIAL_S)
+        child.channel.send((jobs[0].spec, jobs[0].command))
+        return child
+
+    def _tried(self, child: _Child, jobs: list[trial.TrialJob]) -> str:
+        """Why a child that has the first of these jobs could not run them all. It is gone then."""
+        reason = ""
+        try:
+            for number, job in enumerate(jobs):
+                if number:
+                    child.channel.send((job.spec, job.command))
+                if reason := self._heard(child, job) or job.reason():
+                    break
+        except (EOFError, OSError) as error:  # TimeoutError among them
+            reason = f"a trial job did not end well ({type(error).__name__})"
+        child.kill()
+        self._epoll.unregister(child.pidfd)
+        del self._children[child.pidfd]
+        _, status = os.waitpid(child.pid, 0)
+        os.close(child.pidfd)
+        child.close_socket()
+        if not reason and status:
+            reason = "a trial job's process did not end as it should"
+        words = trial.last_words(jobs[0]) if reason else ""
+        return f"{reason}: {words}" if words and words not in reason else reason
+
+    @staticmethod
+    def _heard(child: _Child, job: trial.TrialJob) -> str:
+        """Wait for the end of a job; returns what the child says against it. Raises EOFError, OSError."""
+        message = child.channel.receive()
+        if message[0] == "spawned":
+            message = child.channel.receive()
+        match message:
+            case ("cold", str(reason)):
+                return reason
+            case ("done", 0, _, True) if job.command:
+                return ""
+            case ("forked", job.depth, _) if not job.command:
+                poll = select.poll()
+                poll.register(child.pidfd, select.POLLIN)
+                if not poll.poll(_TRIAL_S * 1000):
+                    raise TimeoutError
+                return ""
+            case ("forked", _, str(reason)) if reason:
+                return reason
+            case _:
+                return "a trial job failed, or was run in another way"
+
+    def _fork(self, prepare: Callable[[], None] = lambda: None) -> _Child:
+        """Raises OSError where no process can be made. ``prepare`` is called in the child, before its first job."""
         ours, theirs = socket.socketpair()
         parent = os.getpid()
         with theirs:
@@ -286,7 +375,7 @@ class Server:
                 raise
             if pid == 0:
                 ours.close()
-                self._be_child(parent, theirs)
+                self._be_child(parent, theirs, prepare)
         try:
             child = _Child(pid, ours)
         except OSError:
@@ -297,7 +386,7 @@ class Server:
         self._epoll.register(child.pidfd, select.EPOLLIN)
         return child
 
-    def _be_child(self, parent: int, sock: socket.socket) -> NoReturn:
+    def _be_child(self, parent: int, sock: socket.socket, prepare: Callable[[], None]) -> NoReturn:
         from snakemake_executor_plugin_dask.worker.warm import child as warm_child
 
         try:
@@ -312,24 +401,29 @@ class Server:
             self._idle.clear()
             self._runners.clear()
             self._talking.clear()
-            if self._warmth.belongings is not None:
-                self._warmth.belongings.disown()
-            if self._warmth.randomness is not None:
-                self._warmth.randomness.renew()
+            if self.warmth.belongings is not None:
+                self.warmth.belongings.disown()
+            if self.warmth.randomness is not None:
+                self.warmth.randomness.renew()
+            channel = Channel(sock)
+            try:
+                prepare()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is why there is no trial
+                channel.send(("cold", f"{type(error).__name__}: {error}"))
+                os._exit(0)
             while True:
-                spec, command = Channel(sock).receive()
+                spec, command = channel.receive()
                 if not command:
                     break
-                warm_child.run_command(self._warmth, spec, Channel(sock))
-            sock.close()
+                warm_child.run_command(self.warmth, spec, channel)
         except EOFError:  # not needed any more
             os._exit(0)
         except BaseException:  # noqa: BLE001 - a child must never go on as its parent
             traceback.print_exc()
             os._exit(1)
         with contextlib.suppress(TypeError):  # a handler that is not Python's cannot be had back
-            signal.signal(signal.SIGCHLD, self._warmth.child_handler)
-        warm_child.run_job(self._warmth, spec)
+            signal.signal(signal.SIGCHLD, self.warmth.child_handler)
+        warm_child.run_job(self.warmth, spec, channel)
 
     def _reap(self, child: _Child) -> None:
         self._epoll.unregister(child.pidfd)
@@ -345,7 +439,7 @@ class Server:
             if child in waiting:
                 waiting.remove(child)
         if child.key is not None:
-            self._answer(child, "forked", child.pid)
+            self._answer(child, "forked", child.pid, 0, "")
             self._channel.send(("exited", child.key, status, usage.ru_utime + usage.ru_stime))
 
 
@@ -412,13 +506,22 @@ class Warmth:
 
     setup: RunSetup
     depth: int = 0
-    parser: Any = None  # warm_snakemake.Parser
-    workflow: Any = None  # warm_workflow.WarmWorkflow, from depth 2 on
+    parser: Any = None  # snakemake_command_line.Parser
+    workflow: Any = None  # snakemake_kept.WarmWorkflow, from depth 2 on
     cold_reason: str = ""  # why no job can be started warm
     shallow_reason: str = ""  # why they are not started at the depth that was asked for
+    dag_reason: str = ""  # why one that needs a DAG of its own cannot be started warm
     randomness: Randomness | None = None
     belongings: Belongings | None = None  # from depth 2 on, where the workflow's code has run here
     child_handler: Any = signal.SIG_DFL  # of SIGCHLD: the workflow's own, which would wait for children of this process
+
+    def calls(self, spec: JobSpec) -> bool:
+        """Whether a job's own function is called, without a DAG."""
+        return self.depth > 2 and spec.call is not None
+
+    def depth_of(self, spec: JobSpec) -> int:
+        """At which a job is started, unless its rule's functions need a DAG."""
+        return self.depth if self.calls(spec) else min(self.depth, 2)
 
 
 class _Start:
@@ -429,6 +532,7 @@ class _Start:
         self._environment = dict(os.environb)
         self._sock = sock
         self._idle_children = idle_children
+        self._soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def again(self, setup: RunSetup, depth: int, reason: str) -> NoReturn:
         run_exit_functions()  # what the workflow has made is removed
@@ -438,6 +542,7 @@ class _Start:
             file.write(pickle.dumps((setup, reason)))
         os.lseek(memory, 0, os.SEEK_SET)
         os.set_inheritable(self._sock.fileno(), True)
+        set_soft_limit(resource.RLIMIT_NOFILE, self._soft_limit)
         os.chdir(self._directory)
         arguments = sys.orig_argv[: sys.orig_argv.index("--fd")]
         for name, value in (
@@ -469,11 +574,15 @@ def main() -> None:
     else:
         with open(options.setup_fd, "rb") as file:
             setup, reason = pickle.load(file)
-    warmth = _prepare(_Start(sock, options.idle_children), setup, min(setup.warm_depth, options.depth))
-    warmth = dataclasses.replace(warmth, shallow_reason=reason)
+    start = _Start(sock, options.idle_children)
+    warmth = _prepare(start, setup, min(setup.warm_depth, options.depth))
+    warmth = dataclasses.replace(warmth, shallow_reason=reason or warmth.shallow_reason)
+    server = Server(sock, warmth, options.idle_children)
     over = False
     with contextlib.suppress(KeyboardInterrupt):
-        over = Server(sock, warmth, options.idle_children).serve()
+        if warmth.workflow is not None:
+            _try_out(start, server)
+        over = server.serve()
     if warmth.workflow is not None:
         warmth.workflow.discard()
     # Without a supervisor it is in haste: jobs may still run, and end only with this process.
@@ -491,22 +600,21 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
     if reason:
         return Warmth(setup, cold_reason=reason)
     with Randomness() as randomness:
+        from snakemake_executor_plugin_dask.interior import snakemake_command_line
         from snakemake_executor_plugin_dask.worker.warm import child as warm_child
-        from snakemake_executor_plugin_dask.worker.warm import parsing
 
         del warm_child  # its children need it
-        lack = parsing.check_interior() if depth > 1 else ""
-        if lack:
-            start.again(setup, 1, lack)
         if "PYTHONSAFEPATH" not in os.environ:
             # Where `python -m snakemake` has it; after the imports, because a workflow may have a types.py.
             sys.path.insert(0, setup.workdir)
         try:
-            parser = parsing.Parser(setup)
+            parser = snakemake_command_line.Parser(setup)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, a cold job will show it
             reason = f"Snakemake's arguments cannot be read here: {type(error).__name__}: {error}"
             return Warmth(setup, cold_reason=reason)
-        workflow, unfit = _read(parser, depth) if depth > 1 else (None, "")
+        workflow, unfit = _read(parser) if depth > 1 else (None, "")
+        shallow_reason = _prepare_calls(workflow) if workflow is not None and depth > 2 else ""
+        depth = min(depth, 2) if shallow_reason else depth
     belongings = None
     # From here on this process forks and waits for its own children; the workflow's handler would take them.
     child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -523,28 +631,55 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
         start.again(setup, 1, unfit)
     gc.freeze()  # the collector leaves these pages alone, so that they stay shared
     return Warmth(
-        setup, depth, parser, workflow, randomness=randomness, belongings=belongings, child_handler=child_handler
+        setup,
+        depth,
+        parser,
+        workflow,
+        shallow_reason=shallow_reason,
+        randomness=randomness,
+        belongings=belongings,
+        child_handler=child_handler,
     )
 
 
-def _read(parser: Any, depth: int) -> tuple[Any, str]:
+def _try_out(start: _Start, server: Server) -> None:
+    """Let the server start jobs only as deep as its children could run those of the trial."""
+    warmth = server.warmth
+    no_calls, no_dag = server.try_out()
+    if no_dag and (no_calls or warmth.depth < 3):
+        start.again(warmth.setup, 1, warmth.shallow_reason or no_calls or no_dag)
+    if no_calls:
+        server.warmth = dataclasses.replace(warmth, depth=2, shallow_reason=no_calls)
+    elif no_dag:
+        server.warmth = dataclasses.replace(warmth, dag_reason=no_dag)
+
+
+def _read(parser: Any) -> tuple[Any, str]:
     """The workflow, or why it cannot be kept."""
-    from snakemake_executor_plugin_dask.worker.warm import workflow as warm_workflow
+    from snakemake_executor_plugin_dask.interior import snakemake_kept
 
     try:
-        workflow = warm_workflow.WarmWorkflow(parser)
-        if depth > 2:
-            workflow.prepare_calls()
+        workflow = snakemake_kept.WarmWorkflow(parser)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code runs here; each job will show its error
         return None, str(error) or type(error).__name__
     return workflow, ""
 
 
+def _prepare_calls(workflow: Any) -> str:
+    """Make the workflow ready for jobs without a DAG; returns why that cannot be done."""
+    try:
+        workflow.prepare_calls()
+    except Exception as error:  # noqa: BLE001 - what is private to Snakemake may fail in any way
+        return f"{type(error).__name__}: {error}"
+    workflow.rehearse()
+    return ""
+
+
 def _wrong_setup(setup: RunSetup) -> str:
     if setup.precommand:
         return "a precommand must run before each job"
-    from snakemake.common import __version__
+    from snakemake_executor_plugin_dask.interior.snakemake_command_line import version
 
-    if setup.snakemake_version != __version__:
-        return f"this worker has Snakemake {__version__}, and the main process {setup.snakemake_version}"
+    if setup.snakemake_version != version():
+        return f"this worker has Snakemake {version()}, and the main process {setup.snakemake_version}"
     return ""

@@ -1,29 +1,34 @@
-"""A workflow that the warm process has read, and what a forked child does with it to run one job. Snakemake's interior.
+"""A workflow that a warm process keeps, and what a forked child does with it to run one job.
 
-At depth 2 a child goes on as a cold job's Snakemake does, with a DAG and a scheduler. At depth 3 it makes one job and
-calls its function as the local executor does.
+A child makes one job and calls its function, as Snakemake's local executor does (depth 3), or goes on as a cold job's
+Snakemake does once that has read the workflow, with a DAG and a scheduler (depth 2). Nearly all of this is private to
+Snakemake, and was read in 9.27.1. None of it is looked for by name: before the first job a child runs jobs of its own
+(`WarmWorkflow.lay_trial`), and what those cannot do is not relied on. So what is set must be there (`_put`).
 """
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import itertools
 import logging
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
+from snakemake_executor_plugin_dask.interior.snakemake_command_line import Parser
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.warmcall import Call
-from snakemake_executor_plugin_dask.worker.warm.parsing import Parser
 
 _ALL_END_S = 0.1
+_EFFECTS = ("cache", "persistence_backend", "persistence_backend_db_url")
 
 
 class NotWarm(Exception):
@@ -32,6 +37,26 @@ class NotWarm(Exception):
 
 class OtherOutput(Exception):
     """The job would make other files than Snakemake expects; the text says which."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error in one line, for people."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if isinstance(error, NotWarm) and lines else ": ".join([type(error).__name__, *lines[:1]])
+
+
+@contextlib.contextmanager
+def report_shell(report: Callable[[int], None]) -> Iterator[None]:
+    """The shell of a job's command leads a session of its own, and its process id is told as soon as there is one."""
+    module: Any = sys.modules["snakemake.shell"]  # the package's attribute of this name is the class in it
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, start_new_session=True)
+            report(self.pid)
+
+    with _Instead(module, "sp", types.SimpleNamespace(**(vars(subprocess) | {"Popen": Popen}))):
+        yield
 
 
 class WarmWorkflow:
@@ -49,19 +74,14 @@ class WarmWorkflow:
         self._commands: dict[str, bool] = {}
         known_modules = set(sys.modules)
         directory = tempfile.gettempdir()  # which sets tempfile.tempdir
-        execute, cores = snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores
-        api_class = snakemake.cli.SnakemakeApi
-        snakemake.workflow.Workflow.execute = lambda workflow, **kwargs: self._captured.update(
-            kwargs, workflow=workflow
-        )
-        snakemake.workflow.Workflow.cores = property(self._note_cores)
-        snakemake.cli.SnakemakeApi = self._make_api
-        try:
-            with _Instead(snakemake.workflow, "tempfile", _LateDirectories()):
-                snakemake.cli.args_to_api(parser.arguments, parser.parser)
-        finally:
-            snakemake.workflow.Workflow.execute, snakemake.workflow.Workflow.cores = execute, cores
-            snakemake.cli.SnakemakeApi = api_class
+        owner = snakemake.workflow.Workflow
+        with (
+            _Instead(owner, "execute", lambda workflow, **more: self._captured.update(more, workflow=workflow)),
+            _Instead(owner, "cores", property(self._note_cores)),
+            _Instead(snakemake.cli, "SnakemakeApi", self._make_api),
+            _Instead(snakemake.workflow, "tempfile", _LateDirectories()),
+        ):
+            snakemake.cli.args_to_api(parser.arguments, parser.parser)
         if "workflow" not in self._captured:
             msg = f"the workflow could not be read: {self._api.failure}"
             raise NotWarm(msg)
@@ -82,6 +102,7 @@ class WarmWorkflow:
 
             failure = ""
             keep = True
+            begin = staticmethod(lambda: None)
 
             def _cleanup(self) -> None:
                 if not self.keep:
@@ -97,8 +118,11 @@ class WarmWorkflow:
                 # The only settings of a workflow that differ from job to job.
                 resources = settings["resource_settings"]
                 warm.set_cores(resources.cores, resources.max_threads)
-                warm.workflow.storage_settings.unneeded_temp_files = settings["storage_settings"].unneeded_temp_files
-                return self._workflow_api
+                unneeded = settings["storage_settings"].unneeded_temp_files
+                _put(warm.workflow.storage_settings, "unneeded_temp_files", unneeded)
+                found = self._workflow_api
+                self.begin()
+                return found
 
         self._api = Api(output_settings)
         return self._api
@@ -158,9 +182,9 @@ class WarmWorkflow:
 
         workflow = self.workflow
         settings, execution = workflow.deployment_settings, workflow.execution_settings
-        shell.conda_block_conflicting_envvars = not settings.conda_not_block_search_path_envvars
-        workflow._executor_plugin = self._captured["executor_plugin"]
-        workflow.executor_settings = self._captured["executor_settings"]
+        _put(shell, "conda_block_conflicting_envvars", not settings.conda_not_block_search_path_envvars)
+        _put(workflow, "_executor_plugin", self._captured["executor_plugin"])
+        _put(workflow, "executor_settings", self._captured["executor_settings"])
         workflow._prepare_dag(
             forceall=False,
             ignore_incomplete=True,
@@ -171,118 +195,8 @@ class WarmWorkflow:
         workflow.persistence.deactivate_cache()
         workflow.iocache.deactivate()
         self._calls = True
-        self._rehearse()
 
-    # In a child
-
-    def is_command(self, spec: JobSpec) -> bool:
-        """Whether the job is one shell command for which nothing of the workflow's author runs in Python."""
-        from snakemake.io import is_flagged
-
-        if not self._calls or spec.call is None or spec.start != "warm":
-            return False
-        name = Call(*pickle.loads(spec.call)).rule
-        if name not in self._commands:
-            rule = self.workflow.get_rule(name)
-            self._commands[name] = (
-                _is_static(rule)
-                and not any(callable(value) for value in (rule.benchmark, rule.message, *rule.log))
-                and not is_flagged(rule.benchmark, "repeat")  # it would have a shell for each
-            )
-        return self._commands[name]
-
-    def forget(self, job: Any) -> None:
-        """What a child that runs another job must not carry on."""
-        dag = self.workflow.dag
-        for table in (dag._jobid, dag._reason, dag._priority):
-            table.pop(job, None)
-        self.workflow._snakemake_tmp_dir.cleanup()
-        self.workflow._snakemake_tmp_dir = _LateDirectory()
-
-    def adopt_again(self, spec: JobSpec) -> None:
-        """`adopt`, for each job of a child that runs several."""
-        if not self._adopted:
-            self._adopted = True
-            self.adopt(spec)
-        self.workflow.start_time = datetime.now()  # noqa: DTZ005 - as Snakemake has it
-        if not self._keeps_tempdir:
-            tempfile.tempdir = None
-
-    def unfit(self, spec: JobSpec) -> str:
-        """Why this job must read the workflow itself; empty if it need not."""
-        if self._reads_cores and "--local-groupid" in spec.arguments:
-            return "the workflow asks for its number of cores while it is read, and a group has its own"
-        return ""
-
-    def set_cores(self, cores: int, max_threads: int) -> None:
-        self.workflow.resource_settings.cores = cores
-        self.workflow.resource_settings.max_threads = max_threads
-        self.workflow.global_resources["_cores"] = cores
-
-    def adopt(self, spec: JobSpec) -> None:
-        """Make the workflow this child's own: what it removes at its end must not be shared."""
-        workflow = self.workflow
-        workflow._snakemake_tmp_dir.leave()
-        if not self._keeps_tempdir and any(name in ("TMPDIR", "TEMP", "TMP") for name, _ in spec.environment):
-            tempfile.tempdir = None
-        workflow._snakemake_tmp_dir = _LateDirectory()
-        workflow.start_time = datetime.now()  # noqa: DTZ005 - as Snakemake has it
-
-    def run(self, spec: JobSpec) -> bool:
-        """Depth 2: what a cold job's Snakemake does once it has read the workflow."""
-        import snakemake.cli
-
-        self._api.keep = False
-        self._api._is_in_context = False
-        api_class = snakemake.cli.SnakemakeApi
-        snakemake.cli.SnakemakeApi = lambda _: self._api
-        try:
-            return bool(snakemake.cli.args_to_api(self._parser.parse(spec), self._parser.parser))
-        finally:
-            snakemake.cli.SnakemakeApi = api_class
-
-    def make_job(self, spec: JobSpec) -> Any:
-        """Depth 3: the job of ``spec.call``, announced in the log.
-
-        Raises whatever its rule's functions raise, NotWarm and OtherOutput; nothing has happened then.
-        """
-        assert spec.call is not None
-        self.workflow.execution_settings.attempt = spec.attempt
-        self.set_cores(self._parser.setup.cores or spec.max_threads, spec.max_threads)
-        call = Call(*pickle.loads(spec.call))
-        job = self._make_job(call)
-        if [str(file) for file in job.output] != call.output:
-            raise OtherOutput(_other_output(call.rule, call.output, [str(file) for file in job.output]))
-        job.log_info()
-        return job
-
-    def _make_job(self, call: Call) -> Any:
-        from snakemake.io import IOFile, flag
-        from snakemake.iocontainers import InputFiles
-        from snakemake.jobs import Job
-
-        workflow, dag = self.workflow, self.workflow.dag
-        rule = workflow.get_rule(call.rule)
-        directories = frozenset(call.directories)
-        files = []
-        for index, name in enumerate(call.input):
-            file = IOFile(flag(name, "directory") if index in directories else name, rule=None)
-            file.rule = rule  # set afterwards: the name is final, and must not be expanded again
-            files.append(file)
-        job_input = InputFiles(files)
-        job_input._take_names(call.input_names)
-        with _Instead(type(rule), "expand_input", lambda *_, **__: (job_input, {}, {}, False)):
-            job = Job(rule, dag, call.wildcards)
-        dag._jobid[job] = call.jobid
-        dag._reason[job].forced = True
-        dag._priority[job] = rule.expand_priority(job.wildcards_dict, job.input, job.attempt)
-        # What needs a checkpoint's output needs a DAG. Resources would take 0 for it and go on.
-        with _Instead(workflow._checkpoints, "_created_output", _NoCheckpoints()):
-            for name in ("resources", "params", "log", "benchmark"):
-                getattr(job, name)
-        return job
-
-    def _rehearse(self) -> None:
+    def rehearse(self) -> None:
         """Do what every job does once, so that children share what that leaves in memory.
 
         With a rule in which nothing is the user's code, and without effects.
@@ -309,11 +223,126 @@ class WarmWorkflow:
                 handler.setStream(stream)
             self._drop_asyncio()
 
-    def call(self, job: Any, key: str) -> bool:
+    # For each job
+
+    def is_command(self, spec: JobSpec) -> bool:
+        """Whether the job is one shell command for which nothing of the workflow's author runs in Python."""
+        from snakemake.io import is_flagged
+
+        if not self._calls or spec.call is None or spec.start != "warm":
+            return False
+        name = Call(*pickle.loads(spec.call)).rule
+        if name not in self._commands:
+            rule = self.workflow.get_rule(name)
+            self._commands[name] = (
+                _is_static(rule)
+                and not any(callable(value) for value in (rule.benchmark, rule.message, *rule.log))
+                and not is_flagged(rule.benchmark, "repeat")  # it would have a shell for each
+            )
+        return self._commands[name]
+
+    def forget(self) -> None:
+        """What a child that runs another job must not carry on."""
+        dag = self.workflow.dag
+        for table in (dag._jobid, dag._reason, dag._priority):
+            table.clear()
+        self.workflow._snakemake_tmp_dir.cleanup()
+        self.workflow._snakemake_tmp_dir = _LateDirectory()
+
+    def unfit(self, spec: JobSpec) -> str:
+        """Why this job must read the workflow itself; empty if it need not."""
+        if self._reads_cores and "--local-groupid" in spec.arguments:
+            return "the workflow asks for its number of cores while it is read, and a group has its own"
+        return ""
+
+    def set_cores(self, cores: int, max_threads: int) -> None:
+        _put(self.workflow.resource_settings, "cores", cores)
+        _put(self.workflow.resource_settings, "max_threads", max_threads)
+        self.workflow.global_resources["_cores"] = cores
+
+    def adopt(self, spec: JobSpec) -> None:
+        """In a child, before each of its jobs: make the workflow its own. What it removes must not be shared."""
+        workflow = self.workflow
+        if not self._adopted:
+            self._adopted = True
+            workflow._snakemake_tmp_dir.leave()
+            workflow._snakemake_tmp_dir = _LateDirectory()
+        if not self._keeps_tempdir:
+            tempfile.tempdir = None  # it is looked for anew in the job's environment
+        _put(workflow, "start_time", datetime.now())  # noqa: DTZ005 - as Snakemake has it
+
+    def run(self, spec: JobSpec, begin: Callable[[], None]) -> bool:
+        """Depth 2: what a cold job's Snakemake does once it has read the workflow. ``begin``: see `Parser.run`.
+
+        Raises NotWarm where it did not get so far that ``begin`` was called.
+        """
+        import snakemake.cli
+
+        begun = False
+
+        def note_and_begin() -> None:
+            nonlocal begun
+            begun = True
+            begin()
+
+        _put(self._api, "_is_in_context", False)
+        self._api.keep, self._api.begin = False, note_and_begin
+        with _Instead(snakemake.cli, "SnakemakeApi", lambda _: self._api):
+            succeeded = self._parser.run(spec, lambda: None)
+        if not begun:
+            raise NotWarm(self._api.failure or "Snakemake did not ask for the workflow")
+        return succeeded
+
+    def make_job(self, spec: JobSpec) -> Any:
+        """Depth 3: the job of ``spec.call``, announced in the log.
+
+        Raises whatever its rule's functions raise, NotWarm and OtherOutput; nothing has happened then.
+        """
+        assert spec.call is not None
+        _put(self.workflow.execution_settings, "attempt", spec.attempt)
+        self.set_cores(self._parser.setup.cores or spec.max_threads, spec.max_threads)
+        call = Call(*pickle.loads(spec.call))
+        job = self._make_job(call)
+        if [str(file) for file in job.output] != call.output:
+            raise OtherOutput(_other_output(call.rule, call.output, [str(file) for file in job.output]))
+        job.log_info()
+        return job
+
+    def _make_job(self, call: Call) -> Any:
+        from snakemake.io import IOFile, flag
+        from snakemake.iocontainers import InputFiles
+        from snakemake.jobs import Job
+
+        workflow, dag = self.workflow, self.workflow.dag
+        rule = workflow.get_rule(call.rule)
+        directories = frozenset(call.directories)
+        files = []
+        for index, name in enumerate(call.input):
+            file = IOFile(flag(name, "directory") if index in directories else name, rule=None)
+            file.rule = rule  # set afterwards: the name is final, and must not be expanded again
+            files.append(file)
+        job_input = InputFiles(files)
+        job_input._take_names(call.input_names)
+        with _Instead(type(rule), "expand_input", lambda *_, **__: (job_input, {}, {}, False)):
+            job = Job(rule, dag, call.wildcards)
+        if job.input is not job_input:
+            msg = "Snakemake gives a job other input files than those of Rule.expand_input"
+            raise NotWarm(msg)
+        dag._jobid[job] = call.jobid
+        _put(dag._reason[job], "forced", True)
+        dag._priority[job] = rule.expand_priority(job.wildcards_dict, job.input, job.attempt)
+        # What needs a checkpoint's output needs a DAG. Resources would take 0 for it and go on.
+        with _Instead(workflow._checkpoints, "_created_output", _NoCheckpoints()):
+            for name in ("resources", "params", "log", "benchmark"):
+                getattr(job, name)
+        return job
+
+    def call(self, job: Any, key: str, begin: Callable[[], None]) -> bool:
         """Depth 3: run the job as the local executor would, and say what it would say.
 
         ``key``: the attempt's, for the mark that outputs are incomplete. The main process makes one too, but hears of
-        the start only later: where all is killed in between, half an output would count as whole.
+        the start only later: where all is killed in between, half an output would count as whole. ``begin`` is called
+        before anything of the workflow's author runs; NotWarm is raised where it does not come to that.
         """
         from snakemake.exceptions import print_exception
         from snakemake.executors import local
@@ -322,16 +351,25 @@ class WarmWorkflow:
         from snakemake_interface_logger_plugins.common import LogEvent
 
         workflow = self.workflow
+        log_error, linemaps, run = job.log_error, workflow.linemaps, local.run_wrapper
         shell.cleanup()
         executor = types.SimpleNamespace(workflow=workflow, dag=workflow.dag)
         with contextlib.suppress(OSError):  # the main process says so
             job.register(external_jobid=key)
         try:
-            local.run_wrapper(*local.Executor.job_args_and_prepare(executor, job))
+            try:
+                arguments = local.Executor.job_args_and_prepare(executor, job)
+            except (AttributeError, LookupError, TypeError) as error:  # what this Snakemake wants to have besides
+                raise NotWarm(in_a_line(error)) from error
+            begin()
+            run(*arguments)
             workflow.async_run(job.postprocess(store_in_storage=False))
+        except NotWarm:
+            raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - as the local executor does
-            print_exception(error, workflow.linemaps)
-            job.log_error()
+            begin()
+            print_exception(error, linemaps)
+            log_error()
             # Who ends all processes of a job may reach its shell first: then nothing is undone, and the mark stays.
             time.sleep(_ALL_END_S)
             workflow.async_run(job.postprocess(error=True))
@@ -340,6 +378,37 @@ class WarmWorkflow:
         finished = {"event": LogEvent.JOB_FINISHED, "job_id": job.jobid}
         logger.info(f"Finished jobid: {job.jobid} (Rule: {job.rule.name})", extra=finished)
         return True
+
+    def lay_trial(self, snakefile: str, directory: str | None) -> None:
+        """In a child, for its trial: the rules of another Snakefile.
+
+        Nothing that the workflow's author wrote has a part in their jobs. Those that are to be called work in
+        ``directory`` alone.
+        """
+        from snakemake.resources import Resource
+        from snakemake.shell import shell
+
+        workflow = self.workflow
+        known = set(workflow.rules)
+        with contextlib.suppress(AttributeError):  # without it a copy of the Snakefile stays where the run has its own
+            _put(workflow.sourcecache, "_runtime_cache_path", os.path.dirname(snakefile))
+        workflow.include(snakefile)
+        for rule in set(workflow.rules) - known:
+            for name in list(rule.resources):
+                # From the command line, where they may need what only the workflow's own rules have.
+                if not name.startswith(("_", "snakemake_dask_trial")):
+                    value = "system_tmpdir" if name == "tmpdir" else "1"
+                    rule.resources[name] = Resource.from_cli_expression(name, value)
+        shell.executable("bash")
+        shell.prefix("")
+        shell.suffix("")
+        if directory is not None:
+            os.chdir(directory)
+            # The user's cache and database have no part in it, either.
+            settings = workflow.workflow_settings
+            own = {field.name: field.default for field in dataclasses.fields(settings) if field.name in _EFFECTS}
+            _put(workflow, "workflow_settings", dataclasses.replace(settings, **own))
+            self.prepare_calls()
 
     def note(self, text: str, *, always: bool = False) -> None:
         """A line in the job's log; without ``always`` only with ``--verbose``."""
@@ -365,7 +434,9 @@ class _LateDirectories:
 
     @staticmethod
     def TemporaryDirectory(prefix: str) -> "_LateDirectory":  # noqa: N802 - as the module has it
-        assert prefix == "snakemake"
+        if prefix != "snakemake":
+            msg = f"Snakemake makes a directory for temporary files of another kind ({prefix})"
+            raise NotWarm(msg)
         return _LateDirectory()
 
 
@@ -396,8 +467,14 @@ class _NoCheckpoints:
         raise NotWarm(msg)
 
 
+def _put(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute that the object, or its class, must have; else AttributeError."""
+    getattr(owner, name)
+    setattr(owner, name, value)
+
+
 class _Instead:
-    """Sets an attribute for a while."""
+    """Sets an attribute for a while. It must be there; else AttributeError."""
 
     def __init__(self, owner: Any, name: str, value: Any) -> None:
         self._owner, self._name, self._value = owner, name, value
