@@ -12,8 +12,10 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
+from snakemake_executor_plugin_dask.interior import checks
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
@@ -21,6 +23,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     DropWaiting,
     Enqueue,
     Fatal,
+    Say,
     ShowStatus,
     Stop,
     Stopped,
@@ -60,7 +63,9 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
     run: Any = None
     failed = False
     try:
-        if begin.options.scheduler is None:
+        attached = begin.options.scheduler is not None
+        _check(send, attached=attached)
+        if not attached:
             from snakemake_executor_plugin_dask.driver.run import Run
         else:
             from snakemake_executor_plugin_dask.driver.attached.run import AttachedRun as Run
@@ -87,6 +92,15 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
             pass  # Snakemake is gone; there is nobody to tell
         writer.close()
     return int(failed)
+
+
+def _check(send: Callable[[object], None], *, attached: bool) -> None:
+    """Before anything else of Dask's is imported, which might fail. ConfigurationError."""
+    interior = checks.of_attached_dask() if attached else checks.of_dask()
+    if interior.refusal:
+        raise ConfigurationError(interior.refusal)
+    if interior.warning:
+        send(Say("warning", interior.warning))
 
 
 async def _serve(run: Any, reader: asyncio.StreamReader) -> None:

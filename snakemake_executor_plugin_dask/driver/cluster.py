@@ -26,7 +26,7 @@ from distributed.security import Security
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
 from snakemake_executor_plugin_dask.config.dashboard import DashboardPlan
 from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
-from snakemake_executor_plugin_dask.interior import checks, dask_cluster, dask_files
+from snakemake_executor_plugin_dask.interior import dask_cluster, dask_files
 from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -159,9 +159,6 @@ class RunCluster:
 
     async def start(self, dashboard: DashboardPlan, hear: Hear) -> tuple[str, ...]:
         """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled."""
-        interior = checks.of_dask()
-        if interior.refusal:
-            raise ConfigurationError(interior.refusal)
         defaults = dask_files.defaults()
         notes = overruled(dask.config.get, lambda key: dask.config.get(key, config=defaults))
         dask.config.set(DRIVER_CONFIGURATION)
@@ -195,7 +192,7 @@ class RunCluster:
         )
         # Messages to the own process are not worth collecting; a job that is to start would wait for it.
         dask_cluster.send_at_once(self.client)
-        return (*notes, interior.warning) if interior.warning else notes
+        return notes
 
     @property
     def scheduler_address(self) -> str:

@@ -7,6 +7,7 @@ from snakemake_executor_plugin_dask.interior import (
     dask_client,
     dask_cluster,
     dask_network,
+    dask_overridden,
     dask_worker,
     snakemake_calls,
     snakemake_dag,
@@ -50,10 +51,10 @@ def of_dask() -> Interior:
 
 
 def dask_names() -> tuple[Private, ...]:
-    """Imports Dask."""
-    from snakemake_executor_plugin_dask.interior import dask_files, dask_http, dask_listening
+    """Those of a run with a cluster of its own. Imports Dask."""
+    from snakemake_executor_plugin_dask.interior import dask_files
 
-    return (*dask_cluster.NAMES, *dask_network.NAMES, *dask_files.NAMES, *dask_listening.NAMES, *dask_http.NAMES)
+    return (*dask_cluster.NAMES, *dask_network.NAMES, *dask_files.NAMES, *dask_overridden.NAMES)
 
 
 def of_attached_dask() -> Interior:

@@ -22,26 +22,8 @@ from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets, ssl_wrap_socket
 from tornado.web import ErrorHandler, RedirectHandler
 
-from snakemake_executor_plugin_dask.interior import dask_worker
-from snakemake_executor_plugin_dask.interior.declared import Private
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.node.door import Door
-
-_NODE = "distributed.node:ServerNode"
-_OPEN = "an HTTP server that anybody can reach would be open beside the run"
-
-NAMES = (
-    Private(
-        _NODE, "start_http_server", _OPEN, arguments=("routes", "dashboard_address", "default_port", "ssl_options")
-    ),
-    Private("distributed.scheduler:Scheduler", "services", "the dashboard's server would be left open at the end"),
-    Private(
-        "distributed.worker:Worker", "_register_with_scheduler", "a worker would run no more jobs than it has cores"
-    ),
-    dask_worker.STATE,
-    dask_worker.NTHREADS,
-    Private("distributed.http.routing:RoutingApplication", "find_handler", _OPEN, arguments=("request",)),
-)
 
 #: Those that only show something. Left out: `api`, which can stop workers, and `proxy`, which forwards to workers.
 PAGES = (

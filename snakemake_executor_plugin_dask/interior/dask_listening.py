@@ -15,20 +15,7 @@ from tornado.iostream import SSLIOStream
 from tornado.netutil import bind_sockets, ssl_wrap_socket
 from tornado.tcpserver import TCPServer
 
-from snakemake_executor_plugin_dask.interior.declared import Private
 from snakemake_executor_plugin_dask.node.door import Door
-
-_LISTENER = "distributed.comm.tcp:TLSListener"
-_LOST = "a port of the run can be held up by strangers"
-
-NAMES = (
-    *(Private(_LISTENER, name, _LOST) for name in ("start", "port", "ip", "server_args", "_handle_stream")),
-    *(Private(_LISTENER, name, _LOST) for name in ("get_host_port", "tcp_server")),
-    Private("distributed.comm.tcp:TLSBackend", "_listener_class", _LOST),
-    Private("distributed.comm.registry", "backends", _LOST),
-    Private("distributed.comm.tcp", "MAX_BUFFER_SIZE", _LOST),
-    *(Private("tornado.tcpserver:TCPServer", name, _LOST) for name in ("_sockets", "_handlers")),
-)
 
 
 class _Server(TCPServer):

@@ -80,12 +80,14 @@ async def _serve(
 
     from snakemake_executor_plugin_dask.config.owned import WORKER_CONFIGURATION, quieten
     from snakemake_executor_plugin_dask.interior import checks, dask_network
-    from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
-    from snakemake_executor_plugin_dask.interior.dask_listening import guard
 
     if lacking := checks.of_dask().refusal:
         sys.stderr.write(f"worker {name}: {lacking}\n")
         return 1
+
+    from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
+    from snakemake_executor_plugin_dask.interior.dask_listening import guard
+
     facts = _facts(config, name, setup, supervisor, started)
     dask.config.set(WORKER_CONFIGURATION)
     quieten()

@@ -41,7 +41,7 @@ from snakemake_executor_plugin_dask.driver.fleet import LEASE_MARGIN_S, SILENT_S
 from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
 from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
-from snakemake_executor_plugin_dask.interior import checks, dask_client
+from snakemake_executor_plugin_dask.interior import dask_client
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, PoolError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.messages import Begin, Say
@@ -234,8 +234,6 @@ class AttachedRun(Run):
     async def _connect(self) -> None:
         scheduler = self._begin.options.scheduler
         assert scheduler is not None
-        if lacking := checks.of_attached_dask().refusal:
-            raise ConfigurationError(lacking)
         self._client, self._address = await connect(scheduler)
         self._scheduler_id = self._client.scheduler_info().get("id")
 

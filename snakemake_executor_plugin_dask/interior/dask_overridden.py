@@ -1,0 +1,33 @@
+"""What `dask_listening` and `dask_http` import from Dask at their top, or override. Imports nothing of Dask.
+
+They stand here so that they can be looked for before those modules are imported.
+"""
+
+from snakemake_executor_plugin_dask.interior.dask_worker import NTHREADS, STATE
+from snakemake_executor_plugin_dask.interior.declared import Private
+
+_LISTENER = "distributed.comm.tcp:TLSListener"
+_HELD_UP = "a port of the run can be held up by strangers"
+_OPEN = "an HTTP server that anybody can reach would be open beside the run"
+
+NAMES = (
+    *(Private(_LISTENER, name, _HELD_UP) for name in ("start", "port", "ip", "server_args", "_handle_stream")),
+    *(Private(_LISTENER, name, _HELD_UP) for name in ("get_host_port", "tcp_server")),
+    Private("distributed.comm.tcp:TLSBackend", "_listener_class", _HELD_UP),
+    Private("distributed.comm.registry", "backends", _HELD_UP),
+    Private("distributed.comm.tcp", "MAX_BUFFER_SIZE", _HELD_UP),
+    *(Private("tornado.tcpserver:TCPServer", name, _HELD_UP) for name in ("_sockets", "_handlers")),
+    Private(
+        "distributed.node:ServerNode",
+        "start_http_server",
+        _OPEN,
+        arguments=("routes", "dashboard_address", "default_port", "ssl_options"),
+    ),
+    Private("distributed.scheduler:Scheduler", "services", "the dashboard's server would be left open at the end"),
+    Private(
+        "distributed.worker:Worker", "_register_with_scheduler", "a worker would run no more jobs than it has cores"
+    ),
+    STATE,
+    NTHREADS,
+    Private("distributed.http.routing:RoutingApplication", "find_handler", _OPEN, arguments=("request",)),
+)
