@@ -8,7 +8,8 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.kinds import ATTACHED
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 #: Names under which clusters declare GPUs; dask-cuda's documentation uses the first.
 _GPU_NAMES = ("GPU", "gpu", "gpus")

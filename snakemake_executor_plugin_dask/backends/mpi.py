@@ -358,9 +358,9 @@ def job_environment(
     ``lease`` is the ledger's. ``in_slurm``: its worker, which others started, runs in an allocation of Slurm. Writes
     the host file into the state directory; raises OSError.
     """
-    alone = pool.cluster == "mpi" and allocation_nodes(environ) == 1 and "SLURM_JOB_ID" not in environ
-    here = pool.cluster in {"local", "cuda"} or alone  # Slurm's `srun` knows its nodes by their names alone
-    slurm = in_slurm or pool.cluster == "slurm" or (pool.cluster == "mpi" and "SLURM_JOB_ID" in environ)
+    alone = pool.kind.launched and allocation_nodes(environ) == 1 and "SLURM_JOB_ID" not in environ
+    here = pool.kind.here or alone  # Slurm's `srun` knows its nodes by their names alone
+    slurm = in_slurm or pool.cluster == "slurm" or (pool.kind.launched and "SLURM_JOB_ID" in environ)
     names = ["localhost"] * len(lease.hosts) if here else list(lease.hosts)
     cores = list(lease.cores_by_worker.values())
     if len(cores) != len(names):  # a wide worker's nodes share its cores evenly

@@ -24,8 +24,9 @@ from snakemake_executor_plugin_dask.config.poolsfile import (
 )
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.kinds import ATTACHED, KINDS
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, BATCH_SYSTEMS, Pool
+from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.allocation import allocation_nodes
 from snakemake_executor_plugin_dask.node.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
@@ -33,7 +34,6 @@ from snakemake_executor_plugin_dask.settings import ExecutorSettings
 T = TypeVar("T")
 
 _SHAPE = ("workers", "worker_cores", "worker_memory", "worker_gpus", "walltime", "options")
-_ON_THIS_MACHINE = ("local", "cuda")
 _REPORT_ENDINGS = (".html", ".tsv", ".json")
 _ADDRESS = re.compile(r"(?:tcp|tls)://[^\s/:]+(?:[^\s/]*):\d{1,5}/?")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):(?P<port>\d{1,5})", re.ASCII)
@@ -122,11 +122,11 @@ def _single_pool(
     workers = default_workers(cluster, allocation_nodes(environment))
     if settings.workers is not None:
         workers = _read(settings, "workers", units.parse_range)
-    if cluster == "mpi" and workers[0] != workers[1]:
+    if KINDS[cluster].launched and workers[0] != workers[1]:
         msg = f"--dask-workers is {settings.workers}, but an MPI launcher starts all workers at once; give one number."
         raise ConfigurationError(msg)
     walltime_s = None if settings.walltime is None else _read(settings, "walltime", units.parse_duration_s)
-    if walltime_s is not None and cluster not in BATCH_SYSTEMS:
+    if walltime_s is not None and not KINDS[cluster].queued:
         warnings.append(f"--dask-walltime is ignored: cluster {cluster} asks no batch system for allocations.")
         walltime_s = None
     options: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def _single_pool(
 
 def _fit_machine(pools: tuple[Pool, ...], machine: Machine, warnings: list[str]) -> tuple[Pool, ...]:
     """Give pools on this machine the sizes they lack, and compare all of them with the machine."""
-    here = [pool for pool in pools if pool.cluster in _ON_THIS_MACHINE]
+    here = [pool for pool in pools if pool.kind.here]
     if not here:
         return pools
     workers = sum(pool.workers_max for pool in here)
@@ -206,7 +206,7 @@ def _whose(pool: Pool, pools: tuple[Pool, ...]) -> str:
 def _check_interface(place: SchedulerPlace, pools: tuple[Pool, ...], machine: Machine) -> None:
     if place.interface is None or not machine.interfaces or place.interface in machine.interfaces:
         return
-    if all(pool.cluster in _ON_THIS_MACHINE for pool in pools):
+    if all(pool.kind.here for pool in pools):
         return  # the scheduler then listens on loopback only
     msg = (
         f"The scheduler is to listen on the network interface {place.interface}, but this host has "

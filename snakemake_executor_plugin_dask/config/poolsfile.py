@@ -13,7 +13,8 @@ from typing import Any, NoReturn, TypeVar
 from snakemake_executor_plugin_dask.config import plainyaml
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.pools import BACKENDS, BATCH_SYSTEMS, GPU_VENDORS, Pool
+from snakemake_executor_plugin_dask.model.kinds import BACKENDS, BATCH_SYSTEMS, KINDS
+from snakemake_executor_plugin_dask.model.pools import GPU_VENDORS, Pool
 
 T = TypeVar("T")
 
@@ -253,13 +254,13 @@ def _pool(section: _Section, name: str, mpi_workers: int, idle_timeout_s: float)
 
 
 def _check_together(section: _Section, pool: Pool) -> None:
-    if pool.cluster not in BATCH_SYSTEMS:
+    if not pool.kind.queued:
         for key in ("walltime", "margin", "nodes"):
             if key in section:
                 section.complain(
                     key, f"has no meaning for cluster {pool.cluster}, which asks no batch system; remove it"
                 )
-    if pool.cluster == "mpi" and pool.elastic:
+    if pool.kind.launched and pool.elastic:
         section.complain("workers", "is a range, but a launcher starts all workers at once; give one number")
     if pool.walltime_s is None:
         return
@@ -335,9 +336,9 @@ def parse_cluster(value: object) -> str:
 
 def default_workers(cluster: str, mpi_workers: int) -> tuple[int, int]:
     """How many workers a pool has that does not say it."""
-    if cluster in BATCH_SYSTEMS:
+    if KINDS[cluster].queued:
         return 0, 10
-    return (mpi_workers, mpi_workers) if cluster == "mpi" else (1, 1)
+    return (mpi_workers, mpi_workers) if KINDS[cluster].launched else (1, 1)
 
 
 def _one_of(value: object, allowed: tuple[str, ...]) -> str:

@@ -18,7 +18,6 @@ from snakemake_executor_plugin_dask.decide.ledger import (
     need_of,
     needs_fresh,
     planned_runtime_s,
-    renewable,
 )
 from snakemake_executor_plugin_dask.decide.routing import Shape
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
@@ -271,7 +270,7 @@ def _replaced(pool: Pool, bins: Iterable[_Bin], wanted: Iterable[_Item], shape: 
 
     Jobs wait that the worker's remaining life does not cover, and no further worker may come.
     """
-    if not renewable(pool):
+    if not pool.kind.queued:
         return []
     left = [item for item in wanted if item.left]
     in_the_way = [

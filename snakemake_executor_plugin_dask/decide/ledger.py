@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from snakemake_executor_plugin_dask.decide.routing import counts_devices, nodes_needed
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
 
 #: A job that needs a whole allocation's life is ended so long before the allocation is.
@@ -77,15 +77,10 @@ def planned_runtime_s(request: Request, pool: Pool) -> float | None:
     return None if pool.walltime_s is None else pool.walltime_s / 2
 
 
-def renewable(pool: Pool) -> bool:
-    """Whether a new allocation can take the place of an old one."""
-    return not pool.beside_snakemake and pool.cluster != ATTACHED
-
-
 def needs_fresh(request: Request, pool: Pool) -> bool:
     """Whether only a new allocation can run this: its runtime is within the walltime but not beside the margin."""
     return (
-        renewable(pool)
+        pool.kind.queued
         and request.runtime_s is not None
         and pool.walltime_s is not None
         and request.runtime_s > pool.walltime_s - pool.margin
@@ -124,7 +119,7 @@ class WorkerState:
         self.facts = facts
         self.joined = now
         # Jobs beside Snakemake run as long as its own allocation lets them: there is nothing to wait for.
-        self.end = None if facts.remaining_s is None or pool.beside_snakemake else now + facts.remaining_s
+        self.end = None if facts.remaining_s is None or pool.kind.beside_snakemake else now + facts.remaining_s
         self.wide = pool.nodes is not None
         # Other workers of an allocation of several nodes know all its hosts too, but hold one node each.
         self.hosts = (facts.hosts if self.wide else ()) or (facts.host,)
@@ -196,13 +191,13 @@ class WorkerState:
         if self.end is None:
             return True
         is_fresh = self.fresh(now)
-        if fresh and not is_fresh and renewable(self.pool):
+        if fresh and not is_fresh and self.pool.kind.queued:
             return False
         planned = planned_runtime_s(request, self.pool)
         remaining = self.end - now
         if planned is None or planned + self.pool.margin <= remaining:
             return True
-        if not renewable(self.pool):
+        if not self.pool.kind.queued:
             return request.runtime_s is None or planned + END_BEFORE_S <= remaining
         if not is_fresh or request.runtime_s is None:
             return is_fresh

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 
 from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
-from snakemake_executor_plugin_dask.decide.ledger import Lease, Ledger, Need, WorkerState, renewable
+from snakemake_executor_plugin_dask.decide.ledger import Lease, Ledger, Need, WorkerState
 from snakemake_executor_plugin_dask.decide.reservations import (
     idle_at,
     lacks_beside,
@@ -245,7 +245,7 @@ class _Round:
 
     def _for_a_new_one(self, cls: JobClass, states: list[WorkerState]) -> Reservation | None:
         """Keep a worker from getting jobs, so that it goes idle and a new one may come, where no further one may."""
-        if not renewable(cls.pool) or len(self.states) < cls.pool.workers_max:
+        if not cls.pool.kind.queued or len(self.states) < cls.pool.workers_max:
             return None
         if not states or any(state.fresh(self.now) or state.idle_since is not None for state in states):
             return None
@@ -291,7 +291,7 @@ class _Hope:
 
 def _life_s(state: WorkerState, now: float) -> float:
     """The longest that a job may be planned to run there; infinite where that takes a closer look."""
-    if state.end is None or state.fresh(now) or not renewable(state.pool):
+    if state.end is None or state.fresh(now) or not state.pool.kind.queued:
         return math.inf
     return state.end - now - state.pool.margin
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from snakemake_executor_plugin_dask.decide import remedies
 from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool, usable_memory_mb
+from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
 
 _MAX_NAMES = 8  # rules named in one sentence
-_FINDS_DEVICES = ("cuda", ATTACHED)  # these count the devices they find; elsewhere a pool holds GPUs only if it says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class NoPool(RequestError):
 
 def counts_devices(pool: Pool) -> bool:
     """Whether the pool's GPUs are leased; elsewhere a job finds the devices as the worker does."""
-    return bool(pool.gpus) or (pool.gpus is None and pool.cluster in _FINDS_DEVICES)
+    return bool(pool.gpus) or (pool.gpus is None and pool.kind.finds_devices)
 
 
 def shape_of(pool: Pool, seen: Shape | None = None) -> Shape:
@@ -89,7 +88,7 @@ def shape_of(pool: Pool, seen: Shape | None = None) -> Shape:
 def shape_of_worker(pool: Pool, facts: WorkerFacts) -> Shape:
     """The shape that a worker which joined really has."""
     gpus = len(facts.devices[: pool.gpus]) if counts_devices(pool) else 0
-    lifetime_s = None if pool.beside_snakemake else facts.remaining_s
+    lifetime_s = None if pool.kind.beside_snakemake else facts.remaining_s
     seen = Shape(cores=facts.cores, memory_mb=facts.memory_mb, gpus=gpus, lifetime_s=lifetime_s)
     return shape_of(pool, seen)
 
@@ -112,7 +111,7 @@ def nodes_needed(
 
     An MPI job that names no number of nodes spreads over as many as it needs, where a pool allows that.
     """
-    if not request.spreads or (pool.nodes is None and pool.cluster != "mpi"):
+    if not request.spreads or (pool.nodes is None and not pool.kind.launched):
         return request.nodes
     return spread_over(request, cores, gpus, memory_mb)
 
@@ -155,7 +154,7 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
     if pool.nodes is not None and request.nodes == 1 and not request.mpi:
         return (Shortage("it takes only jobs that declare nodes or mpi"),)
     nodes = nodes_needed(request, pool, shape.cores, shape.gpus, shape.memory_mb)
-    most = pool.workers_max if pool.cluster == "mpi" and pool.nodes is None else shape.nodes
+    most = pool.workers_max if pool.kind.launched and pool.nodes is None else shape.nodes
     room = remedies.Room(min(nodes, most), shape.cores, shape.memory_mb, shape.gpus)
     short: list[Shortage] = []
     too_wide = nodes > most

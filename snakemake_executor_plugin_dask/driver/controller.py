@@ -26,7 +26,7 @@ from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, Size
 from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 
 Slurm = tuple[tuple[str, str], ...]  # resources by which a pool is made
@@ -355,14 +355,14 @@ class Controller:
         if (len(lease.hosts) > 1 or request.mpi or request.nodes > 1) and self._setup.scratch is None:
             from snakemake_executor_plugin_dask.backends.mpi import job_environment
 
-            attached_in_slurm = pool.cluster == ATTACHED and member.facts is not None and member.facts.in_slurm
+            attached_in_slurm = pool.kind.found and member.facts is not None and member.facts.in_slurm
             environment += job_environment(
                 lease, pool, request.tasks, self._around.state_dir, in_slurm=attached_in_slurm
             )
         runtime_s = request.runtime_s if self._setup.enforce_runtime else None
         limits = [limit for limit in (runtime_s, lease.limit_s) if limit is not None]
         ends = member.facts is not None and member.facts.remaining_s is not None
-        if ends and (runtime_s is None or pool.beside_snakemake):
+        if ends and (runtime_s is None or pool.kind.beside_snakemake):
             # Nothing else ends it: do so while its end can still be told apart from a lost worker.
             assert member.facts is not None
             remaining = (member.facts.remaining_s or 0.0) - (self._clock() - member.since)
@@ -381,7 +381,7 @@ class Controller:
             memory_limit_mb=lease.memory_mb if self._setup.enforce_memory and request.memory_mb is not None else None,
             runtime_limit_s=limit_s,
             environment=tuple(environment),
-            size=None if pool.cluster in ("local", "cuda") else _size(lease, request, member.name),
+            size=None if pool.kind.here else _size(lease, request, member.name),
             affinity=affinity,
         )
 
@@ -486,7 +486,7 @@ class Controller:
         """Its allocation's end came before any limit of its own."""
         rule, request, pool = job.queued.name, job.queued.request, self.pools[job.pool]
         says = "no runtime" if request.runtime_s is None else f"runtime={units.format_duration(request.runtime_s)}"
-        if pool.beside_snakemake:
+        if pool.kind.beside_snakemake:
             message = (
                 f"Rule {rule} declares {says}, and its job did not end within the life of the allocation in which "
                 f"Snakemake runs ({outcome.ended - outcome.started:.0f} s): start Snakemake in a longer one."
@@ -571,7 +571,7 @@ class Controller:
         pool = self.pools[member.pool.name]
         self._failures.pop(pool.name, None)
         up = self.fleet.of(pool.name, "up")
-        if pool.cluster != ATTACHED:  # where each worker is of its own kind, and `unfit` looks at all of them
+        if not pool.kind.found:  # where each worker is of its own kind, and `unfit` looks at all of them
             self.shapes[pool.name] = routing.largest(
                 [routing.shape_of(m.pool, routing.shape_of_worker(m.pool, m.facts)) for m in up if m.facts is not None]
             )
@@ -580,7 +580,7 @@ class Controller:
             if (text := getattr(member.facts, kind)) and (pool.name, kind) not in self._lacks:
                 self._lacks.add((pool.name, kind))
                 self._say("warning", f"Pool {pool.name}: {text}")
-        if member.facts.too_few or (pool.cluster == "mpi" and not self.fleet.of(pool.name, "starting")):
+        if member.facts.too_few or (pool.kind.launched and not self.fleet.of(pool.name, "starting")):
             self.route_again(pool)  # only now is it known what its nodes hold
         self.place_soon()
 
@@ -595,7 +595,7 @@ class Controller:
         self.ledger.drain(member.name)
         life = member.facts.remaining_s if member.facts is not None else None
         planned = life is not None and self._clock() - member.since > life - END_BEFORE_S
-        planned |= member.pool.cluster == ATTACHED and not runs  # others take away what is idle
+        planned |= member.pool.kind.found and not runs  # others take away what is idle
         self._around.event(
             "worker-lost", worker=member.name, pool=member.pool.name, reason=why, jobs=runs, planned=planned
         )
@@ -726,7 +726,7 @@ class Controller:
     def _scale(self) -> None:
         now = self._clock()
         for pool in self.pools.values():
-            if pool.name in self.given_up or pool.cluster == ATTACHED:
+            if pool.name in self.given_up or pool.kind.found:
                 continue
             starting = len(self.fleet.of(pool.name, "starting"))
             up = len(self.fleet.of(pool.name, "up"))

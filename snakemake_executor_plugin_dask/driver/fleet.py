@@ -13,7 +13,6 @@ from dataclasses import replace
 from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
 from snakemake_executor_plugin_dask.batch.allocations import Brakes
 from snakemake_executor_plugin_dask.batch.reasons import ending, may_be_the_node
-from snakemake_executor_plugin_dask.batch.systems import SYSTEMS
 from snakemake_executor_plugin_dask.decide.badnodes import Nodes
 from snakemake_executor_plugin_dask.driver.cluster import RunCluster
 from snakemake_executor_plugin_dask.driver.leases import LeaseServer
@@ -37,7 +36,7 @@ _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
 def _node_of(member: Member) -> str:
     """Where its allocation is; empty where that is several nodes or none, or no name for a batch script."""
     facts = member.facts
-    if facts is None or facts.hosts or member.pool.cluster not in SYSTEMS or not re.fullmatch(r"[\w.-]+", facts.host):
+    if facts is None or facts.hosts or not member.pool.kind.queued or not re.fullmatch(r"[\w.-]+", facts.host):
         return ""
     return facts.host
 
@@ -97,7 +96,7 @@ class Fleet(Members):
         """Ask for more workers, as many of them as the brakes allow now."""
         if any(member.process.group for member in self.of(pool.name)):
             return  # one launcher holds all the workers of a pool; the next comes once nothing of it is left
-        if pool.cluster in ("local", "cuda", "mpi"):
+        if pool.kind.beside_snakemake:
             # No queue and no other user suffers from another try; who waits for what he holds wants to hear soon.
             self._brakes.setdefault(pool.name, Brakes(delay_first_s=1.0))
         # Until one has joined, those that run count too: more of them might not reach the scheduler either.
@@ -266,7 +265,7 @@ class Fleet(Members):
         """What the batch system says of a lost worker's allocation; asked before this run cancels it."""
         member.preempted = await self.preempted(member)
         # Processes may be dead a moment before the line that says why has reached the file.
-        for wait_s in (0.2, 0.4, 0.8, 0.0) if member.pool.cluster in SYSTEMS else (0.0,):
+        for wait_s in (0.2, 0.4, 0.8, 0.0) if member.pool.kind.queued else (0.0,):
             with contextlib.suppress(TimeoutError, OSError):
                 output = await asyncio.wait_for(asyncio.to_thread(member.process.output_tail), _OUTPUT_S)
                 member.ended = ending(output)
@@ -385,11 +384,7 @@ class Fleet(Members):
         )
 
     def _look_every(self, member: Member, now: float) -> float:
-        return (
-            0.5
-            if member.pool.cluster in ("local", "cuda", "mpi")
-            else min(30.0, max(_LOOK_EVERY_S, (now - member.since) / 10))
-        )
+        return 0.5 if member.pool.kind.beside_snakemake else min(30.0, max(_LOOK_EVERY_S, (now - member.since) / 10))
 
     async def _look(self, member: Member) -> None:
         state = await member.process.state()

@@ -20,7 +20,7 @@ from snakemake_executor_plugin_dask.decide.routing import NoPool, Shape
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.node.machine import this_machine
 
@@ -72,7 +72,7 @@ def _pool(pool: Pool, shape: Shape) -> str:
     size += [f"{name}={amount}" for name, amount in shape.extra]
     each = f" on each of {pool.nodes} nodes" if pool.nodes is not None else ""
     text = f"{pool.name}: {pool.cluster}"
-    if pool.cluster != ATTACHED:
+    if not pool.kind.found:
         one = pool.workers_min == pool.workers_max == 1
         text += f", {units.format_range(pool.workers_min, pool.workers_max)} worker{'' if one else 's'}"
     if size:
@@ -145,7 +145,7 @@ def _starts(options: Options, scripts: Path | None) -> tuple[list[str], list[str
     problems: list[str] = []
     for pool in options.pools:
         title = f"What starts a worker of pool {pool.name}"
-        if pool.cluster == ATTACHED:
+        if pool.kind.found:
             lines += ["", title, "", f"Nothing: the workers of {options.scheduler} are used."]
             continue
         backend = backend_for(pool.cluster)

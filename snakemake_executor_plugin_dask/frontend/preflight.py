@@ -19,7 +19,7 @@ from pathlib import Path
 from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 
 Named = tuple[str, Request]
@@ -99,7 +99,7 @@ def _completed(question: Question) -> tuple[Options, list[str], list[str], set[N
         options = replace(options, pools=pools, slurm_template=template)
     complete = []
     for pool in options.pools:
-        if pool.cluster == ATTACHED:
+        if pool.kind.found:
             complete.append(pool)
             continue
         backend = backend_for(pool.cluster)
@@ -165,7 +165,7 @@ def _placed(options: Options) -> Options:
     """
     from snakemake_executor_plugin_dask.backends import backend_for
 
-    pools = [pool for pool in options.pools if pool.cluster != ATTACHED]
+    pools = [pool for pool in options.pools if not pool.kind.found]
     if options.scheduler_interface is None and options.scheduler_host is None:
         for pool in pools:
             place = getattr(backend_for(pool.cluster), "place", lambda _: SchedulerPlace())(pool)

@@ -40,6 +40,7 @@ from snakemake_executor_plugin_dask.interior import (
 )
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.model.jobs import Outcome
+from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
     Dropped,
@@ -53,7 +54,6 @@ from snakemake_executor_plugin_dask.model.messages import (
     ShowStatus,
     Started,
 )
-from snakemake_executor_plugin_dask.model.pools import ATTACHED
 from snakemake_executor_plugin_dask.model.printed import CleanLogger, clean_block
 from snakemake_executor_plugin_dask.model.requests import (
     Request,
@@ -366,11 +366,11 @@ class Session:
 
     @property
     def _single_local(self) -> bool:
-        return len(self._options.pools) == 1 and self._options.pools[0].cluster in ("local", "cuda")
+        return len(self._options.pools) == 1 and self._options.pools[0].kind.here
 
     def _workers_end(self) -> bool:
         """Whether workers may have a walltime: their own, or that of the allocation in which Snakemake runs."""
-        known = any(pool.walltime_s is not None or pool.cluster == ATTACHED for pool in self._options.pools)
+        known = any(pool.walltime_s is not None or pool.kind.found for pool in self._options.pools)
         return known or "SLURM_JOB_END_TIME" in os.environ
 
     def _adapted(self, job: Any) -> Request:

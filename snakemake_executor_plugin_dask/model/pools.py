@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Each allocation is asked for, and lives as long as its walltime says.
-BATCH_SYSTEMS = ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor")
-BACKENDS = ("local", "cuda", "mpi", *BATCH_SYSTEMS)
+from snakemake_executor_plugin_dask.model.kinds import KINDS, Kind
+
 GPU_VENDORS = ("nvidia", "amd")
-ATTACHED = "attached"  # the single pool of --dask-scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +14,7 @@ class Pool:
     """One pool. ``cores``, ``memory_mb`` and ``gpus`` are for each node; None: the backend knows or finds out."""
 
     name: str
-    cluster: str  # one of BACKENDS, or ATTACHED
+    cluster: str  # a key of `kinds.KINDS`
     workers_min: int = 1
     workers_max: int = 1
     cores: int | None = None
@@ -42,9 +40,9 @@ class Pool:
         return self.workers_min < self.workers_max
 
     @property
-    def beside_snakemake(self) -> bool:
-        """Whether its workers run where Snakemake does: if that is in an allocation, no other one can be waited for."""
-        return self.cluster in ("local", "cuda", "mpi")
+    def kind(self) -> Kind:
+        """What holds for the workers of every such pool."""
+        return KINDS[self.cluster]
 
     @property
     def margin(self) -> float:

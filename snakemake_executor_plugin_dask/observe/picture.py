@@ -199,7 +199,7 @@ def _pool_state(model: RunModel, name: str, waiting: int) -> PoolState:
     record = model.pools[name]
     workers = [worker for worker in model.current.values() if worker.pool == name]
     pending = [a for a in model.pending.values() if a.pool == name]
-    in_a_queue = record.cluster not in ("local", "cuda", "mpi")  # what is started here waits for nobody
+    in_a_queue = record.batch  # what is started here waits for nobody
     queued = [a for a in pending if a.running is None and in_a_queue]
     reasons = Counter(a.reason for a in queued if a.reason)
     return PoolState(

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from snakemake_executor_plugin_dask.model.kinds import KINDS
+
 _NONE: Mapping[str, int] = {}
 _NO_TEXT: Mapping[str, str] = {}
 
@@ -141,7 +143,7 @@ class PoolRecord:
     @property
     def batch(self) -> bool:
         """Whether its allocations queue in a batch system."""
-        return self.cluster not in ("local", "cuda", "mpi", "attached")
+        return self.cluster not in KINDS or KINDS[self.cluster].queued
 
 
 def first(*values: float | None) -> float:

@@ -22,7 +22,8 @@ from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.batch.allocations import Record, cancel_run
 from snakemake_executor_plugin_dask.batch.reasons import meaning
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.pools import BATCH_SYSTEMS, Pool
+from snakemake_executor_plugin_dask.model.kinds import BATCH_SYSTEMS
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 pytestmark = pytest.mark.timeout(600)
 

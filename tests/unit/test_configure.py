@@ -8,8 +8,9 @@ import pytest
 
 from snakemake_executor_plugin_dask.config.configure import configure, configure_here
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 

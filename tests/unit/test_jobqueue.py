@@ -25,7 +25,8 @@ from snakemake_executor_plugin_dask.batch.systems import SYSTEMS, Seen, look
 from snakemake_executor_plugin_dask.config.poolsfile import read_options, read_pools_file
 from snakemake_executor_plugin_dask.interior import jobqueue as interior
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.pools import BATCH_SYSTEMS, Pool
+from snakemake_executor_plugin_dask.model.kinds import BATCH_SYSTEMS
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_dask.frontend.plan import KINDS_SHOWN, Known, plan_text
+from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 
 SMALL = Pool("small", "slurm", 0, 4, cores=2, memory_mb=4000, walltime_s=3600.0, options={"queue": "cpu"})

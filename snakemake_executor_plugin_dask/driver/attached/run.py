@@ -44,8 +44,9 @@ from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.interior import dask_client
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, PoolError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.messages import Begin, Say
-from snakemake_executor_plugin_dask.model.pools import ATTACHED, Pool
+from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.worker import attach
 from snakemake_executor_plugin_dask.worker import client as task
