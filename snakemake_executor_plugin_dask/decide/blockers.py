@@ -22,7 +22,6 @@ class Blocker:
     pool: str
     names: tuple[str, ...]  # of the rules, a few
     count: int
-    since: float
     short: tuple[str, ...]
     need: Mapping[str, int]  # by the same words, on each worker
     free: Mapping[str, int]  # what the best of the workers has
@@ -88,7 +87,6 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
         pool=cls.pool.name,
         names=told.names,
         count=cls.count,
-        since=told.since,
         short=short,
         need=needed,
         free=free,

@@ -36,8 +36,6 @@ class Lease:
     memory_mb: int  # 10^6 bytes, on each node
     devices: Mapping[str, tuple[str, ...]]
     hosts: tuple[str, ...]
-    nodes: int
-    waived_margin: bool  # the job may run until shortly before the allocation's end
     limit_s: float | None  # counted from placing; the job ends then, whatever its runtime says. None: no such limit
     until: float | None  # when it ends at the latest, by its runtime; None: not known
 
@@ -170,10 +168,6 @@ class WorkerState:
             and all(amount <= self.extra[name] for name, amount in need.extra)
         )
 
-    def remaining_s(self, now: float) -> float | None:
-        """Seconds until the allocation ends; None: no end is known."""
-        return None if self.end is None else self.end - now
-
     def fresh(self, now: float) -> bool:
         """Whether this is a new allocation, on which nothing has run but what started just now."""
         if self.used_since is not None and now - self.used_since > min(SHARED_S, self.pool.margin):
@@ -289,8 +283,6 @@ class Ledger:
                 if counts_devices(state.pool)
             },
             hosts=hosts,
-            nodes=len(hosts),
-            waived_margin=limit_s is not None,
             limit_s=limit_s,
             until=None if run_s is None else now + run_s,
         )

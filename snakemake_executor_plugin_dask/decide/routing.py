@@ -46,11 +46,7 @@ class Shortage:
 
 
 class NoPool(RequestError):
-    """No pool can ever hold a request. ``shortages`` says for each pool what is short."""
-
-    def __init__(self, message: str, shortages: Mapping[str, tuple[Shortage, ...]] | None = None) -> None:
-        super().__init__(message)
-        self.shortages = dict(shortages or {})
+    """No pool can ever hold a request."""
 
 
 def counts_devices(pool: Pool) -> bool:
@@ -247,7 +243,7 @@ def route(
         fitting.sort(key=lambda pool: pool.gpu_model is None)
     if fitting:
         return fitting[0].name
-    raise NoPool(_message(request, candidates, short, name), short)
+    raise NoPool(_message(request, candidates, short, name))
 
 
 def check_all(

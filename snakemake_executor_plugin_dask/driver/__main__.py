@@ -82,10 +82,9 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
         send(Fatal(f"the driver process failed: {error!r} (its log: {begin.state_dir}/driver.log)"))
     finally:
         left: tuple[str, ...] = ()
-        summary: dict[str, Any] = {}
         if run is not None:
-            left, summary = await run.close(failed=failed)
-        send(Stopped(left, summary))
+            left = await run.close(failed=failed)
+        send(Stopped(left))
         try:
             await asyncio.wait_for(writer.drain(), 5.0)
         except (TimeoutError, ConnectionError):

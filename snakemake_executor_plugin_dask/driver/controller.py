@@ -405,7 +405,7 @@ class Controller:
                 self._around.event("job-started", key=job.key, worker=job.worker, **how)
                 if not job.reported:
                     job.reported = True
-                    self._around.send(Started(job.queued.key, job.worker))
+                    self._around.send(Started(job.queued.key))
         elif "ended" in message:
             self._ended(Outcome(**message["ended"]))
         elif "said" in message:

@@ -162,8 +162,8 @@ class Run:
         """Nothing new is started from here on."""
         self.controller.stopping = True
 
-    async def close(self, *, failed: bool = False) -> tuple[tuple[str, ...], dict[str, Any]]:
-        """Give everything back. Returns what could not be seen to be gone, and the run's figures."""
+    async def close(self, *, failed: bool = False) -> tuple[str, ...]:
+        """Give everything back. Returns what could not be seen to be gone."""
         left: tuple[str, ...] = ()
         if self._fleet is not None:
             members = {member.process.name for member in self._fleet.members.values()}
@@ -182,7 +182,7 @@ class Run:
             self._send(Say("info", line))
         self._held.clear(keep_logs=failed or bool(left))
         self._held.release()
-        return left, summary
+        return left
 
     async def _give_back(self, fleet: Fleet) -> tuple[str, ...]:
         left = await fleet.close()

@@ -9,7 +9,7 @@ import pickle
 import socket
 import struct
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
@@ -90,7 +90,6 @@ class ShowStatus:
 @dataclass(frozen=True, slots=True)
 class Started:
     key: str
-    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,6 @@ class Stopped:
     """The last message: everything was given back, but for what ``left`` names."""
 
     left: tuple[str, ...] = ()
-    summary: dict[str, Any] = field(default_factory=dict)
 
 
 class Channel:

@@ -164,7 +164,7 @@ def test_default_runtime_serves_for_placing_alone() -> None:
     assert fits(ledger, "w", Request(1), 2700.0)
     assert not fits(ledger, "w", Request(1), 2701.0)
     lease = hold(ledger, "b", ["w"], Request(1), 2700.0)
-    assert (lease.limit_s, lease.until, lease.waived_margin) == (None, None, False)
+    assert (lease.limit_s, lease.until) == (None, None)
 
 
 def test_the_margin_is_waived_on_a_new_allocation_alone() -> None:
@@ -173,7 +173,6 @@ def test_the_margin_is_waived_on_a_new_allocation_alone() -> None:
     ledger.add_worker("new", TIMED, facts_of(TIMED, "new", remaining_s=3590.0), 0.0)
     whole = Request(1, runtime_s=3600.0)
     lease = hold(ledger, "a", ["new"], whole, 5.0)
-    assert lease.waived_margin
     assert lease.limit_s == 3555.0
     assert lease.until == 3560.0
     assert fits(ledger, "new", whole, 15.0), "what starts together shares it"

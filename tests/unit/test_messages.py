@@ -33,9 +33,9 @@ def test_half_a_message_is_the_last_one() -> None:
     plain, theirs = socket.socketpair()
     channel = Channel(Interrupted(fileno=plain.detach()))
     with pytest.raises(KeyboardInterrupt):
-        channel.send(Started("key", "worker"))
+        channel.send(Started("key"))
     with pytest.raises(BrokenPipeError):
-        channel.send(Started("key", "worker"))
+        channel.send(Started("key"))
     with pytest.raises(EOFError):
         Channel(theirs).receive()
 

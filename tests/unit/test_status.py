@@ -164,7 +164,6 @@ def blocker(**changes) -> Blocker:
         "pool": "cpu",
         "names": ("align",),
         "count": 12,
-        "since": 0.0,
         "short": ("memory",),
         "need": {"memory": 64_000, "cores": 2},
         "free": {"memory": 32_000, "cores": 4},

@@ -553,10 +553,10 @@ class AttachedRun(Run):
         self._send(Say("info", f"The Dask scheduler is back at {self._address}; the run goes on."))
         await self._compare()
 
-    async def close(self, *, failed: bool = False) -> tuple[tuple[str, ...], dict[str, Any]]:
+    async def close(self, *, failed: bool = False) -> tuple[str, ...]:
         if self._renewing is not None:
             self._renewing.cancel()
-        left, summary = await super().close(failed=failed)
+        left = await super().close(failed=failed)
         if self._client is not None:
             if not left and not self._lost():  # else jobs may still live there; what they hold runs out after them
                 try:
@@ -564,7 +564,7 @@ class AttachedRun(Run):
                 except Exception as error:  # noqa: BLE001 - it is told to a scheduler that may be gone by now
                     self._observer.event("renewal-failed", error=repr(error))
             await _close(self._client)
-        return left, summary
+        return left
 
 
 def _jobs(number: int) -> str:
