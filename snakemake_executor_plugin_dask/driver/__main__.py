@@ -126,6 +126,8 @@ async def _receive(run: Any, reader: asyncio.StreamReader) -> None:
                 run.controller.scale()
             case DropWaiting():
                 run.controller.drop_waiting()
+            case Say(level=level, text=text):
+                run.note(level, text)
             case ShowStatus():
                 run.show_status()
             case Stop(kill=kill):

@@ -24,7 +24,7 @@ from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, Size
-from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
+from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, Later, Level, QueuedJob, Started
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
@@ -91,6 +91,7 @@ class Surroundings:
     """What the controller acts through, so that tests can put something else there."""
 
     send: Callable[[object], None]  # to Snakemake
+    say: Callable[[Level, str], None]  # to the user
     event: Callable[..., None]  # to the event log
     submit: Callable[[str, JobSpec], Awaitable[Outcome | None]]  # to a worker's address; None: its end was told already
     kill: Callable[[Member, str, str], Any]  # (worker, key, reason) -> awaitable
@@ -283,7 +284,7 @@ class Controller:
         if runtime_s is None or not needs_fresh(job.queued.request, pool) or rule in self._warned:
             return
         self._warned.add(rule)
-        self._say(
+        self._around.say(
             "warning",
             f"Rule {rule} asks for runtime={units.format_duration(runtime_s)}, which leaves no margin in pool "
             f"{pool.name}'s walltime of {units.format_duration(pool.walltime_s or 0)}: its jobs wait for new "
@@ -294,7 +295,7 @@ class Controller:
         if "own end" in self._warned:
             return
         self._warned.add("own end")
-        self._say(
+        self._around.say(
             "warning",
             f"Rule {job.queued.name} asks for runtime={units.format_duration(runtime_s)}, and the allocation in which "
             f"Snakemake runs ends in {units.format_duration(round(max(0.0, remaining_s)))}: jobs are ended "
@@ -411,7 +412,7 @@ class Controller:
         elif "said" in message:
             if message["said"] not in self._said:  # each worker says it
                 self._said.add(message["said"])
-                self._say("warning", message["said"])
+                self._around.say("warning", message["said"])
         elif message.get("leaving") in self.ledger.workers():
             self.ledger.drain(message["leaving"])
 
@@ -504,7 +505,7 @@ class Controller:
             self._finish(job, outcome, message=message)
             return
         job.outlived = True
-        self._say(
+        self._around.say(
             "warning",
             f"A job of rule {rule} did not end within its allocation's life; it declares {says}. "
             "It is run once more, in a fresh allocation.",
@@ -528,7 +529,9 @@ class Controller:
             self._not_again(job, why)
             return
         job.alone = job.losses >= max(1, limit)
-        self._say("warning", f"Job {spec.jobid} ({spec.name}) runs again: {why}. Its earlier processes are dead.")
+        self._around.say(
+            "warning", f"Job {spec.jobid} ({spec.name}) runs again: {why}. Its earlier processes are dead."
+        )
         self._again(job, why)
 
     def _not_again(self, job: Job, why: str) -> None:
@@ -579,7 +582,7 @@ class Controller:
         for kind in ("too_few", "cold"):
             if (text := getattr(member.facts, kind)) and (pool.name, kind) not in self._lacks:
                 self._lacks.add((pool.name, kind))
-                self._say("warning", f"Pool {pool.name}: {text}")
+                self._around.say("warning", f"Pool {pool.name}: {text}")
         if member.facts.too_few or (pool.kind.launched and not self.fleet.of(pool.name, "starting")):
             self.route_again(pool)  # only now is it known what its nodes hold
         self.place_soon()
@@ -602,7 +605,7 @@ class Controller:
         if not planned:
             self.counts.lost_workers += 1
             jobs = f"; {len(runs)} job{'s' * (len(runs) != 1)} ran on it" if runs else ""
-            self._say("debug" if told else "warning", f"Worker {member.name} was lost: {why}{jobs}.")
+            self._around.say("debug" if told else "warning", f"Worker {member.name} was lost: {why}{jobs}.")
         why = f"worker {member.name} was lost ({why})"
         for job in [self._by_run[run] for run in runs]:
             if job.limbo is None:
@@ -632,7 +635,7 @@ class Controller:
             self.preempted(member)
         elif member.ended and not planned:
             where = f"Worker {member.name} was in allocation {member.process.allocation_id}"
-            self._say("warning", f"{where}, whose output ends with: {member.ended}")
+            self._around.say("warning", f"{where}, whose output ends with: {member.ended}")
         for run in runs:
             job = self._by_run.get(run)
             if job is not None and job.limbo is not None:
@@ -682,27 +685,27 @@ class Controller:
         text += f", says {member.ended}" if member.ended else ""
         if count == 1:
             text += ". Such losses do not count against --dask-lost-worker-retries"
-        self._say("warning", f"{text}.")
+        self._around.say("warning", f"{text}.")
         if count == _OFTEN:
-            self._say(
+            self._around.say(
                 "warning",
                 f"Pool {pool}: {count} allocations were preempted so far. Their jobs run again however often this "
                 "happens; a queue or QOS that is not preempted, or shorter jobs, would lose less.",
             )
 
     def warn(self, text: str) -> None:
-        self._say("warning", text)
+        self._around.say("warning", text)
 
     def pool_failed(self, pool: Pool, why: str) -> None:
         again = self._failures.get(pool.name) == why
         self._failures[pool.name] = why
-        self._say("debug" if again else "warning", f"A worker of pool {pool.name} did not come up: {why}")
+        self._around.say("debug" if again else "warning", f"A worker of pool {pool.name} did not come up: {why}")
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
         """Its jobs go to other pools where they fit, or fail with the reason."""
         self.given_up[pool.name] = why
         self._around.event("pool-given-up", pool=pool.name, reason=why)
-        self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
+        self._around.say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
         self.route_again(pool)
         self.place_soon()
 
@@ -753,12 +756,6 @@ class Controller:
                 self.fleet.call_back(pool, -more)
             if more > 0 and not self.stopping:
                 self.fleet.add(pool, more)
-
-    # Small things
-
-    def _say(self, level: Literal["debug", "info", "warning", "error"], text: str) -> None:
-        self._around.event("said", level=level, text=text)
-        self._around.send(Say(level, text))
 
 
 def _why_not(request: Request, pools: Sequence[Pool], name: str) -> str:

@@ -28,7 +28,7 @@ from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.interior import dask_network
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
-from snakemake_executor_plugin_dask.model.messages import Begin, Say
+from snakemake_executor_plugin_dask.model.messages import Begin, Level, Say
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.node import state
@@ -54,6 +54,7 @@ class Run:
             begin.options,
             Surroundings(
                 send=send,
+                say=self.say,
                 event=self._observer.event,
                 submit=self._submit,
                 kill=self._kill,
@@ -95,7 +96,7 @@ class Run:
         )
         dask.config.set({"temporary-directory": os.fspath(self._state_dir)})  # and not one that all users share
         for note in await cluster.start(dashboard, hear):
-            self._send(Say("warning", note))
+            self.say("warning", note)
         reach = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0].strip("[]")  # of IPv6
         leases = self._leases = LeaseServer(server_context(files))
         # What a firewall lets through to the scheduler it lets through here, too.
@@ -127,7 +128,7 @@ class Run:
         path = self._state_dir / "dashboard"
         write_private(path, f"{cluster.dashboard_link}\n".encode())
         told = "It shows running jobs; those that wait or have ended are in `snakemake-dask status`."
-        self._send(Say("info", f"Dask's dashboard: the link is in {path}. {told}"))
+        self.say("info", f"Dask's dashboard: the link is in {path}. {told}")
 
     async def watch(self) -> None:
         """Once a second."""
@@ -149,7 +150,16 @@ class Run:
                 f"jobs' leases are renewed: it ends after {self._begin.setup.lease_s:.0f} s. Where a firewall is in "
                 "between, say in the pools file under `scheduler` a `port` that it lets through, and the next one."
             )
-            self._send(Say("warning", text))
+            self.say("warning", text)
+
+    def say(self, level: Level, text: str) -> None:
+        """Show a sentence to the user, and keep it in the event log. All that the driver says passes here."""
+        self.note(level, text)
+        self._send(Say(level, text))
+
+    def note(self, level: Level, text: str) -> None:
+        """Keep what Snakemake's process has shown."""
+        self._observer.event("said", level=level, text=text)
 
     def show_status(self) -> None:
         """Print the whole picture."""

@@ -31,6 +31,7 @@ from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink
 from snakemake_executor_plugin_dask.frontend.failures import explain, label
 from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once, members, wildcards
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
+from snakemake_executor_plugin_dask.frontend.voice import Voice
 from snakemake_executor_plugin_dask.interior import (
     checks,
     snakemake_dag,
@@ -54,7 +55,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     ShowStatus,
     Started,
 )
-from snakemake_executor_plugin_dask.model.printed import CleanLogger, clean_block
+from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.model.requests import (
     Request,
     slurm_names,
@@ -153,12 +154,12 @@ class Session:
         """Check settings and known jobs; WorkflowError before anything is started."""
         self._executor = executor
         self._workflow, self._dag = executor.workflow, executor.dag
-        self._logger = CleanLogger(executor.logger)
+        self._voice = Voice(executor.logger)
         interior = checks.of_snakemake()
         if interior.refusal:
             raise as_error(interior.refusal)
         if interior.warning:
-            self._logger.warning(interior.warning)
+            self._voice.warning(interior.warning)
         self._interior = interior
         # Who calls Snakemake's own API may give none.
         settings = executor.executor_settings or ExecutorSettings()
@@ -174,7 +175,7 @@ class Session:
         except ConfigurationError as error:
             raise as_error(str(error)) from None
         for warning in warnings:
-            self._logger.warning(warning)
+            self._voice.warning(warning)
         self._run_id = new_run_id()
         self._lock = threading.Lock()
         self._jobs: dict[str, SubmittedJobInfo] = {}  # handed over, not finished
@@ -279,7 +280,7 @@ class Session:
         with self._lock:
             succeeded = self._succeeded.pop(job, None)
         if succeeded is not None:
-            self._logger.error(not_accepted_text(_label(job), succeeded[0]))
+            self._voice.error(not_accepted_text(_label(job), succeeded[0]))
         if self._interior.mends_retries and job.attempt <= snakemake_jobs.restarts(job):
             snakemake_dag.let_run_again(self._dag, job)
         if self._handover.is_last(job):
@@ -324,25 +325,25 @@ class Session:
         if problems and not self._options.plan:
             raise as_error("\n".join(problems))
         if slurm_ignored and (warning := routing.slurm_ignored(slurm)):
-            self._logger.warning(warning)
+            self._voice.warning(warning)
         self._prepare(named, unknown.values(), problems)
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
             raise as_error(complaint)
         if hint := routing.few_jobs(snakemake_settings.jobs(self._workflow), named, self._options.pools, self._shapes):
-            self._logger.warning(hint)
+            self._voice.warning(hint)
         if not self._single_local:
             for sentence in routing.missing(named, ending=self._workers_end()):
-                self._logger.warning(sentence)
+                self._voice.warning(sentence)
         if len(self._options.pools) > 1:
             for name in routing.unused(self._options.pools, named, self._shapes):
-                self._logger.warning(f"No job of this run can use pool {name}.")
+                self._voice.warning(f"No job of this run can use pool {name}.")
 
     def _keep_here(self, job: Any, *, alone: bool) -> str | None:
         """On this machine alone a job with input from a queue runs as a local rule does; elsewhere the complaint."""
         name = job.rule.name
         if not (self._single_local and alone and snakemake_settings.run_here(self._workflow, name)):
             return queue_text(name)
-        self._logger.warning(
+        self._voice.warning(
             f"Rule {name} takes its input from a queue (from_queue), which only Snakemake's own process can read: it "
             "runs there, as a local rule does."
         )
@@ -357,7 +358,7 @@ class Session:
             except ConfigurationError as error:
                 raise as_error(str(error)) from None
             for note in answer.notes:
-                self._logger.warning(note)
+                self._voice.warning(note)
             self._options = answer.options
             if plan:
                 sys.stdout.write(clean_block(answer.plan) + "\n")
@@ -380,7 +381,7 @@ class Session:
         if self._options.make_slurm_pools:
             for name in set(unknown_slurm_names(dict(job.resources.items()))) - self._warned:
                 self._warned.add(name)
-                self._logger.warning(unknown_slurm_warning(name, job.name))
+                self._voice.warning(unknown_slurm_warning(name, job.name))
         pool = self._options.pools[0]
         if len(self._options.pools) != 1 or pool.cluster != "local":
             return request
@@ -389,7 +390,7 @@ class Session:
         for kind in kinds:
             if kind not in self._warned:
                 self._warned.add(kind)
-                self._logger.warning(routing.local_warning(kind, job.name, request, shape))
+                self._voice.warning(routing.local_warning(kind, job.name, request, shape))
         return self._requests.setdefault(adapted, adapted)
 
     # The driver
@@ -404,6 +405,7 @@ class Session:
                 event_log=f"{self._state_dir}.events.jsonl",
             )
             self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed)
+            self._voice.kept_by(self._link.send)
             self._watcher = threading.Thread(target=self._watch, name="dask-watcher", daemon=True)
             self._watcher.start()
             # Only the main thread may set a handler; elsewhere (an API caller's thread) the table is not to be had.
@@ -430,12 +432,12 @@ class Session:
         root = self._state_dir.parent
         try:
             for sentence in cancel_recorded(root):
-                self._logger.warning(sentence)
+                self._voice.warning(sentence)
             for directory, fate, _ in state.former_runs(root):
                 if fate == "dead":
                     state.clear(directory, keep_logs=True)
         except OSError as error:
-            self._logger.warning(f"What earlier runs left in {root} was left alone: {error.strerror or error}.")
+            self._voice.warning(f"What earlier runs left in {root} was left alone: {error.strerror or error}.")
 
     def _received(self, message: object) -> None:
         match message:
@@ -448,18 +450,18 @@ class Session:
                     self._dropped += [self._jobs.pop(key).job for key in keys if key in self._jobs]
                 self._woken.put("look")
             case Say(level=level, text=text):
-                getattr(self._logger, level)(text)
+                self._voice.show(level, text)
             case Fatal(text=text):
                 self._workflow.scheduler.executor_error_callback(as_error(text))
             case _:
-                self._logger.debug(f"unknown message of the driver: {message!r}")
+                self._voice.show("debug", f"unknown message of the driver: {message!r}")
 
     def _reading_failed(self, error: BaseException) -> None:
         """On the reader's thread. Whoever the message was about would be waited for for ever, so the run ends."""
         text = f"A message of the Dask cluster's driver process could not be acted upon: {error!r}"
-        self._logger.debug("".join(traceback.format_exception(error)))
+        self._voice.show("debug", "".join(traceback.format_exception(error)))
         if self._ended:
-            self._logger.error(text)
+            self._voice.error(text)
         else:
             self._workflow.scheduler.executor_error_callback(as_error(text))
 
@@ -521,7 +523,7 @@ class Session:
 
     def _note_error(self, info: SubmittedJobInfo, text: str) -> None:
         if info.job.is_group():
-            self._logger.error(text)  # a group's own error message never prints the text
+            self._voice.show("error", text)  # a group's own error message never prints the text
         if self._handover.is_last(info.job):
             self._failed = True
 
@@ -577,7 +579,7 @@ class Session:
             what = "; its workers end, and the run cannot go on."
         lines = [f"The driver process of the Dask cluster was lost ({how}){what}", *left, *([tail] if tail else [])]
         if self._ended:
-            self._logger.error("\n".join(lines))  # Snakemake's scheduler is over, and hears of no error any more
+            self._voice.error("\n".join(lines))  # Snakemake's scheduler is over, and hears of no error any more
         else:
             self._workflow.scheduler.executor_error_callback(as_error("\n".join(lines)))
 
@@ -591,7 +593,7 @@ class Session:
             except KeyboardInterrupt:
                 if not kill:
                     raise  # the first Ctrl-C, which Snakemake answers by `cancel`
-                self._logger.warning(
+                self._voice.warning(
                     "Snakemake exits without waiting; the driver process goes on ending jobs and giving workers back."
                 )
         self._handover.close()
@@ -605,10 +607,10 @@ class Session:
                 hints = cancel_hints(self._state_dir)
             for worker in link.last.left:
                 hint = f", in {hints[worker]}" if worker in hints else ""
-                self._logger.error(f"Worker {worker} was not seen to be gone{hint} (see {self._state_dir}).")
+                self._voice.error(f"Worker {worker} was not seen to be gone{hint} (see {self._state_dir}).")
         if not ended:
             done = "did not end" if link.last is None else "has given everything back, and did not end"
-            self._logger.error(f"The driver process {done} within {_STOP_TIMEOUT_S:.0f} s.")
+            self._voice.error(f"The driver process {done} within {_STOP_TIMEOUT_S:.0f} s.")
 
     def _remove_empty_log_directories(self) -> None:
         for directory, _, _ in os.walk(self._options.logdir, topdown=False):

@@ -22,6 +22,10 @@ _LENGTH = struct.Struct("!I")
 # Executor to driver
 
 
+#: Of Snakemake's logger.
+Level = Literal["debug", "info", "warning", "error"]
+
+
 @dataclass(frozen=True, slots=True)
 class Begin:
     """The first message: everything about the run."""
@@ -107,9 +111,9 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """A line between Snakemake's own."""
+    """A line between Snakemake's own. From the executor: it was shown, and belongs into the event log."""
 
-    level: Literal["debug", "info", "warning", "error"]
+    level: Level
     text: str
 
 

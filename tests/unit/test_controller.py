@@ -47,6 +47,9 @@ class World:
     answer: asyncio.Event = field(default_factory=asyncio.Event)  # Slurm does, once this is set
     tried: Callable[[JobSpec], Awaitable[None]] | None = None  # what Dask does first with a job
 
+    def say(self, level: Any, text: str) -> None:
+        self.sent.append(Say(level, text))
+
     def messages(self, kind: type) -> list[Any]:
         return [message for message in self.sent if isinstance(message, kind)]
 
@@ -125,6 +128,7 @@ def play(
         failures: list[BaseException] = []
         around = Surroundings(
             send=world.sent.append,
+            say=world.say,
             event=lambda kind, **fields: world.events.append((kind, fields)),
             submit=submit,
             kill=kill,

@@ -102,7 +102,7 @@ def test_a_wide_worker_leases_whole_nodes() -> None:
     """Hosts are handed out as wholes, and no two jobs share one."""
     ledger = a_ledger(WIDE, "w")
     first = hold(ledger, "a", ["w"], Request(6, nodes=2), 0.0)
-    assert (first.hosts, first.nodes, first.cores_by_worker) == (("w-n0", "w-n1"), 2, {"w": 6})
+    assert (first.hosts, first.cores_by_worker) == (("w-n0", "w-n1"), {"w": 6})
     assert len(worker(ledger, "w").free_hosts) == 2
     assert not fits(ledger, "w", Request(3, nodes=3), 0.0)
     second = hold(ledger, "b", ["w"], Request(8, mpi=True), 0.0)
@@ -153,7 +153,6 @@ def test_remaining_life_covers_runtime_and_margin() -> None:
     # Without runtime, half the walltime is assumed.
     assert fits(ledger, "w", Request(1), 1500.0)
     assert not fits(ledger, "w", Request(1), 1501.0)
-    assert worker(ledger, "w").remaining_s(600.0) == 3000.0
 
 
 def test_default_runtime_serves_for_placing_alone() -> None:

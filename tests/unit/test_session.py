@@ -84,7 +84,7 @@ def test_lost_driver_is_told_and_cleared_up_after(
     session: Any = object.__new__(Session)
     session._state_dir, session._ended = state_dir, at_the_end
     session._link = SimpleNamespace(log_tail=lambda: "its last words")
-    session._logger = SimpleNamespace(error=told["logged"].append)
+    session._voice = SimpleNamespace(error=told["logged"].append)
     scheduler = SimpleNamespace(executor_error_callback=lambda error: told["raised"].append(str(error)))
     session._workflow = SimpleNamespace(scheduler=scheduler)
     session._driver_lost("SIGKILL")
@@ -108,7 +108,7 @@ def test_logs_are_kept_until_the_outputs_are_found(tmp_path: Path, accepted: boo
     session._lock, session._succeeded = threading.Lock(), {}
     session._interior = Interior()
     session._options = SimpleNamespace(keep_successful_logs=False)
-    session._logger = SimpleNamespace(error=said.append)
+    session._voice = SimpleNamespace(error=said.append, show=lambda _, text: said.append(text))
     session._handover = SimpleNamespace(is_last=lambda _: False)
     session._executor = SimpleNamespace(report_job_success=lambda _: None)
     outcome = Outcome("key", "succeeded", worker="local-0", host="here", log_path=str(log))

@@ -45,7 +45,7 @@ from snakemake_executor_plugin_dask.interior import dask_client
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, PoolError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
-from snakemake_executor_plugin_dask.model.messages import Begin, Say
+from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.worker import attach
@@ -241,7 +241,7 @@ class AttachedRun(Run):
     async def _begin_with(self, fleet: AttachedFleet) -> None:
         await self._share(self._address)
         if not self._setup.replace_environment:
-            self._send(Say("warning", f"{self._address} is not encrypted: jobs get only the variables of `envvars:`."))
+            self.say("warning", f"{self._address} is not encrypted: jobs get only the variables of `envvars:`.")
         self._observer.event("run-started", run_id=self._setup.run_id, options=self._begin.options, versions={})
         self._subscribe()
         workers = await self._workers()
@@ -252,11 +252,11 @@ class AttachedRun(Run):
         self._ready = True
         await asyncio.gather(*(self._join(where, workers[where]) for where in seen))
         for where in workers.keys() - seen.keys():
-            self._send(Say("warning", f"Worker {workers[where]['name']} at {where} does not answer; not used so far."))
+            self.say("warning", f"Worker {workers[where]['name']} at {where} does not answer; not used so far.")
         await self._renew_once()
         self._renewing = self._tasks.spawn(self._renew())
         if not workers:
-            self._send(Say("warning", f"{self._address} has no workers yet; jobs wait until some come."))
+            self.say("warning", f"{self._address} has no workers yet; jobs wait until some come.")
 
     def _subscribe(self) -> None:
         self._client.subscribe_topic("all", self._cluster_event)
@@ -345,7 +345,7 @@ class AttachedRun(Run):
 
     def _refuse(self, address: str, worker: Mapping[str, Any], why: str) -> None:
         self._refused.add(address)
-        self._send(Say("warning", f"Worker {worker['name']} at {address} is not used: {why}"))
+        self.say("warning", f"Worker {worker['name']} at {address} is not used: {why}")
 
     async def _compare(self) -> None:
         """Notice what no event told: workers that came before events were subscribed to, or while nothing was heard."""
@@ -471,7 +471,7 @@ class AttachedRun(Run):
         states = [state for state in controller.ledger.states(ATTACHED).values() if not state.draining]
         verdict = self._unfit.look(controller.waiting.classes(ATTACHED), states, now, adaptive=self._adaptive)
         for text in verdict.said:
-            self._send(Say("warning", text))
+            self.say("warning", text)
         for request, why in verdict.over:
             for key in controller.waiting.keys(ATTACHED, request):
                 controller.give_up_waiting(key, why)
@@ -515,7 +515,7 @@ class AttachedRun(Run):
                 f"The Dask scheduler at {self._address} was lost: it {what}{ran}. The run goes on{again} if it is back "
                 f"with workers within {_BACK_S:.0f} s."
             )
-            self._send(Say("warning", text))
+            self.say("warning", text)
             for member in list(self._attached.members.values()):
                 self._attached.lose(member, "the scheduler was lost", told=True)
             self._refused.clear()
@@ -550,7 +550,7 @@ class AttachedRun(Run):
             return
         self._attached.client = self._client
         self._lost_at = self._mute_since = None
-        self._send(Say("info", f"The Dask scheduler is back at {self._address}; the run goes on."))
+        self.say("info", f"The Dask scheduler is back at {self._address}; the run goes on.")
         await self._compare()
 
     async def close(self, *, failed: bool = False) -> tuple[str, ...]:

@@ -1,0 +1,38 @@
+"""What Snakemake's process says in a run: shown between Snakemake's own lines, and kept in the event log."""
+
+from collections.abc import Callable
+from typing import Any
+
+from snakemake_executor_plugin_dask.model.messages import Level, Say
+from snakemake_executor_plugin_dask.model.printed import CleanLogger
+
+
+class Voice:
+    """Every sentence for the user passes here once. The driver writes the event log, so it is told what was said."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = CleanLogger(logger)
+        self._early: list[Say] | None = []  # said before there was a driver
+        self._keep: Callable[[Say], None] = self._early.append
+
+    def kept_by(self, send: Callable[[object], None]) -> None:
+        """From now on the driver is told at once; what was said so far it is told now."""
+        self._keep, early, self._early = send, self._early, None
+        for said in early or ():
+            send(said)
+
+    def show(self, level: Level, text: str) -> None:
+        """Only show it: what the driver says is in the event log, and so is the reason of a job's failure."""
+        getattr(self._logger, level)(text)
+
+    def warning(self, text: str) -> None:
+        """Show and keep."""
+        self._say("warning", text)
+
+    def error(self, text: str) -> None:
+        """Show and keep."""
+        self._say("error", text)
+
+    def _say(self, level: Level, text: str) -> None:
+        self.show(level, text)
+        self._keep(Say(level, text))
