@@ -13,6 +13,7 @@ configuration than /etc/oar; root may submit; and what the server runs on its no
 The node has four cores, each a resource with the properties `cpu`, `core` and `mem_core` (MiB).
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -151,10 +152,11 @@ class Oar(Daemons):
 
     def down(self) -> None:
         if self.pid(_SERVER) is not None:
-            ids = [line.split()[0] for line in self.queue()]
-            if ids:
-                self.run("oardel", *ids, check=False)
-            self.drain()
+            with contextlib.suppress(RuntimeError):  # the database may be gone
+                ids = [line.split()[0] for line in self.queue()]
+                if ids:
+                    self.run("oardel", *ids, check=False)
+                self.drain()
         self.end_all(_SERVER, "mariadbd")
         for pid in filter(self.belongs, processes()):
             send(pid, signal.SIGKILL)  # helpers of the server that ignore its end, and what is left of jobs
