@@ -61,8 +61,20 @@ SPECIAL: dict[str, tuple[Change, ...]] = {
     "ResourceSettings.max_threads": field("resource_settings", "max_threads"),
     "ResourceSettings.nodes": field("resource_settings", "nodes", "jobs"),
     "ExecutionSettings.keep_going": field("execution_settings", "keep_going"),
-    "ExecutionSettings.lock": field("execution_settings", "lock"),
-    "ExecutionSettings.latency_wait": field("execution_settings", "latency_wait"),
+    "ExecutionSettings.lock": (
+        *field("execution_settings", "lock"),
+        Change("lock", r"snakemake\.cli", r"\block(?==not args\.nolock)", "lock_renamed"),
+    ),
+    "ExecutionSettings.latency_wait": (
+        # Its option is named after it, but for here.
+        Change(
+            "latency_wait",
+            r"snakemake\.spawn_jobs",
+            r'"execution_settings\.latency_wait"',
+            '"execution_settings.latency_wait", flag="--latency-wait"',
+        ),
+        *field("execution_settings", "latency_wait"),
+    ),
     "WorkflowSettings.cache": field("workflow_settings", "cache"),
     "Rule.cache": attribute("cache", "rule", r"snakemake\.rules"),
     "Workflow.rules": attribute("rules", "workflow", r"snakemake\.workflow"),
@@ -72,13 +84,16 @@ SPECIAL: dict[str, tuple[Change, ...]] = {
 #: Names that belong to a package beneath, or are arguments that everybody may give: they cannot be changed in a copy.
 NOT_CHANGED = {
     *("TCPServer._sockets", "TCPServer._handlers", "RoutingApplication.find_handler"),
+    *("dask.config.defaults", "dask.config.collect_yaml", "dask.config.paths"),  # it does not run without
     *("TLSListener.start", "TLSListener.port", "TLSListener.ip", "Worker.state", "WorkerState.nthreads"),
 }
 
 
 def changes_of(name: Private) -> tuple[Change, ...]:
     package = name.owner.partition(":")[0].partition(".")[0]
-    return SPECIAL.get(str(name)) or word(name.name, rf"{package}(\..*)?")
+    # Dask's own packages use its configuration's functions.
+    packages = "(dask|distributed|dask_jobqueue)" if package == "dask" else package
+    return SPECIAL.get(str(name)) or word(name.name, rf"{packages}(\..*)?")
 
 
 def run(place: Path, site: str, *arguments: str, executor: str = "dask", failing: int = 0) -> SnakemakeRun:
