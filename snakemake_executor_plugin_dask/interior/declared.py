@@ -16,7 +16,13 @@ from types import FunctionType
 from typing import Any
 
 #: The versions in which all of this was read.
-READ_IN = {"snakemake": "9.27.1", "distributed": "2026.8.0", "dask_jobqueue": "0.9.0", "dask_cuda": "26.10.0"}
+READ_IN = {
+    "snakemake": "9.27.1",
+    "dask": "2026.8.0",
+    "distributed": "2026.8.0",
+    "dask_jobqueue": "0.9.0",
+    "dask_cuda": "26.10.0",
+}
 
 
 class Gone(RuntimeError):

@@ -15,7 +15,8 @@ from typing import Any
 
 import dask
 
-from snakemake_executor_plugin_dask.interior.declared import Private
+from snakemake_executor_plugin_dask.interior.declared import Private, refusal
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 _JOB = "dask_jobqueue.core:Job"
 _LOST = "no allocation can be asked for"
@@ -37,10 +38,12 @@ def load() -> ModuleType:
     """Import dask_jobqueue without what its import does to others.
 
     Release 0.9.0 replaces the SIGINT handler with ``sys.exit`` (and so fails off the main thread), and writes a
-    commented copy of its defaults into the home directory.
+    commented copy of its defaults into the home directory. Raises ConfigurationError where that cannot be kept from it.
     """
     if "dask_jobqueue" in sys.modules:
         return sys.modules["dask_jobqueue"]
+    if not ENSURE_FILE.there():
+        raise ConfigurationError(refusal([ENSURE_FILE]))
     keep_signal, keep_file = signal.signal, ENSURE_FILE.of(dask.config)
     signal.signal = lambda *_: None
     dask.config.ensure_file = lambda *_, **__: None
