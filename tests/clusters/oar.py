@@ -142,7 +142,9 @@ class Oar(Daemons):
         self.wait(lambda: self.run("oarnodes", "-s", check=False).count("Alive") > 0, timeout_s, "no node came up")
 
     def end_server(self) -> None:
+        server = self.pid(_SERVER)
         self.end(_SERVER, signal.SIGTERM)
+        _end_session(server)
 
     def start_server(self) -> None:
         # OAR lets each shell of a job read the user's profile, which is no concern of the tests, and where that starts
@@ -151,15 +153,15 @@ class Oar(Daemons):
         self.start(_SERVER, "unshare", "--mount", "--propagation", "private", "sh", "-c", quiet)
 
     def down(self) -> None:
-        if self.pid(_SERVER) is not None:
+        server = self.pid(_SERVER)
+        if server is not None:
             with contextlib.suppress(RuntimeError):  # the database may be gone
                 ids = [line.split()[0] for line in self.queue()]
                 if ids:
                     self.run("oardel", *ids, check=False)
                 self.drain()
         self.end_all(_SERVER, "mariadbd")
-        for pid in filter(self.belongs, processes()):
-            send(pid, signal.SIGKILL)  # helpers of the server that ignore its end, and what is left of jobs
+        _end_session(server)
 
     def _write_commands(self) -> None:
         texts = {
@@ -192,6 +194,17 @@ class Oar(Daemons):
         sql = re.sub(r"(?<!\\)\\\\'", r"\\\\\\'", sql.replace("force ENUM", "`force` ENUM"))
         sql += "DELETE FROM admission_rules WHERE rule LIKE '%root and oar users are not allowed%';"
         self.run("mariadb", f"--socket={socket}", "--user=root", text=sql)
+
+
+def _end_session(server: int | None) -> None:
+    """End the server's helpers, which ignore its end, and what is left of jobs: all are of its session.
+
+    Perl writes their names over the variables by which they could be known.
+    """
+    for pid in processes():
+        with contextlib.suppress(ProcessLookupError):
+            if server is not None and os.getsid(pid) == server:
+                send(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
