@@ -257,10 +257,10 @@ def test_suspect_is_named(tmp_path: Path) -> None:
 UNSTABLE = """
 import time
 workdir: "inner"
-A, B, C = (f"{name}.{time.time_ns()}" for name in ("shell", "run", "shadow"))
+A, B, C, D = (f"{name}.{time.time_ns()}" for name in ("shell", "run", "shadow", "group"))
 
 rule all:
-    input: "fine.txt", A, B, C
+    input: "fine.txt", A, B, C, D
 
 rule fine:
     output: "fine.txt"
@@ -277,6 +277,11 @@ rule by_run:
 rule in_shadow:
     output: C
     shadow: "minimal"
+    shell: "touch {output}"
+
+rule in_group:
+    output: D
+    group: "alone"
     shell: "echo from the job; touch {output}"
 """
 
@@ -287,12 +292,12 @@ def test_files_that_are_not_those_expected(tmp_path: Path) -> None:
     with snakemake(tmp_path, UNSTABLE, *arguments) as run:
         assert run.wait() == 1
         assert (tmp_path / "outer/fine.txt").exists(), run.output
-        for rule, name in (("by_shell", "shell"), ("by_run", "run")):
+        for rule, name in (("by_shell", "shell"), ("by_run", "run"), ("in_shadow", "shadow")):
             words = (
                 f"The output files of rule {rule} have other names each time the workflow is read: Snakemake expects"
             )
             assert f"{words} {name}." in run.output, run.output
-        found = re.search("Job of in_shadow: its process ended without an error .* Its log: (.*)", run.output)
+        found = re.search("Job of alone_in_group: its process ended without an error .* Its log: (.*)", run.output)
         assert found, run.output
         assert "from the job" in Path(found[1]).read_text()
-        assert len(list(tmp_path.glob("outer/.snakemake/dask_logs/*/*"))) == 3
+        assert len(list(tmp_path.glob("outer/.snakemake/dask_logs/*/*"))) == 4
