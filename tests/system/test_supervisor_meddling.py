@@ -8,8 +8,7 @@ from supervising import RUN_ID, FakeWorker, alive, fake_worker, wait_for
 from system.warm_harness import plan
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
-from snakemake_executor_plugin_dask.node import processes
-from snakemake_executor_plugin_dask.worker import client
+from snakemake_executor_plugin_dask.node import processes, versions
 
 SNAKEFILE = """
 rule all:
@@ -49,7 +48,7 @@ def worker_and_specs(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("meddling")
     (workdir / "Snakefile").write_text(SNAKEFILE)
     setup, specs = plan(workdir, "--latency-wait", "300")
-    setup = dataclasses.replace(setup, run_id=RUN_ID, plugin_version=client.plugin_version(), lease_s=3600.0)
+    setup = dataclasses.replace(setup, run_id=RUN_ID, plugin_version=versions.plugin_version(), lease_s=3600.0)
     with fake_worker(workdir, setup) as worker:
         yield worker, specs
 

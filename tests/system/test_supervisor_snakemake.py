@@ -12,8 +12,7 @@ from supervising import RUN_ID, alive, fake_worker, pids_in, run_setup
 from system.warm_harness import plan
 
 from snakemake_executor_plugin_dask.frontend.arguments import job_arguments
-from snakemake_executor_plugin_dask.node import processes
-from snakemake_executor_plugin_dask.worker import client
+from snakemake_executor_plugin_dask.node import processes, versions
 
 SNAKEFILE = """
 rule named:
@@ -159,7 +158,7 @@ def test_dead_warm_process_is_replaced(workdir):
 def test_runner_that_dies_takes_its_shell_along(workdir):
     """The kernel's out-of-memory killer may take a job's own Snakemake alone; no second attempt meets its shell."""
     setup, (spec,) = plan(workdir, "--", "slept")
-    setup = dataclasses.replace(setup, run_id=RUN_ID, plugin_version=client.plugin_version())
+    setup = dataclasses.replace(setup, run_id=RUN_ID, plugin_version=versions.plugin_version())
     with fake_worker(workdir, setup) as worker:
         worker.send("start", spec)
         (shell,) = pids_in(workdir / "pids", 1)
