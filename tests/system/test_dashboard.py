@@ -29,7 +29,7 @@ pytestmark = pytest.mark.browser
 async def cluster(setting: str):
     plan = dashboard_options(setting)
     security = Security.temporary()
-    cls = scheduler_class(closed=False)
+    cls = scheduler_class(closed=plan.host is None)
     async with cls(protocol="tls", host="127.0.0.1", security=security, **plan.scheduler_options) as scheduler:
         worker = QuietWorker(
             scheduler.address, security=security, nthreads=2, host="127.0.0.1", dashboard=False, memory_limit=0
