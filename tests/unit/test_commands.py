@@ -84,7 +84,7 @@ def test_the_script_and_the_module_are_one() -> None:
     module = ["-m", "snakemake_executor_plugin_dask", "--help"]
     done = subprocess.run([sys.executable, "-X", "importtime", *module], capture_output=True, text=True, check=True)
     assert "explain" in done.stdout
-    assert "observe.commands" in done.stderr
+    assert "cli.commands" in done.stderr
     assert not re.search(r"\| +(distributed|dask|snakemake)$", done.stderr, re.MULTILINE)
 
 

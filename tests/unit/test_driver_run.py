@@ -40,14 +40,13 @@ def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, mon
         await asyncio.Event().wait()
         return ()
 
-    async def end() -> tuple[tuple[str, ...], dict[str, Any]]:
+    async def end() -> tuple[str, ...]:
         run = run_module.Run(Begin(SETUP, options, str(state_dir), str(tmp_path / "events.jsonl")), lambda _: None)
         members = {name: SimpleNamespace(process=SimpleNamespace(name=name)) for name in ("cpu-1", "cpu-0")}
         run._fleet = SimpleNamespace(members=members, close=hang)  # type: ignore[assignment]
         return await asyncio.wait_for(run.close(), 30)
 
-    left, _ = asyncio.run(end())
-    assert left == ("cpu-0", "cpu-1")
+    assert asyncio.run(end()) == ("cpu-0", "cpu-1")
     assert {path.name for path in state_dir.iterdir()} == {"allocations.jsonl", "lock"}
 
 
