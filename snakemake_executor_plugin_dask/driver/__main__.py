@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from snakemake_executor_plugin_dask.interior import checks
@@ -64,7 +63,7 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
     failed = False
     try:
         attached = begin.options.scheduler is not None
-        _check(send, attached=attached)
+        warning = _check(attached=attached)
         if not attached:
             from snakemake_executor_plugin_dask.driver.run import Run
         else:
@@ -72,6 +71,8 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
 
         bound_log()  # those loggers, too, that came with Dask
         run = Run(begin, send)
+        if warning:
+            run.say("warning", warning)
         await run.start()
         await _serve(run, reader)
     except ConfigurationError as error:
@@ -93,13 +94,12 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
     return int(failed)
 
 
-def _check(send: Callable[[object], None], *, attached: bool) -> None:
-    """Before anything else of Dask's is imported, which might fail. ConfigurationError."""
+def _check(*, attached: bool) -> str:
+    """Before anything else of Dask's is imported, which might fail. Returns what is lost. ConfigurationError."""
     interior = checks.of_attached_dask() if attached else checks.of_dask()
     if interior.refusal:
         raise ConfigurationError(interior.refusal)
-    if interior.warning:
-        send(Say("warning", interior.warning))
+    return interior.warning
 
 
 async def _serve(run: Any, reader: asyncio.StreamReader) -> None:

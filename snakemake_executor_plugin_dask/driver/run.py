@@ -28,7 +28,7 @@ from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.interior import dask_network
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
-from snakemake_executor_plugin_dask.model.messages import Begin, Level, Say
+from snakemake_executor_plugin_dask.model.messages import Begin, Say
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.node import state
@@ -49,6 +49,7 @@ class Run:
         self._send = send
         self._state_dir = Path(begin.state_dir)
         self._observer = Observer(begin.event_log, begin.options.report, lambda level, text: send(Say(level, text)))
+        self.say, self.note = self._observer.say, self._observer.note
         self.controller = Controller(
             begin.setup,
             begin.options,
@@ -151,15 +152,6 @@ class Run:
                 "between, say in the pools file under `scheduler` a `port` that it lets through, and the next one."
             )
             self.say("warning", text)
-
-    def say(self, level: Level, text: str) -> None:
-        """Show a sentence to the user, and keep it in the event log. All that the driver says passes here."""
-        self.note(level, text)
-        self._send(Say(level, text))
-
-    def note(self, level: Level, text: str) -> None:
-        """Keep what Snakemake's process has shown."""
-        self._observer.event("said", level=level, text=text)
 
     def show_status(self) -> None:
         """Print the whole picture."""

@@ -1,13 +1,14 @@
 """What the driver holds of all this: event log, model, lines and report of its run, behind one object.
 
-Writes the event log and the report; says lines through a callback.
+Writes the event log and the report; shows lines through a callback.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
+from snakemake_executor_plugin_dask.model.messages import Level
 from snakemake_executor_plugin_dask.observe.events import EventLog
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import Blocked, WaitingState, snapshot, waiting_states
@@ -16,7 +17,7 @@ from snakemake_executor_plugin_dask.observe.status import Narrator, end_line, ta
 
 NOTE_EVERY_S = 30.0
 
-Say = Callable[[Literal["info", "warning"], str], None]
+Show = Callable[[Level, str], None]
 
 
 class Observer:
@@ -26,15 +27,15 @@ class Observer:
         self,
         event_log: str | os.PathLike[str],
         report: str | os.PathLike[str] | None,
-        say: Say,
+        show: Show,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.model = RunModel()
         self._report = report
-        self._say = say
+        self._show = show
         self._clock = clock
-        self._log = EventLog(event_log, on_error=lambda text: say("warning", text), also=self.model.apply, clock=clock)
+        self._log = EventLog(event_log, on_error=lambda text: show("warning", text), also=self.model.apply, clock=clock)
         self._narrator = Narrator()
         self._waiting: set[tuple[str, str]] = set()
         self._noted = 0.0
@@ -43,12 +44,20 @@ class Observer:
         """Into the event log and the model. Never raises for the file."""
         self._log.write(kind, **fields)
 
+    def say(self, level: Level, text: str) -> None:
+        """Show a sentence to the user, and keep it. All that is said while the event log is open passes here."""
+        self.note(level, text)
+        self._show(level, text)
+
+    def note(self, level: Level, text: str) -> None:
+        """Keep a sentence that was shown elsewhere."""
+        self.event("said", level=level, text=text)
+
     def look(self, blockers: Iterable[Blocked], now: float) -> None:
         """Say what is worth a line. ``blockers`` and ``now`` are on the clock of the ledger."""
         waiting = self._note(blockers, now)
         for line in self._narrator.look(snapshot(self.model, self._clock(), waiting)):
-            self.event("said", level="info", text=line)
-            self._say("info", line)
+            self.say("info", line)
 
     def show(self, blockers: Iterable[Blocked], now: float) -> str:
         """The whole picture as text of several lines."""
@@ -64,7 +73,7 @@ class Observer:
             try:
                 write_report(self.model, self._report)
             except OSError as error:
-                self._say("warning", f"The report {self._report} could not be written: {error.strerror or error}.")
+                self._show("warning", f"The report {self._report} could not be written: {error.strerror or error}.")
         self._log.close()
         return line
 

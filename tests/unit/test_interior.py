@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, Scheduler, Worker
+from imported import imported
 from snakemake_interface_executor_plugins.dag import DAGExecutorInterface
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.jobs import (
@@ -78,12 +79,8 @@ def sources() -> Iterator[tuple[Path, ast.Module]]:
 def private_imports(tree: ast.Module) -> Iterator[str]:
     """Modules of Snakemake that are imported, also by name, but for its documented API."""
     for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+        names = imported(node)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
             if called in {"import_module", "find_spec", "__import__"}:
                 names = [str(one.value) for one in node.args if isinstance(one, ast.Constant)]
@@ -123,12 +120,7 @@ def undeclared(tree: ast.Module) -> Iterator[str]:
 def undocumented_imports(tree: ast.Module) -> Iterator[str]:
     """Names of Dask's packages that no documentation shows."""
     for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
+        for name in imported(node):
             if name.split(".")[0] in DASK and name not in DOCUMENTED:
                 yield f"line {node.lineno}: {name}"
 

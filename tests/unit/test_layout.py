@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from imported import imported
 
 import snakemake_executor_plugin_dask
 
@@ -42,13 +43,7 @@ def package_of(module: str) -> str:
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Line and module, named from the plugin's own package on, of all that a file imports of the plugin."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
+        for name in imported(node):
             if name.startswith(f"{NAME}."):
                 yield node.lineno, name.removeprefix(f"{NAME}.")
 

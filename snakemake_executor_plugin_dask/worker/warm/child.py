@@ -110,14 +110,7 @@ class Words:
 
 def run_job(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> NoReturn:
     """Run the job at the deepest level that it and the warm process allow, and end this process."""
-    words = Words(channel, warmth.depth_of(spec))
-    code = 1
-    try:
-        become_job(warmth.setup, spec)
-        code = _run(warmth, spec, words, command=False)
-    except BaseException:  # noqa: BLE001 - printed as the interpreter does
-        traceback.print_exc()
-    words.begin()
+    _, code = _work(warmth, spec, channel, command=False)
     end(warmth, code)
 
 
@@ -128,14 +121,7 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
     """
     environment = dict(os.environb)
     before = _cpu_s()
-    words = Words(channel, warmth.depth_of(spec))
-    code = 1
-    try:
-        become_job(warmth.setup, spec)
-        code = _run(warmth, spec, words, command=True)
-    except BaseException:  # noqa: BLE001 - printed as the interpreter does
-        traceback.print_exc()
-    words.begin()
+    words, code = _work(warmth, spec, channel, command=True)
     if words.said != "spawned":
         end(warmth, code)
     for stream in (sys.stdout, sys.stderr):
@@ -157,6 +143,19 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
 def _cpu_s() -> float:
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
+
+
+def _work(warmth: "Warmth", spec: JobSpec, channel: "Channel", *, command: bool) -> tuple[Words, int]:
+    """Become the job and run it; returns what the channel was told of it, and the exit code."""
+    words = Words(channel, warmth.depth_of(spec))
+    code = 1
+    try:
+        become_job(warmth.setup, spec)
+        code = _run(warmth, spec, words, command=command)
+    except BaseException:  # noqa: BLE001 - printed as the interpreter does
+        traceback.print_exc()
+    words.begin()
+    return words, code
 
 
 def _run(warmth: "Warmth", spec: JobSpec, words: Words, *, command: bool) -> int:
