@@ -102,7 +102,7 @@ class Environment:
 
     def __init__(self, member: Member, wheel: Path, base: Path) -> None:
         self.member = member
-        self.path = base / member.name
+        self.path = base.absolute() / member.name  # used from other directories
         if not (self.path / "bin" / "pip").exists():
             subprocess.run(
                 [f"python{member.python}" if member.python else sys.executable, "-m", "venv", "--clear", self.path],

@@ -49,7 +49,9 @@ def wildcards(job: Any) -> dict[str, str]:
 class Handover:
     """Describes the jobs of one run."""
 
-    def __init__(self, executor: Any, options: Options, run_id: str) -> None:
+    def __init__(self, executor: Any, options: Options, run_id: str, *, keeps_updated: bool) -> None:
+        self._keeps_updated = keeps_updated
+        self._updated: dict[str, list[tuple[str, str]]] = {}  # by key: what was there before, and its backup's place
         self._workflow = executor.workflow
         self._dag = executor.dag
         self._options = options
@@ -156,8 +158,12 @@ class Handover:
             local_copies=copies,
         )
         wants_cold = starts_cold(dict(job.resources.items()))
+        key = task_key(job.name, self._run_id, job.jobid, job.attempt, 1)
+        updates = tuple(self._updates(job)) if self._keeps_updated else ()
+        if before := [(output, backup) for output, backup in updates if os.path.lexists(output)]:
+            self._updated[key] = before
         spec = JobSpec(
-            key=task_key(job.name, self._run_id, job.jobid, job.attempt, 1),
+            key=key,
             name=job.name,
             jobid=str(job.jobid),
             attempt=job.attempt,
@@ -178,11 +184,23 @@ class Handover:
             rule_logs=tuple(
                 str(path) for single in members(job) for path in single.log if not snakemake_jobs.is_in_storage(path)
             ),
+            updates=updates,
             output_dirs=tuple({os.path.dirname(os.path.abspath(path)) for path in job.output}),
         )
         if self._jobscript:
             spec = dataclasses.replace(spec, script=self._write_script(job, spec))
         return QueuedJob.of(spec, request, float(job.priority), last=self.is_last(job))
+
+    def ended(self, key: str, *, failed: bool) -> None:
+        """Before Snakemake hears of an attempt's end: what a failed one was to update stays as it was. OSError."""
+        before = self._updated.pop(key, [])
+        if failed:
+            kept = [output for output, backup in before if os.path.lexists(output) and not os.path.lexists(backup)]
+            snakemake_jobs.back_up(self._workflow.persistence, kept)
+
+    def _updates(self, job: Any) -> Iterable[tuple[str, str]]:
+        for single in members(job):
+            yield from snakemake_jobs.updated(single, self._workflow.persistence)
 
     def is_last(self, job: Any) -> bool:
         """Whether Snakemake starts no more jobs once this attempt of the job has failed."""

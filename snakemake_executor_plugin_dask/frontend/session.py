@@ -201,7 +201,7 @@ class Session:
             state.check(self._state_dir.parent)
         except ConfigurationError as error:
             raise as_error(str(error)) from None
-        self._handover = Handover(executor, self._options, self._run_id)
+        self._handover = Handover(executor, self._options, self._run_id, keeps_updated=interior.keeps_updated)
         self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
         self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
         self._check_known_jobs(slurm_ignored=settings.pools is not None)
@@ -498,6 +498,12 @@ class Session:
 
     def _report_ended(self, info: SubmittedJobInfo, message: Finished) -> None:
         outcome = message.outcome
+        try:
+            self._handover.ended(message.key, failed=outcome.status != "succeeded")
+        except OSError as error:
+            self._voice.warning(
+                f"What {_label(info.job)} was to update could not be kept: {error.filename}: {error.strerror}."
+            )
         if outcome.status == "succeeded":
             with self._lock:
                 self._succeeded[info.job] = outcome, message.runs

@@ -36,6 +36,7 @@ class Interior:
     looks_ahead: bool = True  # at the jobs that become ready next
     mends_retries: bool = True
     fails_unstarted: bool = True  # one job alone, which was never started
+    keeps_updated: bool = True  # what a failed job has updated
 
 
 def of_snakemake() -> Interior:
@@ -76,4 +77,5 @@ def _told(lacking: list[Private]) -> Interior:
         mends_retries=snakemake_dag.RUNNING not in lacking,
         fails_unstarted=not {snakemake_scheduler.LOCK, snakemake_scheduler.HANDLE_ERROR, snakemake_scheduler.OPEN_JOBS}
         & set(lacking),
+        keeps_updated=not {snakemake_jobs.FLAGGED, snakemake_jobs.BACKUP_PATH, snakemake_jobs.BACK_UP} & set(lacking),
     )

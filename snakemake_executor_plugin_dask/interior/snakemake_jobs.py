@@ -1,5 +1,8 @@
 """A job of Snakemake's, beyond what its interface declares."""
 
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.interior.declared import Private
@@ -11,7 +14,13 @@ PIPE_GROUP = Private(_JOB, "pipe_group", "jobs that pipes join would get too few
 QUEUE_INPUT = Private(_JOB, "has_queue_input", "a rule that takes its input from a queue would wait for ever")
 STORAGE = Private("snakemake.io:_IOFile", "is_storage", "log files in storage would be looked for on this machine")
 
-NAMES = (RESTARTS, PIPE_GROUP, QUEUE_INPUT, STORAGE)
+_BACKUPS = "snakemake.persistence:FileBackupMixin"
+_UPDATED = "a job that fails takes a file that it updates along"
+FLAGGED = Private("snakemake.io", "is_flagged", _UPDATED, needed=False)
+BACKUP_PATH = Private(_BACKUPS, "_get_backup_path", _UPDATED, needed=False)
+BACK_UP = Private(_BACKUPS, "backup_output", _UPDATED, needed=False)
+
+NAMES = (RESTARTS, PIPE_GROUP, QUEUE_INPUT, STORAGE, FLAGGED, BACKUP_PATH, BACK_UP)
 
 
 def restarts(job: Any) -> int:
@@ -32,3 +41,22 @@ def reads_a_queue(job: Any) -> bool:
 def is_in_storage(file: Any) -> bool:
     """Whether a job's file is one of a storage provider's."""
     return bool(STORAGE.of(file))
+
+
+def updated(single: Any, persistence: Any) -> tuple[tuple[str, str], ...]:
+    """The outputs that a single job updates (`update`), each with the place of its backup while the job runs."""
+    return tuple(
+        (str(path), str(BACKUP_PATH.of(persistence)(Path(path))))
+        for path in single.output
+        if FLAGGED.of(sys.modules["snakemake.io"])(path, "update")
+    )
+
+
+def back_up(persistence: Any, paths: Iterable[str]) -> None:
+    """Copy files to where Snakemake takes them from when it hears that the job that updates them has failed.
+
+    A failed job's own Snakemake has put the former version back and removed the backup; the main one, which does the
+    same again, finds none and would remove the file. OSError.
+    """
+    for path in paths:
+        BACK_UP.of(persistence)(Path(path))

@@ -107,6 +107,9 @@ class JobSpec:
     members: tuple[Member, ...] = ()  # of a group job, for people
     #: The log files that its rule (or its members' rules) declares; shown where it fails.
     rule_logs: tuple[str, ...] = ()
+    #: Outputs that it updates, each with the place of its backup while it runs; may be relative. What an earlier run of
+    #: the attempt that was killed left there is put back.
+    updates: tuple[tuple[str, str], ...] = ()
     #: Listed before success is reported, so that a network file system shows late outputs.
     output_dirs: tuple[str, ...] = ()
 
@@ -166,6 +169,11 @@ def task_key(rule: str, run_id: str, jobid: str | int, attempt: int, run: int) -
     # A run id of letters alone would count as part of the rule's name.
     unmistakable = run_id if any(c.isdigit() for c in run_id) else f"0{run_id}"
     return f"{task_group(rule)}-{unmistakable}-{jobid}-{attempt}.{run}"
+
+
+def run_of(key: str) -> int:
+    """How often the attempt has been started with it, by its key; more than 1: workers were lost."""
+    return int(key.rpartition(".")[2])
 
 
 def task_group(rule: str) -> str:

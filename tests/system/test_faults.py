@@ -150,6 +150,58 @@ def test_killed_before_snakemake_heard_of_a_start(tmp_path: Path) -> None:
     assert [(tmp_path / "out" / f"{i}.txt").read_text() for i in range(2)] == ["0\n", "1\n"]
 
 
+UPDATES = """
+rule all:
+    input: "again.txt", "again", "warm.txt", "cold.txt", "new.txt", "grouped.txt"
+
+rule again:
+    output: update("again.txt"), update(directory("again"))
+    shell: "echo bar >> again.txt; echo bar >> again/file; touch begun; test -e go || sleep 300"
+
+rule warm:
+    output: update("warm.txt")
+    shell: "echo bar >> {output}; exit 1"
+
+rule cold:
+    output: update("cold.txt")
+    resources: dask_job_start="cold"
+    shell: "echo bar >> {output}; exit 1"
+
+rule new:
+    output: update("new.txt")
+    shell: "echo half >> {output}; exit 1"
+
+rule grouped:
+    group: "pair"
+    input: "first.txt"
+    output: update("grouped.txt")
+    shell: "echo bar >> {output}; exit 1"
+
+rule first:
+    group: "pair"
+    output: temp("first.txt")
+    shell: "touch {output}"
+"""
+
+
+def test_updated_files(tmp_path: Path) -> None:
+    """A file that a job updates is as before where the job fails, and updated once where its worker was lost."""
+    names = ["again.txt", "warm.txt", "cold.txt", "grouped.txt"]
+    for name in (*names, "again/file"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("foo\n")
+    with snakemake(tmp_path, UPDATES, "--keep-going", "--forceall") as run:
+        wait_for((tmp_path / "begun").exists, "the job that runs again has started")
+        wait_for(lambda: len(run.events("job-ended")) == 4, "the others have failed")
+        (tmp_path / "go").touch()
+        os.kill(run.facts()["pid"], signal.SIGKILL)
+        assert run.wait() == 1, run.output
+        assert len(run.events("job-requeued")) == 1
+    found = {name: (tmp_path / name).read_text() for name in (*names, "again/file")}
+    assert found == {**dict.fromkeys(names, "foo\n"), "again.txt": "foo\nbar\n", "again/file": "foo\nbar\n"}
+    assert not (tmp_path / "new.txt").exists()
+
+
 def test_interrupt(tmp_path: Path) -> None:
     """Ctrl-C once: running jobs are stopped and nothing is left."""
     with snakemake(tmp_path, logged_jobs(3, STUBBORN)) as run:

@@ -20,11 +20,11 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, run_of
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node import logs, processes
 from snakemake_executor_plugin_dask.node.environment import (
@@ -303,6 +303,19 @@ class Supervisor:
         if aside is not None:
             await self._remove(aside)
 
+    async def _put_back(self, pairs: Iterable[Sequence[str]]) -> None:
+        """What an earlier run of the attempt, whose worker was lost, was to update becomes as it was before."""
+        try:
+            for output, backup in pairs:
+                moving = self._loop.run_in_executor(self._listings, _put_back, output, backup)
+                await asyncio.wait_for(moving, _LISTING_S)
+        except TimeoutError:
+            msg = f"{output}, which it updates, could not be put back within {_LISTING_S:.0f} s"
+            raise NotStarted(msg) from None
+        except OSError as error:
+            msg = f"{output}, which it updates, could not be put back as it was before: {error.strerror}"
+            raise NotStarted(msg) from error
+
     async def _remove(self, directory: str) -> None:
         """A file server that hangs holds up nothing else."""
         with contextlib.suppress(TimeoutError):
@@ -340,6 +353,8 @@ class Supervisor:
             environment = job_environment(self._environment, spec.key, spec.environment)
             current.copies = os.path.join(setup.files_dir, expand(spec.local_copies, environment))
             await self._clear_place(current.copies)
+        if spec.updates and run_of(spec.key) > 1:
+            await self._put_back([[os.path.join(setup.files_dir, each) for each in pair] for pair in spec.updates])
         self._check_verdict(current)
         if not await self._warming.start(current):
             self._check_verdict(current)
@@ -522,6 +537,15 @@ def _move_aside(directory: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return aside
+
+
+def _put_back(output: str, backup: str) -> None:
+    """Move a backup, if there is one, over its file or directory. Raises OSError."""
+    if not os.path.exists(backup):
+        return
+    if os.path.isdir(output):
+        shutil.rmtree(output)
+    shutil.move(backup, output)
 
 
 def _remove_tree(directory: str) -> None:
