@@ -109,7 +109,7 @@ def test_logs_are_kept_until_the_outputs_are_found(tmp_path: Path, accepted: boo
     session._interior = Interior()
     session._options = SimpleNamespace(keep_successful_logs=False)
     session._voice = SimpleNamespace(error=said.append, show=lambda _, text: said.append(text))
-    session._handover = SimpleNamespace(is_last=lambda _: False, ended=lambda _, failed: None)
+    session._handover = SimpleNamespace(is_last=lambda _: False, ended=lambda *_, **__: None)
     session._executor = SimpleNamespace(report_job_success=lambda _: None)
     outcome = Outcome("key", "succeeded", worker="local-0", host="here", log_path=str(log))
     session._report_ended(SubmittedJobInfo(job), Finished("key", outcome, 1))
