@@ -269,7 +269,8 @@ class WarmWorkflow:
             workflow._snakemake_tmp_dir = _LateDirectory()
         if not self._keeps_tempdir:
             tempfile.tempdir = None  # it is looked for anew in the job's environment
-        _put(workflow, "start_time", datetime.now())  # noqa: DTZ005 - as Snakemake has it
+        if hasattr(workflow, "start_time"):  # from 9.26 on; only for a line in the log
+            workflow.start_time = datetime.now()  # noqa: DTZ005 - as Snakemake has it
 
     def run(self, spec: JobSpec, begin: Callable[[], None]) -> bool:
         """Depth 2: what a cold job's Snakemake does once it has read the workflow. ``begin``: see `Parser.run`.
