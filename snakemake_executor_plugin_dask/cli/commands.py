@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("directory", nargs="?", default=".", metavar="DIR", help="default: this directory")
     _formats(runs)
     status = command("status", _status, "print pools, workers and what jobs wait for")
+    watched = command("watch", _watch, "show a run live: pools, workers, running jobs with what they use, what waits")
     jobs = command("jobs", _jobs, "print jobs as a table")
     explained = command("explain", _explain, "say why a job waits, pool by pool, or what became of it")
     explained.add_argument("job", metavar="JOB", help=_JOB)
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     log.add_argument("--path", action="store_true", help="print the path of the log alone")
     report = command("report", _report, "write a report of what ran where, and what it asked for and used")
     events = command("events", _events, "print the events, one JSON object a line (docs/observe.md)")
-    for each in (status, jobs, explained, log, report, events):
+    for each in (status, watched, jobs, explained, log, report, events):
         each.add_argument("run", nargs="?", metavar="RUN", help=_RUN)
     report.add_argument(
         "-o", "--output", metavar="FILE", help="ends with .html, .tsv or .json; default: dask-<run>.html"
@@ -206,6 +207,16 @@ def _status(options: argparse.Namespace) -> None:
         _print(f"\nThe run was killed; the last that it logged was {silent} ago.")
     elif now - model.now > _STALE_S:
         _print(f"\nNothing was logged for {silent}: the run may have been stopped{' or killed' * (what == 'unknown')}.")
+
+
+def _watch(options: argparse.Namespace) -> None:
+    try:
+        from snakemake_executor_plugin_dask.cli import watch
+    except ImportError as error:
+        msg = f"This Python has no curses ({error}); `snakemake-dask status` prints the same once."
+        raise ConfigurationError(msg) from None
+    if text := watch.run(options):
+        _print(text)
 
 
 def _jobs(options: argparse.Namespace) -> None:

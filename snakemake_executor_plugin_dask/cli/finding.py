@@ -7,6 +7,7 @@ from pathlib import Path
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.former import Fate
+from snakemake_executor_plugin_dask.observe import live
 from snakemake_executor_plugin_dask.observe.events import SUFFIX, newest_log, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
@@ -53,6 +54,10 @@ def read_run(log: Path) -> RunModel:
     if model.started is None:
         msg = f"{log} holds no events."
         raise ConfigurationError(msg)
+    if model.ended is None:
+        for key, use in live.read(log).items():
+            if key in model.running:
+                model.running[key].now = use
     return model
 
 

@@ -140,6 +140,11 @@ def table_columns(model: RunModel, jobs: Sequence[Attempt], *, attempts: bool) -
         (Column("CPU", 60, right=True), lambda a: _or_nothing(a.cpu_efficiency, lambda part: share(part, 1.0))),
         (Column("MEMORY", 70, right=True), lambda a: _or_nothing(a.asked_memory_mb, format_memory)),
         (Column("PEAK", 80, right=True), lambda a: _or_nothing(a.peak_memory_mb, short_memory)),
+        (
+            Column("AT WORK", _WHERE_USED, right=True),
+            lambda a: "" if a.now is None else _or_nothing(a.now.cores, "{:.1f}".format),
+        ),
+        (Column("IN USE", _WHERE_USED, right=True), lambda a: "" if a.now is None else short_memory(a.now.memory_mb)),
         (Column("GPUS", _WHERE_USED, right=True), lambda a: str(a.gpus)),
         (Column("WORKER", 30), lambda a: ",".join(a.workers)),
         (Column("HOST", 25), lambda a: a.host),

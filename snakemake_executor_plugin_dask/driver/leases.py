@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -41,6 +41,9 @@ class Connection:
     open: bool = True
     dead: set[str] = field(default_factory=set)  # attempts that it said are dead
     ended: bool = False  # it said that it leaves, and that nothing of its jobs is left
+    #: What each job used when it last said so: CPU time in seconds, memory in 10^6 bytes; and when that was (epoch).
+    uses: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    used: float = 0.0
 
     def takes(self, now: float) -> bool:
         """Whether a word would get there soon."""
@@ -137,6 +140,11 @@ class LeaseServer:
         for connection in list(self.connections.values()):
             connection.heard = time.monotonic()
 
+    def uses(self) -> dict[str, tuple[float, ...]]:
+        """What jobs used when their supervisors last said so, by key: when, CPU time in s, memory in 10^6 bytes."""
+        lines = [line for line in list(self.connections.values()) if line.open]
+        return {key: (line.used, *use) for line in lines for key, use in line.uses.items()}
+
     def silent_s(self, worker: str) -> float | None:
         """Seconds since the supervisor said anything; None: it never connected."""
         connection = self.connections.get(worker)
@@ -187,6 +195,8 @@ class LeaseServer:
                     elif self._renewing():
                         self._send(connection.worker, {"renew": 0})
                 connection.heard = now
+                if "uses" in message:
+                    connection.uses, connection.used = message["uses"], time.time()
                 if "dead" in message:
                     connection.dead |= set(message["dead"])
                     connection.ended = bool(message.get("last"))

@@ -120,6 +120,7 @@ class Run:
             host=platform.node(),
             workdir=setup.workdir,
             options=options,
+            jobs=self._begin.jobs,
             versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version},
         )
         if dashboard.host is not None:
@@ -137,7 +138,7 @@ class Run:
         await self._fleet.check()
         self._tell_unreached()
         if not self.controller.stopping:
-            self._observer.look(self._blockers(), time.monotonic())
+            self._observer.look(self._blockers(), time.monotonic(), self._leases.uses() if self._leases else {})
 
     def _tell_unreached(self) -> None:
         if self._leases is None or self._fleet is None or self._unreached_told:

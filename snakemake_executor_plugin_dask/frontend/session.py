@@ -204,6 +204,7 @@ class Session:
         self._handover = Handover(executor, self._options, self._run_id, keeps_updated=interior.keeps_updated)
         self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
         self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
+        self._known_jobs = 0
         self._check_known_jobs(slurm_ignored=settings.pools is not None)
 
     # From Snakemake
@@ -326,6 +327,7 @@ class Session:
             raise as_error("\n".join(problems))
         if slurm_ignored and (warning := routing.slurm_ignored(slurm)):
             self._voice.warning(warning)
+        self._known_jobs = len(named) + len(unknown)
         self._prepare(named, unknown.values(), problems)
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
             raise as_error(complaint)
@@ -403,6 +405,7 @@ class Session:
                 options=self._options,
                 state_dir=os.fspath(self._state_dir),
                 event_log=f"{self._state_dir}.events.jsonl",
+                jobs=self._known_jobs,
             )
             self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed)
             self._voice.kept_by(self._link.send)

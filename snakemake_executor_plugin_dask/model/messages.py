@@ -34,6 +34,7 @@ class Begin:
     options: Options
     state_dir: str  # .snakemake/dask/<run id>, mode 0700
     event_log: str
+    jobs: int = 0  # that are known before the first one, a group's as one
 
 
 @dataclass(frozen=True, slots=True)

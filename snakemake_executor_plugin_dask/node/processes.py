@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.node.environment import JOB
 from snakemake_executor_plugin_dask.node.logs import open_log
 
 _PR_SET_PDEATHSIG = 1
+_TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
 _OOM_SCORE = 500  # added for jobs, so that the kernel ends them rather than the worker when the node is full
 SUPERVISOR = b"snakemake_executor_plugin_dask.worker.supervisor"
@@ -90,6 +91,16 @@ def read_stat(pid: int) -> Stat | None:
         fields = data[data.rindex(b")") + 2 :].split()  # the name before may hold anything
         return Stat(pid, int(fields[1]), chr(fields[0][0]), int(fields[3]), int(fields[17]), int(fields[19]))
     except (ValueError, IndexError):
+        return None
+
+
+def cpu_s(pid: int) -> float | None:
+    """CPU time of a process and of its children that have ended and were waited for; None where there is none such."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            data = file.read(1024)
+        return sum(map(int, data[data.rindex(b")") + 2 :].split()[11:15])) / _TICKS
+    except (OSError, ValueError):
         return None
 
 

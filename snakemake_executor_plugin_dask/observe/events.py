@@ -118,8 +118,13 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and isinstance(event.get("kind"), str) and _is_time(event.get("t")):
+            if is_event(event):
                 yield event
+
+
+def is_event(value: Any) -> bool:
+    """Whether what a line of a log holds is an event."""
+    return isinstance(value, dict) and isinstance(value.get("kind"), str) and _is_time(value.get("t"))
 
 
 def newest_log(directory: str | os.PathLike[str]) -> Path | None:

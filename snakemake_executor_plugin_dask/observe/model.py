@@ -6,11 +6,11 @@ was then. What was held and used over time is computed from this by `use`.
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.observe.events import Event
-from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, Member, PoolRecord, Worker
+from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, Member, PoolRecord, Use, Worker
 
 #: Fields that name something, in every kind of event.
 _NAMES = frozenset(("worker", "pool", "key", "rule"))
@@ -28,6 +28,7 @@ class RunModel:
         self.now = 0.0  # of the last event
         self.last_progress = 0.0  # a job started or ended, or a worker came
         self.facts: Event = {}  # the run-started event
+        self.known_jobs = 0  # that the run has, as was known before the first one
         self.end: Event = {}  # the run-ended event
         self.pools: dict[str, PoolRecord] = {}
         self.workers: list[Worker] = []
@@ -65,12 +66,31 @@ class RunModel:
         except (KeyError, TypeError, ValueError, AttributeError):
             self.said.append((self.now, "warning", f"an event of kind {event['kind']} could not be read"))
 
+    def note_uses(self, uses: Mapping[str, Sequence[float]]) -> bool:
+        """What running jobs use, by key: when that was, CPU time so far in seconds, memory in 10^6 bytes.
+
+        Whether any of it is news.
+        """
+        news = False
+        for key, (at, cpu_s, memory_mb) in uses.items():
+            attempt = self.running.get(key)
+            if attempt is None or (attempt.now is not None and attempt.now.at >= at):
+                continue
+            before = attempt.now
+            since, used = (attempt.started, 0.0) if before is None else (before.at, before.cpu_s)
+            lasted = at - since if since is not None else 0.0
+            cores = round(max(0.0, cpu_s - used) / lasted, 2) if lasted > 0 else None
+            attempt.now = Use(at, cpu_s, cores, memory_mb)
+            news = True
+        return news
+
     # The run
 
     def _on_run_started(self, event: Event, when: float) -> None:
         versions = event.get("versions")
         self.started, self.facts = when, event | {"versions": versions if isinstance(versions, dict) else {}}
         self.run_id = str(event.get("run_id", ""))
+        self.known_jobs = int(event.get("jobs") or 0)
         pools = event.get("pools") or (event.get("options") or {}).get("pools") or []
         for pool in pools:
             self._pool_settings(pool)

@@ -5,10 +5,11 @@ Writes the event log and the report; shows lines through a callback.
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.messages import Level
+from snakemake_executor_plugin_dask.observe import live
 from snakemake_executor_plugin_dask.observe.events import EventLog
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import Blocked, WaitingState, snapshot, waiting_states
@@ -32,6 +33,7 @@ class Observer:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.model = RunModel()
+        self._event_log = event_log
         self._report = report
         self._show = show
         self._clock = clock
@@ -53,8 +55,13 @@ class Observer:
         """Keep a sentence that was shown elsewhere."""
         self.event("said", level=level, text=text)
 
-    def look(self, blockers: Iterable[Blocked], now: float) -> None:
-        """Say what is worth a line. ``blockers`` and ``now`` are on the clock of the ledger."""
+    def look(self, blockers: Iterable[Blocked], now: float, uses: Mapping[str, Sequence[float]]) -> None:
+        """Say what is worth a line. ``blockers`` and ``now`` are on the clock of the ledger.
+
+        ``uses`` is what jobs use now, as in `RunModel.note_uses`.
+        """
+        if self.model.note_uses(uses):
+            live.write(self._event_log, self.model.running.values())
         waiting = self._note(blockers, now)
         for line in self._narrator.look(snapshot(self.model, self._clock(), waiting)):
             self.say("info", line)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.observe.wording import about, amount, both
 
 
@@ -26,6 +27,8 @@ class WorkerState:
     gpus_free: int
     running: tuple[tuple[str, int], ...] = ()
     ends_in_s: float | None = None
+    cores_used: float | None = None  # at work now in its jobs; None: nothing was measured
+    memory_used_mb: float | None = None  # 10^6 bytes, held by its jobs now
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Snapshot:
     workers: tuple[WorkerState, ...] = ()
     waiting: tuple[WaitingState, ...] = ()
     jobs: int = 0
+    known: int = 0  # jobs that the run has, as far as is known; those behind checkpoints are not
     succeeded: int = 0
     failed: int = 0
     running: int = 0
@@ -101,6 +105,7 @@ def snapshot(model: RunModel, now: float | None = None, waiting: Sequence[Waitin
         workers=tuple(_worker_state(model, name, now) for name in model.current),
         waiting=tuple(_with_others(model, waiting, waits)),
         jobs=counts["jobs"],
+        known=max(model.known_jobs, counts["jobs"]),
         succeeded=counts["succeeded"],
         failed=counts["failed"],
         running=len(model.running),
@@ -243,4 +248,12 @@ def _worker_state(model: RunModel, name: str, now: float) -> WorkerState:
         max(0, worker.gpus - gpus),
         tuple(sorted(Counter(attempt.rule for attempt in attempts).items(), key=lambda rule: (-rule[1], rule[0]))),
         ends_in_s,
+        *_used(attempts, now),
     )
+
+
+def _used(attempts: Iterable[Attempt], now: float) -> tuple[float | None, float | None]:
+    """Cores at work and memory (10^6 bytes) of several jobs; None where none was measured."""
+    measured = [attempt.now for attempt in attempts if attempt.now is not None and attempt.now.is_of(now)]
+    cores = [use.cores for use in measured if use.cores is not None]
+    return (sum(cores) if cores else None, sum(use.memory_mb for use in measured) if measured else None)

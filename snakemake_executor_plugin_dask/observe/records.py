@@ -11,6 +11,7 @@ from snakemake_executor_plugin_dask.model.kinds import KINDS
 
 _NONE: Mapping[str, int] = {}
 _NO_TEXT: Mapping[str, str] = {}
+_FRESH_S = 20.0
 
 AttemptState = Literal["waiting", "placed", "running", "ended", "dropped"]
 
@@ -22,6 +23,20 @@ class Member:
     rule: str
     jobid: str
     wildcards: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a running job uses now."""
+
+    at: float
+    cpu_s: float  # so far
+    cores: float | None  # at work since the figures before; None: there were none
+    memory_mb: float
+
+    def is_of(self, now: float) -> bool:
+        """Whether it is recent enough to count as what is used now. Figures come every 5 s."""
+        return now - self.at < _FRESH_S
 
 
 @dataclass(slots=True)
@@ -61,6 +76,7 @@ class Attempt:
     ran_s: float | None = None  # on the worker's clock
     peak_memory_mb: float | None = None
     cpu_s: float | None = None
+    now: "Use | None" = None  # while it runs
     exit_code: int | None = None
     signal: int | None = None
     message: str = ""

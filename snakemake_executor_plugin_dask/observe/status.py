@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.observe.wording import (
     count,
     rough,
     share,
+    short_memory,
     starts,
 )
 
@@ -162,16 +163,21 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
         lines += ["", *columns([heads, *(_pool_row(pool, clock_text) for pool in picture.pools)])]
     if picture.workers:
         gpus = any(worker.gpus for worker in picture.workers)
+        used = any(worker.memory_used_mb is not None for worker in picture.workers)
         head_row = [
             "WORKER",
             "HOST",
             "CORES FREE",
             "MEMORY FREE",
             *(["GPUS FREE"] if gpus else []),
+            *(["CORES AT WORK", "MEMORY IN USE"] if used else []),
             "ENDS IN",
             "RUNNING",
         ]
-        lines += ["", *columns([tuple(head_row), *(_worker_row(worker, gpus=gpus) for worker in picture.workers)])]
+        lines += [
+            "",
+            *columns([tuple(head_row), *(_worker_row(worker, gpus=gpus, used=used) for worker in picture.workers)]),
+        ]
     if picture.waiting:
         pools = {pool.name: pool for pool in picture.pools}
         lines += ["", "WAITING"]
@@ -180,18 +186,22 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
 
 
 def _pool_row(pool: PoolState, clock_text: Callable[[float], str]) -> tuple[str, ...]:
-    if pool.given_up:
-        state = f"given up: {clean(pool.given_up, 300)}"
-    else:
-        parts = [f"{pool.starting} starting"] if pool.starting else []
-        parts += [queue_clause(pool, clock_text)] if pool.queued else []
-        parts += [f"{pool.lost} lost"] if pool.lost else []
-        state = ", ".join(parts) or ("up" if pool.workers else "given back" if pool.came else "not started")
     workers = f"{pool.workers} of {pool.workers_max}" if pool.workers_max is not None else str(pool.workers)
+    state = pool_state(pool, clock_text)
     return pool.name, pool.cluster, workers, str(pool.running), str(pool.waiting), state
 
 
-def _worker_row(worker: WorkerState, *, gpus: bool) -> tuple[str, ...]:
+def pool_state(pool: PoolState, clock_text: Callable[[float], str]) -> str:
+    """«up», «2 allocations are queued since 14:02», «given up: …»."""
+    if pool.given_up:
+        return f"given up: {clean(pool.given_up, 300)}"
+    parts = [f"{pool.starting} starting"] if pool.starting else []
+    parts += [queue_clause(pool, clock_text)] if pool.queued else []
+    parts += [f"{pool.lost} lost"] if pool.lost else []
+    return ", ".join(parts) or ("up" if pool.workers else "given back" if pool.came else "not started")
+
+
+def _worker_row(worker: WorkerState, *, gpus: bool, used: bool) -> tuple[str, ...]:
     running = ", ".join(f"{clean(rule)} x{jobs}" if jobs > 1 else clean(rule) for rule, jobs in worker.running) or "-"
     name = worker.name if worker.state == "up" else f"{worker.name} ({worker.state})"
     return (
@@ -200,9 +210,15 @@ def _worker_row(worker: WorkerState, *, gpus: bool) -> tuple[str, ...]:
         f"{worker.cores_free} of {worker.cores}",
         f"{format_memory(worker.memory_free_mb)} of {format_memory(worker.memory_mb)}",
         *([f"{worker.gpus_free} of {worker.gpus}" if worker.gpus else "-"] if gpus else []),
+        *(_used(worker) if used else ()),
         "-" if worker.ends_in_s is None else rough(worker.ends_in_s),
         running,
     )
+
+
+def _used(worker: WorkerState) -> tuple[str, str]:
+    cores, memory_mb = worker.cores_used, worker.memory_used_mb
+    return "-" if cores is None else f"{cores:.1f}", "-" if memory_mb is None else short_memory(memory_mb)
 
 
 def end_line(model: RunModel) -> str:

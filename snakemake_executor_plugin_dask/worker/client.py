@@ -83,6 +83,8 @@ class Link:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
+        #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes; as of the last renewal.
+        self.uses: dict[str, tuple[float, float]] = {}
 
     async def open(self) -> None:
         reader, self._writer = await self.supervisor.open()
@@ -138,6 +140,8 @@ class Link:
             case ("started", key, pid, (start, depth, reason), started):
                 how = {"start": start, "start_depth": depth, "start_reason": reason}
                 self._report({"started": key, "pid": pid, "time": started, "worker": self.worker, **how})
+            case ("uses", uses):
+                self.uses = uses
             case ("said", text):
                 self._report({"said": text})
             case ("ended", outcome):
@@ -199,10 +203,15 @@ async def kill_job(run_id: str, key: str, reason: str) -> None:
         links[run_id].kill(key, reason)
 
 
-async def renew(run_id: str, number: int) -> None:
-    """Renew the leases of a run's jobs on this worker (where the supervisor has no connection of its own)."""
-    if run_id in links:
-        links[run_id].renew(number)
+async def renew(run_id: str, number: int) -> dict[str, tuple[float, float]]:
+    """Renew the leases of a run's jobs on this worker (where the supervisor has no connection of its own).
+
+    Returns what the jobs used at the renewal before, see `Link.uses`.
+    """
+    if run_id not in links:
+        return {}
+    links[run_id].renew(number)
+    return links[run_id].uses
 
 
 async def facts(run_id: str) -> WorkerFacts:

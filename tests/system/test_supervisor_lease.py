@@ -105,6 +105,22 @@ def test_renewals_over_tls_keep_jobs_alive_and_their_end_ends_them(often, driver
         assert worker.wait() == 0
 
 
+def test_what_running_jobs_use(driver, tmp_path):
+    """CPU time and memory of each job, its children's too, come with the renewals, and by the other way with those."""
+    with connected(driver, tmp_path) as worker:
+        key = worker.start("python3 -c 'x = b\"x\" * 10**8\nwhile True: pass'")
+        idle = worker.start("sleep 1000")
+        worker.wait_started(key)
+
+        def used():
+            found = driver.server.uses()
+            return key in found and found[key][1] > 1.0 and found[key][2] > 90 and idle in found and found
+
+        found = wait_for(used, "the driver does not know what the jobs use")
+        assert found[idle][1] < 0.5
+        assert found[idle][2] < 50
+
+
 def test_no_lease_outlives_snakemake(driver, tmp_path):
     """Its death ends the renewals, also for a supervisor that connects anew, and though nobody closes the server."""
     with connected(driver, tmp_path, lease_s=7.0) as worker:

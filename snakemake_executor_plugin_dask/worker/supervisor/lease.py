@@ -85,11 +85,13 @@ class LeaseLine:
         config: LeaseConfig,
         lease: Lease,
         receive: Callable[[dict[str, Any]], None],
+        uses: Callable[[], dict[str, tuple[float, float]]],
     ) -> None:
-        """``receive`` gets every message but renewals."""
+        """``receive`` gets every message but renewals; ``uses`` gives what each job uses now."""
         self._config = config
         self.lease = lease
         self._receive = receive
+        self._uses = uses
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[dict[str, Any]] = []
         self._connected = asyncio.Event()
@@ -167,7 +169,7 @@ class LeaseLine:
 
     async def _pulse(self) -> None:
         while True:
-            self._write({"alive": self._heard})
+            self._write({"alive": self._heard, "uses": self._uses()})
             await asyncio.sleep(RENEW_EVERY_S)
 
     def _write(self, message: dict[str, Any]) -> None:

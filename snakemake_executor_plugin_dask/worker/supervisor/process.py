@@ -85,7 +85,7 @@ class Supervisor:
         self._logs = ThreadPoolExecutor(4)
         self._listings = ThreadPoolExecutor(8)
         self._lease = Lease(60.0)
-        self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver)
+        self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver, self._monitor.uses)
         self._soft_limits = {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
 
     async def serve(self) -> None:
@@ -121,6 +121,7 @@ class Supervisor:
                     self._endings.stop(self._endings.attempts[key], "cancelled", reason)
             case ("renew", int(number)):
                 self._lease.renew(number)
+                self._tell_worker("uses", self._monitor.uses())
             case ("stop",):
                 self._finish("cancelled", "the worker was told to stop")
             case _:

@@ -57,6 +57,7 @@ class Source(Protocol):
     def is_snakemake(self, pid: int) -> bool: ...
     def is_copy(self, pid: int, own: int) -> bool: ...  # forked from the own Snakemake and still it, or another one
     def key(self, pid: int) -> str | None: ...
+    def cpu_s(self, pid: int) -> float | None: ...  # with its ended children
 
 
 @dataclass(slots=True, eq=False)
@@ -140,6 +141,20 @@ class Monitor:
         for process in list(watch.members.values()):
             self._leave(watch, process)
         return watch.peak if watch.seen else None
+
+    def uses(self) -> dict[str, tuple[float, float]]:
+        """What each job uses now: CPU time so far in seconds, and memory in 10^6 bytes as last looked at.
+
+        The CPU time lacks that of processes which ended with no parent left in the job.
+        """
+        return {
+            watch.key: (
+                round(sum(self._source.cpu_s(pid) or 0.0 for pid in watch.members), 2),
+                round(watch.current / 1e6, 1),
+            )
+            for watch in self._watches.values()
+            if watch.seen
+        }
 
     def key_of(self, pid: int) -> str | None:
         """The job that a process was last seen to belong to."""
@@ -389,6 +404,9 @@ class ProcFiles:
 
     def key(self, pid: int) -> str | None:
         return processes.job_key(pid)
+
+    def cpu_s(self, pid: int) -> float | None:
+        return processes.cpu_s(pid)
 
     @staticmethod
     def _sum(path: str, names: Iterable[bytes], instead: bytes) -> int | None:

@@ -1,0 +1,221 @@
+"""What `snakemake-dask watch` shows, as lines of a terminal's width and height. Pure; from a `RunModel`."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from snakemake_executor_plugin_dask.cli.jobtable import NOTHING, Column, fitted
+from snakemake_executor_plugin_dask.model.units import format_memory
+from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WorkerState, snapshot
+from snakemake_executor_plugin_dask.observe.records import Attempt
+from snakemake_executor_plugin_dask.observe.status import pool_state, waiting_line
+from snakemake_executor_plugin_dask.observe.wording import (
+    clean,
+    clock,
+    count,
+    job_text,
+    members_text,
+    rough,
+    short_id,
+    short_memory,
+    wildcard_text,
+)
+
+Style = Literal["plain", "bold", "dim", "bad"]
+
+_RATE_OVER_S = 120.0  # the expected end follows from what ended in this time,
+_RATE_LEAST = 5  # and from so many jobs at least
+_WAITING_LINES, _FAILED_LINES, _WORKER_LINES = 4, 3, 8
+_LEAST_RUNNING = 3
+_BAR = 30
+
+_WORKERS = (
+    Column("WORKER", 100),
+    Column("HOST", 60),
+    Column("CORES HELD", 90, right=True),
+    Column("AT WORK", 80, right=True),
+    Column("MEMORY HELD", 70, right=True),
+    Column("IN USE", 75, right=True),
+    Column("ENDS IN", 65, right=True),
+    Column("RUNNING", 50),
+)
+_RUNNING = (
+    Column("JOB", 100, right=True),
+    Column("RULE", 99),
+    Column("WILDCARDS", 98),
+    Column("FOR", 90, right=True),
+    Column("CORES", 85, right=True),
+    Column("MEMORY", 88, right=True),
+    Column("WORKER", 50),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the screen."""
+
+    text: str = ""
+    style: Style = "plain"
+
+
+class Pace:
+    """How fast jobs end, from the counts that it is shown. Times in seconds since the epoch."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, now: float, ended: int) -> None:
+        """``ended``: jobs that need no more time, so far."""
+        self._seen.append((now, ended))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= _RATE_OVER_S:
+            self._seen.popleft()
+
+    def end(self, left: int) -> float | None:
+        """When so many more jobs will have ended at this pace; None: too few have ended to say."""
+        (since, before), (now, ended) = self._seen[0], self._seen[-1]
+        if left <= 0 or ended - before < _RATE_LEAST or now <= since:
+            return None
+        return now + left * (now - since) / (ended - before)
+
+
+def screen(model: RunModel, now: float, pace: Pace, width: int, height: int, first: int = 0) -> list[Line]:
+    """At most ``height`` lines of at most ``width`` characters. ``first``: the running job that is shown first."""
+    picture = snapshot(model, now)
+    pace.note(now, picture.succeeded + picture.failed)
+    head = [*_head(picture, pace, width), *_section("", _pools(picture, width))]
+    foot = [*_waiting(picture, width), *_failed(model, width)]
+    room = height - len(head) - len(foot)
+    workers = _workers(picture, width, min(_WORKER_LINES, max(1, (room - _LEAST_RUNNING - 4) // 3)))
+    running = _running(model, now, width, max(1, room - len(workers) - 2), first)
+    lines = [*head, *workers, *running, *foot]
+    return [Line(line.text[:width], line.style) for line in lines[:height]]
+
+
+def _head(picture: Snapshot, pace: Pace, width: int) -> list[Line]:
+    title = f"Run {clean(picture.run_id, 60)}, for {rough(picture.now - picture.started)}"
+    hint = f"{clock(picture.now)}  q: leave"
+    done = picture.succeeded + picture.failed
+    part = done / picture.known if picture.known else 0.0
+    full = round(part * _BAR)
+    bar = f"[{'#' * full}{'.' * (_BAR - full)}] " if width >= 70 else ""
+    parts = [f"{done:,} of {count(picture.known, 'job')} done"]
+    parts += [f"{picture.failed:,} failed"] if picture.failed else []
+    parts += [f"{picture.running:,} running", f"{picture.waits:,} waiting"]
+    parts += [f"{count(picture.lost_workers, 'worker')} lost"] if picture.lost_workers else []
+    end = pace.end(picture.known - done)
+    parts += [f"at this pace done by {clock(end)}"] if end is not None else []
+    return [
+        Line(title + hint.rjust(max(0, width - len(title))) if len(title) + len(hint) < width else title, "bold"),
+        Line(bar + ", ".join(parts), "bad" if picture.failed else "plain"),
+    ]
+
+
+def _section(noun: str, rows: Sequence[str], more: int = 0, hint: str = "") -> list[Line]:
+    """A table behind an empty line; its head is dim."""
+    if not rows:
+        return []
+    lines = [Line(), Line(rows[0], "dim"), *map(Line, rows[1:])]
+    if more > 0:
+        lines.append(Line(f"… and {count(more, f'more {noun}')}{hint}", "dim"))
+    return lines
+
+
+def _pools(picture: Snapshot, width: int) -> list[str]:
+    found = [
+        Column("POOL", 100),
+        Column("CLUSTER", 50),
+        Column("WORKERS", 90, right=True),
+        Column("RUNNING", 80, right=True),
+        Column("WAITING", 85, right=True),
+        Column("STATE", 95),
+    ]
+    rows = [
+        (
+            clean(pool.name, 60),
+            clean(pool.cluster, 60),
+            f"{pool.workers} of {pool.workers_max}" if pool.workers_max is not None else str(pool.workers),
+            str(pool.running),
+            str(pool.waiting),
+            pool_state(pool, clock),
+        )
+        for pool in picture.pools
+    ]
+    return fitted(found, list(zip(*rows, strict=True)), width) if rows else []
+
+
+def _workers(picture: Snapshot, width: int, most: int) -> list[Line]:
+    shown = sorted(picture.workers, key=lambda worker: (-len(worker.running), worker.name))[:most]
+    rows = [_worker(worker) for worker in shown]
+    lines = fitted(_WORKERS, list(zip(*rows, strict=True)), width) if rows else []
+    return _section("worker", lines, len(picture.workers) - len(shown))
+
+
+def _worker(worker: WorkerState) -> tuple[str, ...]:
+    running = ", ".join(f"{clean(rule, 60)} x{jobs}" if jobs > 1 else clean(rule, 60) for rule, jobs in worker.running)
+    return (
+        clean(worker.name, 60),
+        clean(worker.host, 60),
+        f"{worker.cores - worker.cores_free} of {worker.cores}",
+        NOTHING if worker.cores_used is None else f"{worker.cores_used:.1f}",
+        f"{format_memory(worker.memory_mb - worker.memory_free_mb)} of {format_memory(worker.memory_mb)}",
+        NOTHING if worker.memory_used_mb is None else short_memory(worker.memory_used_mb),
+        NOTHING if worker.ends_in_s is None else rough(worker.ends_in_s),
+        running or NOTHING,
+    )
+
+
+def _running(model: RunModel, now: float, width: int, most: int, first: int) -> list[Line]:
+    """Jobs that run, the one that has run longest first."""
+    jobs = sorted(model.running.values(), key=lambda job: (job.started or job.placed or now, job.key))
+    first = max(0, min(first, len(jobs) - most))
+    shown = jobs[first : first + most]
+    rows = [_job(job, now) for job in shown]
+    lines = fitted(_RUNNING, list(zip(*rows, strict=True)), width) if rows else []
+    return _section("running job", lines, len(jobs) - first - len(shown), " (arrow keys)")
+
+
+def _job(job: Attempt, now: float) -> tuple[str, ...]:
+    use = job.now if job.now is not None and job.now.is_of(now) else None
+    cores = NOTHING if use is None or use.cores is None else f"{use.cores:.1f}"
+    memory = NOTHING if use is None else short_memory(use.memory_mb)
+    asked = "" if job.memory_mb is None else f" of {format_memory(job.memory_total_mb)}"
+    return (
+        clean(short_id(job.jobid), 20),
+        clean(job.rule, 100),
+        clean(members_text(job) if job.members else wildcard_text(job.wildcards), 200) or NOTHING,
+        rough(max(0.0, now - job.started)) if job.started is not None else "starts",
+        f"{cores} of {job.cores}",
+        memory + asked,
+        clean(",".join(job.workers), 60),
+    )
+
+
+def _waiting(picture: Snapshot, width: int) -> list[Line]:
+    pools = {pool.name: pool for pool in picture.pools}
+    said = [waiting_line(state, pools.get(state.pool, PoolState(state.pool)), clock) for state in picture.waiting]
+    lines = [part for text in said for part in _wrapped(text, width)]
+    return [Line(), *map(Line, lines[:_WAITING_LINES])] if lines else []
+
+
+def _failed(model: RunModel, width: int) -> list[Line]:
+    """The jobs that failed last, each with the first words of its reason."""
+    failed = [a for a in model.attempts.values() if model.jobs.get((a.rule, a.jobid)) == "failed" and a.ended]
+    last = sorted(failed, key=lambda attempt: attempt.ended or 0.0)[-_FAILED_LINES:]
+    texts = [
+        f"Failed: job {clean(short_id(a.jobid), 20)}, {clean(job_text(a, 1), 200)}: {clean(a.message or a.status, 300)}"
+        for a in last
+    ]
+    return [Line(), *(Line(text[:width], "bad") for text in texts)] if texts else []
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = f"  {word}"
+        else:
+            line = f"{line} {word}" if line else word
+    return [*lines, line]
