@@ -28,11 +28,12 @@ _YAML_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "n
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median and greatest of several values; the least where it matters."""
+    """Median and greatest of several values; the least, and what 19 of 20 do not exceed, where they matter."""
 
     least: float
     middle: float
     most: float
+    high: float  # 95 % are not above it: one of the values
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def _rule_use(rule: str, attempts: Sequence[Attempt], end: float) -> RuleUse:
         attempts=sum(1 for attempt in attempts if attempt.placed is not None),
         failed=sum(1 for a in attempts if a.state == "ended" and a.status not in ("succeeded", "cancelled")),
         group=any(attempt.group for attempt in attempts),
-        cores=spread([attempt.cores for attempt in attempts]) or Spread(1, 1, 1),
+        cores=spread([attempt.cores for attempt in attempts]) or Spread(1, 1, 1, 1),
         gpus=max(attempt.gpus for attempt in attempts),
         asked_memory_mb=asked_memory,
         memory_mb=spread(peaks),
@@ -163,4 +164,7 @@ def yaml_key(name: str) -> str:
 
 def spread(values: Sequence[float]) -> Spread | None:
     """None of no values."""
-    return Spread(min(values), median(values), max(values)) if values else None
+    if not values:
+        return None
+    high = sorted(values)[math.ceil(0.95 * len(values)) - 1]
+    return Spread(min(values), median(values), max(values), high)

@@ -13,6 +13,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, rule_uses
+from snakemake_executor_plugin_dask.observe.attempts import jobs_data, jobs_section
 from snakemake_executor_plugin_dask.observe.charts import use_charts
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.tables import STATES, allocations, failures, rules, said, text
@@ -34,6 +35,7 @@ from snakemake_executor_plugin_dask.observe.wording import (
 #: failures.
 COLOURS = ("#3b7dd8", "#e08a1e", "#2a9d78", "#b65fb5", "#c4a614", "#56b3d4", "#8a6d4b", "#6b63c9", "#7fae3b")
 OTHER = "#9aa0a6"
+_TEMPLATES = ("report.css", "jobs.js", "report.js")
 
 
 def page(model: RunModel) -> str:
@@ -41,9 +43,10 @@ def page(model: RunModel) -> str:
     uses = rule_uses(model)
     colours = {use.rule: COLOURS[i] if i < len(COLOURS) else OTHER for i, use in enumerate(uses)}
     held = integral(model)
-    style, script = (files(__package__).joinpath("templates", name).read_text() for name in ("report.css", "report.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+    style, *scripts = (files(__package__).joinpath("templates", name).read_text() for name in _TEMPLATES)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'"
     sections = [
         _head(model),
         _tiles(model, held),
@@ -51,6 +54,7 @@ def page(model: RunModel) -> str:
         _timeline(model, uses, colours),
         _use(model),
         rules(uses, len(COLOURS)),
+        jobs_section(model),
         allocations(model),
         said(model),
     ]
@@ -66,7 +70,8 @@ def page(model: RunModel) -> str:
             *sections,
             "<footer>Made from the run's event log. Cores of jobs are what they held, CPU is what they used.</footer>",
             f'</main><div id="tip" hidden></div><script type="application/json" id="data">{data}</script>',
-            f"<script>{script}</script></body></html>\n",
+            *(f"<script>{script}</script>" for script in scripts),
+            "</body></html>\n",
         )
     )
 
@@ -204,4 +209,5 @@ def _data(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> 
         "states": states,
         "ids": ids,
         "boxes": flat,
+        "jobs": jobs_data(model),
     }

@@ -130,8 +130,8 @@ def rules(uses: Sequence[RuleUse], coloured: int) -> str:
         )
     more = f'<p class="soft">and {len(uses) - RULES_SHOWN} more rules</p>' if len(uses) > RULES_SHOWN else ""
     heads = (
-        *("jobs", "failed<br>attempts", "cores", "CPU<br>at work", "memory<br>asked", "peak: median,<br>largest"),
-        *("runtime<br>asked", "ran: median,<br>longest", "core<br>time"),
+        *("jobs", "failed<br>attempts", "cores", "CPU<br>at work", "memory<br>asked", "peak: median,<br>95 %, largest"),
+        *("runtime<br>asked", "ran: median,<br>95 %, longest", "core<br>time"),
     )
     head = "".join(f'<th class="num">{name}</th>' for name in heads)
     advice = set_resources(uses)
@@ -170,7 +170,7 @@ def _range(values: Spread | None, show: Any) -> str:
 
 
 def _used(values: Spread | None, show: Any) -> str:
-    return NOTHING if values is None else html.escape(f"{show(values.middle)}, {show(values.most)}")
+    return NOTHING if values is None else html.escape(", ".join(map(show, (values.middle, values.high, values.most))))
 
 
 def _part(used: Spread | None, asked: Spread | None) -> float | None:

@@ -106,6 +106,38 @@ def test_looking_closer(large):
     assert look(large / "report.html", click) == [True, False, True, True, "true"]
 
 
+def test_jobs_are_found_sorted_and_paged(large):
+    """Of 20,000 jobs those with a word and a state are found, the largest comes first, and pages follow each other."""
+    use = """(() => {
+      const section = document.getElementById('jobs'), told = section.querySelector('output');
+      const rows = () => [...section.querySelectorAll('tbody tr')].map(row => [...row.cells].map(c => c.textContent));
+      const head = (name) => [...section.querySelectorAll('th button')].find(b => b.textContent === name);
+      const type = (what, value, event) => { what.value = value; what.dispatchEvent(new Event(event)); };
+      const seen = {all: told.textContent, first: rows().length};
+      section.querySelectorAll('.pages button')[1].click();
+      seen.second = [told.textContent, rows()[0][0]];
+      head('peak').click();
+      seen.sorted = head('peak').parentElement.getAttribute('aria-sort');
+      head('job').click();
+      seen.jobs = rows().slice(0, 3).map(row => row[0]);
+      const states = [...section.querySelector('select').options].map(o => o.value);
+      type(section.querySelector('select'), 'out of memory', 'change');
+      type(section.querySelector('input'), 'ALIGN', 'input');
+      seen.found = rows().map(row => [row[1], row[3]].join(' '));
+      type(section.querySelector('input'), 'no such thing', 'input');
+      return {...seen, states, none: told.textContent};
+    })()"""
+    seen = look(large / "report.html", use)
+    assert seen["all"].startswith("1 to 50 of 20,")
+    assert seen["first"] == 50
+    assert seen["second"][0].startswith("51 to 100 of 20,")
+    assert seen["sorted"] == "descending"
+    assert seen["jobs"] == sorted(seen["jobs"], key=int), "texts that are numbers are sorted as such"
+    assert {"", "succeeded", "out of memory"} <= set(seen["states"])
+    assert set(seen["found"]) == {"align out of memory"}
+    assert seen["none"] == "None fits."
+
+
 def test_hostile_names_stay_text(tmp_path):
     """Markup in rule names, logs and messages neither runs nor breaks the page."""
     log = EventLog(tmp_path / "log", clock=iter(range(100, 200)).__next__)

@@ -1,0 +1,97 @@
+"""The report page's table of attempts: what is in its head, and its rows as data for `templates/jobs.js`. Pure."""
+
+import html
+from typing import Any
+
+from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.records import Attempt
+from snakemake_executor_plugin_dask.observe.tables import STATES
+from snakemake_executor_plugin_dask.observe.wording import clean, count, members_text, short_id, wildcard_text
+
+SHOWN = 50_000  # of more the page would grow beyond ten megabytes
+
+#: Heads, and how numbers are shown: as a duration, memory, a part of one, or as they are. None: a text.
+_COLUMNS: tuple[tuple[str, str | None], ...] = (
+    *(("job", None), ("rule", None), ("wildcards", None), ("state", None)),
+    *(("ran", "span"), ("waited", "span"), ("cores", "plain"), ("CPU at work", "part")),
+    *(("memory asked", "memory"), ("peak", "memory"), ("attempt", "plain"), ("worker", None)),
+)
+_WORDS = {"succeeded": "succeeded", **STATES}
+
+
+def jobs_section(model: RunModel) -> str:
+    """The table without rows, which the script makes; hidden where there is no script."""
+    if not model.attempts:
+        return ""
+    heads = "".join(
+        f'<th{" class=num" if kind else ""}><button type="button"{f" data-kind={kind}" if kind else ""}>'
+        f"{html.escape(name)}</button></th>"
+        for name, kind in _COLUMNS
+    )
+    states = dict.fromkeys(_state(attempt) for attempt in model.attempts.values())
+    options = "".join(f"<option>{html.escape(state)}</option>" for state in states)
+    left_out = len(model.attempts) - SHOWN
+    more = f'<p class="soft">The first {SHOWN:,}; {count(left_out, "attempt")} more are in the event log.</p>'
+    return (
+        '<section class="long" id="jobs" hidden><div class="row"><h2>Jobs</h2><div class="finder">'
+        '<input type="search" placeholder="rule, wildcard, worker" aria-label="Find jobs by rule, wildcard or worker">'
+        f'<select aria-label="State"><option value="">all states</option>{options}</select></div></div>'
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody></tbody></table></div>'
+        '<div class="row pages"><output class="soft"></output><span>'
+        '<button type="button" class="plain">Back</button> <button type="button" class="plain">On</button>'
+        f"</span></div>{more * (left_out > 0)}</section>"
+    )
+
+
+def jobs_data(model: RunModel) -> dict[str, Any]:
+    """Each attempt as a row: job, rule, wildcards, state, numbers, worker; repeated texts by their index.
+
+    Durations in seconds, memory in 10^6 bytes, -1 for what is not known.
+    """
+    rules: dict[str, int] = {}
+    states: dict[str, int] = {}
+    workers: dict[str, int] = {}
+    rows = []
+    for attempt in list(model.attempts.values())[:SHOWN]:
+        named = members_text(attempt) if attempt.members else wildcard_text(attempt.wildcards)
+        rows.append(
+            [
+                clean(short_id(attempt.jobid), 40),
+                rules.setdefault(clean(attempt.rule, 120), len(rules)),
+                clean(named, 200),
+                states.setdefault(_state(attempt), len(states)),
+                *_numbers(attempt, model.end_time),
+                workers.setdefault(clean(attempt.worker, 60), len(workers)) if attempt.worker else -1,
+            ]
+        )
+    good = ("succeeded", "running", "waiting", "not started before the run ended")
+    return {
+        "rows": rows,
+        "rules": list(rules),
+        "states": list(states),
+        "bad": [number for state, number in states.items() if state not in good],
+        "workers": list(workers),
+        "numbers": sum(kind is not None for _, kind in _COLUMNS),
+    }
+
+
+def _state(attempt: Attempt) -> str:
+    if attempt.state == "ended":
+        return _WORDS.get(attempt.status, clean(attempt.status, 40))
+    return {"placed": "running", "dropped": "not started before the run ended"}.get(attempt.state, attempt.state)
+
+
+def _numbers(attempt: Attempt, end: float) -> list[float]:
+    began = attempt.placed if attempt.placed is not None else attempt.ended if attempt.ended is not None else end
+    running = end - attempt.started if attempt.state == "running" and attempt.started is not None else None
+    ran = attempt.ran_s if attempt.ran_s is not None else running
+    efficiency = attempt.cpu_efficiency
+    return [
+        -1 if ran is None else round(ran, 2),
+        round(max(0.0, began - attempt.queued), 2),
+        attempt.cores,
+        -1 if efficiency is None else round(efficiency, 3),
+        -1 if attempt.asked_memory_mb is None else attempt.asked_memory_mb,
+        -1 if attempt.peak_memory_mb is None else attempt.peak_memory_mb,
+        attempt.attempt,
+    ]
