@@ -26,6 +26,9 @@ def cores(request: Request, room: Room) -> Settings:
     origin, most = request.origin, room.cores
     if most is None:
         return ()
+    if (cluster := request.cluster) is not None:
+        number = most - cluster.script_cores
+        return dask_workers(request, room) or ((f"{origin.cores}={number}",) if number > 0 else ())
     gpus_left = request.gpus if room.gpus is None else min(request.gpus, room.gpus * room.nodes)
     if origin.cores == "cpus_per_gpu":
         number = most * room.nodes // max(1, gpus_left)
@@ -53,6 +56,12 @@ def memory(request: Request, room: Room) -> Settings:
     """Less memory, on each node; where it is declared for each core, beside what `cores` leaves of these."""
     if room.memory_mb is None:
         return ()
+    if (cluster := request.cluster) is not None:
+        if fewer := dask_workers(request, room):
+            return fewer
+        own = cluster.memory_mb == cluster.script_memory_mb
+        number = room.memory_mb // 2 if own else room.memory_mb - (cluster.script_memory_mb or 0)
+        return (f"mem_mb={number}",) if number > 0 else ()
     if request.mb_per_cpu is None:
         return (f"mem_mb={room.memory_mb}",)
     held = cores_on_node(request, room.nodes)
@@ -66,8 +75,17 @@ def gpus(request: Request, room: Room) -> Settings:
     """Fewer GPUs, in each of the places that say how many."""
     if not room.gpus:
         return ()
+    if request.cluster is not None:
+        return dask_workers(request, room)
     most = room.gpus * room.nodes
     declared = request.origin.gpus or (("gpu={}", 1),)
     if any(most < unit for _, unit in declared):
         return ()
     return tuple(template.replace("{}", str(most // unit)) for template, unit in declared)
+
+
+def dask_workers(request: Request, room: Room) -> Settings:
+    """As many workers of a job's own Dask cluster as fit; nothing where none does."""
+    assert request.cluster is not None
+    number = request.cluster.fitting(room.cores, room.memory_mb, room.gpus)
+    return (f"dask_workers={number}",) if number else ()

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.decide import remedies
 from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb
-from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
+from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node, with_cluster
 
 _MAX_NAMES = 8  # rules named in one sentence
 
@@ -168,7 +169,8 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
             text += "; tasks_per_node without nodes is one node: declare tasks, or nodes"
         short.append(Shortage(text, remedies.cores(request, room), shape.cores / cores))
     if memory_mb is not None and shape.memory_mb is not None and memory_mb > shape.memory_mb:
-        text = f"mem_mb={memory_mb}{on_node} is more than the {shape.memory_mb} MB usable on a worker"
+        parts = "" if request.cluster is None else f" ({_of_cluster(request.cluster)})"
+        text = f"mem_mb={memory_mb}{parts}{on_node} is more than the {shape.memory_mb} MB usable on a worker"
         short.append(Shortage(text, remedies.memory(request, room), shape.memory_mb / memory_mb))
     short += _gpu_shortages(request, nodes, shape, on_node, room)
     for name, amount in shape.extra:
@@ -188,10 +190,21 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
 
 
 def _of_tasks(request: Request, nodes: int) -> str:
-    """« (3 tasks)», where the cores of a node are those of several tasks."""
+    """« (3 tasks)», where the cores of a node are those of several tasks, or of a Dask cluster's parts."""
+    if request.cluster is not None:
+        return f" ({_of_cluster(request.cluster)})"
     if not request.tasks or request.cores % request.tasks:
         return ""
     return f" ({_count(-(-request.tasks // nodes), 'task')})"
+
+
+def _of_cluster(cluster: JobCluster) -> str:
+    """«4 Dask workers with 2 cores and mem_mb=1000 each, and 1 core and mem_mb=1000 for the script»."""
+    each, script = _count(cluster.cores, "core"), _count(cluster.script_cores, "core")
+    if cluster.memory_mb is not None:
+        each += f" and mem_mb={cluster.memory_mb}"
+        script += f" and mem_mb={cluster.script_memory_mb or 0}"
+    return f"{_count(cluster.workers, 'Dask worker')} with {each} each, and {script} for the script"
 
 
 def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str, room: remedies.Room) -> list[Shortage]:
@@ -346,13 +359,16 @@ def adapt_to_local(request: Request, shape: Shape, at_once: int = 0) -> tuple[Re
     """
     kinds: list[str] = []
     adapted = request
+    if request.cluster is not None:
+        adapted, kind = _cluster_here(request, request.cluster, shape)
+        kinds += [kind] if kind else []
     if request.pool is not None:
         kinds.append("dask_pool")
         adapted = replace(adapted, pool=None)
     if request.nodes > 1:
         kinds.append("nodes")
         adapted = replace(adapted, nodes=1)
-    if shape.cores is not None and request.cores > shape.cores:
+    if shape.cores is not None and adapted.cores > shape.cores and adapted.cluster is None:
         kinds.append("at once" if at_once > shape.cores else "threads")
         adapted = replace(adapted, cores=shape.cores)
     if request.gpus and not shape.gpus:
@@ -361,9 +377,36 @@ def adapt_to_local(request: Request, shape: Shape, at_once: int = 0) -> tuple[Re
     return adapted, tuple(kinds)
 
 
+def _cluster_here(request: Request, cluster: JobCluster, shape: Shape) -> tuple[Request, str]:
+    """Capped to the workers that fit beside the script; where none does, one shares the script's cores."""
+    gpus = shape.gpus or None  # GPUs that are not counted are no limit
+    cluster = replace(cluster, gpus=cluster.gpus if gpus else 0)
+    number = cluster.fitting(shape.cores, shape.memory_mb, gpus)
+    if number:
+        adapted = with_cluster(request, replace(cluster, workers=number))
+        return adapted, "" if number == cluster.workers else "dask_workers"
+    if shape.cores is None:
+        return request, ""
+    shared = replace(cluster, workers=1, cores=min(cluster.cores, shape.cores))
+    adapted = with_cluster(request, shared)
+    if adapted.cores <= shape.cores:  # it is memory that lacks, which is told as such
+        return adapted, "dask_workers" if cluster.workers > 1 else ""
+    return replace(adapted, cores=shape.cores), "dask_workers shared"
+
+
 def local_warning(kind: str, name: str, request: Request, shape: Shape) -> str:
     """The sentence for one kind of `adapt_to_local`, with the rule where it was met first."""
     rule = who(name, request)
+    if request.cluster is not None and kind.startswith("dask_workers"):
+        adapted = adapt_to_local(request, shape)[0].cluster
+        assert adapted is not None
+        text = f"{rule} asks for {_of_cluster(request.cluster)}"
+        if kind == "dask_workers":
+            return f"{text}; on the local worker it gets {_count(adapted.workers, 'Dask worker')}."
+        return (
+            f"{text}; on the local worker it gets 1 Dask worker with {_count(adapted.cores, 'thread')}, which shares "
+            "the script's cores."
+        )
     return {
         "dask_pool": f"{rule} names the pool {request.pool}, which is ignored: the local pool is the only one.",
         "nodes": f"{rule} asks for {request.nodes} nodes, which count as 1 on the local pool.",
@@ -461,6 +504,8 @@ def describe(request: Request) -> str:
         parts.append("MPI")
     if request.pool is not None:
         parts.append(f"dask_pool={request.pool}")
+    if request.cluster is not None:
+        parts[0] += f" ({_of_cluster(request.cluster)})"
     return ", ".join(parts)
 
 

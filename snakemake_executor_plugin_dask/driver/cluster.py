@@ -6,7 +6,6 @@ Starts and ends workers through their `WorkerProcess`; decides nothing.
 """
 
 import asyncio
-import datetime as dt
 import logging
 import os
 import ssl
@@ -16,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from distributed import Client, SchedulerPlugin
 from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
@@ -30,24 +26,12 @@ from snakemake_executor_plugin_dask.interior import dask_cluster, dask_files
 from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.node.certificate import self_signed
 from snakemake_executor_plugin_dask.node.private import write_private
 
 _log = logging.getLogger(__name__)
 
 _ROLES = ("client", "scheduler", "worker")
-_CLOCKS_DIFFER = dt.timedelta(days=1)
-_VALID = dt.timedelta(days=365)
-_USES = x509.KeyUsage(
-    digital_signature=True,
-    key_cert_sign=True,
-    crl_sign=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    encipher_only=False,
-    decipher_only=False,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +44,8 @@ class TLSFiles:
 
 
 def certificate() -> Any:
-    """A certificate and its key, in memory, which is its own authority: it is valid for this run and nobody else's.
-
-    It counts from the day before, since clocks of other hosts may be late. Dask's own counts from now on.
-    """
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "snakemake-dask")])
-    now = dt.datetime.now(tz=dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCKS_DIFFER)
-        .not_valid_after(now + _VALID)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_USES, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    cert = made.public_bytes(serialization.Encoding.PEM).decode()
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
+    """A certificate and its key, in memory, which is its own authority: it is valid for this run and nobody else's."""
+    cert, secret = self_signed()
     each = {f"tls_{role}_{what}": text for role in _ROLES for what, text in (("cert", cert), ("key", secret))}
     return Security(require_encryption=True, tls_ca_file=cert, **each)
 

@@ -4,6 +4,7 @@ Writes only custom job scripts, where the user gave one.
 """
 
 import dataclasses
+import json
 import os
 import re
 import resource
@@ -11,7 +12,7 @@ import shlex
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from snakemake_interface_executor_plugins.executors import remote
 from snakemake_interface_executor_plugins.settings import SharedFSUsage
 
 from snakemake_executor_plugin_dask.backends.attached import address_of
+from snakemake_executor_plugin_dask.config import plainyaml
 from snakemake_executor_plugin_dask.frontend.arguments import general_arguments, job_arguments
 from snakemake_executor_plugin_dask.interior import snakemake_calls, snakemake_jobs
 from snakemake_executor_plugin_dask.interior import snakemake_settings as settings
+from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Member, RunSetup, task_key
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.options import Options
@@ -127,8 +131,14 @@ class Handover:
         resources = dict(job.resources.items())
         starts_cold(resources)  # so that a misspelt word is told before the first job
         request = request_from_resources(resources, job.threads)
+        if request.cluster is not None:
+            request = dataclasses.replace(request, cluster=cluster_with_options(request.cluster, resources))
         if not job.is_group():
             return request
+        if request.cluster is not None:
+            names = ", ".join(sorted({member.rule.name for member in job.jobs if member.resources.get("dask_workers")}))
+            msg = f"dask_workers is declared by rules of a group ({names}); only a job by itself has a Dask cluster."
+            raise RequestError(msg)
         # A group's resources leave out what is not known of its members.
         unknown = dict.fromkeys(name for member in job.jobs for name in pending(dict(member.resources.items())))
         members = tuple(dict.fromkeys(sorted(member.rule.name for member in job.jobs)))
@@ -176,6 +186,7 @@ class Handover:
             else None,
             start="cold" if wants_cold or not self._warm_possible else "warm",
             local_copies=copies,
+            cluster=request.cluster,
             wildcards=tuple(wildcards(job).items()),
             members=tuple(
                 Member(each.name, str(each.jobid), tuple(wildcards(each).items()))
@@ -261,6 +272,48 @@ class Handover:
         path.write_text(content)
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IRUSR)
         return os.fspath(path)
+
+
+#: Of Dask's worker class, what a job's cluster says itself.
+_OWNED_OPTIONS = frozenset(
+    {
+        "scheduler_ip",
+        "scheduler_port",
+        "scheduler_file",
+        "nthreads",
+        "name",
+        "memory_limit",
+        "host",
+        "port",
+        "interface",
+    }
+    | {"protocol", "security", "contact_address", "dashboard", "dashboard_address", "nanny", "loop", "http_prefix"}
+)
+
+
+def cluster_with_options(cluster: JobCluster, resources: Mapping[str, object]) -> JobCluster:
+    """With `dask_worker_options`. Raises RequestError where that is not what Dask's worker class can be given."""
+    text = resources.get("dask_worker_options")
+    if text in (None, ""):
+        return cluster
+    try:
+        options = plainyaml.load(str(text))
+    except plainyaml.YamlError as error:
+        msg = f"The resource dask_worker_options={text!r} is not YAML: {error}; change it in the rule."
+        raise RequestError(msg) from error
+    if not isinstance(options, dict):
+        msg = (
+            f"The resource dask_worker_options={text!r} must name arguments of Dask's worker class and their values, "
+            'such as "{local_directory: $TMPDIR}"; change it in the rule.'
+        )
+        raise RequestError(msg)
+    if owned := sorted(_OWNED_OPTIONS & options.keys()):
+        msg = (
+            f"The resource dask_worker_options names {', '.join(owned)}, which the rule's threads, mem_mb and "
+            "dask_workers decide; leave it out."
+        )
+        raise RequestError(msg)
+    return dataclasses.replace(cluster, options=json.dumps(options))
 
 
 def _moved(path: str, source: str, target: str) -> str:

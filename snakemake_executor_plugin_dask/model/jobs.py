@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
+
 _HEX_WORD = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)
 _HEX_NAME = re.compile(r"[0-9a-f]{32}")
 _FIRST_WORD = re.compile(r"[^\W\d_]\w*")
@@ -99,6 +101,8 @@ class JobSpec:
     #: Set (or, where None, removed) in the job's environment: devices, host lists.
     environment: tuple[tuple[str, str | None], ...] = ()
     size: Size | None = None  # None: the variables of a batch system stay as they are
+    cluster: JobCluster | None = None  # of its own, for a bare `Client()` in it
+    certificate: tuple[str, str] | None = None  # of that cluster, and its key, as PEM; made on the worker
     affinity: tuple[int, ...] = ()  # the cores that its processes may use; empty: all of the worker's
     #: Directory for its local copies of storage files, removed with the attempt; may hold variables ($TMPDIR), and be
     #: relative. None: it shares them.

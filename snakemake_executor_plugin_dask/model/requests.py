@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Request:
     slurm: tuple[tuple[str, str], ...] | None = None
     tasks: int | None = None  # ranks of a job that declares `mpi` or several nodes, where it says how many
     mb_per_cpu: int | None = None  # where the memory comes from mem_mb_per_cpu
+    cluster: JobCluster | None = None  # from dask_workers; cores, memory_mb and gpus are then those of all its parts
     origin: Origin = Origin()
 
     @property
@@ -80,7 +82,8 @@ _KNOWN_SLURM = ("slurm_account", "slurm_cluster", "slurm_extra", "slurm_partitio
 _NOT_EXTRA = frozenset(SLURM_NAMES) | frozenset(_CLUSTERS) | {
     "_cores", "_nodes", "attempt", "threads", "tmpdir", "mem", "mem_mb", "mem_mib", "disk", "disk_mib", "runtime",
     "cpus_per_task", "mem_mb_per_cpu", "tasks", "tasks_per_node", "gpu", "gpus", "gpu_model", "gpu_manufacturer", "mpi",
-    "cpus_per_gpu", "tasks_per_gpu", "dask_pool", "dask_job_start",
+    "cpus_per_gpu", "tasks_per_gpu", "dask_pool", "dask_job_start", "dask_workers", "dask_workers_max",
+    "dask_script_threads", "dask_script_mem_mb", "dask_worker_options",
 }  # fmt: skip
 
 _TBD = "<TBD>"  # Snakemake's word for a value that depends on inputs which do not exist yet
@@ -133,7 +136,50 @@ def request_from_resources(resources: Mapping[str, object], threads: int) -> Req
             pending=pending(resources),
         ),
     )
-    return replace(request, memory_mb=memory_mb or memory_on_node(request, nodes))
+    request = replace(request, memory_mb=memory_mb or memory_on_node(request, nodes))
+    workers = _count(resources, "dask_workers")
+    if not workers:
+        return request
+    if nodes > 1 or mpi or times is not None:
+        msg = (
+            f"The resource dask_workers={workers} stands beside nodes, tasks or mpi: a job has a Dask cluster of its "
+            "own or ranks of MPI; take one of them out of the rule."
+        )
+        raise RequestError(msg)
+    return with_cluster(request, _cluster(resources, request, workers))
+
+
+def with_cluster(request: Request, cluster: JobCluster) -> Request:
+    """The request of a job with this Dask cluster of its own: all that script, scheduler and workers hold."""
+    return replace(
+        request,
+        cores=cluster.total_cores(),
+        memory_mb=cluster.total_memory_mb(),
+        gpus=cluster.workers * cluster.gpus,
+        mb_per_cpu=None,
+        cluster=cluster,
+    )
+
+
+def _cluster(resources: Mapping[str, object], request: Request, workers: int) -> JobCluster:
+    """The Dask cluster whose workers each have what the rule declares, which ``request`` is of."""
+    most = _count(resources, "dask_workers_max")
+    if most is not None and most < workers:
+        msg = (
+            f"The resource dask_workers_max={most} must be at least dask_workers, which is {workers}; change one of "
+            "them in the rule."
+        )
+        raise RequestError(msg)
+    script_cores = _count(resources, "dask_script_threads")
+    script_memory_mb = _count(resources, "dask_script_mem_mb")
+    return JobCluster(
+        workers=workers,
+        cores=max(1, request.cores),
+        memory_mb=request.memory_mb,
+        gpus=request.gpus,
+        script_cores=1 if script_cores is None else script_cores,
+        script_memory_mb=request.memory_mb if script_memory_mb is None else script_memory_mb,
+    )
 
 
 def pending(resources: Mapping[str, object]) -> tuple[str, ...]:

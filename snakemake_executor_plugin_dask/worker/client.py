@@ -96,6 +96,10 @@ class Link:
             return self._lost(spec.key)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[spec.key] = outcome
+        if spec.cluster is not None:
+            from snakemake_executor_plugin_dask.node.certificate import self_signed
+
+            spec = dataclasses.replace(spec, certificate=self_signed())
         self._send(("start", spec))
         ended = await outcome
         if not self.lost.is_set():

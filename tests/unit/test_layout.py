@@ -16,6 +16,7 @@ ROOT = Path(snakemake_executor_plugin_dask.__file__).parent
 MAY_IMPORT = {
     "model": set[str](),
     "node": {"model"},
+    "injob": set[str](),
     "batch": {"model", "node"},
     "decide": {"model"},
     "settings": {"node"},

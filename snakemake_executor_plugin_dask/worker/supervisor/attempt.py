@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, JobStart, Outcome, RunSetup, Status
 from snakemake_executor_plugin_dask.node.logs import command_end, failed_members, tail
 from snakemake_executor_plugin_dask.node.processes import exit_status
+from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
 from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess
 
 HOST = os.uname().nodename
@@ -61,6 +62,7 @@ class Attempt:
     command_over: float = 0.0  # since then the shell has been gone, and the job is to end
     log: str = ""
     directory: str | None = None  # of its own, removed after it
+    cluster: ClusterOfJob | None = None  # of its own, with dask_workers
     copies: str | None = None  # directory of its local copies of storage files, removed after it, too
     started: float = 0.0
     began: float = 0.0

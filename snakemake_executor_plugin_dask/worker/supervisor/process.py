@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, run_of
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node import logs, processes
@@ -40,6 +41,7 @@ from snakemake_executor_plugin_dask.worker.supervisor import attempt
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, NotStarted, note
 from snakemake_executor_plugin_dask.worker.supervisor.cgroups import JobGroups
 from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
+from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
 from snakemake_executor_plugin_dask.worker.supervisor.lease import Lease, LeaseConfig, LeaseLine
 from snakemake_executor_plugin_dask.worker.supervisor.usage import Excess, Monitor, ProcFiles
 from snakemake_executor_plugin_dask.worker.supervisor.warming import Warming
@@ -253,6 +255,8 @@ class Supervisor:
             if current.leader.result() != 0 or current.verdict is not None:
                 await self._read_log(current)
             await self._find_cause(current)
+            if current.cluster is not None and current.leader.result() != 0 and current.verdict is None:
+                current.notes.append(current.cluster.why())
         except NotStarted as error:
             failure = str(error)
             if current.verdict is None:
@@ -262,7 +266,8 @@ class Supervisor:
             await self._abandon(current)
         if current.time_limit is not None:
             current.time_limit.cancel()  # it would keep the attempt in memory until then
-        for directory in (current.directory, current.copies):
+        of_cluster = current.cluster.close() if current.cluster is not None else []
+        for directory in (current.directory, current.copies, *of_cluster):
             if directory is not None:
                 await self._remove(directory)
         current.peak = self._monitor.remove(current.key)
@@ -356,6 +361,8 @@ class Supervisor:
             await self._clear_place(current.copies)
         if spec.updates and run_of(spec.key) > 1:
             await self._put_back([[os.path.join(setup.files_dir, each) for each in pair] for pair in spec.updates])
+        if spec.cluster is not None:
+            await self._prepare_cluster(current, spec.cluster, setup.workdir)
         self._check_verdict(current)
         if not await self._warming.start(current):
             self._check_verdict(current)
@@ -364,6 +371,18 @@ class Supervisor:
             current.time_limit = self._loop.call_at(current.began + spec.runtime_limit_s, self._out_of_time, current)
         start = (current.start, current.start_depth, current.start_reason)
         self._tell_worker("started", current.key, current.pid, start, current.started)
+
+    async def _prepare_cluster(self, current: Attempt, cluster: JobCluster, workdir: str) -> None:
+        """Let the job start a Dask cluster of its own."""
+        current.cluster = ClusterOfJob(lambda text: self._endings.stop(current, "out-of-memory", text, _MEMORY_GRACE_S))
+        try:
+            changes = await current.cluster.prepare(
+                current.spec, cluster, self._directory, current.log, self._environment, workdir
+            )
+        except OSError as error:
+            msg = f"its Dask cluster could not be prepared on {attempt.HOST}: {error}"
+            raise NotStarted(msg) from error
+        current.spec = dataclasses.replace(current.spec, environment=(*current.spec.environment, *changes))
 
     def _check_verdict(self, current: Attempt) -> None:
         if current.verdict is not None:

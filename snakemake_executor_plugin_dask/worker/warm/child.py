@@ -52,6 +52,8 @@ def become_job(setup: RunSetup, spec: JobSpec) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    if spec.cluster is not None:
+        _read_dask_environment()
     os.sched_setaffinity(0, spec.affinity or _all_cores)
     if any(name == "TZ" for name, _ in spec.environment):
         time.tzset()
@@ -62,6 +64,13 @@ def become_job(setup: RunSetup, spec: JobSpec) -> None:
     main.__file__, main.__package__ = sys.argv[0], "snakemake"
     main.__spec__ = snakemake_command_line.main_spec()
     sys.modules["__main__"] = main
+
+
+def _read_dask_environment() -> None:
+    """Dask reads the environment when it is imported, which the workflow may have done before the job had its own."""
+    config: Any = sys.modules.get("dask.config")
+    if config is not None:
+        config.update(config.config, config.collect_env())
 
 
 def end(warmth: "Warmth", code: int) -> NoReturn:

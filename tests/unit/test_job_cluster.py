@@ -1,0 +1,125 @@
+"""A job's own Dask cluster: what a rule asks for, where it fits, and what is said where it does not."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+from deciding import a_pool
+
+from snakemake_executor_plugin_dask.decide.routing import NoPool, Shape, adapt_to_local, local_warning, route, shape_of
+from snakemake_executor_plugin_dask.frontend.handover import cluster_with_options
+from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.requests import Request, request_from_resources
+from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
+
+
+def asks(threads: int = 2, **resources: object) -> Request:
+    return request_from_resources(resources, threads)
+
+
+def test_all_parts_are_counted() -> None:
+    """Each worker has what the rule declares, script and scheduler one core and the memory once more."""
+    request = asks(2, mem_mb=1000, gpu=1, dask_workers=4)
+    assert (request.cores, request.memory_mb, request.gpus) == (9, 5000, 4)
+    assert request.cluster == JobCluster(4, 2, 1000, 1, 1, 1000)
+    request = asks(2, mem_mb_per_cpu=500, dask_workers=4, dask_script_threads=3, dask_script_mem_mb=200)
+    assert (request.cores, request.memory_mb) == (11, 4200)
+    assert asks(0, dask_workers=2).cores == 3  # a worker has a thread
+    assert asks(2, dask_workers=2).memory_mb is None
+    assert asks(2, dask_workers=0).cluster is None
+    assert not asks(2, dask_workers=1, dask_worker_options="{}").extra
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"dask_workers": -1}, "dask_workers=-1 must be"),
+        ({"dask_workers": "2-8"}, "dask_workers='2-8' must be"),
+        ({"dask_workers": 2, "nodes": 2}, "dask_workers=2 stands beside nodes"),
+        ({"dask_workers": 2, "mpi": "mpirun"}, "dask_workers=2 stands beside nodes"),
+        ({"dask_workers": 2, "tasks": 2}, "dask_workers=2 stands beside nodes"),
+        ({"dask_workers": 4, "dask_workers_max": 2}, "dask_workers_max=2 must be at least"),
+        ({"dask_workers": 4, "dask_script_threads": -1}, "dask_script_threads=-1 must be"),
+    ],
+)
+def test_values_without_sense_are_refused(resources: dict[str, object], said: str) -> None:
+    """One sentence names the resource."""
+    with pytest.raises(RequestError, match=said):
+        asks(**resources)
+
+
+def test_options_are_arguments_of_a_worker() -> None:
+    """As YAML; what the rule's other resources decide is left to them."""
+    cluster = JobCluster(1, 1)
+    found = cluster_with_options(cluster, {"dask_worker_options": "{resources: {A: 1}}"})
+    assert json.loads(found.options) == {"resources": {"A": 1}}
+    for text, said in (("{a: ", "is not YAML"), ("a", "must name arguments"), ("{nthreads: 2}", "names nthreads")):
+        with pytest.raises(RequestError, match=said):
+            cluster_with_options(cluster, {"dask_worker_options": text})
+
+
+def test_it_is_said_how_many_would_fit() -> None:
+    """The message lists all parts, and the setting that fits."""
+    pool = a_pool("cpu", cores=8, memory_mb=20_000)
+    shapes = {"cpu": shape_of(pool)}
+    assert route(asks(2, dask_workers=3), [pool], shapes) == "cpu"
+    with pytest.raises(NoPool, match="4 Dask workers with 2 cores each, and 1 core for the script") as error:
+        route(asks(2, dask_workers=4), [pool], shapes, name="mean")
+    assert "--set-resources mean:dask_workers=3" in str(error.value)
+    with pytest.raises(NoPool, match=r"--set-resources mean:mem_mb=9\d\d\d"):
+        route(asks(2, dask_workers=1, mem_mb=15_000), [pool], shapes, name="mean")
+    with pytest.raises(NoPool, match="--set-threads mean=7"):
+        route(asks(9, dask_workers=1), [pool], shapes, name="mean")
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory_mb", "workers", "threads", "kinds"),
+    [
+        (9, 5000, 4, 2, ()),
+        (8, 5000, 3, 2, ("dask_workers",)),
+        (9, 3500, 2, 2, ("dask_workers",)),
+        (2, 5000, 1, 2, ("dask_workers shared",)),
+        (1, 5000, 1, 1, ("dask_workers shared",)),
+        (9, 1500, 1, 2, ("dask_workers",)),  # too much, and told as such where it is routed
+    ],
+)
+def test_capped_on_this_machine(cores: int, memory_mb: int, workers: int, threads: int, kinds: tuple[str, ...]) -> None:
+    """To what fits; where nothing fits beside the script, one worker shares its cores. With one sentence."""
+    request, shape = asks(2, mem_mb=1000, dask_workers=4), Shape(cores=cores, memory_mb=memory_mb, gpus=0)
+    adapted, found = adapt_to_local(request, shape)
+    assert found == kinds
+    assert adapted.cluster is not None
+    assert (adapted.cluster.workers, adapted.cluster.cores) == (workers, threads)
+    assert adapted.cores == min(cores, 2 * workers + 1)
+    assert adapted.memory_mb == 1000 * (workers + 1)
+    for kind in found:
+        assert "Rule mean asks for 4 Dask workers" in local_warning(kind, "mean", request, shape)
+
+
+def test_files_of_a_cluster(tmp_path: Path) -> None:
+    """Only the user can read them, also below a path too long for a socket, and they go with the attempt."""
+    parent = tmp_path / ("long" * 40)
+    parent.mkdir()
+    devices = (("CUDA_VISIBLE_DEVICES", "3,5"),)
+    spec = JobSpec("k", "n", "1", 1, (), 1, "log", memory_limit_mb=9, environment=devices, certificate=("cert", "key"))
+
+    async def prepare() -> tuple[dict[str, str | None], list[str]]:
+        cluster = ClusterOfJob(print)
+        changes = await cluster.prepare(spec, JobCluster(2, 1, 100, 1), str(parent), "log", {}, "/")
+        for path in next(parent.iterdir()).glob("*.pem"):
+            assert not path.stat().st_mode & 0o77
+        return dict(changes), cluster.close()
+
+    changes, directories = asyncio.run(prepare())
+    (directory,) = parent.iterdir()
+    assert directory.stat().st_mode & 0o77 == 0
+    assert os.fspath(directory) in directories
+    assert changes["CUDA_VISIBLE_DEVICES"] in ("", "-1")
+    assert (changes["DASK_SCHEDULER_ADDRESS"] or "").startswith("tls://127.0.0.1:")
+    settings = json.loads((directory / "settings.json").read_text())
+    assert settings["environment"] == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert settings["enforce"]
