@@ -74,6 +74,7 @@ class WorkerProcess(ProcessInterface):
         raise NotImplementedError
 
     async def state(self) -> AllocationState:
+        """What became of its allocation. Asked every few seconds until it has joined; may take as long as commands."""
         raise NotImplementedError
 
     def output_tail(self) -> str:
@@ -95,7 +96,11 @@ class WorkerProcess(ProcessInterface):
 
 
 class Backend(Protocol):
-    """One way to bring workers up."""
+    """One way to bring workers up.
+
+    Beside these methods, where a backend has them: ``notes(pool)``, sentences for the user; ``place(pool) ->
+    SchedulerPlace``, where the site lets the scheduler listen; ``on_this_machine``, whether its workers all are here.
+    """
 
     def complete(self, pool: Pool) -> Pool:
         """The pool, with what the backend's own configuration (Dask's) says filled in where the user set nothing."""

@@ -12,7 +12,8 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from snakemake_executor_plugin_dask.interior import checks
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -30,6 +31,9 @@ from snakemake_executor_plugin_dask.model.messages import (
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node.descriptors import raise_limit
 from snakemake_executor_plugin_dask.node.own_log import bound_log
+
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_dask.driver.run import Run
 
 _TICK_S = 1.0
 _SCALE_EVERY_S = 0.2
@@ -59,18 +63,13 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
         if not writer.is_closing():
             writer.write(frame(message))
 
-    run: Any = None
+    run: Run | None = None
     failed = False
     try:
         attached = begin.options.scheduler is not None
         warning = _check(attached=attached)
-        if not attached:
-            from snakemake_executor_plugin_dask.driver.run import Run
-        else:
-            from snakemake_executor_plugin_dask.driver.attached.run import AttachedRun as Run
-
+        run = _new_run(begin, send)
         bound_log()  # those loggers, too, that came with Dask
-        run = Run(begin, send)
         if warning:
             run.say("warning", warning)
         await run.start()
@@ -94,6 +93,12 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
     return int(failed)
 
 
+def _new_run(begin: Begin, send: Callable[[object], None]) -> "Run":
+    from snakemake_executor_plugin_dask.driver.run import Run
+
+    return Run(begin, send)
+
+
 def _check(*, attached: bool) -> str:
     """Before anything else of Dask's is imported, which might fail. Returns what is lost. ConfigurationError."""
     interior = checks.of_attached_dask() if attached else checks.of_dask()
@@ -102,7 +107,7 @@ def _check(*, attached: bool) -> str:
     return interior.warning
 
 
-async def _serve(run: Any, reader: asyncio.StreamReader) -> None:
+async def _serve(run: "Run", reader: asyncio.StreamReader) -> None:
     ticking = asyncio.create_task(_tick(run))
     receiving = asyncio.create_task(_receive(run, reader))
     await asyncio.wait({ticking, receiving, run.broken}, return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +118,7 @@ async def _serve(run: Any, reader: asyncio.StreamReader) -> None:
         task.result()
 
 
-async def _receive(run: Any, reader: asyncio.StreamReader) -> None:
+async def _receive(run: "Run", reader: asyncio.StreamReader) -> None:
     """Until Snakemake says stop or is gone."""
     while True:
         try:
@@ -123,7 +128,7 @@ async def _receive(run: Any, reader: asyncio.StreamReader) -> None:
         match message:
             case Enqueue():
                 run.controller.enqueue(message)
-                run.controller.scale()
+                run.cluster.scale()
             case DropWaiting():
                 run.controller.drop_waiting()
             case Say(level=level, text=text):
@@ -131,18 +136,18 @@ async def _receive(run: Any, reader: asyncio.StreamReader) -> None:
             case ShowStatus():
                 run.show_status()
             case Stop(kill=kill):
-                run.stopping()
+                run.controller.stopping = True
                 if kill:
                     await run.controller.kill_running()
                 return
 
 
-async def _tick(run: Any) -> None:
+async def _tick(run: "Run") -> None:
     """Scale and watch for as long as the run goes on."""
     checked = time.monotonic()
     while True:
         await asyncio.sleep(_SCALE_EVERY_S)
-        run.controller.scale()
+        run.cluster.scale()
         if time.monotonic() - checked >= _TICK_S:
             checked = time.monotonic()
             await run.watch()

@@ -1,202 +1,94 @@
-"""The run's own Dask cluster.
+"""What a run asks of its cluster, whoever brought that up, and what the parts of a run act through. Contracts alone.
 
-TLS made for the run, one quiet scheduler, one `SpecCluster` that holds every pool's workers.
-
-Starts and ends workers through their `WorkerProcess`; decides nothing.
+`own/` is the cluster that a run brings up, `attached/` one of others. A run holds one of them and does not know which.
+All of it is called on the driver's event loop.
 """
 
-import asyncio
-import logging
-import os
-import ssl
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
-import dask
-from distributed import Client, SchedulerPlugin
-from distributed.deploy.spec import SpecCluster
-from distributed.security import Security
+from snakemake_executor_plugin_dask.driver.jobs import Attempt
+from snakemake_executor_plugin_dask.driver.members import Members
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
+from snakemake_executor_plugin_dask.model.messages import Level
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 
-from snakemake_executor_plugin_dask.backends.base import WorkerProcess
-from snakemake_executor_plugin_dask.config.dashboard import DashboardPlan
-from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
-from snakemake_executor_plugin_dask.interior import dask_cluster, dask_files
-from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
-from snakemake_executor_plugin_dask.interior.dask_listening import guard
-from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.node.certificate import self_signed
-from snakemake_executor_plugin_dask.node.private import write_private
-
-_log = logging.getLogger(__name__)
-
-_ROLES = ("client", "scheduler", "worker")
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_dask.driver.controller import Controller
 
 
-@dataclass(frozen=True, slots=True)
-class TLSFiles:
-    """Paths of the run's certificate authority, certificate and key (0600, in the state directory)."""
-
-    ca: str
-    cert: str
-    key: str
+class NotNow(Exception):
+    """A worker has no room for this attempt any more: another run took it first."""
 
 
-def certificate() -> Any:
-    """A certificate and its key, in memory, which is its own authority: it is valid for this run and nobody else's."""
-    cert, secret = self_signed()
-    each = {f"tls_{role}_{what}": text for role in _ROLES for what, text in (("cert", cert), ("key", secret))}
-    return Security(require_encryption=True, tls_ca_file=cert, **each)
+class Journal(Protocol):
+    """Writes the event log."""
+
+    def __call__(self, kind: str, **fields: object) -> None:
+        """Add an event; never raises for the file."""
 
 
-def make_tls(state_dir: Path) -> tuple[Security, TLSFiles]:
-    """A certificate for this run alone, in memory for the driver and in files that only the user can read."""
-    security = certificate()
-    paths = TLSFiles(*(os.fspath(state_dir / name) for name in ("tls-ca.pem", "tls-cert.pem", "tls-key.pem")))
-    texts = (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)
-    for path, text in zip((paths.ca, paths.cert, paths.key), texts, strict=True):
-        write_private(Path(path), text.encode())
-    return security, paths
+#: Pools for these requests and their names in the making, and why some of the requests can have none. The second
+#: argument: whether they are larger ones beside those of the same Slurm resources. May take as long as Slurm does.
+MakePools = Callable[[Sequence[Request], bool], Awaitable[tuple[Sequence[Pool], Mapping[Request, str]]]]
 
 
-def server_context(files: TLSFiles) -> ssl.SSLContext:
-    """For servers that accept only holders of the run's certificate."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.ca)
-    context.load_cert_chain(files.cert, files.key)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
+@dataclass
+class Surroundings:
+    """What a run's parts act through. None of it waits or raises, but for ``make_pools``."""
+
+    send: Callable[[object], None]  # to Snakemake
+    say: Callable[[Level, str], None]  # to the user, and into the event log
+    event: Journal
+    failed: Callable[[BaseException], None]  # an error of the driver's own: the run ends with it
+    state_dir: str
+    make_pools: MakePools
+    clock: Callable[[], float] = time.monotonic
 
 
-def _innermost(error: BaseException, stop: type[BaseException]) -> BaseException:
-    while error.__cause__ is not None and not isinstance(error, stop):
-        error = error.__cause__
-    return error
+class Cluster(Protocol):
+    """Workers, and the way of a run's attempts to them."""
 
+    workers: Members  # from `start` on
 
-class _Ears(SchedulerPlugin):
-    """Hears of workers and of their events in the scheduler's own process, without a message to a client."""
+    async def start(self, jobs: "Controller") -> None:
+        """Be ready for `submit`. Called once, before all else; ConfigurationError where it cannot be.
 
-    def __init__(self, hear: "Hear") -> None:
-        self.name = "snakemake"
-        self._hear = hear
+        From then on the cluster tells ``jobs`` of its workers (`members.Listener`), and of what these say of attempts
+        (`Controller.received`).
+        """
 
-    def add_worker(self, scheduler: Any, worker: str) -> None:
-        self._hear.worker_added(worker, str(scheduler.workers[worker].name))
+    async def submit(self, attempt: Attempt, spec: JobSpec) -> Outcome | None:
+        """Run it on the attempt's worker, or nowhere, and at most once; waits for its end.
 
-    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
-        self._hear.worker_removed(worker)
+        Called once each time that an attempt is sent, and cancelled by nobody but the cluster. Returns the outcome;
+        None where it was told otherwise, or will be. Raises NotNow where nothing of it was started, since there was no
+        room; whatever else it raises says that Dask itself failed, and that the attempt may live.
+        """
 
-    def log_event(self, topic: str, msg: Any) -> None:
-        if topic == self._hear.topic:
-            self._hear.event(msg)
+    async def kill(self, attempt: Attempt, reason: str) -> None:
+        """Ask the attempt's worker to end it; returns once that was heard, which a worker that hangs never does.
 
+        May be repeated. An attempt without a process is not remembered, and may still start.
+        """
 
-@dataclass(frozen=True, slots=True)
-class Hear:
-    """Whom to tell, on the event loop."""
+    def scale(self) -> None:
+        """Ask for as many workers as the waiting jobs need, as far as the cluster can be asked.
 
-    topic: str
-    worker_added: Callable[[str, str], None]  # address, name
-    worker_removed: Callable[[str], None]  # address
-    event: Callable[[Any], None]
+        Called five times a second and when jobs have come. Takes at most a twentieth of the time.
+        """
 
+    async def watch(self) -> None:
+        """Notice what nobody tells: what is silent, gone, or cannot be reached. Called once a second, one at a time."""
 
-class RunCluster:
-    """The scheduler, its client, and the workers of all pools."""
+    def uses(self) -> Mapping[str, Sequence[float]]:
+        """What attempts used when that was last told, by key: when (epoch), CPU time in s, memory in 10^6 bytes."""
 
-    def __init__(self, security: Security, host: str | None, interface: str | None, port: int) -> None:
-        self._security = security
-        # Workers come over TLS; the client is in this process, and needs neither a socket nor encryption.
-        self._where: dict[str, Any] = {
-            "protocol": ["tls://", "inproc://"],
-            "host": [host, None],
-            "interface": [interface, None],
-            "port": [port, None],
-        }
-        self._cluster: Any = None
-        self.client: Any = None
-        self.workers: dict[str, WorkerProcess] = {}
+    async def close(self) -> tuple[str, ...]:
+        """End what runs, and give all back that this run has brought up. Called once, also after a failed `start`.
 
-    async def start(self, dashboard: DashboardPlan, hear: Hear) -> tuple[str, ...]:
-        """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled."""
-        defaults = dask_files.defaults()
-        notes = overruled(dask.config.get, lambda key: dask.config.get(key, config=defaults))
-        dask.config.set(DRIVER_CONFIGURATION)
-        quieten()
-        guard()
-        scheduler = {
-            "cls": scheduler_class(closed=dashboard.host is None),
-            "options": {"security": self._security, **self._where, **dashboard.scheduler_options},
-        }
-        self._cluster = SpecCluster(
-            scheduler=scheduler, asynchronous=True, security=self._security, name="snakemake", shutdown_on_close=False
-        )
-        try:
-            await self._cluster
-        except RuntimeError as error:
-            reason = _innermost(error, ConfigurationError)
-            if isinstance(reason, ConfigurationError):
-                raise reason from error
-            if not isinstance(reason, OSError | ValueError):
-                raise
-            asked = {key: self._where[key][0] for key in ("host", "interface", "port")}
-            where = ", ".join(f"{key}: {value}" for key, value in asked.items() if value is not None)
-            msg = f"Dask's scheduler cannot listen ({where}): {reason}"
-            raise ConfigurationError(msg) from error
-        self._cluster.scheduler.add_plugin(_Ears(hear))
-        self.client = await Client(
-            dask_cluster.inner_address(self._cluster),
-            security=self._security,
-            asynchronous=True,
-            set_as_default=False,
-        )
-        # Messages to the own process are not worth collecting; a job that is to start would wait for it.
-        dask_cluster.send_at_once(self.client)
-        return notes
-
-    @property
-    def scheduler_address(self) -> str:
-        return str(self._cluster.scheduler_address)
-
-    @property
-    def dashboard_link(self) -> str:
-        return str(self._cluster.scheduler.link)  # SpecCluster's own knows no secret path
-
-    @property
-    def scheduler(self) -> Any:
-        return self._cluster.scheduler
-
-    async def add(self, process: WorkerProcess) -> None:
-        """Start a worker. Never raises: what went wrong is in ``process.failure``."""
-        self.workers[process.name] = process
-        await dask_cluster.add(self._cluster, process)
-
-    def adopt(self, process: WorkerProcess, suffix: str) -> None:
-        """A launcher has one worker more: it is asked to close with the others."""
-        process.group = (*process.group, suffix)
-        dask_cluster.extend_group(self._cluster, process.name, suffix)
-
-    async def remove(self, name: str) -> bool:
-        """Give a worker back. Returns whether its allocation or process was seen to be gone."""
-        await dask_cluster.remove(self._cluster, name)
-        process = self.workers.pop(name, None)
-        if process is None:
-            return True
-        await process.close()
-        return await process.kill()
-
-    def last_seen(self) -> dict[str, float]:
-        """For each worker's name, the time (since the epoch) of its last heartbeat."""
-        return {str(state.name): state.last_seen for state in self.scheduler.workers.values()}
-
-    async def close(self) -> None:
-        names = list(self.workers)
-        removed = await asyncio.gather(*(self.remove(name) for name in names), return_exceptions=True)
-        for name, error in zip(names, removed, strict=True):
-            if isinstance(error, Exception):
-                # The others are given back nevertheless, and the fleet looks whether this one went.
-                _log.error("Worker %s was not given back", name, exc_info=error)
-        if self.client is not None:  # else the scheduler did not start
-            await self.client.close()
-        await self._cluster.close()
+        Bounded in time. Returns the names of the workers that could not be seen to be gone.
+        """

@@ -130,7 +130,10 @@ def test_two_runs_share_a_cluster(tmp_path: Path, running: Cluster) -> None:
         a.expect_gone(20)
         b.expect_gone(20)
     assert all(worker.poll() is None for worker in workers)
-    assert not any(processes_of(run.events("run-started")[0]["run_id"]) for run in (a, b))
+    begun = [run.events("run-started")[0] for run in (a, b)]
+    assert not any(processes_of(event["run_id"]) for event in begun)
+    assert [event["workdir"] for event in begun] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert all(event["host"] and event["versions"].keys() == {"snakemake", "plugin"} for event in begun)
 
 
 def test_workers_come_and_go(tmp_path: Path, running: Cluster) -> None:

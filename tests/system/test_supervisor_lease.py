@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 from supervising import alive, fake_worker, marked_processes, run_setup, wait_for
 
-from snakemake_executor_plugin_dask.driver.cluster import make_tls, server_context
-from snakemake_executor_plugin_dask.driver.leases import LeaseServer
+from snakemake_executor_plugin_dask.driver.own.certificate import make_tls, server_context
+from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 
 
 class Driver:
@@ -85,7 +85,7 @@ def test_driver_ends_jobs_of_a_frozen_worker(driver, tmp_path):
 @pytest.fixture
 def often(monkeypatch):
     """Renewed far more often than a lease is long, so that a busy machine lets none run out."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.driver.leases.RENEW_EVERY_S", 0.5)
+    monkeypatch.setattr("snakemake_executor_plugin_dask.driver.own.leases.RENEW_EVERY_S", 0.5)
 
 
 def test_renewals_over_tls_keep_jobs_alive_and_their_end_ends_them(often, driver, tmp_path):

@@ -20,8 +20,8 @@ from snakemake_executor_plugin_dask.backends.attached import (
     resource_names,
     shortcomings,
 )
-from snakemake_executor_plugin_dask.driver.attached.run import AttachedFleet
-from snakemake_executor_plugin_dask.driver.fleet import LEASE_MARGIN_S
+from snakemake_executor_plugin_dask.driver.attached.workers import AttachedWorkers
+from snakemake_executor_plugin_dask.driver.members import LEASE_MARGIN_S
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node.processes import SUPERVISOR
@@ -90,6 +90,10 @@ def test_workers_of_a_host_share_its_devices() -> None:
     assert devices_of_worker({"GPU": 0}, four, ()) == ()
 
 
+def fail(error: BaseException) -> None:
+    raise error
+
+
 @pytest.fixture
 def supervisor() -> Iterator[subprocess.Popen[bytes]]:
     """A process that looks like a supervisor in the process table."""
@@ -117,11 +121,11 @@ def test_a_lost_worker_of_this_machine_is_dead_once_its_supervisor_is_ended(
     async def run(*_: Any, workers: list[str], **__: Any) -> dict[str, Any]:
         return {workers[0]: facts}
 
-    listener: Any = SimpleNamespace(event=lambda *_, **__: None, worker_joined=lambda _: None, failed=None)
+    listener: Any = SimpleNamespace(event=lambda *_, **__: None, worker_joined=lambda _: None)
     now = iter(range(1000))
 
     async def lose() -> str | None:
-        fleet = AttachedFleet(SimpleNamespace(run=run), SETUP, listener, lambda: float(next(now)))
+        fleet = AttachedWorkers(SimpleNamespace(run=run), SETUP, listener, fail, lambda: float(next(now)))
         await fleet.join("tcp://one", "one", {})
         return await fleet.confirm_dead(fleet.members["one"], ["a-key"])
 
@@ -149,7 +153,6 @@ def test_the_lease_of_a_silent_worker_counts_from_the_last_renewal_that_was_sent
         event=lambda *_, **__: None,
         worker_joined=lambda _: None,
         worker_lost=lambda _, why, **__: lost.append(why),
-        failed=None,
     )
 
     naps: list[float] = []
@@ -159,7 +162,7 @@ def test_the_lease_of_a_silent_worker_counts_from_the_last_renewal_that_was_sent
 
     async def lose() -> None:
         nonlocal now
-        fleet = AttachedFleet(SimpleNamespace(run=run), SETUP, listener, lambda: now)
+        fleet = AttachedWorkers(SimpleNamespace(run=run), SETUP, listener, fail, lambda: now)
         await fleet.join("tcp://one", "one", {})
         while not lost:
             now += 5.5
@@ -174,3 +177,35 @@ def test_the_lease_of_a_silent_worker_counts_from_the_last_renewal_that_was_sent
     assert naps == [sent[-1][0] + SETUP.lease_s + LEASE_MARGIN_S - now]
     numbers = [number for _, number in sent]
     assert numbers == sorted(set(numbers))
+
+
+def test_a_worker_that_answers_is_kept_and_tells_what_its_jobs_use() -> None:
+    """For as long as it does; each answer to a renewal says what its jobs used."""
+    now = 1000.0
+    lost: list[str] = []
+
+    async def run(function: Any, *arguments: Any, workers: list[str], **_: Any) -> dict[str, Any]:
+        if function is attach.attach:
+            return {workers[0]: WorkerFacts("one", "elsewhere", 1, 2, 4, 4000)}
+        return {workers[0]: {"a-key": (float(arguments[-1]), 30.0)}}
+
+    listener: Any = SimpleNamespace(
+        event=lambda *_, **__: None,
+        worker_joined=lambda _: None,
+        worker_lost=lambda _, why, **__: lost.append(why),
+    )
+
+    async def watch() -> dict[str, tuple[float, ...]]:
+        nonlocal now
+        workers = AttachedWorkers(SimpleNamespace(run=run), SETUP, listener, fail, lambda: now)
+        await workers.join("tcp://one", "one", {})
+        for _ in range(20):
+            now += 5.5
+            workers.reserved_at = now
+            await workers.check()
+            await asyncio.sleep(0)
+        return workers.uses()
+
+    ((key, (_, cpu_s, memory_mb)),) = asyncio.run(watch()).items()
+    assert not lost
+    assert (key, cpu_s, memory_mb) == ("a-key", 22.0, 30.0)

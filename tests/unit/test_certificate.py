@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from snakemake_executor_plugin_dask.driver.cluster import make_tls, server_context
+from snakemake_executor_plugin_dask.driver.own.certificate import make_tls, server_context
 
 
 def test_a_worker_whose_clock_is_late_can_join(tmp_path: Path) -> None:

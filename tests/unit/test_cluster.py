@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_dask.driver.cluster import RunCluster
+from snakemake_executor_plugin_dask.driver.own.daskcluster import DaskCluster
 
 
 def test_one_that_fails_keeps_no_other_from_being_given_back(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,7 +24,7 @@ def test_one_that_fails_keeps_no_other_from_being_given_back(caplog: pytest.LogC
         return close
 
     async def end() -> None:
-        cluster = RunCluster(None, None, None, 0)  # type: ignore[arg-type]
+        cluster = DaskCluster(None, None, None, 0)  # type: ignore[arg-type]
         cluster._cluster = SimpleNamespace(worker_spec={}, close=step("scheduler"))
         cluster.client = SimpleNamespace(close=step("client"))
         for name, error in (("cpu-0", KeyError("7")), ("cpu-1", None)):

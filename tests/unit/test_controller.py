@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from snakemake_executor_plugin_dask.driver import controller as controller_module
-from snakemake_executor_plugin_dask.driver.controller import Controller, NotNow, Surroundings
+from snakemake_executor_plugin_dask.driver.cluster import NotNow, Surroundings
+from snakemake_executor_plugin_dask.driver.controller import Controller
+from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.members import Members
+from snakemake_executor_plugin_dask.driver.own.scaling import Scaling
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
 from snakemake_executor_plugin_dask.model.options import Options
@@ -33,6 +36,8 @@ class World:
     """What the controller acts on, recorded."""
 
     controller: Controller
+    workers: Any = None
+    scale: Callable[[], None] = lambda: None
     sent: list[Any] = field(default_factory=list)
     submitted: list[tuple[str, JobSpec]] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
@@ -67,12 +72,12 @@ class World:
             ended="",
             preempted=False,
         )
-        self.controller.fleet.members[name] = member
+        self.workers.members[name] = member
         self.controller.worker_joined(member)
         return member
 
     def lose(self, member: Any, why: str = "its connection closed") -> None:
-        self.controller.fleet.lose(member, why)
+        self.workers.lose(member, why)
 
     def start(self, key: str) -> None:
         self.controller.received({"started": key, "pid": 1, "start": "warm", "start_depth": 3, "start_reason": ""})
@@ -89,7 +94,12 @@ def job(name: str, number: int = 1, priority: int = 0, *, last: bool = False, **
 
 
 def play(
-    script: Callable[[World], Awaitable[None]], *pools: Pool, retries: int = 3, template: Pool | None = None
+    script: Callable[[World], Awaitable[None]],
+    *pools: Pool,
+    retries: int = 3,
+    template: Pool | None = None,
+    state_dir: str = "",
+    **setup: Any,
 ) -> World:
     """Run a script against a new controller."""
     pools = pools or (Pool("local", "local", cores=4, memory_mb=4000),)
@@ -98,16 +108,17 @@ def play(
     async def run(state_dir: str) -> World:
         world = World(None)  # type: ignore[arg-type]
 
-        async def submit(address: str, spec: JobSpec) -> Outcome | None:
+        async def submit(attempt: Attempt, spec: JobSpec) -> Outcome | None:
             if (tried := world.tried) is not None:
                 await tried(spec)
-            world.submitted.append((address, spec))
+            assert attempt.member is not None
+            world.submitted.append((attempt.member.address, spec))
             await asyncio.Event().wait()
             return None
 
-        async def kill(member: Any, key: str, reason: str) -> None:
-            world.killed.append(key)
-            if member.name in world.standing:
+        async def kill(attempt: Attempt, reason: str) -> None:
+            world.killed.append(attempt.key)
+            if attempt.worker in world.standing:
                 await asyncio.Event().wait()
 
         async def make_pools(requests: Sequence[Request], further: bool) -> tuple[list[Pool], dict[Request, str]]:
@@ -122,7 +133,7 @@ def play(
         async def confirm(member: Any, keys: Any) -> str | None:
             if member.name in world.alive:
                 await world.alive[member.name].wait()
-            world.controller.fleet.members.pop(member.name)
+            world.workers.members.pop(member.name)
             return world.confirmed
 
         failures: list[BaseException] = []
@@ -130,26 +141,26 @@ def play(
             send=world.sent.append,
             say=world.say,
             event=lambda kind, **fields: world.events.append((kind, fields)),
-            submit=submit,
-            kill=kill,
-            state_dir=state_dir,
             failed=failures.append,
+            state_dir=state_dir,
             make_pools=make_pools,
             clock=lambda: world.now,
         )
-        world.controller = Controller(SETUP, options, around)
+        cluster: Any = SimpleNamespace(submit=submit, kill=kill)
+        world.controller = Controller(replace(SETUP, **setup), options, cluster, around)
         fleet: Any = Members(world.controller, lambda: world.now)
         fleet.confirm_dead = confirm
         fleet.startup_s = lambda _: 1.0
         fleet.add = lambda *_: None
         fleet.call_back = lambda pool, count: world.called_back.append((pool.name, count))
-        world.controller.fleet = fleet
+        cluster.workers = world.workers = fleet
+        world.scale = Scaling(world.controller, fleet).scale
         await script(world)
         assert not failures
         return world
 
-    with tempfile.TemporaryDirectory() as state_dir:
-        return asyncio.run(run(state_dir))
+    with tempfile.TemporaryDirectory() as directory:
+        return asyncio.run(run(state_dir or directory))
 
 
 async def settle() -> None:
@@ -275,7 +286,7 @@ def test_a_jobs_own_word_of_its_loss_waits_for_the_batch_systems(preempted: bool
 
     async def script(world: World) -> None:
         world.controller.enqueue(Enqueue((job("a"),)))
-        fleet: Any = world.controller.fleet
+        fleet: Any = world.workers
 
         async def asked(_member: Any) -> bool:
             return preempted
@@ -496,23 +507,23 @@ def test_queued_allocations_that_nothing_needs_are_called_back() -> None:
         await settle()
         for number in (1, 2):
             name = f"cpu-{number}"
-            world.controller.fleet.members[name] = SimpleNamespace(name=name, pool=pool, state="starting")  # type: ignore[assignment]
+            world.workers.members[name] = SimpleNamespace(name=name, pool=pool, state="starting")  # type: ignore[assignment]
         for world.now in (1000.0, 1059.0):
-            world.controller._scale()
+            world.scale()
             assert not world.called_back
         world.controller.enqueue(Enqueue((job("b", cores=4), job("b", 2, cores=4))))
-        world.controller._scale()
+        world.scale()
         world.controller.waiting.discard("b-0abc12345-1-1.1")
         world.controller.waiting.discard("b-0abc12345-2-1.1")
         for world.now in (1060.0, 1119.0):
-            world.controller._scale()
+            world.scale()
             assert not world.called_back, "they were needed meanwhile"
         world.now = 1120.0
-        world.controller._scale()
+        world.scale()
         assert world.called_back == [("cpu", 2)]
         world.now = 1121.0
         world.controller.stopping = True
-        world.controller._scale()
+        world.scale()
         assert len(world.called_back) == 2
 
     play(script, pool)
@@ -542,7 +553,6 @@ def test_a_runtime_that_is_not_enforced_still_ends_with_the_allocation() -> None
     pool = Pool("cpu", "slurm", 0, 4, 4, 4000, walltime_s=3600.0)
 
     async def script(world: World) -> None:
-        world.controller._setup = replace(SETUP, enforce_runtime=False)
         world.controller.enqueue(Enqueue((job("a", runtime_s=600.0),)))
         for number in range(2):
             world.worker(f"cpu-{number}", remaining_s=3590.0)
@@ -551,7 +561,7 @@ def test_a_runtime_that_is_not_enforced_still_ends_with_the_allocation() -> None
             world.end(world.submitted[number][1].key, "out-of-time")
             await settle()
 
-    world = play(script, pool)
+    world = play(script, pool, enforce_runtime=False)
     (finished,) = world.messages(Finished)
     assert "declares runtime=10m, and its job did not end within the life of two allocations" in finished.message
 
@@ -567,7 +577,7 @@ def test_dasks_own_failure_gives_the_worker_up() -> None:
 
         world.tried = fail
         world.controller.enqueue(Enqueue((job("a"),)))
-        member = world.controller.fleet.members["local-0"]
+        member = world.workers.members["local-0"]
         world.alive["local-0"] = asyncio.Event()
         await until(lambda: member.state == "lost")
         assert not world.messages(Finished)
@@ -595,7 +605,7 @@ def test_a_job_that_lost_its_second_worker_ends_on_the_first_before_it_runs_agai
     async def script(world: World) -> None:
         key = await on_two_workers(world)
         world.alive["mpi-1"] = asyncio.Event()
-        world.lose(world.controller.fleet.members["mpi-1"])
+        world.lose(world.workers.members["mpi-1"])
         await settle()
         assert world.killed == [key]
         world.end(key, "cancelled")
@@ -613,7 +623,7 @@ def test_the_first_workers_word_is_waited_for() -> None:
 
     async def script(world: World) -> None:
         key = await on_two_workers(world)
-        world.lose(world.controller.fleet.members["mpi-1"])
+        world.lose(world.workers.members["mpi-1"])
         await settle()
         assert len(world.submitted) == 1
         world.end(key, status)
@@ -634,7 +644,7 @@ def test_a_job_that_lost_all_its_workers_runs_again_once_the_first_is_known_dead
         key = await on_two_workers(world)
         world.alive["mpi-0"] = asyncio.Event()
         for name in order:
-            world.lose(world.controller.fleet.members[name])
+            world.lose(world.workers.members[name])
         await settle()
         world.end(key, "cancelled")
         await settle()
@@ -658,7 +668,7 @@ def test_a_kill_that_came_before_the_process_is_repeated() -> None:
         world.controller.enqueue(Enqueue((job("a", cores=8, nodes=2),)))
         await settle()
         key = world.submitted[0][1].key
-        world.lose(world.controller.fleet.members["mpi-1"])
+        world.lose(world.workers.members["mpi-1"])
         await settle()
         world.start(key)
         await settle()
@@ -806,7 +816,6 @@ def test_a_list_of_nodes_that_cannot_be_written_fails_its_job_alone() -> None:
     """A full disk, or one that went away, ends no run."""
 
     async def script(world: World) -> None:
-        world.controller._around.state_dir = "/dev/null"
         world.worker("local-0")
         world.controller.enqueue(Enqueue((job("wide", 1, mpi=True), job("other", 2))))
         await settle()
@@ -816,7 +825,7 @@ def test_a_list_of_nodes_that_cannot_be_written_fails_its_job_alone() -> None:
         assert [spec.name for _, spec in world.submitted] == ["other"]
         assert world.controller.ledger.lease(job("wide", 1).key) is None
 
-    play(script)
+    play(script, state_dir="/dev/null")
 
 
 def test_fewer_gpus_than_declared_are_told_and_no_job_waits_for_them() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import platform
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,13 +14,17 @@ import pytest
 from distributed.utils import get_ip
 
 from snakemake_executor_plugin_dask.batch.allocations import Ran
-from snakemake_executor_plugin_dask.driver import run as run_module
+from snakemake_executor_plugin_dask.driver import pools as pools_module
+from snakemake_executor_plugin_dask.driver.own import cluster as cluster_module
+from snakemake_executor_plugin_dask.driver.own.cluster import OwnCluster
+from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.observe.events import read_events
 
 SETUP = RunSetup(
     run_id="abc12345", workdir="/w", umask=0o22, soft_limits=(), environment={}, replace_environment=True,
@@ -27,9 +32,14 @@ SETUP = RunSetup(
 )  # fmt: skip
 
 
+def own_cluster(run: Run) -> OwnCluster:
+    assert isinstance(run.cluster, OwnCluster)
+    return run.cluster
+
+
 def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a bounded time the driver gives up, names workers not seen to go, and keeps their record and the lock."""
-    monkeypatch.setattr(run_module, "_CLOSE_S", 0.05)
+    monkeypatch.setattr(cluster_module, "_CLOSE_S", 0.05)
     state_dir = tmp_path / "abc12345"
     state_dir.mkdir()
     (state_dir / "allocations.jsonl").write_text('{"submitting": "cpu-0"}\n')
@@ -41,19 +51,55 @@ def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, mon
         return ()
 
     async def end() -> tuple[str, ...]:
-        run = run_module.Run(Begin(SETUP, options, str(state_dir), str(tmp_path / "events.jsonl")), lambda _: None)
+        run = Run(Begin(SETUP, options, str(state_dir), str(tmp_path / "events.jsonl")), lambda _: None)
         members = {name: SimpleNamespace(process=SimpleNamespace(name=name)) for name in ("cpu-1", "cpu-0")}
-        run._fleet = SimpleNamespace(members=members, close=hang)  # type: ignore[assignment]
+        own_cluster(run)._fleet = SimpleNamespace(members=members, close=hang)  # type: ignore[assignment]
         return await asyncio.wait_for(run.close(), 30)
 
     assert asyncio.run(end()) == ("cpu-0", "cpu-1")
     assert {path.name for path in state_dir.iterdir()} == {"allocations.jsonl", "lock"}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_run_says_where_it_is_whatever_its_cluster(tmp_path: Path, fails: bool) -> None:
+    """Host, directory and versions stand in the event log before the cluster is there, or fails to be."""
+    (tmp_path / "abc12345").mkdir()
+    log = tmp_path / "events.jsonl"
+    seen: list[str] = []
+
+    async def start(_: Any) -> None:
+        seen.extend(event["kind"] for event in read_events(log))
+        if fails:
+            raise ConfigurationError("nothing listens there")
+
+    async def close() -> tuple[str, ...]:
+        return ("left-0",)
+
+    async def play() -> None:
+        cluster: Any = SimpleNamespace(start=start, close=close)
+        begin = Begin(SETUP, Options(pools=()), str(tmp_path / "abc12345"), str(log))
+        run = Run(begin, lambda _: None, lambda *_: cluster)
+        try:
+            await run.start()
+        finally:
+            assert await run.close() == ("left-0",)
+
+    if fails:
+        with pytest.raises(ConfigurationError):
+            asyncio.run(play())
+    else:
+        asyncio.run(play())
+    assert seen == ["run-started"]
+    started, ended = read_events(log)
+    assert (started["run_id"], started["workdir"], started["host"]) == ("abc12345", "/w", platform.node())
+    assert started["versions"] == {"snakemake": "9", "plugin": "1"}
+    assert (ended["kind"], ended["left"]) == ("run-ended", ["left-0"])
+
+
 def test_one_request_too_large_keeps_no_other_from_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool is made for all those that a node holds; Slurm is asked what it has once for all of them."""
     backend = SimpleNamespace(check=lambda _: None, complete=lambda pool: pool)
-    monkeypatch.setattr(run_module, "backend_for", lambda _: backend)
+    monkeypatch.setattr(pools_module, "backend_for", lambda _: backend)
     asked: list[Sequence[str]] = []
 
     def sinfo(command: Sequence[str]) -> Ran:
@@ -63,7 +109,7 @@ def test_one_request_too_large_keeps_no_other_from_a_pool(monkeypatch: pytest.Mo
     key = (("slurm_partition", "new"),)
     large = Request(64, slurm=key)
     requests = [Request(cores, slurm=key) for cores in (1, 2, 8)]
-    pools, refused = run_module.pools_for(Pool("slurm", "slurm", 0, 10), [large, *requests], sinfo)
+    pools, refused = pools_module.pools_for(Pool("slurm", "slurm", 0, 10), [large, *requests], sinfo)
     ((pool,), (reason,)) = pools, refused.values()
     assert pool.slurm == key
     assert (pool.cores or 0) >= 8
@@ -81,7 +127,7 @@ def dask_configuration() -> Iterator[None]:
     dask.config.config.update(before)
 
 
-def bring_up(directory: Path, pool: Pool, then: Callable[[run_module.Run], None], **options: Any) -> list[Any]:
+def bring_up(directory: Path, pool: Pool, then: Callable[[Run], None], **options: Any) -> list[Any]:
     """Start a run, look at it, and end it. Returns what it told Snakemake."""
     told: list[Any] = []
     state_dir = directory / "abc12345"
@@ -89,7 +135,7 @@ def bring_up(directory: Path, pool: Pool, then: Callable[[run_module.Run], None]
 
     async def start() -> None:
         begin = Begin(SETUP, Options(pools=(pool,), **options), str(state_dir), str(directory / "events.jsonl"))
-        run = run_module.Run(begin, told.append)
+        run = Run(begin, told.append)
         try:
             await run.start()
             then(run)
@@ -119,10 +165,11 @@ def test_leases_are_renewed_where_the_scheduler_listens(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     where = []
 
-    def look(run: run_module.Run) -> None:
-        assert run._leases is not None
-        assert run._leases._socket is not None
-        where.append(run._leases._socket.getsockname())
+    def look(run: Run) -> None:
+        leases = own_cluster(run)._leases
+        assert leases is not None
+        assert leases._socket is not None
+        where.append(leases._socket.getsockname())
 
     pool = Pool("cpu", "slurm", 0, 2, 4, 4000)
     bring_up(tmp_path, pool, look, scheduler_interface="lo", scheduler_port=port)
@@ -134,13 +181,14 @@ def test_on_a_cluster_one_address_is_listened_on(tmp_path: Path) -> None:
     """The one that workers are given, where nothing else is said; not all that this host has."""
     where: set[str] = set()
 
-    def look(run: run_module.Run) -> None:
-        assert run._leases is not None
-        assert run._leases._socket is not None
-        assert run._cluster is not None
-        tls = [listener for listener in run._cluster.scheduler.listeners if listener.prefix == "tls://"]
+    def look(run: Run) -> None:
+        cluster = own_cluster(run)
+        assert cluster._leases is not None
+        assert cluster._leases._socket is not None
+        assert cluster._dask is not None
+        tls = [listener for listener in cluster._dask.scheduler.listeners if listener.prefix == "tls://"]
         where.update(sock.getsockname()[0] for listener in tls for sock in listener.tcp_server._sockets.values())
-        where.add(run._leases._socket.getsockname()[0])
+        where.add(cluster._leases._socket.getsockname()[0])
 
     bring_up(tmp_path, Pool("cpu", "slurm", 0, 2, 4, 4000), look)
     assert where == {get_ip()}

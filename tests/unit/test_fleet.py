@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.base import AllocationState, Link, WorkerProcess
-from snakemake_executor_plugin_dask.driver.fleet import Fleet, moved
+from snakemake_executor_plugin_dask.driver.own.fleet import Fleet, moved
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from snakemake_executor_plugin_dask.driver.cluster import TLSFiles, make_tls, server_context
-from snakemake_executor_plugin_dask.driver.leases import LeaseServer
+from snakemake_executor_plugin_dask.driver.own.certificate import TLSFiles, make_tls, server_context
+from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 

@@ -3,7 +3,10 @@
 A supervisor that hears no renewal for the lease's length ends its jobs, so a job whose lease has run out is dead,
 wherever it ran. A supervisor whose worker went says over the same connection that the jobs are dead, which is seconds
 earlier.
-JSON lines; see docs/design.md for the messages.
+
+They speak JSON lines. From the supervisor: ``{"hello": worker}``, ``{"alive": n, "uses":
+{key: [CPU seconds, 10^6 bytes]}}`` every 5 s, and at its end ``{"dead": [keys], "last": true}``. To it: ``{"renew":
+n}`` every 5 s, ``{"stop": true}``.
 """
 
 import asyncio

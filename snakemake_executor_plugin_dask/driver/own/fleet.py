@@ -14,18 +14,16 @@ from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerPr
 from snakemake_executor_plugin_dask.batch.allocations import Brakes
 from snakemake_executor_plugin_dask.batch.reasons import ending, may_be_the_node
 from snakemake_executor_plugin_dask.decide.badnodes import Nodes
-from snakemake_executor_plugin_dask.driver.cluster import RunCluster
-from snakemake_executor_plugin_dask.driver.leases import LeaseServer
-from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
+from snakemake_executor_plugin_dask.driver.members import LEASE_MARGIN_S, SILENT_S, Listener, Member, Members
+from snakemake_executor_plugin_dask.driver.own.daskcluster import DaskCluster
+from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.worker import client
 
-SILENT_S = 45.0  # a worker or supervisor that says nothing for so long is given up; shorter than a lease
 _UNREACHED_S = 20.0  # a supervisor starts before its worker joins, and connects in less
 _SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say that its jobs are dead
-LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
 _STARTUP_S = 30.0  # before a pool's first worker has joined
 _PAUSE_S = 10.0  # between two looks that are a second apart
 _PREEMPTED_S = 5.0  # how long the batch system may take to say whether it took an allocation away
@@ -55,7 +53,7 @@ class Fleet(Members):
 
     def __init__(
         self,
-        cluster: RunCluster,
+        cluster: DaskCluster,
         leases: LeaseServer,
         backends: Mapping[str, Backend],
         link: Link,

@@ -1,0 +1,31 @@
+"""Attempts as Dask's tasks: how a client submits one, and has it ended."""
+
+from typing import Any
+
+from snakemake_executor_plugin_dask.driver.jobs import Attempt
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.worker import client as task
+
+
+def submit(client: Any, run_id: str, attempt: Attempt, spec: JobSpec) -> Any:
+    """The attempt's future: on its worker or not at all, and never a second time."""
+    return client.submit(
+        task.run_job,
+        run_id,
+        spec,
+        key=attempt.key,
+        workers=[_address(attempt)],
+        allow_other_workers=False,
+        pure=False,
+        retries=0,
+    )
+
+
+async def kill(client: Any, run_id: str, attempt: Attempt, reason: str) -> None:
+    """Ask the attempt's worker to end it."""
+    await client.run(task.kill_job, run_id, attempt.key, reason, workers=[_address(attempt)], on_error="ignore")
+
+
+def _address(attempt: Attempt) -> str:
+    assert attempt.member is not None
+    return attempt.member.address

@@ -1,0 +1,1 @@
+"""The Dask cluster that a run brings up for itself."""

@@ -1,0 +1,48 @@
+"""TLS of a run's own cluster: one certificate, made for the run, which is its own authority."""
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed.security import Security
+
+from snakemake_executor_plugin_dask.node.certificate import self_signed
+from snakemake_executor_plugin_dask.node.private import write_private
+
+_ROLES = ("client", "scheduler", "worker")
+
+
+@dataclass(frozen=True, slots=True)
+class TLSFiles:
+    """Paths of the run's certificate authority, certificate and key (0600, in the state directory)."""
+
+    ca: str
+    cert: str
+    key: str
+
+
+def certificate() -> Any:
+    """A certificate and its key, in memory, which is its own authority: it is valid for this run and nobody else's."""
+    cert, secret = self_signed()
+    each = {f"tls_{role}_{what}": text for role in _ROLES for what, text in (("cert", cert), ("key", secret))}
+    return Security(require_encryption=True, tls_ca_file=cert, **each)
+
+
+def make_tls(state_dir: Path) -> tuple[Security, TLSFiles]:
+    """A certificate for this run alone, in memory for the driver and in files that only the user can read."""
+    security = certificate()
+    paths = TLSFiles(*(os.fspath(state_dir / name) for name in ("tls-ca.pem", "tls-cert.pem", "tls-key.pem")))
+    texts = (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)
+    for path, text in zip((paths.ca, paths.cert, paths.key), texts, strict=True):
+        write_private(Path(path), text.encode())
+    return security, paths
+
+
+def server_context(files: TLSFiles) -> ssl.SSLContext:
+    """For servers that accept only holders of the run's certificate."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.ca)
+    context.load_cert_chain(files.cert, files.key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -1,0 +1,158 @@
+"""What Dask has of a run's own cluster: one quiet scheduler, and one `SpecCluster` that holds every pool's workers.
+
+Starts and ends workers through their `WorkerProcess`; decides nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+from distributed import Client, SchedulerPlugin
+from distributed.deploy.spec import SpecCluster
+
+from snakemake_executor_plugin_dask.backends.base import WorkerProcess
+from snakemake_executor_plugin_dask.config.dashboard import DashboardPlan
+from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
+from snakemake_executor_plugin_dask.interior import dask_cluster, dask_files
+from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
+from snakemake_executor_plugin_dask.interior.dask_listening import guard
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+
+_log = logging.getLogger(__name__)
+
+
+def _innermost(error: BaseException, stop: type[BaseException]) -> BaseException:
+    while error.__cause__ is not None and not isinstance(error, stop):
+        error = error.__cause__
+    return error
+
+
+class _Ears(SchedulerPlugin):
+    """Hears of workers and of their events in the scheduler's own process, without a message to a client."""
+
+    def __init__(self, hear: "Hear") -> None:
+        self.name = "snakemake"
+        self._hear = hear
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        self._hear.worker_added(worker, str(scheduler.workers[worker].name))
+
+    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        self._hear.worker_removed(worker)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        if topic == self._hear.topic:
+            self._hear.event(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Hear:
+    """Whom to tell, on the event loop."""
+
+    topic: str
+    worker_added: Callable[[str, str], object]  # address, name
+    worker_removed: Callable[[str], None]  # address
+    event: Callable[[Any], None]
+
+
+class DaskCluster:
+    """The scheduler, its client, and the workers of all pools."""
+
+    def __init__(self, security: Any, host: str | None, interface: str | None, port: int) -> None:
+        self._security = security
+        # Workers come over TLS; the client is in this process, and needs neither a socket nor encryption.
+        self._where: dict[str, Any] = {
+            "protocol": ["tls://", "inproc://"],
+            "host": [host, None],
+            "interface": [interface, None],
+            "port": [port, None],
+        }
+        self._cluster: Any = None
+        self.client: Any = None
+        self.workers: dict[str, WorkerProcess] = {}
+
+    async def start(self, dashboard: DashboardPlan, hear: Hear) -> tuple[str, ...]:
+        """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled."""
+        defaults = dask_files.defaults()
+        notes = overruled(dask.config.get, lambda key: dask.config.get(key, config=defaults))
+        dask.config.set(DRIVER_CONFIGURATION)
+        quieten()
+        guard()
+        scheduler = {
+            "cls": scheduler_class(closed=dashboard.host is None),
+            "options": {"security": self._security, **self._where, **dashboard.scheduler_options},
+        }
+        self._cluster = SpecCluster(
+            scheduler=scheduler, asynchronous=True, security=self._security, name="snakemake", shutdown_on_close=False
+        )
+        try:
+            await self._cluster
+        except RuntimeError as error:
+            reason = _innermost(error, ConfigurationError)
+            if isinstance(reason, ConfigurationError):
+                raise reason from error
+            if not isinstance(reason, OSError | ValueError):
+                raise
+            asked = {key: self._where[key][0] for key in ("host", "interface", "port")}
+            where = ", ".join(f"{key}: {value}" for key, value in asked.items() if value is not None)
+            msg = f"Dask's scheduler cannot listen ({where}): {reason}"
+            raise ConfigurationError(msg) from error
+        self._cluster.scheduler.add_plugin(_Ears(hear))
+        self.client = await Client(
+            dask_cluster.inner_address(self._cluster),
+            security=self._security,
+            asynchronous=True,
+            set_as_default=False,
+        )
+        # Messages to the own process are not worth collecting; a job that is to start would wait for it.
+        dask_cluster.send_at_once(self.client)
+        return notes
+
+    @property
+    def scheduler_address(self) -> str:
+        return str(self._cluster.scheduler_address)
+
+    @property
+    def dashboard_link(self) -> str:
+        return str(self._cluster.scheduler.link)  # SpecCluster's own knows no secret path
+
+    @property
+    def scheduler(self) -> Any:
+        return self._cluster.scheduler
+
+    async def add(self, process: WorkerProcess) -> None:
+        """Start a worker. Never raises: what went wrong is in ``process.failure``."""
+        self.workers[process.name] = process
+        await dask_cluster.add(self._cluster, process)
+
+    def adopt(self, process: WorkerProcess, suffix: str) -> None:
+        """A launcher has one worker more: it is asked to close with the others."""
+        process.group = (*process.group, suffix)
+        dask_cluster.extend_group(self._cluster, process.name, suffix)
+
+    async def remove(self, name: str) -> bool:
+        """Give a worker back. Returns whether its allocation or process was seen to be gone."""
+        await dask_cluster.remove(self._cluster, name)
+        process = self.workers.pop(name, None)
+        if process is None:
+            return True
+        await process.close()
+        return await process.kill()
+
+    def last_seen(self) -> dict[str, float]:
+        """For each worker's name, the time (since the epoch) of its last heartbeat."""
+        return {str(state.name): state.last_seen for state in self.scheduler.workers.values()}
+
+    async def close(self) -> None:
+        names = list(self.workers)
+        removed = await asyncio.gather(*(self.remove(name) for name in names), return_exceptions=True)
+        for name, error in zip(names, removed, strict=True):
+            if isinstance(error, Exception):
+                # The others are given back nevertheless, and the fleet looks whether this one went.
+                _log.error("Worker %s was not given back", name, exc_info=error)
+        if self.client is not None:  # else the scheduler did not start
+            await self.client.close()
+        await self._cluster.close()

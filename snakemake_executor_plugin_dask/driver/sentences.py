@@ -1,0 +1,136 @@
+"""What a run says to its user of jobs, workers and pools; each thing that holds for many of them is said once."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S
+from snakemake_executor_plugin_dask.driver.members import Member
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
+from snakemake_executor_plugin_dask.model.messages import Level
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.units import format_duration
+
+_OFTEN = 5  # preempted allocations of a pool, after which it is said what that means
+
+
+class Teller:
+    """Says it, and remembers what was said."""
+
+    def __init__(self, say: Callable[[Level, str], None]) -> None:
+        self._say = say
+        self._told: set[tuple[str, str]] = set()  # kinds of sentence, and what they are about
+        self._preempted = Counter[str]()  # by pool: how many allocations
+        self._failures: dict[str, str] = {}  # by pool: why its last worker did not come up
+
+    def _once(self, kind: str, about: str, text: str) -> None:
+        if (kind, about) not in self._told:
+            self._told.add((kind, about))
+            self._say("warning", text)
+
+    def warn(self, text: str) -> None:
+        self._say("warning", text)
+
+    def from_worker(self, text: str) -> None:
+        """What workers want to be told; each of them says it."""
+        self._once("from worker", text, text)
+
+    def waived_margin(self, rule: str, runtime_s: float, pool: Pool) -> None:
+        self._once(
+            "waived margin",
+            rule,
+            f"Rule {rule} asks for runtime={format_duration(runtime_s)}, which leaves no margin in pool "
+            f"{pool.name}'s walltime of {format_duration(pool.walltime_s or 0)}: its jobs wait for new "
+            f"allocations, and are ended {END_BEFORE_S:.0f} s before these.",
+        )
+
+    def own_end(self, rule: str, runtime_s: float, remaining_s: float) -> None:
+        self._once(
+            "own end",
+            "",
+            f"Rule {rule} asks for runtime={format_duration(runtime_s)}, and the allocation in which "
+            f"Snakemake runs ends in {format_duration(round(max(0.0, remaining_s)))}: jobs are ended "
+            f"{END_BEFORE_S:.0f} s before it.",
+        )
+
+    def outlived(self, rule: str, runtime_s: float | None) -> None:
+        self.warn(
+            f"A job of rule {rule} did not end within its allocation's life; it {_declares(runtime_s)}. "
+            "It is run once more, in a fresh allocation."
+        )
+
+    def runs_again(self, spec: JobSpec, why: str) -> None:
+        self.warn(f"Job {spec.jobid} ({spec.name}) runs again: {why}. Its earlier processes are dead.")
+
+    def worker_joined(self, member: Member) -> None:
+        assert member.facts is not None
+        self._failures.pop(member.pool.name, None)
+        for kind in ("too_few", "cold"):
+            if text := getattr(member.facts, kind):
+                self._once(kind, member.pool.name, f"Pool {member.pool.name}: {text}")
+
+    def worker_lost(self, member: Member, why: str, jobs: int, *, told: bool) -> None:
+        ran = f"; {jobs} job{'s' * (jobs != 1)} ran on it" if jobs else ""
+        self._say("debug" if told else "warning", f"Worker {member.name} was lost: {why}{ran}.")
+
+    def last_words(self, member: Member) -> None:
+        where = f"Worker {member.name} was in allocation {member.process.allocation_id}"
+        self.warn(f"{where}, whose output ends with: {member.ended}")
+
+    def preempted(self, member: Member) -> None:
+        pool = member.pool.name
+        self._preempted[pool] += 1
+        text = f"Worker {member.name} was in allocation {member.process.allocation_id}, which was preempted"
+        text += f", says {member.ended}" if member.ended else ""
+        if self._preempted[pool] == 1:
+            text += ". Such losses do not count against --dask-lost-worker-retries"
+        self.warn(f"{text}.")
+        if self._preempted[pool] == _OFTEN:
+            self.warn(
+                f"Pool {pool}: {_OFTEN} allocations were preempted so far. Their jobs run again however often this "
+                "happens; a queue or QOS that is not preempted, or shorter jobs, would lose less."
+            )
+
+    def pool_failed(self, pool: Pool, why: str) -> None:
+        again = self._failures.get(pool.name) == why
+        self._failures[pool.name] = why
+        self._say("debug" if again else "warning", f"A worker of pool {pool.name} did not come up: {why}")
+
+    def pool_given_up(self, pool: Pool, why: str) -> None:
+        self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
+
+
+# Why a job has failed, where its outcome alone does not say it.
+
+
+def _declares(runtime_s: float | None) -> str:
+    return "declares no runtime" if runtime_s is None else f"declares runtime={format_duration(runtime_s)}"
+
+
+def ended_with_snakemakes_allocation(rule: str, runtime_s: float | None, outcome: Outcome) -> str:
+    return (
+        f"Rule {rule} {_declares(runtime_s)}, and its job did not end within the life of the allocation in which "
+        f"Snakemake runs ({outcome.ended - outcome.started:.0f} s): start Snakemake in a longer one."
+    )
+
+
+def ended_with_its_allocation(rule: str, runtime_s: float | None, outcome: Outcome, pool: Pool, *, twice: bool) -> str:
+    lives = "two allocations" if twice else "a new allocation"
+    last = " the last time" if twice else ""
+    change = "declare runtime, or give" if runtime_s is None else "give"
+    return (
+        f"Rule {rule} {_declares(runtime_s)}, and its job did not end within the life of {lives} "
+        f"({outcome.ended - outcome.started:.0f} s{last}): {change} pool {pool.name} a longer walltime."
+    )
+
+
+def lost_too_often(losses: int, why: str, limit: int, *, alone: bool) -> str:
+    suspect = ", the last time while no other job ran there: it is the suspect" if alone else ""
+    return f"It lost its worker {losses} times ({why}){suspect}. --dask-lost-worker-retries is {limit}."
+
+
+def may_still_live(why: str, unknown: str) -> str:
+    return f"{why}, and {unknown}: it is not run again, since two attempts could then run at once."
+
+
+def not_again(why: str) -> str:
+    return f"{why}, and it is not run again, since no more jobs are started"
