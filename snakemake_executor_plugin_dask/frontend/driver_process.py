@@ -9,10 +9,36 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from snakemake_executor_plugin_dask.batch.allocations import cancel_run
 from snakemake_executor_plugin_dask.model.messages import Begin, Channel, Stop, Stopped
+from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.private import append_private, read_end
 
 _LOG_TAIL_BYTES = 2000
+
+
+Launch = Callable[[Begin], tuple["subprocess.Popen[bytes]", Channel]]
+
+
+def launch(begin: Begin) -> "tuple[subprocess.Popen[bytes], Channel]":
+    """Start a driver process. Its own output goes into the state directory."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.driver", "--fd", str(theirs.fileno())]
+    with theirs, open(append_private(_log_of(begin)), "ab") as log:
+        process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=begin.state_dir,  # the workflow's directory must not shadow modules
+            start_new_session=True,  # Ctrl-C and Ctrl-Z are for Snakemake
+        )
+    return process, Channel(ours)
+
+
+def _log_of(begin: Begin) -> Path:
+    return Path(begin.state_dir, "driver.log")
 
 
 class DriverLink:
@@ -27,26 +53,15 @@ class DriverLink:
         on_message: Callable[[object], None],
         on_loss: Callable[[str], None],
         on_error: Callable[[BaseException], None],
+        launch: Launch = launch,
     ) -> None:
         self._on_message = on_message
         self._on_loss = on_loss
         self._on_error = on_error
         self._stopped = threading.Event()
         self.last: Stopped | None = None
-        self._log = Path(begin.state_dir, "driver.log")
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.driver", "--fd", str(theirs.fileno())]
-        with theirs, open(append_private(self._log), "ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=begin.state_dir,  # the workflow's directory must not shadow modules
-                start_new_session=True,  # Ctrl-C and Ctrl-Z are for Snakemake
-            )
-        self._channel = Channel(ours)
+        self._log = _log_of(begin)
+        self._process, self._channel = launch(begin)
         self._channel.send(begin)
         self._reader = threading.Thread(target=self._read, name="dask-driver-reader", daemon=True)
         self._reader.start()
@@ -108,3 +123,21 @@ class DriverLink:
             return read_end(self._log, _LOG_TAIL_BYTES)[0].decode(errors="replace").strip()
         except OSError:
             return ""
+
+
+def clean_up_after(how: str, state_dir: Path, log_tail: str, *, leaving: bool) -> str:
+    """Give back what a lost driver did not, and remove its keys. Returns what is to be said.
+
+    ``leaving``: it was lost while it gave everything back itself.
+    """
+    try:
+        left = cancel_run(state_dir)
+        state.clear(state_dir, keep_logs=True)
+    except OSError as error:
+        left = [f"Its records in {state_dir} were left alone: {error.strerror or error}."]
+    if leaving:
+        what = " while it gave everything back; its workers end by themselves."
+    else:
+        what = "; its workers end, and the run cannot go on."
+    lost = f"The driver process of the Dask cluster was lost ({how}){what}"
+    return "\n".join([lost, *left, *([log_tail] if log_tail else [])])

@@ -50,6 +50,29 @@ def label(name: str, wildcards: Mapping[str, str]) -> str:
     return f"{name} ({values if len(values) <= _SHOWN_CHARACTERS else values[: _SHOWN_CHARACTERS - 1] + '…'})"
 
 
+def not_started_text(count: int) -> str:
+    """What is said of jobs that waited when Snakemake stopped."""
+    if count == 1:
+        return "1 job that waited was not started; its outputs are as they were before."
+    return f"{count} jobs that waited were not started; their outputs are as they were before."
+
+
+def queue_text(rule: str) -> str:
+    """Why a rule's job cannot run on a worker: its own Snakemake would wait for the queue's items for ever."""
+    return (
+        f"Rule {rule} takes its input from a queue (from_queue), which only Snakemake's own process can read; list it "
+        "under localrules, and keep it out of groups."
+    )
+
+
+def not_accepted_text(name: str, outcome: Outcome) -> str:
+    """What is said of a job that ended well, but of whose outputs Snakemake has just complained."""
+    return (
+        f"Job of {name}: its process ended without an error (on host {outcome.host}, worker {outcome.worker}), but "
+        f"Snakemake did not accept its output files, as said above. Its log: {outcome.log_path}"
+    )
+
+
 def _cause(outcome: Outcome) -> str:
     detail = f" {outcome.detail}" if outcome.detail else ""
     match outcome.status:

@@ -6,7 +6,6 @@ SIGTERM or an error.
 """
 
 import contextlib
-import itertools
 import os
 import queue
 import secrets
@@ -22,15 +21,24 @@ from typing import Any
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
-from snakemake_executor_plugin_dask.batch.allocations import cancel_hints, cancel_recorded, cancel_run
+from snakemake_executor_plugin_dask.batch.allocations import cancel_hints, cancel_recorded
 from snakemake_executor_plugin_dask.config.configure import configure_here
 from snakemake_executor_plugin_dask.config.dashboard import dashboard_options
 from snakemake_executor_plugin_dask.decide import routing
 from snakemake_executor_plugin_dask.decide.routing import Shape
-from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink
-from snakemake_executor_plugin_dask.frontend.failures import explain, label
+from snakemake_executor_plugin_dask.frontend.ahead import SnakemakesGraph, ready_next
+from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink, clean_up_after
+from snakemake_executor_plugin_dask.frontend.failures import (
+    explain,
+    label,
+    not_accepted_text,
+    not_started_text,
+    queue_text,
+)
 from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once, members, wildcards
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
+from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
+from snakemake_executor_plugin_dask.frontend.verdicts import over, starts_no_more, unfit_directory, verdict
 from snakemake_executor_plugin_dask.frontend.voice import Voice
 from snakemake_executor_plugin_dask.interior import (
     checks,
@@ -40,7 +48,6 @@ from snakemake_executor_plugin_dask.interior import (
     snakemake_settings,
 )
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
-from snakemake_executor_plugin_dask.model.jobs import Outcome
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
@@ -67,7 +74,6 @@ from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 _LOOK_EVERY_S = 0.5
 _HANDED_OVER_AT_ONCE = 200  # jobs in a message: thousands would take as much memory again on both sides
-_SOON_MOST = 500  # jobs that are looked at ahead; more would change nothing
 _STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an allocation is gone
 
 
@@ -91,48 +97,8 @@ def as_error(text: str) -> WorkflowError:
     return WorkflowError(clean_block(text))
 
 
-def not_started_text(count: int) -> str:
-    """What is said of jobs that waited when Snakemake stopped."""
-    if count == 1:
-        return "1 job that waited was not started; its outputs are as they were before."
-    return f"{count} jobs that waited were not started; their outputs are as they were before."
-
-
 def _label(job: Any) -> str:
     return label(job.name, wildcards(job))
-
-
-def queue_text(rule: str) -> str:
-    """Why a rule's job cannot run on a worker: its own Snakemake would wait for the queue's items for ever."""
-    return (
-        f"Rule {rule} takes its input from a queue (from_queue), which only Snakemake's own process can read; list it "
-        "under localrules, and keep it out of groups."
-    )
-
-
-def not_accepted_text(name: str, outcome: Outcome) -> str:
-    """What is said of a job that ended well, but of whose outputs Snakemake has just complained."""
-    return (
-        f"Job of {name}: its process ended without an error (on host {outcome.host}, worker {outcome.worker}), but "
-        f"Snakemake did not accept its output files, as said above. Its log: {outcome.log_path}"
-    )
-
-
-def unfit_directory(path: Path) -> str | None:
-    """Why keys and configurations cannot be handed on by paths in this directory; None where they can."""
-    text = os.fspath(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        what = "bytes that are not UTF-8"
-    else:
-        if "\n" not in text:
-            return None
-        what = "a line break"
-    return (
-        f"The path of the working directory, {text!a}, holds {what}, with which Dask's workers cannot be started; "
-        "run the workflow in another directory (--directory)."
-    )
 
 
 def report_submission(executor: Any, info: SubmittedJobInfo) -> None:
@@ -181,8 +147,6 @@ class Session:
         self._jobs: dict[str, SubmittedJobInfo] = {}  # handed over, not finished
         self._keys: dict[Any, str] = {}  # of jobs that were handed over
         self._started: set[str] = set()
-        #: Jobs whose outputs Snakemake has yet to check, and how often they were run.
-        self._succeeded: dict[Any, tuple[Outcome, int]] = {}
         self._dropped: list[Any] = []
         self._dropping = False
         self._failed = False  # a job for good, and without --keep-going
@@ -202,6 +166,7 @@ class Session:
         except ConfigurationError as error:
             raise as_error(str(error)) from None
         self._handover = Handover(executor, self._options, self._run_id, keeps_updated=interior.keeps_updated)
+        self._unchecked = Unchecked(keep_logs=self._options.keep_successful_logs)
         self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
         self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
         self._known_jobs = 0
@@ -221,7 +186,7 @@ class Session:
             some = ready[first : first + _HANDED_OVER_AT_ONCE]
             queued = [item for job in some if (item := self._queued(job))]
             if queued:
-                self._driver().send(Enqueue(tuple(queued), self._soon(some)))
+                self._driver().send(Enqueue(tuple(queued), self._ready_next(some)))
 
     def _queued(self, job: Any) -> QueuedJob | None:
         """The job as it waits in the driver; None where it cannot be run, which Snakemake has been told then."""
@@ -239,49 +204,19 @@ class Session:
             self._keys[job] = item.key
         return item
 
-    def _soon(self, jobs: list[Any]) -> tuple[Later, ...]:
-        """The jobs that become ready when these, and others that were handed over before, end."""
+    def _ready_next(self, jobs: list[Any]) -> tuple[Later, ...]:
         if not (self._interior.looks_ahead and any(pool.elastic for pool in self._options.pools)):
             return ()
-        dag, found = self._dag, []
-        seen: set[Any] = set()
-        for job in itertools.chain.from_iterable(map(members, jobs)):
-            for single in itertools.islice(snakemake_dag.dependents(dag, job), _SOON_MOST):
-                later = snakemake_dag.group_of(dag, single) or single
-                if later in seen or len(seen) >= _SOON_MOST:
-                    continue
-                seen.add(later)
-                request, after = self._known.get(single), self._awaited(later)
-                if request is not None and after:
-                    found.append(Later(request, tuple(after)))
-        return tuple(found)
-
-    def _awaited(self, later: Any) -> set[str]:
-        """Keys of all that a job waits for; none where some of it was not handed over yet."""
-        dag, own = self._dag, set(members(later))
-        keys = set()
-        for other in itertools.chain.from_iterable(map(dag.job_dependencies, own)):
-            if other in own or dag.finished(other) or not snakemake_dag.is_to_run(dag, other):
-                continue
-            key = self._keys.get(snakemake_dag.group_of(dag, other) or other)
-            if key is None:
-                return set()
-            keys.add(key)
-        return keys
+        return ready_next(jobs, SnakemakesGraph(self._dag), self._keys, self._known)
 
     def job_accepted(self, job: Any) -> None:
         """Snakemake has found the outputs of a job that succeeded; so nobody needs its log."""
-        with self._lock:
-            succeeded = self._succeeded.pop(job, None)
-        if succeeded is not None:
-            self._forget_logs(*succeeded)
+        self._unchecked.accepted(job)
 
     def job_failed(self, job: Any) -> None:
         """Snakemake counts the job as failed; after the last attempt, and without --keep-going, it starts no more."""
-        with self._lock:
-            succeeded = self._succeeded.pop(job, None)
-        if succeeded is not None:
-            self._voice.error(not_accepted_text(_label(job), succeeded[0]))
+        if (outcome := self._unchecked.refused(job)) is not None:
+            self._voice.error(not_accepted_text(_label(job), outcome))
         if self._interior.mends_retries and job.attempt <= snakemake_jobs.restarts(job):
             snakemake_dag.let_run_again(self._dag, job)
         if self._handover.is_last(job):
@@ -484,37 +419,33 @@ class Session:
             self._started.discard(message.key)
         if info is None:
             return
-        outcome = message.outcome
-        # A lost run may have changed the outputs before anything was heard of it.
-        untouched = not started and message.runs == 1 and outcome.status == "not-started"
-        if untouched and self._failed:
-            # Its pool was given up, most likely with that of the first one, and one message is enough.
-            with self._lock:
-                self._dropped.append(info.job)
-        elif untouched:
-            self._refuse(info, explain(_label(info.job), outcome, message.runs, message.message))
-        else:
-            if not started:
-                self._executor.report_job_submission(info)
-            self._report_ended(info, message)
+        self._report_ended(info, message, started=started)
         self._woken.put("look")
 
-    def _report_ended(self, info: SubmittedJobInfo, message: Finished) -> None:
+    def _report_ended(self, info: SubmittedJobInfo, message: Finished, *, started: bool) -> None:
         outcome = message.outcome
+        kind = verdict(message, started=started, failed=self._failed, leaving=self._ended)
+        if kind in ("refused", "failed"):
+            text = clean_block(explain(_label(info.job), outcome, message.runs, message.message))
+        if kind == "dropped":
+            with self._lock:
+                self._dropped.append(info.job)
+            return
+        if kind == "refused":
+            self._refuse(info, text)
+            return
+        if not started:
+            self._executor.report_job_submission(info)
         try:
             self._handover.ended(message.key, failed=outcome.status != "succeeded")
         except OSError as error:
             self._voice.warning(
                 f"What {_label(info.job)} was to update could not be kept: {error.filename}: {error.strerror}."
             )
-        if outcome.status == "succeeded":
-            with self._lock:
-                self._succeeded[info.job] = outcome, message.runs
+        if kind == "succeeded":
+            self._unchecked.add(info.job, outcome, message.runs)
             self._executor.report_job_success(info)
-        elif outcome.status in ("cancelled", "lost") and self._ended:
-            pass  # Snakemake asked for it, and is leaving
-        else:
-            text = clean_block(explain(_label(info.job), outcome, message.runs, message.message))
+        elif kind == "failed":
             self._note_error(info, text)
             logs = [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else []
             self._executor.report_job_error(info, msg=text, aux_logs=logs)
@@ -536,15 +467,6 @@ class Session:
         if self._handover.is_last(info.job):
             self._failed = True
 
-    def _forget_logs(self, outcome: Outcome, runs: int) -> None:
-        """Of a job that has succeeded, and of its runs that were lost before."""
-        if self._options.keep_successful_logs or not outcome.log_path:
-            return
-        first = outcome.log_path.removesuffix(f".{runs}") if runs > 1 else outcome.log_path
-        for path in (first, *(f"{first}.{run}" for run in range(2, runs + 1))):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
     # Stopping
 
     def _drop_waiting(self) -> None:
@@ -564,33 +486,26 @@ class Session:
             elif wanted == "leave":
                 self._drop_waiting()  # at once: the scheduler's lock may be held for seconds
                 self._leave(signal.SIGTERM, None)
-            failed = snakemake_scheduler.has_failed(scheduler) and not snakemake_settings.keeps_going(self._workflow)
-            if failed or snakemake_scheduler.told_to_stop(scheduler):
+            if starts_no_more(
+                failed=snakemake_scheduler.has_failed(scheduler),
+                keeps_going=snakemake_settings.keeps_going(self._workflow),
+                told_to_stop=snakemake_scheduler.told_to_stop(scheduler),
+            ):
                 self._drop_waiting()
             with self._lock:
                 dropped, handed_over = list(self._dropped), len(self._jobs)
-            if dropped and not handed_over and snakemake_scheduler.running(scheduler) <= set(dropped):
+            if over(dropped, handed_over, lambda: snakemake_scheduler.running(scheduler)):
                 scheduler.executor_error_callback(as_error(not_started_text(len(dropped))))
                 return
 
     def _driver_lost(self, how: str) -> None:
         """On the reader's thread; `end` waits for it. What the driver did not give back is given back here."""
         assert self._link is not None
-        tail = self._link.log_tail()
-        try:
-            left = cancel_run(self._state_dir)
-            state.clear(self._state_dir, keep_logs=True)
-        except OSError as error:
-            left = [f"Its records in {self._state_dir} were left alone: {error.strerror or error}."]
+        text = clean_up_after(how, self._state_dir, self._link.log_tail(), leaving=self._ended)
         if self._ended:
-            what = " while it gave everything back; its workers end by themselves."
+            self._voice.error(text)  # Snakemake's scheduler is over, and hears of no error any more
         else:
-            what = "; its workers end, and the run cannot go on."
-        lines = [f"The driver process of the Dask cluster was lost ({how}){what}", *left, *([tail] if tail else [])]
-        if self._ended:
-            self._voice.error("\n".join(lines))  # Snakemake's scheduler is over, and hears of no error any more
-        else:
-            self._workflow.scheduler.executor_error_callback(as_error("\n".join(lines)))
+            self._workflow.scheduler.executor_error_callback(as_error(text))
 
     def end(self, *, kill: bool) -> None:
         """Give everything back; with ``kill`` running jobs are ended first. May be repeated."""

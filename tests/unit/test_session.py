@@ -1,24 +1,22 @@
 """What a run is called, how Snakemake is told that a job started, and what becomes of a run whose driver is lost."""
 
-import threading
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
-from snakemake_executor_plugin_dask.frontend import session as session_module
-from snakemake_executor_plugin_dask.frontend.session import (
-    Session,
-    new_run_id,
-    not_started_text,
-    report_submission,
-    unfit_directory,
-)
-from snakemake_executor_plugin_dask.interior.checks import Interior
-from snakemake_executor_plugin_dask.model.jobs import Outcome, task_key
-from snakemake_executor_plugin_dask.model.messages import Finished
+from snakemake_executor_plugin_dask.frontend import driver_process
+from snakemake_executor_plugin_dask.frontend.ahead import ready_next
+from snakemake_executor_plugin_dask.frontend.driver_process import clean_up_after
+from snakemake_executor_plugin_dask.frontend.failures import not_accepted_text, not_started_text
+from snakemake_executor_plugin_dask.frontend.session import new_run_id, report_submission
+from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
+from snakemake_executor_plugin_dask.frontend.verdicts import over, starts_no_more, unfit_directory, verdict
+from snakemake_executor_plugin_dask.model.jobs import Outcome, Status, task_key
+from snakemake_executor_plugin_dask.model.messages import Finished, Later
+from snakemake_executor_plugin_dask.model.requests import Request
 
 
 def test_run_ids_stand_in_the_keys_of_their_jobs() -> None:
@@ -74,25 +72,18 @@ def test_lost_driver_is_told_and_cleared_up_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
 ) -> None:
     """Also where it dies while it gives everything back: allocations are cancelled, keys go, and it is said."""
-    told: dict[str, list[str]] = {"logged": [], "raised": []}
     cancelled: list[Path] = []
-    monkeypatch.setattr(session_module, "cancel_run", lambda path: cancelled.append(path) or ["allocation 7 is left"])
+    monkeypatch.setattr(driver_process, "cancel_run", lambda path: cancelled.append(path) or ["allocation 7 is left"])
     state_dir = tmp_path / "abc12345"
     state_dir.mkdir()
     (state_dir / "tls-key.pem").write_text("secret")
     (state_dir / "driver.log").write_text("its last words\n")
-    session: Any = object.__new__(Session)
-    session._state_dir, session._ended = state_dir, at_the_end
-    session._link = SimpleNamespace(log_tail=lambda: "its last words")
-    session._voice = SimpleNamespace(error=told["logged"].append)
-    scheduler = SimpleNamespace(executor_error_callback=lambda error: told["raised"].append(str(error)))
-    session._workflow = SimpleNamespace(scheduler=scheduler)
-    session._driver_lost("SIGKILL")
+    text = clean_up_after("SIGKILL", state_dir, "its last words", leaving=at_the_end)
     assert cancelled == [state_dir]
     assert [path.name for path in state_dir.iterdir()] == ["driver.log"]
-    (text,) = told["logged" if at_the_end else "raised"]
-    assert not told["raised" if at_the_end else "logged"]
     assert "was lost (SIGKILL)" in text
+    assert ("while it gave everything back" in text) is at_the_end
+    assert ("the run cannot go on" in text) is not at_the_end
     assert "allocation 7 is left" in text
     assert "its last words" in text
 
@@ -100,25 +91,112 @@ def test_lost_driver_is_told_and_cleared_up_after(
 @pytest.mark.parametrize("accepted", [True, False])
 def test_logs_are_kept_until_the_outputs_are_found(tmp_path: Path, accepted: bool) -> None:
     """A job that ended well may still lack outputs: then Snakemake counts it as failed, and its log is told of."""
-    said: list[str] = []
-    job = type("Job", (), {"name": "work", "attempt": 1, "restart_times": 0, "is_group": lambda _: True})()
     log = tmp_path / "log"
     log.write_text("its output\n")
-    session: Any = object.__new__(Session)
-    session._lock, session._succeeded = threading.Lock(), {}
-    session._interior = Interior()
-    session._options = SimpleNamespace(keep_successful_logs=False)
-    session._voice = SimpleNamespace(error=said.append, show=lambda _, text: said.append(text))
-    session._handover = SimpleNamespace(is_last=lambda _: False, ended=lambda *_, **__: None)
-    session._executor = SimpleNamespace(report_job_success=lambda _: None)
+    unchecked = Unchecked(keep_logs=False)
     outcome = Outcome("key", "succeeded", worker="local-0", host="here", log_path=str(log))
-    session._report_ended(SubmittedJobInfo(job), Finished("key", outcome, 1))
+    unchecked.add("job", outcome, 1)
     assert log.exists()
-    (session.job_accepted if accepted else session.job_failed)(job)
-    session.job_failed(job)  # of a later attempt, which is told otherwise
+    if accepted:
+        unchecked.accepted("job")
+    else:
+        assert unchecked.refused("job") is outcome
+        assert f"Its log: {log}" in not_accepted_text("work", outcome)
+    assert unchecked.refused("job") is None, "a later attempt is told otherwise"
     assert log.exists() is not accepted
-    assert len(said) == (not accepted)
-    assert all(f"Its log: {log}" in text for text in said)
+
+
+def test_logs_of_lost_runs_go_with_the_last_ones_and_all_can_be_kept(tmp_path: Path) -> None:
+    """Each run of a job has its own; what another job wrote stays."""
+    logs = [tmp_path / name for name in ("log", "log.2", "log.3", "log.4", "other")]
+    for log in logs:
+        log.touch()
+    outcome = Outcome("key", "succeeded", log_path=str(tmp_path / "log.3"))
+    for keeps in (True, False):
+        unchecked = Unchecked(keep_logs=keeps)
+        unchecked.add("job", outcome, 3)
+        unchecked.accepted("job")
+        assert [log.exists() for log in logs] == [keeps, keeps, keeps, True, True]
+
+
+@pytest.mark.parametrize(
+    ("status", "circumstances", "expected"),
+    [
+        ("succeeded", {}, "succeeded"),
+        ("succeeded", {"started": False}, "succeeded"),
+        ("failed", {}, "failed"),
+        ("failed", {"leaving": True}, "failed"),
+        ("cancelled", {}, "failed"),
+        ("cancelled", {"leaving": True}, "expected"),
+        ("lost", {"leaving": True, "started": False}, "expected"),
+        ("not-started", {"started": False}, "refused"),
+        ("not-started", {"started": False, "failed": True}, "dropped"),
+        ("not-started", {"started": False, "leaving": True}, "refused"),
+        # An earlier run of it may have touched the outputs.
+        ("not-started", {"started": False, "runs": 2}, "failed"),
+        ("not-started", {"started": True}, "failed"),
+    ],
+)
+def test_what_a_jobs_end_means(status: Status, circumstances: dict[str, Any], expected: str) -> None:
+    """Old outputs stay where nothing was started; an end that was asked for is no failure."""
+    known = {"started": True, "failed": False, "leaving": False, "runs": 1} | circumstances
+    message = Finished("key", Outcome("key", status), known.pop("runs"))
+    assert verdict(message, **known) == expected
+
+
+def test_when_snakemake_starts_no_more() -> None:
+    """After SIGTERM always; after an error without --keep-going."""
+    for failed in (False, True):
+        for keeps_going in (False, True):
+            assert starts_no_more(failed=failed, keeps_going=keeps_going, told_to_stop=True)
+            ends = starts_no_more(failed=failed, keeps_going=keeps_going, told_to_stop=False)
+            assert ends == (failed and not keeps_going)
+
+
+def test_a_stopped_run_is_over_once_only_dropped_jobs_are_left() -> None:
+    """Not while one has a process, nor while Snakemake waits for another one."""
+    assert over(["a", "b"], 0, lambda: {"a"})
+    assert not over(["a"], 0, lambda: {"a", "local rule"})
+    assert not over(["a"], 1, lambda: {"a"})
+    assert not over([], 0, set)
+
+
+class Dependencies:
+    """A graph of jobs by name; some are members of groups, and some have run or need not run."""
+
+    def __init__(self, groups: Mapping[str, str], done: str, **waits_for: str) -> None:
+        self.groups, self.done, self.waits_for = groups, done, waits_for
+
+    def parts(self, whole: str) -> Iterable[str]:
+        return [name for name, group in self.groups.items() if group == whole] or [whole]
+
+    def whole(self, single: str) -> str:
+        return self.groups.get(single, single)
+
+    def dependents(self, single: str) -> Iterable[str]:
+        return [name for name, others in self.waits_for.items() if single in others]
+
+    def awaited(self, single: str) -> Iterable[str]:
+        return [other for other in self.waits_for.get(single, "") if other not in self.done]
+
+
+def test_jobs_that_become_ready_next() -> None:
+    """Once each, with all that they wait for; not where some of it was not handed over, or nothing is known of them."""
+    keys = {"a": "key-a", "b": "key-b", "earlier": "key-e"}
+    known = {name: Request(number) for number, name in enumerate("cdefg", 1)}
+    graph = Dependencies({}, "z", c="abz", d="a", e="ax", h="a")
+    assert ready_next(["b", "a"], graph, keys, known) == (
+        Later(known["c"], ("key-a", "key-b")),
+        Later(known["d"], ("key-a",)),
+    )
+
+
+def test_a_group_becomes_ready_as_one() -> None:
+    """Its members wait for each other within it; a group that was handed over has one key."""
+    graph = Dependencies({"f": "F", "g": "F", "i": "I", "j": "I"}, "", f="a", g="f", c="j")
+    known = {"f": Request(2), "c": Request(1)}
+    assert ready_next(["a"], graph, {"a": "key-a"}, known) == (Later(Request(2), ("key-a",)),)
+    assert ready_next(["I"], graph, {"I": "key-i"}, known) == (Later(Request(1), ("key-i",)),)
 
 
 def test_one_job_is_told_in_the_singular() -> None:
