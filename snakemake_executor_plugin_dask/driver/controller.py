@@ -302,8 +302,9 @@ class Controller:
         del self.sent[attempt.key]
         if self.ledger.lease(job.queued.key) is not None:
             self.ledger.release(job.queued.key, self.clock())
-        if attempt.freed is not None:
-            attempt.freed()
+        freed, attempt.freed = attempt.freed, None
+        if freed is not None:
+            freed()
 
     def _ended(self, outcome: Outcome) -> None:
         job = self.sent.get(outcome.key)
