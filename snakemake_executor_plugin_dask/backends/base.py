@@ -52,7 +52,7 @@ class AllocationState:
 
 
 class WorkerProcess(ProcessInterface):
-    """One worker as Dask's `SpecCluster` holds it.
+    """One worker.
 
     ``start`` never raises: it sets ``failure``, since one submission that fails must not take the others' state along.
     """
@@ -90,7 +90,7 @@ class WorkerProcess(ProcessInterface):
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Dask calls this after the worker was asked to close, and starts no other one meanwhile; `kill` follows."""
+        """End it as its own launcher or service ends; `kill` follows."""
         if self.status is not Status.closed:
             await super().close()  # type: ignore[no-untyped-call]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from snakemake_executor_plugin_dask.interior import (
     dask_adaptive,
     dask_client,
-    dask_cluster,
     dask_network,
     dask_overridden,
+    dask_scheduler,
     dask_worker,
     snakemake_calls,
     snakemake_dag,
@@ -55,7 +55,7 @@ def dask_names() -> tuple[Private, ...]:
     """Those of a run with a cluster of its own. Imports Dask."""
     from snakemake_executor_plugin_dask.interior import dask_files
 
-    return (*dask_cluster.NAMES, *dask_network.NAMES, *dask_files.NAMES, *dask_overridden.NAMES)
+    return (*dask_scheduler.NAMES, *dask_network.NAMES, *dask_files.NAMES, *dask_overridden.NAMES)
 
 
 def of_attached_dask() -> Interior:

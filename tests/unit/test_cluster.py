@@ -25,10 +25,10 @@ def test_one_that_fails_keeps_no_other_from_being_given_back(caplog: pytest.LogC
 
     async def end() -> None:
         cluster = DaskCluster(None, None, None, 0)  # type: ignore[arg-type]
-        cluster._cluster = SimpleNamespace(worker_spec={}, close=step("scheduler"))
+        cluster.scheduler = SimpleNamespace(close=step("scheduler"))
         cluster.client = SimpleNamespace(close=step("client"))
         for name, error in (("cpu-0", KeyError("7")), ("cpu-1", None)):
-            cluster.workers[name] = SimpleNamespace(close=step("asked"), kill=step(name, error))  # type: ignore[assignment]
+            cluster.workers[name] = SimpleNamespace(lock=asyncio.Lock(), close=step("asked"), kill=step(name, error))  # type: ignore[assignment]
         await cluster.close()
 
     asyncio.run(end())

@@ -54,7 +54,7 @@ DOCUMENTED = {
     "distributed.Worker",
     "distributed.diagnostics.plugin.SchedulerPlugin",
     "distributed.security.Security",
-    *("distributed.deploy.spec.SpecCluster", "distributed.deploy.spec.ProcessInterface"),
+    "distributed.deploy.spec.ProcessInterface",
     "distributed.core.Status",  # with ProcessInterface
 }
 #: Names of objects, their documented class, and what its documentation names beside its methods.

@@ -1,6 +1,7 @@
-"""What Dask has of a run's own cluster: one quiet scheduler, and one `SpecCluster` that holds every pool's workers.
+"""What Dask has of a run's own cluster: one quiet scheduler, its client, and the processes of all pools' workers.
 
-Starts and ends workers through their `WorkerProcess`; decides nothing.
+Starts and ends workers through their `WorkerProcess`; decides nothing. Dask's `SpecCluster` has no part in it: it makes
+workers itself, starts and ends them all behind one lock, and closes a lost one by itself some seconds later.
 """
 
 import asyncio
@@ -11,12 +12,11 @@ from typing import Any
 
 import dask
 from distributed import Client, SchedulerPlugin
-from distributed.deploy.spec import SpecCluster
 
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
 from snakemake_executor_plugin_dask.config.dashboard import DashboardPlan
 from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
-from snakemake_executor_plugin_dask.interior import dask_cluster, dask_files
+from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler
 from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -70,7 +70,7 @@ class DaskCluster:
             "interface": [interface, None],
             "port": [port, None],
         }
-        self._cluster: Any = None
+        self.scheduler: Any = None
         self.client: Any = None
         self.workers: dict[str, WorkerProcess] = {}
 
@@ -81,64 +81,56 @@ class DaskCluster:
         dask.config.set(DRIVER_CONFIGURATION)
         quieten()
         guard()
-        scheduler = {
-            "cls": scheduler_class(closed=dashboard.host is None),
-            "options": {"security": self._security, **self._where, **dashboard.scheduler_options},
-        }
-        self._cluster = SpecCluster(
-            scheduler=scheduler, asynchronous=True, security=self._security, name="snakemake", shutdown_on_close=False
-        )
         try:
-            await self._cluster
-        except RuntimeError as error:
+            self.scheduler = await scheduler_class(closed=dashboard.host is None)(
+                security=self._security, **self._where, **dashboard.scheduler_options
+            )
+        except (ConfigurationError, RuntimeError, OSError, ValueError) as error:
             reason = _innermost(error, ConfigurationError)
             if isinstance(reason, ConfigurationError):
-                raise reason from error
+                raise reason from None
             if not isinstance(reason, OSError | ValueError):
                 raise
             asked = {key: self._where[key][0] for key in ("host", "interface", "port")}
             where = ", ".join(f"{key}: {value}" for key, value in asked.items() if value is not None)
             msg = f"Dask's scheduler cannot listen ({where}): {reason}"
             raise ConfigurationError(msg) from error
-        self._cluster.scheduler.add_plugin(_Ears(hear))
+        self.scheduler.add_plugin(_Ears(hear))
         self.client = await Client(
-            dask_cluster.inner_address(self._cluster),
+            dask_scheduler.inner_address(self.scheduler),
             security=self._security,
             asynchronous=True,
             set_as_default=False,
         )
         # Messages to the own process are not worth collecting; a job that is to start would wait for it.
-        dask_cluster.send_at_once(self.client)
+        dask_scheduler.send_at_once(self.client)
         return notes
 
     @property
     def scheduler_address(self) -> str:
-        return str(self._cluster.scheduler_address)
+        return str(self.scheduler.address)
 
     @property
     def dashboard_link(self) -> str:
-        return str(self._cluster.scheduler.link)  # SpecCluster's own knows no secret path
-
-    @property
-    def scheduler(self) -> Any:
-        return self._cluster.scheduler
+        return str(self.scheduler.link)
 
     async def add(self, process: WorkerProcess) -> None:
         """Start a worker. Never raises: what went wrong is in ``process.failure``."""
         self.workers[process.name] = process
-        await dask_cluster.add(self._cluster, process)
+        await process
 
     def adopt(self, process: WorkerProcess, suffix: str) -> None:
-        """A launcher has one worker more: it is asked to close with the others."""
+        """A launcher has one worker more."""
         process.group = (*process.group, suffix)
-        dask_cluster.extend_group(self._cluster, process.name, suffix)
 
     async def remove(self, name: str) -> bool:
         """Give a worker back. Returns whether its allocation or process was seen to be gone."""
-        await dask_cluster.remove(self._cluster, name)
-        process = self.workers.pop(name, None)
+        process = self.workers.get(name)
         if process is None:
             return True
+        async with process.lock:
+            pass  # one that is being submitted has no allocation yet that could be cancelled
+        self.workers.pop(name, None)
         await process.close()
         return await process.kill()
 
@@ -155,4 +147,5 @@ class DaskCluster:
                 _log.error("Worker %s was not given back", name, exc_info=error)
         if self.client is not None:  # else the scheduler did not start
             await self.client.close()
-        await self._cluster.close()
+        if self.scheduler is not None:
+            await self.scheduler.close()
