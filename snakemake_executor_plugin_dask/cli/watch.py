@@ -7,6 +7,7 @@ import argparse
 import curses
 import json
 import locale
+import os
 import signal
 import sys
 import time
@@ -78,6 +79,8 @@ def run(options: argparse.Namespace) -> str:
     followed.look()
     if not followed.over:
         locale.setlocale(locale.LC_ALL, "")
+        for name in ("LINES", "COLUMNS"):  # curses would believe them, and follow no change
+            os.environ.pop(name, None)
         before = signal.signal(signal.SIGTERM, _leave)
         try:
             curses.wrapper(_show, followed)

@@ -150,7 +150,7 @@ class Terminal:
         self.process = subprocess.Popen(
             ["setsid", "--ctty", sys.executable, "-m", "snakemake_executor_plugin_dask", "watch", *arguments],
             cwd=directory, stdin=slave, stdout=slave, stderr=slave,
-            env=os.environ | {"TERM": "xterm-256color"},
+            env=os.environ | {"TERM": "xterm-256color", "LINES": "24", "COLUMNS": "80"},
         )  # fmt: skip
 
     def resize(self, width: int, height: int) -> None:
