@@ -2,10 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+from clusters.slurm import VirtualSlurm
 from running import SnakemakeRun, processes_of, snakemake, wait_for
+
+from .test_attached import Cluster
 
 SCRIPT = """
 import os, sys, time
@@ -42,6 +48,8 @@ if __name__ == "__main__":
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         sizes = sorted((worker["nthreads"], worker["memory_limit"]) for worker in workers)
         answer = client.submit(sum, [1, 2]).result()
+        if kind == "other":
+            answer = set(client.run(lambda: __import__("sys").executable).values())
         Path(output).write_text(f"{answer} {sizes} {type(client.cluster).__name__}")
 """
 
@@ -49,7 +57,7 @@ KINDS = """
 import dask, distributed
 
 rule all:
-    input: "script.txt", "run.txt", "shell.txt", "cold.txt", "keeps.txt", "stranger.txt"
+    input: "script.txt", "run.txt", "shell.txt", "cold.txt", "keeps.txt", "stranger.txt", "other.txt"
 
 rule script:
     output: "script.txt"
@@ -84,6 +92,13 @@ rule pair:
     shell: "PYTHON dask_script.py {output}"
 """
 
+OTHER_PYTHON = """
+rule other:
+    output: "other.txt"
+    resources: mem_mb=300, dask_workers=1
+    shell: "! other/bin/python -c 'import snakemake' 2> no-snakemake; other/bin/python dask_script.py {output}"
+"""
+
 ONE = """
 rule one:
     output: "{name}.txt"
@@ -92,12 +107,34 @@ rule one:
 """
 
 
-def of_python(snakefile: str, directory: Path) -> str:
-    import sys
+POOL = """
+pools:
+  main:
+    cluster: slurm
+    workers: 0-1
+    cores: 2
+    memory: 1400 MB
+    walltime: 10m
+    options: {queue: big}
+"""
 
+
+def of_python(snakefile: str, directory: Path) -> str:
     directory.mkdir(exist_ok=True)
     (directory / "dask_script.py").write_text(SCRIPT)
     return snakefile.replace("PYTHON", sys.executable)
+
+
+def other_python(directory: Path) -> None:
+    """An environment with Dask, and without Snakemake and the plugin."""
+    packages = directory / "packages"
+    packages.mkdir(parents=True)
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not path.name.lower().startswith("snakemake"):
+            (packages / path.name).symlink_to(path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory / "other"], check=True)
+    (own,) = (directory / "other").glob("lib/python*/site-packages")
+    (own / "packages.pth").write_text(f"{packages}\n")
 
 
 def clusters(run: SnakemakeRun) -> dict[int, str]:
@@ -106,8 +143,12 @@ def clusters(run: SnakemakeRun) -> dict[int, str]:
 
 
 def test_a_bare_client_has_the_jobs_workers(tmp_path: Path) -> None:
-    """In every kind of rule, warm and cold, also where the Snakefile has imported Dask; and nobody else's."""
-    with snakemake(tmp_path, of_python(KINDS, tmp_path), "--dask-worker-cores", "20") as run:
+    """In every kind of rule, warm and cold, also where the Snakefile has imported Dask; and nobody else's.
+
+    Its workers are of the script's own Python.
+    """
+    other_python(tmp_path)
+    with snakemake(tmp_path, of_python(KINDS + OTHER_PYTHON, tmp_path), "--dask-worker-cores", "20") as run:
         assert run.wait() == 0, run.output
         run.expect_gone(10)
     found = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
@@ -115,6 +156,8 @@ def test_a_bare_client_has_the_jobs_workers(tmp_path: Path) -> None:
     assert found["run"] == "3 [(1, 300000000), (1, 300000000)] NoneType"
     assert found["shell"] == "3 [(1, 300000000)] NoneType"
     assert found["cold"] == "3"
+    assert str(tmp_path / "other" / "bin" / "python") in found["other"]
+    assert "No module named 'snakemake'" in (tmp_path / "no-snakemake").read_text()
     assert "TLS certificate does not match" in (tmp_path / "refused").read_text()
     starts = {event["key"].partition("-")[0]: event["start"] for event in run.events("job-started")}
     assert (starts["run"], starts["cold"]) == ("warm", "cold")
@@ -156,3 +199,32 @@ def test_a_cluster_goes_with_its_job(tmp_path: Path, how: str) -> None:
         run.expect_gone(10)
     assert not processes_of(directory)
     assert not Path(directory).exists()
+
+
+@pytest.mark.slurm
+def test_on_slurm(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """On a node of its own, in an allocation; what does not fit there is told before the first job."""
+    tmp_path.joinpath("pools.yaml").write_text(POOL)
+    snakefile = of_python(ONE, tmp_path)
+    less = ("--dask-pools", "pools.yaml", "--set-resources", "one:dask_script_mem_mb=300")
+    with snakemake(tmp_path, snakefile, "some.txt", *less) as run:
+        assert run.wait() == 1
+        assert "To make it fit: --set-resources one:dask_workers=1" in run.output
+    with snakemake(tmp_path, snakefile, "some.txt", *less, "one:dask_workers=1") as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (tmp_path / "some.txt").read_text() == "3 [(1, 300000000)] NoneType"
+
+
+def test_on_an_attached_cluster(tmp_path: Path) -> None:
+    """Over `tcp://`, too: what is secret is made on the worker and stays there."""
+    (tmp_path / "cluster").mkdir()
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        cluster.scheduler()
+        cluster.worker("w", 4)
+        with snakemake(tmp_path, of_python(ONE, tmp_path), "some.txt", "--dask-scheduler", str(cluster.file)) as run:
+            assert run.wait() == 0, run.output
+    finally:
+        cluster.end()
+    assert (tmp_path / "some.txt").read_text() == "3 [(1, 300000000), (1, 300000000)] NoneType"

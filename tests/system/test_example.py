@@ -1,13 +1,15 @@
-"""The example workflow that the README's first command runs, on fewer years."""
+"""Example workflows on less: the one that the README's first command runs, and the one with Dask in its rules."""
 
 import csv
+import json
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from .test_parity import COMMON, EXECUTORS, run_snakemake
 
-EXAMPLE = Path(__file__).parents[2] / "example-workflows" / "keeling-curve"
+EXAMPLES = Path(__file__).parents[2] / "example-workflows"
+EXAMPLE = EXAMPLES / "keeling-curve"
 FEWER = ("--config", "first_year=1988", "last_year=1991", "resamplings=20")
 
 
@@ -27,3 +29,19 @@ def test_example_makes_its_table_and_picture(tmp_path: Path) -> None:
     picture = ET.parse(tmp_path / "warm" / "work" / "results" / "keeling-curve.svg").getroot()
     dots = [element for element in picture.iter() if element.tag.endswith("circle") and element.get("r") == "3.5"]
     assert len(dots) == 4
+
+
+def test_example_with_dask_in_its_rules(tmp_path: Path) -> None:
+    """Two Dask workers find the centres of the clouds, and the picture shows them."""
+    work = tmp_path / "work"
+    shutil.copytree(EXAMPLES / "dask-in-a-rule", work, ignore=shutil.ignore_patterns("results", ".snakemake"))
+    fewer = ("--config", "parts=2", "points_in_a_part=20000")
+    dask = ("--executor", "dask", "--jobs", "50", "--dask-worker-cores", "3")
+    code, text = run_snakemake(work, (*fewer, *COMMON, *dask), {})
+    assert code == 0, text
+    fit = json.loads((work / "results" / "centres.json").read_text())
+    assert (fit["points"], fit["workers"]) == (40_000, 2)
+    for found, made in zip(fit["centres"], [[-2, -1.5], [2, -2], [1.5, 2], [-1.8, 1.6]], strict=True):
+        assert all(abs(one - other) < 0.1 for one, other in zip(found, made, strict=True))
+    picture = ET.parse(work / "results" / "density.svg").getroot()
+    assert sum(element.tag.endswith("circle") for element in picture.iter()) == 4

@@ -37,6 +37,7 @@ class ClusterOfJob:
         self._spill = ""
         self._port: socket.socket | None = None
         self._server: asyncio.Server | None = None
+        self._address = ""
         self.started = False
         self.failed = ""  # why it ended before the job, as far as it could tell
 
@@ -81,7 +82,8 @@ class ClusterOfJob:
         finally:
             os.close(descriptor)
         self._server = await asyncio.start_unix_server(self._listen, sock=listening)
-        return (*changes, *_dask_environment(here, settings["port"]))
+        self._address = f"tls://127.0.0.1:{settings['port']}"
+        return (*changes, *_dask_environment(here, self._address))
 
     def _reserve_port(self) -> int:
         """A port that nobody else is given, and that the scheduler can listen on while it is held here."""
@@ -99,14 +101,14 @@ class ClusterOfJob:
                 if over := message.get("over"):
                     self._over(over)
 
-    def why(self) -> str:
-        """Of a job that failed: what its cluster has to do with it; empty: nothing that is known."""
+    def why(self, words: str) -> str:
+        """Of a job that failed, and wrote ``words`` last: what its cluster has to do with it; empty: nothing."""
         if self.failed:
             return f"its Dask cluster ended: {self.failed}"
-        if not self.started:
+        if not self.started and self._address in words:
             return (
-                "its Dask cluster was never started: a Client() of the job starts it, with distributed 2022.3 or later "
-                "in the job's environment"
+                "its Dask cluster was never started, since Dask in the job's environment is too old for it: a Client() "
+                "starts it with distributed 2022.3 or later"
             )
         return ""
 
@@ -131,7 +133,7 @@ def _devices(environment: Changes, cluster: JobCluster) -> tuple[list[dict[str, 
     return own, device_environment((), vendor)
 
 
-def _dask_environment(directory: Path, port: int) -> Changes:
+def _dask_environment(directory: Path, address: str) -> Changes:
     """Dask's own settings, by which a bare `Client()` reaches this cluster."""
     cert, key = os.fspath(directory / "cert.pem"), os.fspath(directory / "key.pem")
     tls = "DASK_DISTRIBUTED__COMM__TLS__"
@@ -141,7 +143,7 @@ def _dask_environment(directory: Path, port: int) -> Changes:
         for what, path in (("CERT", cert), ("KEY", key))
     ]
     return (
-        ("DASK_SCHEDULER_ADDRESS", f"tls://127.0.0.1:{port}"),
+        ("DASK_SCHEDULER_ADDRESS", address),
         ("DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION", "true"),
         (f"{tls}CA_FILE", cert),
         *roles,

@@ -256,7 +256,7 @@ class Supervisor:
                 await self._read_log(current)
             await self._find_cause(current)
             if current.cluster is not None and current.leader.result() != 0 and current.verdict is None:
-                current.notes.append(current.cluster.why())
+                current.notes.append(current.cluster.why(current.words.log_tail))
         except NotStarted as error:
             failure = str(error)
             if current.verdict is None:
