@@ -16,9 +16,10 @@ settings.load_profile("any-machine")
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Where the built wheel is to be tested, refuse to test the sources beside the tests instead."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # As shells start what runs in the background: no Snakemake that a test starts would hear Ctrl-C.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell starts what runs in the background so: no Snakemake that a test starts would hear Ctrl-C, or Ctrl-\\.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     package = Path(snakemake_executor_plugin_dask.__file__).resolve().parent
     if os.environ.get("SNAKEMAKE_DASK_TEST_WHEEL") == "1" and package.parent == session.config.rootpath.resolve():
         msg = f"The tests are to run against the installed wheel, but import {package}; start them with ./run tests"
