@@ -28,7 +28,7 @@ from snakemake_executor_plugin_dask.cli.jobtable import (
 )
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.printed import clean_block
-from snakemake_executor_plugin_dask.observe.events import SUFFIX, read_events
+from snakemake_executor_plugin_dask.observe.events import SUFFIX, Tail, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.report import write_report
@@ -289,19 +289,16 @@ def _events(options: argparse.Namespace) -> None:
 
 def _lines(log: Path, *, follow: bool) -> Iterator[bytes]:
     """Whole lines of the log; with ``follow`` until the event that ends the run, or its process is gone."""
-    with log.open("rb") as stream:
-        rest = b""
-        while True:
-            alive = follow and fate(log) != "dead"  # asked before reading: what a run writes last is read
-            while data := stream.read(1 << 16):
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    yield line + b"\n"
-                    if b'"kind":"run-ended"' in line[:80]:
-                        return
-            if not alive:
+    tail = Tail(log)
+    while True:
+        alive = follow and fate(log) != "dead"  # asked before reading: what a run writes last is read
+        for line in tail.lines():
+            yield line + b"\n"
+            if b'"kind":"run-ended"' in line[:80]:
                 return
-            time.sleep(_LOOK_EVERY_S)
+        if not alive:
+            return
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _width() -> int | None:

@@ -5,7 +5,6 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from snakemake_executor_plugin_dask.cli.jobtable import ran_s
 from snakemake_executor_plugin_dask.decide import routing
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
@@ -13,7 +12,7 @@ from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.events import Event
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, WorkerState, snapshot
-from snakemake_executor_plugin_dask.observe.records import Attempt
+from snakemake_executor_plugin_dask.observe.records import Attempt, ran_s
 from snakemake_executor_plugin_dask.observe.status import queue_clause, waiting_line
 from snakemake_executor_plugin_dask.observe.wording import (
     clean,

@@ -55,9 +55,7 @@ def read_run(log: Path) -> RunModel:
         msg = f"{log} holds no events."
         raise ConfigurationError(msg)
     if model.ended is None:
-        for key, use in live.read(log).items():
-            if key in model.running:
-                model.running[key].now = use
+        live.look(log, model)
     return model
 
 

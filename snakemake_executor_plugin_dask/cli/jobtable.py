@@ -11,7 +11,7 @@ from snakemake_executor_plugin_dask.cli.finding import last_attempts
 from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.events import plain
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.records import Attempt, first
+from snakemake_executor_plugin_dask.observe.records import Attempt, first, ran_s
 from snakemake_executor_plugin_dask.observe.report import COLUMNS
 from snakemake_executor_plugin_dask.observe.wording import (
     clean,
@@ -72,13 +72,6 @@ def chosen(model: RunModel, choice: Choice) -> list[Attempt]:
         return found
     measured = [(value, attempt) for attempt in found if (value := by(attempt)) is not None]
     return [attempt for _, attempt in sorted(measured, key=lambda item: -item[0])[:most]]
-
-
-def ran_s(attempt: Attempt, now: float) -> float | None:
-    """Seconds it ran, or has run so far."""
-    if attempt.ran_s is not None or attempt.started is None:
-        return attempt.ran_s
-    return max(0.0, first(attempt.ended, now) - attempt.started)
 
 
 def wasted_mb(attempt: Attempt) -> float | None:

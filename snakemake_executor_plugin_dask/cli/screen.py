@@ -10,7 +10,7 @@ from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WorkerState, snapshot
 from snakemake_executor_plugin_dask.observe.records import Attempt
-from snakemake_executor_plugin_dask.observe.status import pool_state, waiting_line
+from snakemake_executor_plugin_dask.observe.status import pool_row, used_cells, waiting_line
 from snakemake_executor_plugin_dask.observe.wording import (
     clean,
     clock,
@@ -31,6 +31,14 @@ _WAITING_LINES, _FAILED_LINES, _WORKER_LINES = 4, 3, 8
 _LEAST_RUNNING = 3
 _BAR = 30
 
+_POOLS = (
+    Column("POOL", 100),
+    Column("CLUSTER", 50),
+    Column("WORKERS", 90, right=True),
+    Column("RUNNING", 80, right=True),
+    Column("WAITING", 85, right=True),
+    Column("STATE", 95),
+)
 _WORKERS = (
     Column("WORKER", 100),
     Column("HOST", 60),
@@ -85,7 +93,7 @@ def screen(model: RunModel, now: float, pace: Pace, width: int, height: int, fir
     picture = snapshot(model, now)
     pace.note(now, picture.succeeded + picture.failed)
     head = [*_head(picture, pace, width), *_section("", _pools(picture, width))]
-    foot = [*_waiting(picture, width), *_failed(model, width)]
+    foot = [*_waiting(picture, width), *(_failed(model, width) if picture.failed else [])]
     room = height - len(head) - len(foot)
     workers = _workers(picture, width, min(_WORKER_LINES, max(1, (room - _LEAST_RUNNING - 4) // 3)))
     running = _running(model, now, width, max(1, room - len(workers) - 2), first)
@@ -123,26 +131,8 @@ def _section(noun: str, rows: Sequence[str], more: int = 0, hint: str = "") -> l
 
 
 def _pools(picture: Snapshot, width: int) -> list[str]:
-    found = [
-        Column("POOL", 100),
-        Column("CLUSTER", 50),
-        Column("WORKERS", 90, right=True),
-        Column("RUNNING", 80, right=True),
-        Column("WAITING", 85, right=True),
-        Column("STATE", 95),
-    ]
-    rows = [
-        (
-            clean(pool.name, 60),
-            clean(pool.cluster, 60),
-            f"{pool.workers} of {pool.workers_max}" if pool.workers_max is not None else str(pool.workers),
-            str(pool.running),
-            str(pool.waiting),
-            pool_state(pool, clock),
-        )
-        for pool in picture.pools
-    ]
-    return fitted(found, list(zip(*rows, strict=True)), width) if rows else []
+    rows = [[clean(cell) for cell in pool_row(pool, clock)] for pool in picture.pools]
+    return fitted(_POOLS, list(zip(*rows, strict=True)), width) if rows else []
 
 
 def _workers(picture: Snapshot, width: int, most: int) -> list[Line]:
@@ -154,13 +144,14 @@ def _workers(picture: Snapshot, width: int, most: int) -> list[Line]:
 
 def _worker(worker: WorkerState) -> tuple[str, ...]:
     running = ", ".join(f"{clean(rule, 60)} x{jobs}" if jobs > 1 else clean(rule, 60) for rule, jobs in worker.running)
+    at_work, in_use = used_cells(worker)
     return (
         clean(worker.name, 60),
         clean(worker.host, 60),
         f"{worker.cores - worker.cores_free} of {worker.cores}",
-        NOTHING if worker.cores_used is None else f"{worker.cores_used:.1f}",
+        at_work,
         f"{format_memory(worker.memory_mb - worker.memory_free_mb)} of {format_memory(worker.memory_mb)}",
-        NOTHING if worker.memory_used_mb is None else short_memory(worker.memory_used_mb),
+        in_use,
         NOTHING if worker.ends_in_s is None else rough(worker.ends_in_s),
         running or NOTHING,
     )

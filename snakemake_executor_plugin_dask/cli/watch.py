@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.cli.finding import fate, find_log
 from snakemake_executor_plugin_dask.cli.screen import Line, Pace, screen
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.observe import live
-from snakemake_executor_plugin_dask.observe.events import is_event
+from snakemake_executor_plugin_dask.observe.events import Tail, is_event
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.status import end_line, table
@@ -36,8 +36,7 @@ class Followed:
         self.log = log
         self.model = RunModel()
         self.gone = False  # its process was killed
-        self._stream = log.open("rb")
-        self._rest = b""
+        self._tail = Tail(log)
         self._asked = 0.0
 
     def look(self) -> None:
@@ -45,13 +44,9 @@ class Followed:
         if self.model.ended is None and time.monotonic() - self._asked > _FATE_EVERY_S:
             self._asked = time.monotonic()
             self.gone = fate(self.log) == "dead"
-        while data := self._stream.read(1 << 20):
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            for line in lines:
-                self._apply(line)
-        for key, use in live.read(self.log).items():
-            if key in self.model.running:
-                self.model.running[key].now = use
+        for line in self._tail.lines():
+            self._apply(line)
+        live.look(self.log, self.model)
 
     def _apply(self, line: bytes) -> None:
         try:

@@ -437,7 +437,7 @@ class Session:
         if not started:
             self._executor.report_job_submission(info)
         try:
-            self._handover.ended(message.key, failed=outcome.status != "succeeded")
+            self._handover.ended(message.key, failed=kind == "failed")
         except OSError as error:
             self._voice.warning(
                 f"What {_label(info.job)} was to update could not be kept: {error.filename}: {error.strerror}."

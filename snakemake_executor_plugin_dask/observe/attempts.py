@@ -4,7 +4,7 @@ import html
 from typing import Any
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.records import Attempt
+from snakemake_executor_plugin_dask.observe.records import Attempt, first, ran_s
 from snakemake_executor_plugin_dask.observe.tables import STATES
 from snakemake_executor_plugin_dask.observe.wording import clean, count, members_text, short_id, wildcard_text
 
@@ -82,13 +82,10 @@ def _state(attempt: Attempt) -> str:
 
 
 def _numbers(attempt: Attempt, end: float) -> list[float]:
-    began = attempt.placed if attempt.placed is not None else attempt.ended if attempt.ended is not None else end
-    running = end - attempt.started if attempt.state == "running" and attempt.started is not None else None
-    ran = attempt.ran_s if attempt.ran_s is not None else running
-    efficiency = attempt.cpu_efficiency
+    ran, efficiency = ran_s(attempt, end), attempt.cpu_efficiency
     return [
         -1 if ran is None else round(ran, 2),
-        round(max(0.0, began - attempt.queued), 2),
+        round(max(0.0, first(attempt.placed, attempt.ended, end) - attempt.queued), 2),
         attempt.cores,
         -1 if efficiency is None else round(efficiency, 3),
         -1 if attempt.asked_memory_mb is None else attempt.asked_memory_mb,

@@ -110,6 +110,21 @@ def _plain_field(name: str, value: Any) -> Any:
     return plain(value)
 
 
+class Tail:
+    """Reads on in a log that grows, whole lines at a time."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises OSError."""
+        self._stream = open(path, "rb")  # noqa: SIM115 - it stays open for as long as somebody looks
+        self._rest = b""
+
+    def lines(self) -> Iterator[bytes]:
+        """Those that are whole by now and were not given before, without their ends. Raises OSError."""
+        while data := self._stream.read(1 << 16):
+            *whole, self._rest = (self._rest + data).split(b"\n")
+            yield from whole
+
+
 def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
     """The events of a log, in order. Lines that are no event (a torn one) are passed over. Raises OSError."""
     with open(path, "rb") as file:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from snakemake_executor_plugin_dask.node.private import read_private, write_private
 from snakemake_executor_plugin_dask.observe.events import SUFFIX
+from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt, Use
 
 _NAME = "use.json"
@@ -31,6 +32,13 @@ def write(log: str | os.PathLike[str], running: Iterable[Attempt]) -> None:
     }
     with contextlib.suppress(OSError):
         write_private(place(log), json.dumps(jobs, separators=(",", ":")).encode("ascii"))
+
+
+def look(log: str | os.PathLike[str], model: RunModel) -> None:
+    """Let the model's running jobs have what the file says of them."""
+    for key, use in read(log).items():
+        if key in model.running:
+            model.running[key].now = use
 
 
 def read(log: str | os.PathLike[str]) -> dict[str, Use]:

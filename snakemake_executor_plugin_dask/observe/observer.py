@@ -17,6 +17,7 @@ from snakemake_executor_plugin_dask.observe.report import write_report
 from snakemake_executor_plugin_dask.observe.status import Narrator, end_line, table
 
 NOTE_EVERY_S = 30.0
+LIVE_EVERY_S = 5.0  # as often as each worker tells
 
 Show = Callable[[Level, str], None]
 
@@ -41,6 +42,7 @@ class Observer:
         self._narrator = Narrator()
         self._waiting: set[tuple[str, str]] = set()
         self._noted = 0.0
+        self._lived = 0.0  # when what jobs use was last written
 
     def event(self, kind: str, **fields: Any) -> None:
         """Into the event log and the model. Never raises for the file."""
@@ -60,7 +62,8 @@ class Observer:
 
         ``uses`` is what jobs use now, as in `RunModel.note_uses`.
         """
-        if self.model.note_uses(uses):
+        if self.model.note_uses(uses) and (wall := self._clock()) - self._lived >= LIVE_EVERY_S:
+            self._lived = wall
             live.write(self._event_log, self.model.running.values())
         waiting = self._note(blockers, now)
         for line in self._narrator.look(snapshot(self.model, self._clock(), waiting)):

@@ -165,3 +165,10 @@ class PoolRecord:
 def first(*values: float | None) -> float:
     """The first that is known; the last one must be."""
     return next(value for value in values if value is not None)
+
+
+def ran_s(attempt: Attempt, now: float) -> float | None:
+    """Seconds it ran, or has run so far."""
+    if attempt.ran_s is not None or attempt.started is None:
+        return attempt.ran_s
+    return max(0.0, first(attempt.ended, now) - attempt.started)

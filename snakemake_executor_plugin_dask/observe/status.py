@@ -160,7 +160,7 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
         )
     if picture.pools:
         heads = ("POOL", "CLUSTER", "WORKERS", "RUNNING", "WAITING", "STATE")
-        lines += ["", *columns([heads, *(_pool_row(pool, clock_text) for pool in picture.pools)])]
+        lines += ["", *columns([heads, *(pool_row(pool, clock_text) for pool in picture.pools)])]
     if picture.workers:
         gpus = any(worker.gpus for worker in picture.workers)
         used = any(worker.memory_used_mb is not None for worker in picture.workers)
@@ -185,13 +185,14 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
     return "\n".join(lines)
 
 
-def _pool_row(pool: PoolState, clock_text: Callable[[float], str]) -> tuple[str, ...]:
+def pool_row(pool: PoolState, clock_text: Callable[[float], str]) -> tuple[str, ...]:
+    """Name, cluster, workers, running jobs, waiting jobs, state."""
     workers = f"{pool.workers} of {pool.workers_max}" if pool.workers_max is not None else str(pool.workers)
-    state = pool_state(pool, clock_text)
+    state = _pool_state(pool, clock_text)
     return pool.name, pool.cluster, workers, str(pool.running), str(pool.waiting), state
 
 
-def pool_state(pool: PoolState, clock_text: Callable[[float], str]) -> str:
+def _pool_state(pool: PoolState, clock_text: Callable[[float], str]) -> str:
     """«up», «2 allocations are queued since 14:02», «given up: …»."""
     if pool.given_up:
         return f"given up: {clean(pool.given_up, 300)}"
@@ -210,13 +211,14 @@ def _worker_row(worker: WorkerState, *, gpus: bool, used: bool) -> tuple[str, ..
         f"{worker.cores_free} of {worker.cores}",
         f"{format_memory(worker.memory_free_mb)} of {format_memory(worker.memory_mb)}",
         *([f"{worker.gpus_free} of {worker.gpus}" if worker.gpus else "-"] if gpus else []),
-        *(_used(worker) if used else ()),
+        *(used_cells(worker) if used else ()),
         "-" if worker.ends_in_s is None else rough(worker.ends_in_s),
         running,
     )
 
 
-def _used(worker: WorkerState) -> tuple[str, str]:
+def used_cells(worker: WorkerState) -> tuple[str, str]:
+    """Cores at work, and memory in use."""
     cores, memory_mb = worker.cores_used, worker.memory_used_mb
     return "-" if cores is None else f"{cores:.1f}", "-" if memory_mb is None else short_memory(memory_mb)
 

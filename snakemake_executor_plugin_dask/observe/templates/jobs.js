@@ -1,4 +1,3 @@
-"use strict";
 // The table of attempts: sorted, filtered, a page at a time. Its rows are data, and each text is set as text.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent).jobs;
@@ -15,13 +14,6 @@
   const cell = (row, i) =>
     i === 1 ? data.rules[row[1]] : i === 3 ? data.states[row[3]] : i === WORKER ? data.workers[row[WORKER]] ?? "" : row[i];
 
-  function span(seconds) {
-    if (seconds < 9.95) return Number(seconds.toPrecision(2)) + " s";
-    const s = Math.round(seconds);
-    if (s < 60) return s + " s";
-    if (s < 3600) return Math.floor(s / 60) + " min" + (s % 60 ? " " + (s % 60) + " s" : "");
-    return Math.floor(s / 3600) + " h" + (Math.floor(s / 60) % 60 ? " " + (Math.floor(s / 60) % 60) + " min" : "");
-  }
   function memory(mb) {
     if (mb < 10) return mb < 0.1 ? "<0.1 MB" : Number(mb.toPrecision(2)) + " MB";
     return mb < 1000 ? Math.round(mb) + " MB" : (mb / 1000).toFixed(1).replace(".0", "") + " GB";

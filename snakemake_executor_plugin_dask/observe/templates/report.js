@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const canvas = document.getElementById("timeline");
@@ -22,13 +21,6 @@
   const time = (px) => view[0] + ((px - left()) / (wide - left() - right)) * (view[1] - view[0]);
   const y = (w) => top + w * band;
 
-  function span(seconds) {
-    if (seconds > 0 && seconds < 9.95) return Number(Math.max(0.01, seconds).toPrecision(2)) + " s";
-    const s = Math.round(seconds);
-    if (s < 60) return s + " s";
-    if (s < 3600) return Math.floor(s / 60) + " min" + (s % 60 ? " " + (s % 60) + " s" : "");
-    return Math.floor(s / 3600) + " h" + (Math.floor(s / 60) % 60 ? " " + (Math.floor(s / 60) % 60) + " min" : "");
-  }
   function tick(range) {
     for (const step of [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800])
       if (range / step <= 9) return step;

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import resource
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, run_of
@@ -46,6 +47,7 @@ from snakemake_executor_plugin_dask.worker.supervisor.lease import Lease, LeaseC
 from snakemake_executor_plugin_dask.worker.supervisor.usage import Excess, Monitor, ProcFiles
 from snakemake_executor_plugin_dask.worker.supervisor.warming import Warming
 
+_Result = TypeVar("_Result")
 _LOG_S = 30.0
 _READ_S = 10.0
 _LISTING_S = 10.0  # and the removal of what is an attempt's own
@@ -297,29 +299,32 @@ class Supervisor:
 
         First out of the way: a removal that lasts must not meet what this run puts there.
         """
-        moving = self._loop.run_in_executor(self._listings, _move_aside, directory)
-        try:
-            aside = await asyncio.wait_for(moving, _LISTING_S)
-        except TimeoutError:
-            msg = f"the place of its local copies, {directory}, did not answer within {_LISTING_S:.0f} s"
-            raise NotStarted(msg) from None
-        except OSError as error:
-            msg = f"what an earlier run left in {directory} could not be moved away: {error.strerror}"
-            raise NotStarted(msg) from error
+        aside = await self._in_time(
+            functools.partial(_move_aside, directory),
+            late=f"the place of its local copies, {directory}, did not answer",
+            failed=f"what an earlier run left in {directory} could not be moved away",
+        )
         if aside is not None:
             await self._remove(aside)
 
     async def _put_back(self, pairs: Iterable[Sequence[str]]) -> None:
         """What an earlier run of the attempt, whose worker was lost, was to update becomes as it was before."""
+        for output, backup in pairs:
+            await self._in_time(
+                functools.partial(_put_back, output, backup),
+                late=f"{output}, which it updates, could not be put back",
+                failed=f"{output}, which it updates, could not be put back as it was before",
+            )
+
+    async def _in_time(self, work: Callable[[], _Result], *, late: str, failed: str) -> _Result:
+        """What ``work`` gives, on a thread: a file server that hangs holds up nothing else. NotStarted says why."""
         try:
-            for output, backup in pairs:
-                moving = self._loop.run_in_executor(self._listings, _put_back, output, backup)
-                await asyncio.wait_for(moving, _LISTING_S)
+            return await asyncio.wait_for(self._loop.run_in_executor(self._listings, work), _LISTING_S)
         except TimeoutError:
-            msg = f"{output}, which it updates, could not be put back within {_LISTING_S:.0f} s"
+            msg = f"{late} within {_LISTING_S:.0f} s"
             raise NotStarted(msg) from None
         except OSError as error:
-            msg = f"{output}, which it updates, could not be put back as it was before: {error.strerror}"
+            msg = f"{failed}: {error.strerror}"
             raise NotStarted(msg) from error
 
     async def _remove(self, directory: str) -> None:
