@@ -16,7 +16,6 @@ from snakemake_executor_plugin_dask.batch.refusals import no_such
 from snakemake_executor_plugin_dask.batch.systems import SYSTEMS
 from snakemake_executor_plugin_dask.decide import remedies
 from snakemake_executor_plugin_dask.decide.routing import (
-    Shape,
     Shortage,
     describe,
     make_it_fit,
@@ -26,8 +25,9 @@ from snakemake_executor_plugin_dask.decide.routing import (
     spread_over,
     who,
 )
+from snakemake_executor_plugin_dask.model.amounts import UNKNOWN, Amounts
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
 
 Key = tuple[tuple[str, str], ...]
@@ -96,7 +96,7 @@ class _Nodes:
             (
                 template.cores or kind.cores,
                 template.gpus or _of_model(kind, model),
-                template.memory_mb or (_mb(kind) if kind.memory_mib > 1 else None),
+                template.memory_mb or (_mb(kind) or None),
             )
             for kind in self.kinds
         ]
@@ -377,7 +377,7 @@ def _short(request: Request, pool: Pool, kind: NodeKind, shape: Shape) -> tuple[
     nodes = pool.nodes or 1
     if nodes <= kind.nodes:
         return short
-    room = remedies.Room(kind.nodes, shape.cores, shape.memory_mb, shape.gpus)
+    room = replace(shape, nodes=kind.nodes)
     fewer = (f"nodes={kind.nodes}",) if request.nodes > 1 else remedies.cores(request, room)
     return (*short, Shortage(f"{nodes} nodes are more than there are", fewer, kind.nodes / nodes))
 
@@ -429,15 +429,15 @@ def _shape(kind: NodeKind, pool: Pool) -> Shape:
     """A worker that holds the whole node."""
     return Shape(
         cores=kind.cores,
-        memory_mb=usable_memory_mb(_mb(kind)) if kind.memory_mib > 1 else None,
+        memory_mb=usable_memory_mb(_mb(kind)) if _mb(kind) else None,
         gpus=_of_model(kind, pool.gpu_model),
         nodes=pool.nodes or 1,
     )
 
 
-def _largest(requests: Sequence[Request], nodes: int) -> tuple[int, int, int]:
-    """Cores, memory of a worker that leaves enough of it, and GPUs: the most that any job has on one of its nodes."""
-    return (
+def _largest(requests: Sequence[Request], nodes: int) -> Amounts:
+    """The most that any job has on one of its nodes; the memory is that of a worker that leaves enough of it."""
+    return Amounts(
         max((cores_on_node(request, nodes) for request in requests), default=1),
         max((granting(memory_on_node(request, nodes) or 0) for request in requests), default=0),
         max((-(-request.gpus // nodes) for request in requests), default=0),
@@ -446,14 +446,11 @@ def _largest(requests: Sequence[Request], nodes: int) -> tuple[int, int, int]:
 
 def _holding(kinds: Sequence[NodeKind], requests: Sequence[Request], model: str | None, nodes: int) -> list[NodeKind]:
     """The kinds of node that hold the largest job, and are enough of them."""
-    cores, memory_mb, gpus = _largest(requests, nodes)
+    largest = _largest(requests, nodes)
     return [
         kind
         for kind in kinds
-        if kind.cores >= cores
-        and _of_model(kind, model) >= gpus
-        and (kind.memory_mib <= 1 or _mb(kind) >= memory_mb)
-        and kind.nodes >= nodes
+        if largest <= Amounts(kind.cores, _mb(kind) or UNKNOWN, _of_model(kind, model)) and nodes <= kind.nodes
     ]
 
 
@@ -471,12 +468,13 @@ def share(
     workers, find room at once. GPUs come in multiples of the largest job's, so that none is left over; cores and memory
     in proportion.
     """
-    cores, memory_mb, gpus = _largest(requests, nodes or 1)
+    largest = _largest(requests, nodes or 1)
+    cores, memory_mb, gpus = largest.cores, largest.memory_mb, largest.gpus
     fitting = _holding(kinds, requests, model, nodes or 1) or list(kinds)
     # The commonest small node: a larger one is scarce, and holds these workers too.
     kind = min(fitting, key=lambda kind: (_of_model(kind, model), kind.cores, kind.memory_mib))
     has_gpus = _of_model(kind, model)
-    memory_of_node = _mb(kind) if kind.memory_mib > 1 else 0
+    memory_of_node = _mb(kind)
     one = min(1.0, growth * max(cores / kind.cores, memory_mb / memory_of_node if memory_of_node else 0.0))
     part = one
     if nodes is None:  # a wide worker's nodes are leased whole
@@ -505,7 +503,8 @@ def share(
 
 
 def _mb(kind: NodeKind) -> int:
-    return kind.memory_mib * _MIB // 10**6
+    """0: not known."""
+    return kind.memory_mib * _MIB // 10**6 if kind.memory_mib > 1 else 0
 
 
 def _of_model(kind: NodeKind, model: str | None) -> int:

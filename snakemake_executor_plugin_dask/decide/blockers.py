@@ -29,6 +29,10 @@ class Blocker:
     reserved_for: str | None = None  # the rule for which a worker is kept
 
 
+#: Amounts that have other names here.
+_WORDS = {"memory_mb": "memory"}
+
+
 def blockers(waiting: Waiting, ledger: Ledger, now: float, most: int = 50) -> list[Blocker]:
     """What the waiting jobs wait for: the first ``most`` classes of each pool, in order."""
     found: list[Blocker] = []
@@ -63,22 +67,22 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
         if not short and fitting < need.workers:
             short = ("workers",)
         free = {
-            "cores": state.cores * len(state.free_hosts) if state.wide else state.free_cores,
-            "memory": state.memory_mb if state.wide else state.free_memory_mb,
-            "gpus": len(state.free_devices),
-            "nodes": len(state.free_hosts),
-            "coreless": state.free_coreless,
+            "cores": state.total.cores * state.free.nodes if state.wide else state.free.cores,
+            "memory": state.free.memory_mb,
+            "gpus": state.free.gpus,
+            "nodes": state.free.nodes,
+            "coreless": state.free.coreless,
             "workers": fitting,
-            **state.free_extra,
+            **dict(state.free.extra),
         }
     needed = {
-        "cores": need.cores,
-        "memory": max((state.memory_for(need) for state in states), default=need.memory_mb or 0),
-        "gpus": need.gpus,
+        "cores": need.node.cores,
+        "memory": max((state.memory_for(need) for state in states), default=need.node.memory_mb),
+        "gpus": need.node.gpus,
         "coreless": 1,
         "nodes": need.nodes,
         "workers": need.workers,
-        **dict(need.extra),
+        **dict(need.takes.extra),
     }
     starts = [plan[0] for state in states if (plan := start_on(state, cls, now))]
     start = sorted(starts)[need.workers - 1] if len(starts) >= need.workers else math.inf
@@ -96,17 +100,11 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
 
 
 def _short_on(state: WorkerState, cls: JobClass, now: float) -> tuple[str, ...]:
-    need = cls.need
-    short = [name for name, amount in need.extra if amount > state.free_extra[name]]
-    if state.wide:
-        short += ["nodes"] if need.nodes > len(state.free_hosts) else []
-    else:
-        short += ["cores"] if need.cores > state.free_cores else []
-        short += ["coreless"] if not need.cores and state.free_coreless < 1 else []
-        # The cores' share of the memory is short whenever the cores are.
-        if (need.memory_mb is not None or not short) and state.memory_for(need) > state.free_memory_mb:
-            short.append("memory")
-        short += ["gpus"] if need.gpus > len(state.free_devices) else []
+    short = [_WORDS.get(name, name) for name in state.part(cls.need).short_of(state.free)]
+    if cls.need.shares_memory and "cores" in short and "memory" in short:
+        short.remove("memory")  # the cores' share of the memory is short whenever the cores are
+    if state.wide and not cls.need.node <= state.total:
+        short += [_WORDS.get(name, name) for name in cls.need.node.short_of(state.total)]
     if not short and not state.lives(cls.request, now, fresh=cls.fresh):
         short.append("fresh" if cls.needs_fresh else "life")
     return tuple(short)

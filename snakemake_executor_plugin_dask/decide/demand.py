@@ -6,12 +6,10 @@ start, so each place is taken to run jobs for a few start-up times.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.decide.ledger import (
-    CORELESS_FOR_EACH_CORE,
-    Held,
     Ledger,
     Need,
     WorkerState,
@@ -19,9 +17,9 @@ from snakemake_executor_plugin_dask.decide.ledger import (
     needs_fresh,
     planned_runtime_s,
 )
-from snakemake_executor_plugin_dask.decide.routing import Shape
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
-from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.amounts import UNKNOWN
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request
 
 _WORTH_STARTS = 3.0  # a place runs jobs for so many start-up times
@@ -56,17 +54,10 @@ class _Bin:
     """What one worker will have free; a new one has the pool's shape."""
 
     def __init__(self, pool: Pool, shape: Shape) -> None:
-        unknown = math.inf
         self.wide = pool.nodes is not None
-        self.total_cores = unknown if shape.cores is None else shape.cores
-        self.total_memory_mb = unknown if shape.memory_mb is None else shape.memory_mb
-        self.cores: float = self.total_cores
-        self.memory_mb: float = self.total_memory_mb
-        self.gpus: float = unknown if shape.gpus is None else shape.gpus
-        self.coreless: float = CORELESS_FOR_EACH_CORE * max(1.0, self.total_cores)  # jobs without cores
-        self.nodes: float = shape.nodes
-        self.extra = dict(shape.extra)
-        self.life_s = unknown  # what a job may plan with; a new allocation covers whatever the pool can hold
+        self.total = shape.amounts
+        self.free = self.total
+        self.life_s = math.inf  # what a job may plan with; a new allocation covers whatever the pool can hold
         self.fresh = True
         self.state: WorkerState | None = None
         self.taken = False
@@ -74,79 +65,39 @@ class _Bin:
     @classmethod
     def of(cls, state: WorkerState, now: float, startup_s: float) -> "_Bin":
         """A worker that is there, with what will have ended by the time a new one could be up."""
-        shape = Shape(state.cores, state.memory_mb, len(state.free_devices), nodes=len(state.free_hosts))
-        found = cls(state.pool, shape)
+        found = cls(state.pool, Shape())
         found.state = state
-        found.extra = dict(state.free_extra)
+        found.total, found.free = state.total, state.free
         found.fresh = state.fresh(now)
         if state.end is not None and not found.fresh:
             found.life_s = state.end - now - state.pool.margin
-        if not state.wide:
-            found.cores, found.memory_mb = state.free_cores, state.free_memory_mb
-            found.coreless = state.free_coreless
-        found.end_leases(lambda held: held.lease.until is not None and held.lease.until <= now + startup_s)
+        for held in state.held.values():
+            if held.lease.until is not None and held.lease.until <= now + startup_s:
+                found.free += held.amounts
         return found
 
-    def end_leases(self, which: Callable[[Held], bool]) -> None:
-        """Add what these leases hold."""
-        for held in self.state.held.values() if self.state else ():
-            if which(held):
-                self.cores += held.cores
-                self.memory_mb += held.memory_mb
-                self.gpus += len(held.devices)
-                self.coreless += held.coreless
-                self.nodes += len(held.hosts)
-                for name, amount in held.extra:
-                    self.extra[name] += amount
-
-    def empty(self, shape: Shape) -> None:
+    def empty(self) -> None:
         """Nothing runs there any more."""
-        self.cores, self.memory_mb = self.total_cores, self.total_memory_mb
-        self.coreless = CORELESS_FOR_EACH_CORE * max(1.0, self.total_cores)
-        if self.state is not None:
-            self.gpus, self.nodes = len(self.state.devices), len(self.state.hosts)
-            self.extra = dict(self.state.extra)
-        else:
-            self.gpus, self.nodes = math.inf if shape.gpus is None else shape.gpus, shape.nodes
-            self.extra = dict(shape.extra)
+        self.free = self.total
 
     def put(self, item: _Item) -> None:
         """Take as many of these places as fit."""
         need = item.need
-        if (item.fresh and not self.fresh) or item.planned_s > self.life_s:
+        if (item.fresh and not self.fresh) or item.planned_s > self.life_s or not need.node <= self.total:
             return
-        number: float = item.left
-        memory_mb = 0.0
-        if self.wide:
-            number = min(number, self.nodes // need.nodes)
-            fits = need.cores <= self.total_cores and (need.memory_mb or 0) <= self.total_memory_mb
-            number = number if fits else 0
-        else:
-            memory_mb = self._share_mb(need) if need.memory_mb is None else need.memory_mb
-            amounts = ((self.cores, need.cores), (self.memory_mb, memory_mb), (self.gpus, need.gpus))
-            for have, wanted in amounts:
-                if wanted and not math.isinf(have):
-                    number = min(number, have // wanted)
-            if not need.cores:
-                number = min(number, self.coreless)
-        for name, amount in need.extra:
-            number = min(number, self.extra[name] // amount)
-        if number < 1:
+        shared_mb = self._share_mb(need) if need.shares_memory and not self.wide else need.takes.memory_mb
+        part = need.takes.with_memory_mb(shared_mb)
+        if not part <= self.free:
             return
+        number = min(item.left, part.times_in(self.free))
         self.taken = True
-        item.left -= int(number)
-        self.coreless -= 0 if need.cores else number
-        self.cores -= 0 if self.wide else number * need.cores
-        self.memory_mb -= number * memory_mb
-        self.gpus -= 0 if self.wide else number * need.gpus
-        self.nodes -= number * need.nodes if self.wide else 0
-        for name, amount in need.extra:
-            self.extra[name] -= int(number) * amount
+        item.left -= number
+        self.free -= part * number
 
-    def _share_mb(self, need: Need) -> float:
-        if math.isinf(self.total_cores) or math.isinf(self.total_memory_mb):
-            return 0.0
-        return int(self.total_memory_mb * need.cores / max(self.total_cores, 1))
+    def _share_mb(self, need: Need) -> int:
+        if UNKNOWN in (self.total.cores, self.total.memory_mb):
+            return 0
+        return self.total.memory_mb * need.node.cores // max(self.total.cores, 1)
 
 
 def recommend(
@@ -175,7 +126,7 @@ def recommend(
     new = _pack(wanted, [*bins, *coming], pool, shape, room)
     replaced = _replaced(pool, bins, wanted, shape)
     for found in (*bins, *coming, *new) if later else ():
-        found.empty(shape)  # when those jobs are ready, what runs or waits now has ended
+        found.empty()  # when those jobs are ready, what runs or waits now has ended
     new += _pack(later, [*bins, *coming, *new], pool, shape, room - len(new))
     give_back = replaced + _idle(pool, bins, replaced, now)
     kept = len(alive) - len(give_back)
@@ -190,8 +141,7 @@ def recommend(
 def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s: float) -> list[_Item]:
     """The places that these jobs take, the largest first."""
     worth_s = _WORTH_STARTS * startup_s
-    places: dict[tuple[object, ...], list[float]] = {}
-    sample: dict[tuple[object, ...], Need] = {}
+    places: dict[tuple[Need, bool, object], list[float]] = {}
     classes = list(waiting)
     coarse = len(classes) > _MANY_CLASSES
     for cls in classes:
@@ -201,44 +151,28 @@ def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s:
         # Short jobs follow one another in a place; one without a known end has it for itself.
         share = 1.0 if fresh or planned_s is None else min(1.0, planned_s / worth_s)
         number = (cls.count * share if cls.count > 1 or coarse else 1.0) * need.workers
-        memory_mb = need.memory_mb
+        memory_mb = None if need.shares_memory else need.node.memory_mb
         size: object = (memory_mb, planned_s)
         if coarse:
             steps = None if memory_mb is None or not shape.memory_mb else memory_mb * _STEPS // shape.memory_mb
             hours = None if planned_s is None else int(planned_s * _STEPS // (pool.walltime_s or 86400.0))
             size = (steps, hours)
-        key: tuple[object, ...] = (
-            need.workers,
-            need.nodes,
-            need.cores,
-            need.gpus,
-            need.extra,
-            fresh,
-            memory_mb is None,
-            size,
-        )
+        alike = replace(need, node=need.node.with_memory_mb(0), takes=need.takes.with_memory_mb(0))
+        key = (alike, fresh, size)
         sums = places.setdefault(key, [0.0, 0.0, 0.0, 0.0])
-        sample.setdefault(key, need)
         sums[0] += number
         sums[1] += cls.count
         sums[2] += cls.count * (memory_mb or 0)
         sums[3] = max(sums[3], planned_s or 0.0)
     items = []
-    for key, (number, count, memory_sum, longest) in places.items():
-        need = sample[key]
-        if need.memory_mb is not None:
-            need = replace(need, memory_mb=int(memory_sum / count))
-        items.append(_Item(need, longest, bool(key[5]), math.ceil(number - 1e-9)))
-    return sorted(items, key=lambda item: _share(item.need, shape), reverse=True)
-
-
-def _share(need: Need, shape: Shape) -> float:
-    """The largest part of a worker that one place takes."""
-    return max(
-        need.cores / (shape.cores or 1),
-        (need.memory_mb or 0) / (shape.memory_mb or math.inf),
-        need.gpus / (shape.gpus or 1),
-        need.nodes / shape.nodes,
+    for (need, fresh, _), (number, count, memory_sum, longest) in places.items():
+        memory_mb = int(memory_sum / count)
+        takes = need.takes if pool.nodes is not None else need.takes.with_memory_mb(memory_mb)
+        average = replace(need, node=need.node.with_memory_mb(memory_mb), takes=takes)
+        items.append(_Item(average, longest, fresh, math.ceil(number - 1e-9)))
+    empty = shape.amounts
+    return sorted(
+        items, key=lambda item: max(item.need.node.share_of(empty), item.need.takes.share_of(empty)), reverse=True
     )
 
 
@@ -250,9 +184,8 @@ def _pack(items: list[_Item], bins: list[_Bin], pool: Pool, shape: Shape, room: 
         for found in some_room:
             if not item.left:
                 break
-            if found.cores >= item.need.cores:
-                found.put(item)
-        some_room = [found for found in some_room if found.cores > 0]
+            found.put(item)
+        some_room = [found for found in some_room if found.free.cores > 0]
         if not some_room and len(new) >= room:
             break
         while item.left and len(new) < room:

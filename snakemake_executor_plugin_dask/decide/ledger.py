@@ -5,19 +5,18 @@ free and never with what a worker declares in total. Devices are leased by ident
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.decide.routing import counts_devices, nodes_needed
+from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
 
 #: A job that needs a whole allocation's life is ended so long before the allocation is.
 END_BEFORE_S = 30.0
 #: An allocation that has carried nothing counts as new for so long after its worker joined.
 FRESH_S = 60.0
-#: Jobs with `threads: 0` at once, for each core of the worker: they hold no core, but processes and descriptors.
-CORELESS_FOR_EACH_CORE = 10
 #: It still does for so long after its first job started, so that jobs which need a new one can share it.
 SHARED_S = 10.0
 
@@ -42,27 +41,33 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a job takes of each worker it runs on. ``memory_mb`` None: the cores' share of the worker's memory."""
+    """What a job takes of each worker it runs on.
+
+    Without ``mem_mb`` a job takes its cores' share of a worker's memory, which follows from that worker:
+    ``WorkerState.part`` says what it takes there.
+    """
 
     workers: int  # so many at once; more than 1 only in an mpi pool
     nodes: int  # of the worker; more than 1 only in a wide one
-    cores: int  # on each node
-    memory_mb: int | None  # on each node
-    gpus: int  # on each node
-    extra: tuple[tuple[str, int], ...]  # of each worker; only what the pool lists
+    node: Amounts  # on each node
+    takes: Amounts  # of the worker: of a wide one whole nodes, whatever the job uses of them
+    shares_memory: bool  # no memory is declared
 
 
 def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> Need:
     """What the request takes of the pool's workers, where a node has so many cores, GPUs and usable memory."""
     nodes = nodes_needed(request, pool, cores, gpus, memory_mb)
     listed = dict(pool.resources)
+    extra = tuple((name, amount) for name, amount in request.extra if name in listed)
+    declared_mb = memory_on_node(request, nodes)
+    node = Amounts(cores_on_node(request, nodes), declared_mb or 0, -(-request.gpus // nodes))
+    wide = pool.nodes is not None
     return Need(
-        workers=1 if pool.nodes is not None else nodes,
-        nodes=nodes if pool.nodes is not None else 1,
-        cores=cores_on_node(request, nodes),
-        memory_mb=memory_on_node(request, nodes),
-        gpus=-(-request.gpus // nodes),
-        extra=tuple((name, amount) for name, amount in request.extra if name in listed),
+        workers=1 if wide else nodes,
+        nodes=nodes if wide else 1,
+        node=node,
+        takes=Amounts(nodes=nodes, extra=extra) if wide else replace(node, coreless=int(not node.cores), extra=extra),
+        shares_memory=declared_mb is None,
     )
 
 
@@ -87,12 +92,10 @@ def needs_fresh(request: Request, pool: Pool) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """What other runs hold of a worker of an attached cluster."""
+    """What other runs hold of a worker of an attached cluster; ``devices`` are GPUs by identifier."""
 
-    cores: int = 0
-    memory_mb: int = 0
+    amounts: Amounts = NOTHING
     devices: tuple[str, ...] = ()
-    extra: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -100,16 +103,16 @@ class Held:
     """One worker's part of a lease."""
 
     lease: Lease
-    cores: int
-    memory_mb: int
-    extra: tuple[tuple[str, int], ...]
+    amounts: Amounts
     devices: tuple[str, ...]
     hosts: tuple[str, ...]  # whole nodes of a wide worker
-    coreless: int = 0  # 1: it holds no core, and counts among those
 
 
 class WorkerState:
-    """One worker's totals, and what is free of them. Placement reads it; the ledger alone changes it."""
+    """One worker's totals, and what is free of them. Placement reads it; the ledger alone changes it.
+
+    Of a wide worker ``total`` has the cores, memory and GPUs of each node, and the number of nodes.
+    """
 
     def __init__(self, name: str, pool: Pool, facts: WorkerFacts, now: float) -> None:
         self.name = name
@@ -122,10 +125,11 @@ class WorkerState:
         # Other workers of an allocation of several nodes know all its hosts too, but hold one node each.
         self.hosts = (facts.hosts if self.wide else ()) or (facts.host,)
         self.devices = facts.devices[: pool.gpus] if counts_devices(pool) else ()
-        self.cores, self.memory_mb, self.extra = facts.cores, facts.memory_mb, dict(pool.resources)
-        self.free_cores, self.free_memory_mb, self.free_extra = self.cores, self.memory_mb, dict(self.extra)
+        self.total = Shape(
+            facts.cores, facts.memory_mb, len(self.devices), nodes=len(self.hosts), extra=tuple(sorted(pool.resources))
+        ).amounts
+        self.free = self.total
         self.free_devices, self.free_hosts = list(self.devices), list(self.hosts)
-        self.free_coreless = CORELESS_FOR_EACH_CORE * max(1, self.cores)
         self.held: dict[str, Held] = {}
         self.others = Others()
         self.used_since: float | None = None
@@ -138,35 +142,27 @@ class WorkerState:
         return self.used_since is not None
 
     def memory_for(self, need: Need) -> int:
-        """Memory held on this worker. Without mem_mb: the cores' share; without cores too: none."""
-        if need.memory_mb is not None:
-            return need.memory_mb
+        """Memory held on each node. Without mem_mb: the cores' share; without cores too: none."""
+        if not need.shares_memory:
+            return need.node.memory_mb
         # Rounded down, so that the shares of all cores together are never more than the whole.
-        return self.memory_mb * need.cores // max(self.cores, 1)
+        return self.total.memory_mb * need.node.cores // max(self.total.cores, 1)
+
+    def part(self, need: Need) -> Amounts:
+        """What the need takes of this worker."""
+        return need.takes.with_memory_mb(self.memory_for(need)) if need.shares_memory and not self.wide else need.takes
 
     def has_room(self, need: Need) -> bool:
         """Whether the amounts fit now; life and draining are other questions."""
-        if self.wide:
-            if len(self.free_hosts) < need.nodes or not self.could_hold(need):
-                return False
-        elif (
-            (not need.cores and self.free_coreless < 1)
-            or need.cores > self.free_cores
-            or need.gpus > len(self.free_devices)
-            or (self.memory_for(need) if need.memory_mb is None else need.memory_mb) > self.free_memory_mb
-        ):
+        if not need.takes <= self.free:
             return False
-        return not need.extra or all(amount <= self.free_extra[name] for name, amount in need.extra)
+        if self.wide:
+            return need.node <= self.total
+        return not need.shares_memory or self.memory_for(need) <= self.free.memory_mb
 
     def could_hold(self, need: Need) -> bool:
         """Whether the amounts fit while the worker is empty."""
-        return (
-            need.cores <= self.cores
-            and need.gpus <= len(self.devices)
-            and (need.memory_mb or 0) <= self.memory_mb
-            and need.nodes <= len(self.hosts)
-            and all(amount <= self.extra[name] for name, amount in need.extra)
-        )
+        return need.node <= self.total and need.takes <= self.total and need.nodes <= len(self.hosts)
 
     def fresh(self, now: float) -> bool:
         """Whether this is a new allocation, on which nothing has run but what started just now."""
@@ -254,9 +250,9 @@ class Ledger:
     def need(self, request: Request, pool: Pool) -> Need:
         """What the request takes of this pool's workers, as large as the largest of them is."""
         states = self.states(pool.name).values()
-        cores = max((state.cores for state in states), default=pool.cores)
-        gpus = max((len(state.devices) for state in states), default=pool.gpus)
-        memory_mb = max((state.memory_mb for state in states), default=None)
+        cores = max((state.total.cores for state in states), default=pool.cores)
+        gpus = max((state.total.gpus for state in states), default=pool.gpus)
+        memory_mb = max((state.total.memory_mb for state in states), default=None)
         return need_of(request, pool, cores, gpus, memory_mb)
 
     def hold(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Lease:
@@ -288,15 +284,8 @@ class Ledger:
         )
         parts = []
         for state, (devices, on) in zip(states, picked, strict=True):
-            # Whole nodes of a wide worker are held, whatever the job uses of them.
-            cores, memory_mb = (0, 0) if state.wide else (need.cores, state.memory_for(need))
-            coreless = int(not need.cores and not state.wide)
-            held = Held(lease, cores, memory_mb, need.extra, devices, on if state.wide else (), coreless)
-            state.free_cores -= held.cores
-            state.free_memory_mb -= held.memory_mb
-            state.free_coreless -= held.coreless
-            for name, amount in held.extra:
-                state.free_extra[name] -= amount
+            held = Held(lease, state.part(need), devices, on if state.wide else ())
+            state.free -= held.amounts
             if state.wide:
                 state.free_hosts = [host for host in state.free_hosts if host not in held.hosts]
             else:
@@ -313,16 +302,13 @@ class Ledger:
         _, parts = self._parts.pop(key)
         for state, held in parts:
             del state.held[key]
-            state.free_cores += held.cores
-            state.free_memory_mb += held.memory_mb
-            state.free_coreless += held.coreless
-            for name, amount in held.extra:
-                state.free_extra[name] += amount
+            state.free += held.amounts
             if state.wide:
                 state.free_hosts = _in_order(state.hosts, (*state.free_hosts, *held.hosts))
             else:
                 freed = [device for device in held.devices if device not in state.others.devices]
                 state.free_devices = _in_order(state.devices, (*state.free_devices, *freed))
+                state.free = replace(state.free, gpus=len(state.free_devices))
             if not state.held:
                 state.idle_since = now
             self._gain(state)
@@ -331,21 +317,19 @@ class Ledger:
         """What other runs hold on a worker that is shared with them; replaces what was said before. Raises KeyError."""
         state = self._workers[name]
         before, state.others = state.others, others
-        state.free_cores += before.cores - others.cores
-        state.free_memory_mb += before.memory_mb - others.memory_mb
-        for extra in state.free_extra:
-            state.free_extra[extra] += before.extra.get(extra, 0) - others.extra.get(extra, 0)
         held = {device for part in state.held.values() for device in part.devices}
         state.free_devices = [d for d in state.devices if d not in held and d not in others.devices]
+        free = state.free + before.amounts - others.amounts
+        state.free = replace(free, gpus=len(state.free_devices))
         self._gain(state)
 
     def count_also(self, pool: Pool) -> None:
         """The pool lists further resources: workers that are there have none of them."""
         for state in self.states(pool.name).values():
-            for name, _ in pool.resources:
-                state.extra.setdefault(name, 0)
-                state.free_extra.setdefault(name, 0)
-            state.pool = replace(state.pool, resources=tuple(sorted(state.extra.items())))
+            none = Amounts(extra=tuple((name, 0) for name, _ in pool.resources))
+            state.total += none
+            state.free += none
+            state.pool = replace(state.pool, resources=state.total.extra)
 
     def lease(self, key: str) -> Lease | None:
         found = self._parts.get(key)
@@ -376,8 +360,8 @@ def _in_order(names: tuple[str, ...], some: Sequence[str]) -> list[str]:
 def _pick(state: WorkerState, need: Need) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The devices and hosts for a job."""
     if state.wide:
-        return state.devices[: need.gpus], tuple(state.free_hosts[: need.nodes])
-    return _pick_devices(state.devices, state.free_devices, need.gpus), state.hosts
+        return state.devices[: need.node.gpus], tuple(state.free_hosts[: need.nodes])
+    return _pick_devices(state.devices, state.free_devices, need.node.gpus), state.hosts
 
 
 def _pick_devices(all_devices: tuple[str, ...], free: Sequence[str], count: int) -> tuple[str, ...]:

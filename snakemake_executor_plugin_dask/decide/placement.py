@@ -13,9 +13,9 @@ from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.decide.ledger import Lease, Ledger, Need, WorkerState
 from snakemake_executor_plugin_dask.decide.reservations import (
     idle_at,
-    lacks_beside,
     lets_pass,
     lives_from,
+    room_beside,
     start_on,
     time_to_pass_s,
 )
@@ -260,13 +260,14 @@ class _Hope:
         firsts: list[Order] = []
         self._rows: list[tuple[float, ...]] = []
         for state in states:
-            cores, memory_mb, gpus = state.free_cores, state.free_memory_mb, len(state.free_devices)
+            cores, memory_mb, gpus = state.free.cores, state.free.memory_mb, state.free.gpus
             row: tuple[float, ...] = (cores, memory_mb, gpus, -1.0, cores, memory_mb, gpus, _life_s(state, now))
             kept = queue.reserved.get(state.name)
             head = None if kept is None else kept.cls.head()
             if kept is not None and head is not None and not state.wide:
-                beside = lacks_beside(kept, state)
-                left = (-1, -1, -1) if kept.whole else (-beside.cores, -beside.memory_mb, -beside.gpus)
+                beside = room_beside(kept, state)
+                amounts = (beside.cores, beside.memory_mb, beside.gpus)
+                left = (-1, -1, -1) if kept.whole else tuple(max(0, amount) for amount in amounts)
                 row = (*left, time_to_pass_s(kept, now), *row[4:])
                 firsts.append(head.order)
             self._rows.append(row)
@@ -277,7 +278,7 @@ class _Hope:
     def for_class(self, cls: JobClass, order: Order) -> bool:
         if self._first is not None and order <= self._first:
             return True
-        cores, memory_mb, gpus, runtime_s = cls.least_cores, cls.least_memory_mb, cls.least_gpus, cls.request.runtime_s
+        cores, memory_mb, gpus, runtime_s = cls.least.cores, cls.least.memory_mb, cls.least.gpus, cls.request.runtime_s
         for beside_cores, beside_mb, beside_gpus, time_s, free_cores, free_mb, free_gpus, life_s in self._rows:
             if cls.planned_s > life_s:
                 continue
@@ -301,8 +302,8 @@ def _left_over(state: WorkerState, need: Need) -> tuple[bool, bool, int, int, in
     return (
         state.idle_since is not None,
         not state.used,
-        len(state.free_devices) - need.gpus,
-        len(state.free_hosts) - need.nodes,
-        state.free_cores - need.cores,
-        state.free_memory_mb,
+        state.free.gpus - need.takes.gpus,
+        state.free.nodes - need.takes.nodes,
+        state.free.cores - need.takes.cores,
+        state.free.memory_mb,
     )

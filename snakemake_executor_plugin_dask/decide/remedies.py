@@ -1,27 +1,16 @@
 """What a rule can declare instead, so that its job fits: by the resources that its numbers came from. Pure.
 
 Each function gives settings as `--set-resources` takes them behind the rule's name (`mem_mb=1000`), or `threads=4`;
-none where no smaller number would help.
+none where no smaller number would help. ``room`` is what a job may have: so many nodes, and on each of them so much.
 """
 
-from dataclasses import dataclass
-
+from snakemake_executor_plugin_dask.model.pools import Shape
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node
 
 Settings = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What a job may have: so many nodes, and on each of them so much. None: any amount."""
-
-    nodes: int
-    cores: int | None
-    memory_mb: int | None
-    gpus: int | None
-
-
-def cores(request: Request, room: Room) -> Settings:
+def cores(request: Request, room: Shape) -> Settings:
     """Fewer cores, together with fewer GPUs where these are too many."""
     origin, most = request.origin, room.cores
     if most is None:
@@ -52,7 +41,7 @@ def cores(request: Request, room: Room) -> Settings:
     return (*smaller, f"tasks={per_node * room.nodes}")
 
 
-def memory(request: Request, room: Room) -> Settings:
+def memory(request: Request, room: Shape) -> Settings:
     """Less memory, on each node; where it is declared for each core, beside what `cores` leaves of these."""
     if room.memory_mb is None:
         return ()
@@ -71,7 +60,7 @@ def memory(request: Request, room: Room) -> Settings:
     return (f"mem_mb_per_cpu={number}",) if number else ()
 
 
-def gpus(request: Request, room: Room) -> Settings:
+def gpus(request: Request, room: Shape) -> Settings:
     """Fewer GPUs, in each of the places that say how many."""
     if not room.gpus:
         return ()
@@ -84,8 +73,8 @@ def gpus(request: Request, room: Room) -> Settings:
     return tuple(template.replace("{}", str(most // unit)) for template, unit in declared)
 
 
-def dask_workers(request: Request, room: Room) -> Settings:
+def dask_workers(request: Request, room: Shape) -> Settings:
     """As many workers of a job's own Dask cluster as fit; nothing where none does."""
     assert request.cluster is not None
-    number = request.cluster.fitting(room.cores, room.memory_mb, room.gpus)
+    number = request.cluster.fitting(room.amounts)
     return (f"dask_workers={number}",) if number else ()

@@ -2,8 +2,9 @@
 
 import math
 
-from snakemake_executor_plugin_dask.decide.ledger import Held, Need, WorkerState, planned_runtime_s
+from snakemake_executor_plugin_dask.decide.ledger import Held, WorkerState, planned_runtime_s
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Reservation
+from snakemake_executor_plugin_dask.model.amounts import Amounts
 
 
 def lets_pass(reservation: Reservation, state: WorkerState, cls: JobClass, now: float) -> bool:
@@ -12,9 +13,7 @@ def lets_pass(reservation: Reservation, state: WorkerState, cls: JobClass, now: 
         return True
     if reservation.whole:
         return False
-    lacks = lacks_beside(reservation, state)
-    lacks.add(state, cls.need)
-    return not lacks.any()
+    return state.part(cls.need) <= room_beside(reservation, state)
 
 
 def time_to_pass_s(reservation: Reservation, now: float) -> float:
@@ -22,12 +21,12 @@ def time_to_pass_s(reservation: Reservation, now: float) -> float:
     return -1.0 if math.isinf(reservation.start) else reservation.start - now
 
 
-def lacks_beside(reservation: Reservation, state: WorkerState) -> "Lacks":
-    """What the worker lacks for the job that it is kept for, once the awaited leases are over."""
-    lacks = Lacks(state, reservation.cls.need)
+def room_beside(reservation: Reservation, state: WorkerState) -> Amounts:
+    """What the worker has left beside the job that it is kept for, once the awaited leases are over."""
+    room = state.free - state.part(reservation.cls.need)
     for key in reservation.awaited & state.held.keys():
-        lacks.end(state.held[key])
-    return lacks
+        room += state.held[key].amounts
+    return room
 
 
 def lives_from(state: WorkerState, cls: JobClass, start: float) -> bool:
@@ -46,67 +45,22 @@ def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list
     need = cls.need
     if not state.could_hold(need) or not lives_from(state, cls, now):
         return None
-    lacks = Lacks(state, need)
+    part, room = state.part(need), state.free
     awaited: list[str] = []
     start = now
-    if lacks.any():
+    if not part <= room:
         known = sorted((_end(held), key) for key, held in state.held.items())
         for until, key in known:
-            lacks.end(state.held[key])
+            room += state.held[key].amounts
             awaited.append(key)
             start = max(start, until)
-            if not lacks.any():
+            if part <= room:
                 break
         else:
             return None
     if not math.isinf(start) and not lives_from(state, cls, start):
         return None
     return start, awaited
-
-
-class Lacks:
-    """What a worker lacks for a need (negative: has left beside it), while leases end one by one."""
-
-    def __init__(self, state: WorkerState, need: Need) -> None:
-        self.nodes = need.nodes - len(state.free_hosts) if state.wide else 0
-        self.cores = 0 if state.wide else need.cores - state.free_cores
-        self.memory_mb = 0 if state.wide else state.memory_for(need) - state.free_memory_mb
-        self.gpus = 0 if state.wide else need.gpus - len(state.free_devices)
-        self.coreless = 0 if state.wide else int(not need.cores) - state.free_coreless
-        self._extra = {name: amount - state.free_extra[name] for name, amount in need.extra}
-
-    def end(self, held: Held) -> None:
-        self.nodes -= len(held.hosts)
-        self.cores -= held.cores
-        self.memory_mb -= held.memory_mb
-        self.gpus -= len(held.devices)
-        self.coreless -= held.coreless
-        if self._extra:
-            for name, amount in held.extra:
-                if name in self._extra:
-                    self._extra[name] -= amount
-
-    def add(self, state: WorkerState, other: Need) -> None:
-        """Another job takes its part beside it."""
-        if state.wide:
-            self.nodes += other.nodes
-        else:
-            self.cores += other.cores
-            self.coreless += int(not other.cores)
-            self.memory_mb += state.memory_for(other)
-            self.gpus += other.gpus
-        for name, amount in other.extra:
-            self._extra[name] = self._extra.get(name, -state.free_extra[name]) + amount
-
-    def any(self) -> bool:
-        return (
-            self.cores > 0
-            or self.memory_mb > 0
-            or self.gpus > 0
-            or self.coreless > 0
-            or self.nodes > 0
-            or any(amount > 0 for amount in self._extra.values())
-        )
 
 
 def _end(held: Held) -> float:

@@ -15,23 +15,10 @@ from snakemake_executor_plugin_dask.decide import remedies
 from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node, with_cluster
 
 _MAX_NAMES = 8  # rules named in one sentence
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """One worker of a pool. Cores, memory (usable, 10^6 bytes) and GPUs are those of each node; None: not known yet."""
-
-    cores: int | None = None
-    memory_mb: int | None = None
-    gpus: int | None = None
-    gpu_model: str | None = None
-    nodes: int = 1
-    extra: tuple[tuple[str, int], ...] = ()  # for each worker
-    lifetime_s: float | None = None  # of a new worker; None: no end
 
 
 _GIVEN_UP = "it was given up, since its workers could not be brought up"
@@ -152,7 +139,7 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
         return (Shortage("it takes only jobs that declare nodes or mpi"),)
     nodes = nodes_needed(request, pool, shape.cores, shape.gpus, shape.memory_mb)
     most = pool.workers_max if pool.kind.launched and pool.nodes is None else shape.nodes
-    room = remedies.Room(min(nodes, most), shape.cores, shape.memory_mb, shape.gpus)
+    room = replace(shape, nodes=min(nodes, most))
     short: list[Shortage] = []
     too_wide = nodes > most
     if too_wide:
@@ -207,7 +194,7 @@ def _of_cluster(cluster: JobCluster) -> str:
     return f"{_count(cluster.workers, 'Dask worker')} with {each} each, and {script} for the script"
 
 
-def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str, room: remedies.Room) -> list[Shortage]:
+def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str, room: Shape) -> list[Shortage]:
     if not request.gpus:
         return []
     short: list[Shortage] = []
@@ -379,9 +366,8 @@ def adapt_to_local(request: Request, shape: Shape, at_once: int = 0) -> tuple[Re
 
 def _cluster_here(request: Request, cluster: JobCluster, shape: Shape) -> tuple[Request, str]:
     """Capped to the workers that fit beside the script; where none does, one shares the script's cores."""
-    gpus = shape.gpus or None  # GPUs that are not counted are no limit
-    cluster = replace(cluster, gpus=cluster.gpus if gpus else 0)
-    number = cluster.fitting(shape.cores, shape.memory_mb, gpus)
+    cluster = replace(cluster, gpus=cluster.gpus if shape.gpus else 0)  # GPUs that are not counted are no limit
+    number = cluster.fitting(shape.amounts)
     if number:
         adapted = with_cluster(request, replace(cluster, workers=number))
         return adapted, "" if number == cluster.workers else "dask_workers"

@@ -12,7 +12,7 @@ from snakemake_executor_plugin_dask.decide.ledger import WorkerState, need_of
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import RequestError
-from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request
 
 WAIT_S = 60.0
@@ -76,7 +76,7 @@ class Unfit:
 
 
 def _holds(state: WorkerState, request: Request) -> bool:
-    return state.could_hold(need_of(request, state.pool, state.cores, len(state.devices)))
+    return state.could_hold(need_of(request, state.pool, state.total.cores, state.total.gpus))
 
 
 def _why(request: Request, states: Sequence[WorkerState], name: str) -> str:
@@ -90,6 +90,6 @@ def _why(request: Request, states: Sequence[WorkerState], name: str) -> str:
     return f"Rule {name} asks for {routing.describe(request)}, which no worker of the cluster can hold."
 
 
-def _distance(request: Request, pool: Pool, shape: routing.Shape) -> tuple[int, float]:
+def _distance(request: Request, pool: Pool, shape: Shape) -> tuple[int, float]:
     short = routing.shortages(request, pool, shape)
     return len(short), -sum(part.kept for part in short)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from snakemake_executor_plugin_dask.decide.ledger import Need, WorkerState, need_of, needs_fresh, planned_runtime_s
+from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Origin, Request
@@ -51,16 +52,13 @@ class JobClass:
     heap: list[tuple[Order, Entry]] = field(default_factory=list)
     count: int = 0
     # What a worker must have free at the least. Unlike `need` it never changes, also for a job that spreads.
-    least_cores: int = 0
-    least_memory_mb: int = 0
-    least_gpus: int = 0
+    least: Amounts = NOTHING
     planned_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.planned_s = planned_runtime_s(self.request, self.pool) or 0.0
-        if not self.spreads and self.pool.nodes is None:
-            self.least_cores, self.least_gpus = self.need.cores, self.need.gpus
-            self.least_memory_mb = self.need.memory_mb or 0
+        if not self.spreads:
+            self.least = self.need.takes
 
     def head(self) -> Entry | None:
         while self.heap and not self.heap[0][1].waits:
@@ -110,8 +108,8 @@ class Queue:
         cls.count += 1
         if old is None:
             self.classes[cls.request, cls.fresh] = cls
-            self._cores[cls.least_cores] += 1
-            insort(self._memory, cls.least_memory_mb)
+            self._cores[cls.least.cores] += 1
+            insort(self._memory, cls.least.memory_mb)
         elif old.order < entry.order:
             return
         else:
@@ -133,10 +131,10 @@ class Queue:
             return
         del self.classes[cls.request, cls.fresh]
         self.unchecked.discard(cls)
-        self._cores[cls.least_cores] -= 1
-        if not self._cores[cls.least_cores]:
-            del self._cores[cls.least_cores]
-        del self._memory[bisect_left(self._memory, cls.least_memory_mb)]
+        self._cores[cls.least.cores] -= 1
+        if not self._cores[cls.least.cores]:
+            del self._cores[cls.least.cores]
+        del self._memory[bisect_left(self._memory, cls.least.memory_mb)]
 
     def unreserve(self, cls: JobClass) -> set[str]:
         """Keep no worker for this class any more; returns those that were kept."""
@@ -150,8 +148,8 @@ class Queue:
         if state.draining:
             return False
         if state.wide:
-            return bool(state.free_hosts)
-        return state.free_cores >= min(self._cores, default=0) and state.free_memory_mb >= (self._memory or [0])[0]
+            return state.free.nodes > 0
+        return state.free.cores >= min(self._cores, default=0) and state.free.memory_mb >= (self._memory or [0])[0]
 
 
 def _origin(request: Request) -> Origin:

@@ -183,7 +183,7 @@ class Controller:
 
     def _cores_alone(self, request: Request, name: str) -> int:
         """So many that the job has a worker for itself. On an attached cluster workers differ."""
-        largest = max((state.cores for state in self.ledger.states(name).values()), default=0)
+        largest = max((state.total.cores for state in self.ledger.states(name).values()), default=0)
         return max(request.cores, self.pools.shapes[name].cores or largest)
 
     def give_up_waiting(self, key: str, why: str) -> None:

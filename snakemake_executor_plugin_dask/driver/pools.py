@@ -8,12 +8,11 @@ from dataclasses import replace
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.batch.allocations import Ran, run_here
 from snakemake_executor_plugin_dask.decide import routing
-from snakemake_executor_plugin_dask.decide.routing import Shape
 from snakemake_executor_plugin_dask.driver.cluster import MakePools
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request
 
 Resources = tuple[tuple[str, str], ...]  # of Slurm: those by which a pool is made

@@ -16,11 +16,11 @@ from pathlib import Path
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.decide import routing
-from snakemake_executor_plugin_dask.decide.routing import NoPool, Shape
+from snakemake_executor_plugin_dask.decide.routing import NoPool
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.node.machine import this_machine
 

@@ -25,7 +25,6 @@ from snakemake_executor_plugin_dask.batch.allocations import cancel_hints, cance
 from snakemake_executor_plugin_dask.config.configure import configure_here
 from snakemake_executor_plugin_dask.config.dashboard import dashboard_options
 from snakemake_executor_plugin_dask.decide import routing
-from snakemake_executor_plugin_dask.decide.routing import Shape
 from snakemake_executor_plugin_dask.frontend.ahead import SnakemakesGraph, ready_next
 from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink, clean_up_after
 from snakemake_executor_plugin_dask.frontend.failures import (
@@ -62,6 +61,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     ShowStatus,
     Started,
 )
+from snakemake_executor_plugin_dask.model.pools import Shape
 from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.model.requests import (
     Request,

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from snakemake_executor_plugin_dask.model.amounts import Amounts
+
 
 @dataclass(frozen=True, slots=True)
 class JobCluster:
@@ -15,22 +17,19 @@ class JobCluster:
     script_memory_mb: int | None = None  # None: not declared
     options: str = ""  # further arguments of Dask's worker class, as JSON; empty: none
 
-    def total_cores(self) -> int:
-        return self.workers * self.cores + self.script_cores
+    @property
+    def total(self) -> Amounts:
+        """What script, scheduler and workers hold together; memory that is not declared counts as none."""
+        return self._each * self.workers + self._script
 
-    def total_memory_mb(self) -> int | None:
-        """None where the rule declares no memory."""
-        if self.memory_mb is None:
-            return None
-        return self.workers * self.memory_mb + (self.script_memory_mb or 0)
+    def fitting(self, room: Amounts) -> int:
+        """How many such workers, and not more than are wanted, fit beside the script into so much."""
+        return min(self.workers, self._each.times_in(room - self._script))
 
-    def fitting(self, cores: int | None, memory_mb: int | None, gpus: int | None) -> int:
-        """How many such workers, and not more than are wanted, fit beside the script into so much. None: any amount."""
-        most = self.workers
-        if cores is not None:
-            most = min(most, (cores - self.script_cores) // self.cores)
-        if memory_mb is not None and self.memory_mb:
-            most = min(most, (memory_mb - (self.script_memory_mb or 0)) // self.memory_mb)
-        if gpus is not None and self.gpus:
-            most = min(most, gpus // self.gpus)
-        return max(0, most)
+    @property
+    def _each(self) -> Amounts:
+        return Amounts(self.cores, self.memory_mb or 0, self.gpus)
+
+    @property
+    def _script(self) -> Amounts:
+        return Amounts(self.script_cores, self.script_memory_mb or 0)

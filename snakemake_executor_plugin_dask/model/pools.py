@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.amounts import UNKNOWN, Amounts
 from snakemake_executor_plugin_dask.model.kinds import KINDS, Kind
 
+#: Jobs with `threads: 0` at once, for each core of the worker: they hold no core, but processes and descriptors.
+CORELESS_FOR_EACH_CORE = 10
 GPU_VENDORS = ("nvidia", "amd")
 
 
@@ -50,6 +53,26 @@ class Pool:
         if self.margin_s is not None:
             return self.margin_s
         return 300.0 if self.walltime_s is None else min(300.0, self.walltime_s / 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One worker of a pool. Cores, memory (usable, 10^6 bytes) and GPUs are those of each node; None: not known yet."""
+
+    cores: int | None = None
+    memory_mb: int | None = None
+    gpus: int | None = None
+    gpu_model: str | None = None
+    nodes: int = 1
+    extra: tuple[tuple[str, int], ...] = ()  # for each worker
+    lifetime_s: float | None = None  # of a new worker; None: no end
+
+    @property
+    def amounts(self) -> Amounts:
+        """What an empty worker has, of each node; what is not known counts as enough."""
+        cores, memory_mb, gpus = (UNKNOWN if it is None else it for it in (self.cores, self.memory_mb, self.gpus))
+        coreless = UNKNOWN if self.cores is None else CORELESS_FOR_EACH_CORE * max(1, cores)
+        return Amounts(cores, memory_mb, gpus, self.nodes, coreless, self.extra)
 
 
 def usable_memory_mb(memory_mb: int) -> int:

@@ -151,14 +151,9 @@ def request_from_resources(resources: Mapping[str, object], threads: int) -> Req
 
 def with_cluster(request: Request, cluster: JobCluster) -> Request:
     """The request of a job with this Dask cluster of its own: all that script, scheduler and workers hold."""
-    return replace(
-        request,
-        cores=cluster.total_cores(),
-        memory_mb=cluster.total_memory_mb(),
-        gpus=cluster.workers * cluster.gpus,
-        mb_per_cpu=None,
-        cluster=cluster,
-    )
+    total = cluster.total
+    memory_mb = None if cluster.memory_mb is None else total.memory_mb
+    return replace(request, cores=total.cores, memory_mb=memory_mb, gpus=total.gpus, mb_per_cpu=None, cluster=cluster)
 
 
 def _cluster(resources: Mapping[str, object], request: Request, workers: int) -> JobCluster:

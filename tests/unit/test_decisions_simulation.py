@@ -123,7 +123,7 @@ class Simulation:
                 assert len(lease.devices.get(name, ())) == -(-job.request.gpus // job.request.nodes)
             for resource, amount in state.pool.resources:
                 held = sum(dict(self.running[lease.key][0].request.extra).get(resource, 0) for lease in leases)
-                assert held + state.free_extra[resource] == amount
+                assert held + state.free.of(resource) == amount
 
     def check_nothing_fits(self) -> None:
         """No job waits that would fit, but where a worker is kept for one before it."""

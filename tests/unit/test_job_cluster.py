@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from deciding import a_pool
 
-from snakemake_executor_plugin_dask.decide.routing import NoPool, Shape, adapt_to_local, local_warning, route, shape_of
+from snakemake_executor_plugin_dask.decide.routing import NoPool, adapt_to_local, local_warning, route, shape_of
 from snakemake_executor_plugin_dask.frontend.handover import cluster_with_options
 from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.pools import Shape
 from snakemake_executor_plugin_dask.model.requests import Request, request_from_resources
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
 

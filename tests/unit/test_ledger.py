@@ -20,13 +20,13 @@ def test_what_is_held_is_not_free_and_comes_back() -> None:
     ledger = a_ledger(POOL, "w")
     lease = hold(ledger, "a", ["w"], Request(3, 5000, extra=(("licence", 2), ("other", 9))), 1.0)
     state = worker(ledger, "w")
-    assert (state.free_cores, state.free_memory_mb, state.free_extra) == (1, 3000, {"licence": 0})
+    assert (state.free.cores, state.free.memory_mb, state.free.extra) == (1, 3000, (("licence", 0),))
     assert (lease.workers, lease.cores_by_worker, lease.memory_mb, lease.hosts) == (("w",), {"w": 3}, 5000, ("host-w",))
     assert lease.devices == {}, "a pool without GPUs leaves a job's devices alone"
     assert state.idle_since is None
     assert [held.lease for held in state.held.values()] == [lease]
     ledger.release("a", 5.0)
-    assert (state.free_cores, state.free_memory_mb, state.free_extra) == (4, 8000, {"licence": 2})
+    assert (state.free.cores, state.free.memory_mb, state.free.extra) == (4, 8000, (("licence", 2),))
     assert not state.held
     assert state.idle_since == 5.0
     assert ledger.lease("a") is None
@@ -128,11 +128,11 @@ def test_a_removed_worker_names_its_jobs_and_keeps_the_others_held() -> None:
     hold(ledger, "gang", ["x", "y"], Request(8, nodes=2), 0.0)
     assert ledger.remove_worker("x") == ["gang"]
     assert ledger.workers() == ["y"]
-    assert worker(ledger, "y").free_cores == 0
+    assert worker(ledger, "y").free.cores == 0
     ledger.add_worker("x", MPI, facts_of(MPI, "x"), 1.0)
     ledger.release("gang", 2.0)
-    assert worker(ledger, "y").free_cores == 4
-    assert worker(ledger, "x").free_cores == 4, "a new worker of the same name is another one"
+    assert worker(ledger, "y").free.cores == 4
+    assert worker(ledger, "x").free.cores == 4, "a new worker of the same name is another one"
 
 
 def test_a_draining_worker_takes_nothing() -> None:

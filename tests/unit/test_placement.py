@@ -33,7 +33,7 @@ def test_what_starts_is_held_and_waits_no_longer() -> None:
     waiting, ledger = waiting_for(POOL, [a_job("a"), a_job("b"), a_job("c")]), a_ledger(POOL, "w")
     assert started(waiting, ledger) == ["a", "b"]
     assert [key for key in "abc" if key in waiting] == ["c"]
-    assert worker(ledger, "w").free_cores == 0
+    assert worker(ledger, "w").free.cores == 0
     assert ledger.lease("a") is not None
     assert started(waiting, ledger, 1.0) == []
 

@@ -221,7 +221,7 @@ def test_an_mpi_job_takes_whole_tasks_on_each_node() -> None:
     pool = a_pool("wide", cores=3, memory_mb=4000, nodes=3)
     request = request_from_resources({"mpi": "srun", "tasks": 3, "cpus_per_task": 2, "mem_mb_per_cpu": 1000}, 1)
     need = need_of(request, pool, 3, 0, usable_memory_mb(4000))
-    assert (need.nodes, need.cores, need.memory_mb) == (3, 2, 2000)
+    assert (need.nodes, need.node.cores, need.node.memory_mb) == (3, 2, 2000)
     assert route(request, [pool], {}) == "wide"
     by_memory = request_from_resources({"mpi": "srun", "tasks": 4, "mem_mb_per_cpu": 2000}, 1)
     assert need_of(by_memory, pool, 3, 0, usable_memory_mb(4000)).nodes == 4, "its memory decides"

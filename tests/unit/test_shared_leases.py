@@ -11,9 +11,14 @@ from distributed.core import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.driver.attached.shared import SharedLeases, SharedLeasesPlugin, Wanted
+from snakemake_executor_plugin_dask.driver.attached.shared import SharedLeases, SharedLeasesPlugin, Wanted, packed
+from snakemake_executor_plugin_dask.model.amounts import Amounts
 
-CAPACITY = {"w": {"cores": 4.0, "memory_mb": 1000.0}, "other": {"cores": 4.0}, "gpus of host": {"0": 1.0, "1": 1.0}}
+CAPACITY = {
+    "w": Amounts(cores=4, memory_mb=1000),
+    "other": Amounts(cores=4),
+    "gpus of host": Amounts(extra=(("0", 1), ("1", 1))),
+}
 KEYS = {"a", "b", "c"}
 
 
@@ -43,64 +48,68 @@ def leases(clock: Clock) -> SharedLeases:
 
 def test_runs_do_not_overbook(leases: SharedLeases) -> None:
     """What one run holds, the other cannot."""
-    assert leases.reserve("one", "a", {"w": {"cores": 3}}, CAPACITY)
-    assert not leases.reserve("two", "b", {"w": {"cores": 2}}, CAPACITY)
-    assert leases.reserve("two", "b", {"w": {"cores": 1}}, CAPACITY)
-    assert leases.reserve("two", "c", {"other": {"cores": 4}}, CAPACITY)
-    assert leases.used_by_others("one") == {"w": {"cores": 1}, "other": {"cores": 4}}
+    assert leases.reserve("one", "a", {"w": Amounts(cores=3)}, CAPACITY)
+    assert not leases.reserve("two", "b", {"w": Amounts(cores=2)}, CAPACITY)
+    assert leases.reserve("two", "b", {"w": Amounts(cores=1)}, CAPACITY)
+    assert leases.reserve("two", "c", {"other": Amounts(cores=4)}, CAPACITY)
+    assert leases.used_by_others("one") == {"w": Amounts(cores=1), "other": Amounts(cores=4)}
 
 
 def test_a_device_is_held_once(leases: SharedLeases) -> None:
     """The GPUs of a host are one place, by whichever of its workers they are held."""
-    assert leases.reserve("one", "a", {"w": {"cores": 1}, "gpus of host": {"0": 1}}, CAPACITY)
-    assert not leases.reserve("two", "b", {"other": {"cores": 1}, "gpus of host": {"0": 1}}, CAPACITY)
-    assert not leases.reserve("two", "b", {"other": {"cores": 1}, "gpus of host": {"7": 1}}, CAPACITY)
-    assert leases.reserve("two", "b", {"other": {"cores": 1}, "gpus of host": {"1": 1}}, CAPACITY)
-    assert leases.used_by_others("two") == {"w": {"cores": 1}, "gpus of host": {"0": 1}}
+    assert leases.reserve("one", "a", {"w": Amounts(cores=1), "gpus of host": Amounts(extra=(("0", 1),))}, CAPACITY)
+    assert not leases.reserve(
+        "two", "b", {"other": Amounts(cores=1), "gpus of host": Amounts(extra=(("0", 1),))}, CAPACITY
+    )
+    assert not leases.reserve(
+        "two", "b", {"other": Amounts(cores=1), "gpus of host": Amounts(extra=(("7", 1),))}, CAPACITY
+    )
+    assert leases.reserve("two", "b", {"other": Amounts(cores=1), "gpus of host": Amounts(extra=(("1", 1),))}, CAPACITY)
+    assert leases.used_by_others("two") == {"w": Amounts(cores=1), "gpus of host": Amounts(extra=(("0", 1),))}
 
 
 def test_given_back_is_free(leases: SharedLeases) -> None:
     """A release is for the key alone, and tells whether anything was held."""
-    leases.reserve("one", "a", {"w": {"cores": 4}}, CAPACITY)
+    leases.reserve("one", "a", {"w": Amounts(cores=4)}, CAPACITY)
     assert leases.release("one", "a")
     assert not leases.release("one", "a")
-    assert leases.reserve("two", "b", {"w": {"cores": 4}}, CAPACITY)
+    assert leases.reserve("two", "b", {"w": Amounts(cores=4)}, CAPACITY)
 
 
 def test_repeating_changes_nothing(leases: SharedLeases) -> None:
     """A question that is asked twice is answered the same."""
-    assert leases.reserve("one", "a", {"w": {"cores": 4}}, CAPACITY)
-    assert leases.reserve("one", "a", {"w": {"cores": 4}}, CAPACITY)
-    assert leases.used("w") == {"cores": 4}
+    assert leases.reserve("one", "a", {"w": Amounts(cores=4)}, CAPACITY)
+    assert leases.reserve("one", "a", {"w": Amounts(cores=4)}, CAPACITY)
+    assert leases.used("w") == Amounts(cores=4)
 
 
 def test_a_run_that_is_silent_loses_all(leases: SharedLeases, clock: Clock) -> None:
     """A killed driver gives nothing back; what it held is free once its jobs must be dead."""
-    leases.reserve("one", "a", {"w": {"cores": 4}}, CAPACITY)
+    leases.reserve("one", "a", {"w": Amounts(cores=4)}, CAPACITY)
     clock.now = 60.0
     leases.renew("two", 90.0, KEYS)
-    assert not leases.reserve("two", "b", {"w": {"cores": 1}}, CAPACITY)
+    assert not leases.reserve("two", "b", {"w": Amounts(cores=1)}, CAPACITY)
     clock.now = 91.0
-    assert leases.reserve("two", "b", {"w": {"cores": 4}}, CAPACITY)
-    assert not leases.reserve("one", "c", {"w": {"cores": 0}}, CAPACITY)
+    assert leases.reserve("two", "b", {"w": Amounts(cores=4)}, CAPACITY)
+    assert not leases.reserve("one", "c", {"w": Amounts(cores=0)}, CAPACITY)
 
 
 def test_renewals_keep_what_is_held(leases: SharedLeases, clock: Clock) -> None:
     """A living run holds on for as long as it likes."""
-    leases.reserve("one", "a", {"w": {"cores": 4}}, CAPACITY)
+    leases.reserve("one", "a", {"w": Amounts(cores=4)}, CAPACITY)
     for _ in range(10):
         clock.now += 60.0
         leases.renew("one", 90.0, KEYS)
         leases.renew("two", 90.0, KEYS)
-    assert not leases.reserve("two", "b", {"w": {"cores": 1}}, CAPACITY)
+    assert not leases.reserve("two", "b", {"w": Amounts(cores=1)}, CAPACITY)
 
 
 def test_a_release_that_was_not_heard_is_made_up_for(leases: SharedLeases) -> None:
     """A renewal says which attempts live; what others hold comes back."""
-    leases.reserve("one", "a", {"w": {"cores": 2}}, CAPACITY)
-    leases.reserve("one", "b", {"w": {"cores": 1}}, CAPACITY)
+    leases.reserve("one", "a", {"w": Amounts(cores=2)}, CAPACITY)
+    leases.reserve("one", "b", {"w": Amounts(cores=1)}, CAPACITY)
     leases.renew("one", 90.0, {"b"})
-    assert leases.used("w") == {"cores": 1}
+    assert leases.used("w") == Amounts(cores=1)
 
 
 Step = tuple[str, str, str, int]
@@ -124,7 +133,7 @@ def test_never_more_than_there_is(steps: list[Step]) -> None:
     for what, run, key, amount in steps:
         match what:
             case "reserve":
-                shared.reserve(run, key, {"w": {"cores": float(amount)}}, CAPACITY)
+                shared.reserve(run, key, {"w": Amounts(cores=amount)}, CAPACITY)
             case "release":
                 shared.release(run, key)
             case "renew":
@@ -133,7 +142,7 @@ def test_never_more_than_there_is(steps: list[Step]) -> None:
                 shared.end(run)
             case _:
                 clock.now += 20.0 * amount
-        assert shared.used("w").get("cores", 0) <= CAPACITY["w"]["cores"]
+        assert shared.used("w").cores <= CAPACITY["w"].cores
 
 
 def test_a_cluster_is_to_grow_for_what_waits(leases: SharedLeases, clock: Clock) -> None:
@@ -188,7 +197,7 @@ def ask(plugin: SharedLeasesPlugin, what: str, **more: Any) -> Any:
 def test_no_worker_with_jobs_is_closed(plugin: SharedLeasesPlugin) -> None:
     """Nor one whose group is closed together with it."""
     ask(plugin, "renew", length_s=90.0, keys=["k"])
-    held = {"tcp://a1": {"cores": 1.0}}
+    held = packed({"tcp://a1": Amounts(cores=1)})
     assert ask(plugin, "reserve", key="k", amounts=held, capacity=held)
     assert plugin.workers_to_close(target=0, attribute="name") == ["a2", "b1"]
     key = pickle.dumps(attrgetter("host"))
@@ -203,7 +212,7 @@ def test_nothing_is_placed_on_a_worker_that_is_being_closed(plugin: SharedLeases
     told = ask(plugin, "renew", length_s=90.0, keys=["k", "m"])
     assert (told["adaptive"], told["closing"]) == (True, ["tcp://b1"])
     plugin.workers_to_close(target=2, attribute="name")
-    held = {"tcp://a1": {"cores": 1.0}}
+    held = packed({"tcp://a1": Amounts(cores=1)})
     assert not ask(plugin, "reserve", key="k", amounts=held, capacity=held)
     plugin._closing.clear()
     assert ask(plugin, "reserve", key="k", amounts=held, capacity=held)

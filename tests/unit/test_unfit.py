@@ -88,7 +88,7 @@ def test_resources_that_a_newcomer_brings() -> None:
     (state,) = ledger.states("attached").values()
     licensed = Request(cores=1, extra=(("licence", 1),))
     need = ledger.need(licensed, state.pool)
-    assert need.extra == licensed.extra
+    assert need.takes.extra == licensed.extra
     assert not state.could_hold(need)
     assert not state.has_room(need)
     assert state.has_room(ledger.need(Request(cores=1), state.pool))

@@ -6,6 +6,7 @@ What jobs hold is reserved in that cluster's scheduler (see `shared.py`), so tha
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.attached import check, resource_names, shortcomings
@@ -18,7 +19,10 @@ from snakemake_executor_plugin_dask.driver.attached.shared import (
     PLUGIN_NAME,
     PROTOCOL,
     TOPIC,
+    Places,
     SharedLeasesPlugin,
+    packed,
+    unpacked,
 )
 from snakemake_executor_plugin_dask.driver.attached.workers import RENEW_EVERY_S, AttachedWorkers
 from snakemake_executor_plugin_dask.driver.cluster import NotNow, Surroundings
@@ -27,6 +31,7 @@ from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
 from snakemake_executor_plugin_dask.driver.members import Member, Members
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.interior import dask_client
+from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, PoolError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
@@ -222,10 +227,10 @@ class AttachedCluster:
             self._tasks.spawn(self._give_up(attempt.key))
 
         attempt.freed = freed
-        amounts = _amounts(lease, attempt.request, member)
+        amounts = packed(_reserved(lease, attempt.request, member))
         try:
             async with self._asking:
-                held = await self._ask("reserve", key=attempt.key, amounts=amounts, capacity=_capacity(member))
+                held = await self._ask("reserve", key=attempt.key, amounts=amounts, capacity=packed(_capacity(member)))
         except Exception as error:
             if not isinstance(error, OSError | TimeoutError) and not self._lost():
                 raise
@@ -300,9 +305,10 @@ class AttachedCluster:
             told = await self._ask("renew", length_s=length_s, keys=keys, seen=seen, more=self._growth.more)
         self._workers.reserved_at = asked
         self._growth.adaptive = told["adaptive"]
+        held = unpacked(told["others"])
         for member in self._workers.members.values():
             if member.state == "up" and member.name in self._jobs.ledger.workers(ATTACHED):
-                others = _all_of(member) if member.address in told["closing"] else _others(told["others"], member)
+                others = _all_of(member) if member.address in told["closing"] else _others(held, member)
                 self._jobs.ledger.set_others(member.name, others)
         self._jobs.place_soon()
 
@@ -418,42 +424,40 @@ def _gpus_of(member: Member) -> str:
     return f"gpus of {member.facts.host}"
 
 
-def _amounts(lease: Lease, request: Request, member: Member) -> dict[str, dict[str, float]]:
+def _reserved(lease: Lease, request: Request, member: Member) -> Places:
     counted = dict(member.pool.resources)
     return {
-        member.address: {
-            "cores": float(lease.cores_by_worker.get(member.name, 0)),
-            "memory_mb": float(lease.memory_mb),
-            **{f"resource {name}": float(amount) for name, amount in request.extra if name in counted},
-        },
-        _gpus_of(member): dict.fromkeys(lease.devices.get(member.name, ()), 1.0),
+        member.address: Amounts(
+            lease.cores_by_worker.get(member.name, 0),
+            lease.memory_mb,
+            extra=tuple((name, amount) for name, amount in request.extra if name in counted),
+        ),
+        _gpus_of(member): _each(lease.devices.get(member.name, ())),
     }
 
 
-def _capacity(member: Member) -> dict[str, dict[str, float]]:
+def _capacity(member: Member) -> Places:
     assert member.facts is not None
     return {
-        member.address: {
-            "cores": float(member.facts.cores),
-            "memory_mb": float(member.facts.memory_mb),
-            **{f"resource {name}": float(amount) for name, amount in member.pool.resources},
-        },
-        _gpus_of(member): dict.fromkeys(member.facts.devices, 1.0),
+        member.address: Amounts(member.facts.cores, member.facts.memory_mb, extra=member.pool.resources),
+        _gpus_of(member): _each(member.facts.devices),
     }
+
+
+def _each(devices: Sequence[str]) -> Amounts:
+    return Amounts(extra=tuple((device, 1) for device in sorted(devices)))
 
 
 def _all_of(member: Member) -> Others:
     """Nothing more is placed on a worker that is about to be closed."""
     assert member.facts is not None
-    return Others(member.facts.cores, member.facts.memory_mb, member.facts.devices, dict(member.pool.resources))
+    return Others(_capacity(member)[member.address], member.facts.devices)
 
 
-def _others(held: Mapping[str, Mapping[str, float]], member: Member) -> Others:
+def _others(held: Places, member: Member) -> Others:
     assert member.facts is not None
-    used, gpus = held.get(member.address, {}), held.get(_gpus_of(member), {})
-    return Others(
-        cores=round(used.get("cores", 0)),
-        memory_mb=round(used.get("memory_mb", 0)),
-        devices=tuple(device for device in member.facts.devices if gpus.get(device)),
-        extra={name: round(used.get(f"resource {name}", 0)) for name, _ in member.pool.resources},
-    )
+    gpus = held.get(_gpus_of(member), NOTHING)
+    devices = tuple(device for device in member.facts.devices if gpus.of(device))
+    used = held.get(member.address, NOTHING)
+    counted = tuple((name, used.of(name)) for name, _ in member.pool.resources)
+    return Others(replace(used, extra=counted), devices)

@@ -5,12 +5,13 @@ import math
 from collections.abc import Callable, Sequence
 
 from snakemake_executor_plugin_dask.decide import demand
-from snakemake_executor_plugin_dask.decide.routing import Shape, largest, shape_of_worker
+from snakemake_executor_plugin_dask.decide.routing import largest, shape_of_worker
 from snakemake_executor_plugin_dask.decide.unfit import Unfit
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.messages import Level
+from snakemake_executor_plugin_dask.model.pools import Shape
 
 _EVERY_S = 1.0
 _PLENTY = 10**9  # of what nothing is known of

@@ -12,27 +12,40 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from snakemake_executor_plugin_dask.interior import dask_adaptive
+from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 
 #: Beyond the lease by which a job lives: what a dead run held is free only once its jobs are dead. More than may pass
 #: between a renewal here and the last one of a worker, on its way and to the end of all processes.
 OUTLIVES_S = 60.0
 
 #: Raised when what runs say to the plugin changes: all runs on a cluster must speak the same.
-PROTOCOL = 3
+PROTOCOL = 4
 
 PLUGIN_NAME = "snakemake-executor-plugin-dask"
 TOPIC = "snakemake-leases"  # tells that something was given back
 
-Amounts = Mapping[str, float]
 #: By place. A place is a worker's address, or whatever else several workers have in common, such as the GPUs of a host.
 Places = Mapping[str, Amounts]
+
+
+def packed(places: Places) -> dict[str, dict[str, Any]]:
+    """As Dask's messages can hold it."""
+    return {place: asdict(amounts) for place, amounts in places.items()}
+
+
+def unpacked(places: Mapping[str, Mapping[str, Any]]) -> Places:
+    """The inverse of `packed`, whatever a message made of tuples."""
+    return {
+        place: Amounts(**{**amounts, "extra": tuple((name, amount) for name, amount in amounts["extra"])})
+        for place, amounts in places.items()
+    }
 
 
 _WANTED_S = 20.0  # what a run wanted counts for so long: it says so every five seconds
@@ -85,8 +98,7 @@ class SharedLeases:
         if key in known.held:
             return known.held[key] == amounts
         for place, wanted in amounts.items():
-            used, most = self.used(place), capacity.get(place, {})
-            if any(used.get(name, 0.0) + amount > most.get(name, 0.0) for name, amount in wanted.items() if amount):
+            if not wanted <= capacity.get(place, NOTHING) - self.used(place):
                 return False
         known.held[key] = amounts
         return True
@@ -122,17 +134,12 @@ class SharedLeases:
         """The places where anything is held."""
         return {place for known in self._runs.values() for held in known.held.values() for place in held}
 
-    def used(self, place: str, but: str | None = None) -> dict[str, float]:
+    def used(self, place: str, but: str | None = None) -> Amounts:
         """What all runs, or all ``but`` one, hold in a place."""
-        total: dict[str, float] = {}
-        for run, known in self._runs.items():
-            if run != but:
-                for places in known.held.values():
-                    for name, amount in places.get(place, {}).items():
-                        total[name] = total.get(name, 0.0) + amount
-        return total
+        runs = (known for run, known in self._runs.items() if run != but)
+        return sum((held[place] for known in runs for held in known.held.values() if place in held), NOTHING)
 
-    def used_by_others(self, run: str) -> dict[str, dict[str, float]]:
+    def used_by_others(self, run: str) -> Places:
         """By place, what the other runs hold; places of which they hold nothing are left out."""
         others = (known for other, known in self._runs.items() if other != run)
         places = {place for known in others for held in known.held.values() for place in held}
@@ -208,7 +215,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
                 wanted = Wanted(more.get("seen", 0), more.get("more", 0))
                 self.leases.renew(run, more["length_s"], set(more["keys"]), wanted)
                 return {
-                    "others": self.leases.used_by_others(run),
+                    "others": packed(self.leases.used_by_others(run)),
                     "closing": [address for address in self._scheduler.workers if self._closes(address)],
                     "adaptive": time.monotonic() - self._asked < _ADAPTIVE_S,
                 }
@@ -216,7 +223,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
                 if any(self._closes(place) for place in more["amounts"]):
                     asyncio.get_running_loop().call_later(_CLOSING_S, self._tell)  # if it stays after all
                     return False
-                return self.leases.reserve(run, more["key"], more["amounts"], more["capacity"])
+                return self.leases.reserve(run, more["key"], unpacked(more["amounts"]), unpacked(more["capacity"]))
             case "release":
                 if self.leases.release(run, more["key"]):
                     self._tell()
