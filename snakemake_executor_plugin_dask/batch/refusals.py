@@ -20,6 +20,7 @@ _NODE = (
     "ask for what a node of that queue has: cores, memory, gpus, the constraint, or another queue; "
     "`job_mem` in the options gives memory that is not rounded up"
 )
+_LIMITS = "ask for what that queue allows: walltime, cores, memory, gpus, or another queue"
 _TIME = "give the pool a walltime within the queue's limit"
 _OPTION = "correct the options of the pool, of which the batch script is made (--dask-plan shows it)"
 
@@ -44,19 +45,24 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
     "pbs": (
         (r"unknown queue|access to queue is denied|unauthorized request", _QUEUE),
         (r"invalid account|unknown (account|project)|not authorized to use (this |the )?(account|project)", _PROJECT),
-        (r"exceeds (queue|server) resource limits|violates queue and/or server resource limits", _NODE),
+        (r"max walltime", _TIME),
+        (r"exceeds (queue|server) resource limits|violates queue and/or server resource limits", _LIMITS),
+        (r"can never run", _NODE),
         (r"unknown resource|illegal|invalid option", _OPTION),
     ),
     "moab": (
         (r"unknown queue|invalid (queue|class)|not authorized to use queue", _QUEUE),
         (r"invalid account|not authorized to use account", _PROJECT),
         (r"invalid qos", _QOS),
+        (r"max walltime", _TIME),
+        (r"exceeds (queue|server) resource limits|violates queue and/or server resource limits", _LIMITS),
         (r"unknown resource|illegal|invalid (option|resource|node)", _OPTION),
     ),
     "lsf": (
         (r"no such queue|user cannot use the queue", _QUEUE),
         (r"(project|account|user group).*(not exist|not a (valid )?member|invalid|unknown)", _PROJECT),
         (r"run ?limit", _TIME),
+        (r"queue's hard limit|too many processors requested", _LIMITS),
         (r"bad resource requirement|illegal option|cannot parse|no such (application|resource)", _OPTION),
     ),
     "sge": (

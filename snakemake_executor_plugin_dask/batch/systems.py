@@ -43,6 +43,7 @@ class System:
     no_requeue: tuple[str, ...] = ()
     #: In the query's standard error: ids that the batch system does not know (any more); group 1 is the id.
     missing: str | None = None
+    none: str | None = None  # likewise, where the query fails since none of the ids is there any more
     queues: tuple[str, ...] = ()  # prints the names of its queues, first word of each line
     #: Prints `queue|longest time` for a queue (None: for all, with a star behind the default one).
     limits: Callable[[str | None, str | None], list[str]] | None = None
@@ -88,9 +89,11 @@ def bare(allocation_id: str) -> str:
 
 #: Variables that change which allocations the queries list, which ones are cancelled, or how that is printed.
 _CHOOSING = ("SQUEUE_", "SCANCEL_", "SINFO_", "LSB_BJOBS_")
-#: And those by which one submission would become several, wait for its end, or go somewhere else.
+#: And those by which one submission would become several, wait for its end, go somewhere else, be none at all, lose
+#: its directives, or not tell its id; and Torque's, by which `qstat` does not see what waits in a routing queue.
 _SUBMITTING = frozenset({
     "SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_JOB_NAME", "SBATCH_TEST_ONLY", "SBATCH_WAIT_ALL_NODES", "SBATCH_HINT",
+    "BSUB_CHK_RESREQ", "BSUB_QUIET", "BSUB_STDERR", "PBS_DPREFIX", "PBS_QSTAT_EXECONLY",
 })  # fmt: skip
 
 
@@ -127,9 +130,10 @@ def found_by_script(out: str, script: str) -> str | None:
 
 
 def look(system: System, ids: Collection[str], code: int, out: str, err: str) -> dict[str, Seen]:
-    """States by id. An id that is not listed is gone only if the query succeeded, or says that it does not know it."""
+    """States by id. An id that is not listed is gone only if the query succeeded, or says that it is not there."""
     listed = system.parse(out)
     unknown = set(re.findall(system.missing, err, re.IGNORECASE)) if system.missing else set()
+    answered = code == 0 or (system.none is not None and re.search(system.none, err) is not None)
     silent = Seen("unknown", (err.strip() or out.strip() or f"exit code {code}").splitlines()[0][:200])
     answer = {}
     for allocation_id in ids:
@@ -137,7 +141,7 @@ def look(system: System, ids: Collection[str], code: int, out: str, err: str) ->
         if number in listed:
             answer[allocation_id] = listed[number]
         else:
-            answer[allocation_id] = GONE if code == 0 or number in unknown else silent
+            answer[allocation_id] = GONE if answered or number in unknown else silent
     return answer
 
 
@@ -219,13 +223,15 @@ def _blocks(out: str) -> dict[str, dict[str, str]]:
 
 
 _PBS = _states("Q H W T", "R E S U B", "C F X M")
+_PBS_STUCK = "Can Never Run"  # how the comment of PBS's scheduler begins
 
 
 def _pbs_parse(out: str) -> dict[str, Seen]:
-    return {
-        number: Seen(_PBS.get(block.get("job_state", ""), "unknown"), block.get("comment", ""))
-        for number, block in _blocks(out).items()
-    }
+    seen = {}
+    for number, block in _blocks(out).items():
+        kind, comment = _PBS.get(block.get("job_state", ""), "unknown"), block.get("comment", "")
+        seen[number] = Seen(kind, comment, stuck=kind == "queued" and comment.startswith(_PBS_STUCK))
+    return seen
 
 
 _OAR = _states(
@@ -277,9 +283,10 @@ def _sge_parse(out: str) -> dict[str, Seen]:
     return seen
 
 
-# LSF: `bjobs -w` prints JOBID USER STAT QUEUE …
+# LSF: `bjobs -w` prints JOBID USER STAT QUEUE … What is UNKWN or ZOMBI may still run: LSF does not reach its host, and
+# what is killed meanwhile becomes a ZOMBI.
 
-_LSF = _states("PEND PSUSP WAIT PROV", "RUN USUSP SSUSP", "DONE EXIT ZOMBI")
+_LSF = _states("PEND PSUSP WAIT PROV", "RUN USUSP SSUSP", "DONE EXIT")
 
 
 def _lsf_parse(out: str) -> dict[str, Seen]:
@@ -381,6 +388,7 @@ SYSTEMS: Mapping[str, System] = {
             parse=_lsf_parse,
             no_requeue=("-rn",),
             missing=r"Job <(\d+)> is not found",
+            none="No unfinished job found",  # with LSB_BJOBS_CONSISTENT_EXIT_CODE=Y this is a failure
             queues=("bqueues", "-w"),
             submitted=r"Job <(\d+)>",
             cancel_name=lambda name, _where: ["bkill", "-J", name, "0"],

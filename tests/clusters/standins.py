@@ -1,8 +1,9 @@
 """Stand-ins for batch systems that cannot be had for tests: their commands, which truly start what is submitted.
 
 `install(directory, system)` makes the commands of one of them in DIRECTORY/bin. They speak as the real ones do: options
-and directives in, ids, listings, errors and exit codes out. Started at once, as in an empty cluster, unless the file
-DIRECTORY/hold exists; a queue named `nope` does not exist; while DIRECTORY/down exists, nothing answers.
+and directives in, ids, listings, errors and exit codes out, in the words of OpenPBS 23 (with a history of jobs),
+LSF 10.1 (with LSB_BJOBS_CONSISTENT_EXIT_CODE=Y) and Moab 9 on Torque 6. Started at once, as in an empty cluster, unless
+the file DIRECTORY/hold exists; a queue named `nope` does not exist; while DIRECTORY/down exists, nothing answers.
 """
 
 import json
@@ -65,7 +66,7 @@ def main() -> None:
 def submit(directory: Path, system: str, arguments: list[str]) -> None:
     script, options = {"pbs": _pbs, "moab": _pbs, "lsf": _lsf}[system](arguments)
     if options.get("queue") == "nope":
-        fail("Unknown queue: nope")
+        fail(*_NO_QUEUE[system])
     number = _next(directory)
     path = directory / f"jobs/{number}.sh"
     path.write_text(script)
@@ -80,6 +81,13 @@ def submit(directory: Path, system: str, arguments: list[str]) -> None:
         "pbs": f"{number}.server", "lsf": f"Job <{number}> is submitted to default queue <normal>.",
         "moab": f"\n{number}",
     }[system])  # fmt: skip
+
+
+_NO_QUEUE = {
+    "pbs": ("qsub: Unknown queue", 170),
+    "lsf": ("nope: No such queue. Job not submitted.", 255),
+    "moab": ("ERROR:  cannot submit job - qsub: submit error (Unknown queue MSG=cannot locate queue)", 1),
+}
 
 
 def _shepherd(directory: Path, job: dict[str, Any]) -> None:
@@ -149,28 +157,48 @@ def cancel(directory: Path, system: str, arguments: list[str]) -> None:
         number = int(re.findall(r"\d+", argument)[0])
         job = _read(directory, number)
         if job is None or job["state"] == "gone":
-            fail(f"Unknown Job Id {number}")
+            fail(*_not_cancelled(system, number, known=job is not None))
         if job["state"] == "queued":
             _write(directory, job | {"state": "gone"})
         for pid in _processes(directory, str(number)):
             _signal(pid, signal.SIGKILL)
-    print(f"{system}: done")
+    if said := {"lsf": f"Job <{number}> is being terminated", "moab": f"\njob '{number}' cancelled\n"}.get(system):
+        print(said)
+
+
+def _not_cancelled(system: str, number: int, *, known: bool) -> tuple[str, int]:
+    if system == "pbs":
+        return (
+            (f"qdel: Job has finished {number}.server", 35) if known else (f"qdel: Unknown Job Id {number}.server", 153)
+        )
+    if system == "lsf":
+        return f"Job <{number}>: {'Job has already finished' if known else 'No matching job found'}", 255
+    return f"ERROR:  invalid job specified ({number})", 1
 
 
 def query(directory: Path, system: str, arguments: list[str]) -> None:
-    jobs = [_read(directory, int(path.stem)) for path in sorted((directory / "jobs").glob("*.json"))]
-    alive = [job for job in jobs if job and job["state"] != "gone"]
+    jobs = {int(path.stem): _read(directory, int(path.stem)) for path in sorted((directory / "jobs").glob("*.json"))}
+    alive = [job for job in jobs.values() if job and job["state"] != "gone"]
     code = 0
     if system in ("pbs", "lsf"):
         asked = [int(re.findall(r"\d+", word)[0]) for word in arguments if re.match(r"\d+", word)]
-        for number in asked:
-            if number not in [job["number"] for job in alive]:
+        alive = [job for job in alive if job["number"] in asked]
+        ended = [number for number in asked if number not in [job["number"] for job in alive]]
+        for number in ended:
+            if system == "pbs" and number in jobs:
                 print(
-                    f"qstat: Unknown Job Id {number}.server" if system == "pbs" else f"Job <{number}> is not found",
+                    f"qstat: {number}.server Job has finished, use -x or -H to obtain historical job information",
                     file=sys.stderr,
                 )
-                code = 153 if system == "pbs" else 255
-        alive = [job for job in alive if job["number"] in asked]
+                code = 35
+            elif system == "pbs":
+                print(f"qstat: Unknown Job Id {number}.server", file=sys.stderr)
+                code = 153
+            elif number not in jobs:
+                print(f"Job <{number}> is not found", file=sys.stderr)
+                code = 255
+        if system == "lsf" and not alive and not code:
+            fail("No unfinished job found", 255)
     _HEAD.get(system, lambda: None)()
     for job in alive:
         print(_LINE[system](job, job["state"] == "queued"))

@@ -310,13 +310,17 @@ ANSWERS = {
     ),
     "pbs": (
         ("Job Id: 12.srv\n    job_state = Q\n    comment = Not Running: no nodes\nJob Id: 13.srv\n    job_state = R\n"
-        "Job Id: 14.srv\n    job_state = F\n"),
-        {"12.srv": ("queued", False), "13.srv": ("running", False), "14.srv": ("gone", False)},
+        "Job Id: 14.srv\n    job_state = F\n"
+        "Job Id: 15.srv\n    job_state = Q\n    comment = Can Never Run: Insufficient amount of resource: ncpus\n"),
+        {"12.srv": ("queued", False), "13.srv": ("running", False), "14.srv": ("gone", False),
+         "15.srv": ("queued", True)},
     ),
     "lsf": (
         ("JOBID USER STAT QUEUE FROM_HOST EXEC_HOST JOB_NAME SUBMIT_TIME\n12 me PEND normal a - x y\n"
-        "13 me RUN normal a b x y\n14 me EXIT normal a b x y\n"),
-        {"12": ("queued", False), "13": ("running", False), "14": ("gone", False)},
+        "13 me RUN normal a b x y\n14 me EXIT normal a b x y\n15 me UNKWN normal a b x y\n"
+        "16 me ZOMBI normal a b x y\n"),
+        {"12": ("queued", False), "13": ("running", False), "14": ("gone", False), "15": ("unknown", False),
+         "16": ("unknown", False)},
     ),
     "sge": (
         ("job-ID prior name user state submit/start at queue slots\n-----\n 12 0.5 x me qw 01/01/2026 1\n"
@@ -421,6 +425,11 @@ def test_ids_that_the_batch_system_has_forgotten(cluster: str, error: str) -> No
     assert (seen["12"].kind, seen["13"].kind) == ("gone", "unknown")
 
 
+def test_lsf_may_call_it_a_failure_that_all_have_finished() -> None:
+    """Sites can have `bjobs` exit with 255 then (LSB_BJOBS_CONSISTENT_EXIT_CODE)."""
+    assert look(SYSTEMS["lsf"], ["12"], 255, "", "No unfinished job found\n")["12"].kind == "gone"
+
+
 class Commands:
     """Stands in for the batch system's commands; records them and answers by their first word."""
 
@@ -498,6 +507,27 @@ def test_refusals_that_will_not_pass(cluster: str) -> None:
     assert what_to_change(cluster, MAY_PASS[cluster]) is None
     assert outlook(cluster, MAY_PASS[cluster]) == "passing"
     assert outlook(cluster, "a hook of this site says no") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said", "advice"),
+    [
+        ("pbs", "qsub: Job violates queue and/or server resource limits", "ask for what that queue allows: walltime"),
+        (
+            "pbs",
+            "qsub: submit error (Job exceeds queue resource limits MSG=cannot satisfy queue max walltime requirement)",
+            "give the pool a walltime",
+        ),
+        ("pbs", "Can Never Run: Not enough total nodes available", "ask for what a node"),
+        ("lsf", "RUNLIMIT: Cannot exceed queue's hard limit(s). Job not submitted.", "give the pool a walltime"),
+        ("lsf", "MEMLIMIT: Cannot exceed queue's hard limit(s). Job not submitted.", "ask for what that queue allows"),
+        ("lsf", "Too many processors requested. Job not submitted.", "ask for what that queue allows"),
+    ],
+)
+def test_requests_beyond_a_queues_limits(cluster: str, said: str, advice: str) -> None:
+    """They are refused each time, and the advice names what may be too much."""
+    assert outlook(cluster, said) == "final"
+    assert str(what_to_change(cluster, said)).startswith(advice)
 
 
 @pytest.mark.parametrize(
@@ -829,10 +859,14 @@ def test_a_relative_log_directory_is_where_snakemake_was_started(
 
 
 def test_users_own_variables_for_the_commands_are_left_out() -> None:
-    """SQUEUE_PARTITION hides allocations, SCANCEL_STATE cancels none, SBATCH_ARRAY_INX makes many."""
+    """SQUEUE_PARTITION hides allocations, SCANCEL_STATE cancels none, SBATCH_ARRAY_INX makes many.
+
+    With BSUB_QUIET LSF does not tell the id, with BSUB_CHK_RESREQ it submits nothing; PBS_DPREFIX hides the directives.
+    """
     theirs = dict.fromkeys(
-        ("SQUEUE_PARTITION", "SQUEUE_ACCOUNT", "SCANCEL_STATE", "SBATCH_ARRAY_INX", "LSB_BJOBS_FORMAT"), "x"
-    )
+        ("SQUEUE_PARTITION", "SQUEUE_ACCOUNT", "SCANCEL_STATE", "SBATCH_ARRAY_INX", "LSB_BJOBS_FORMAT", "BSUB_QUIET",
+         "BSUB_STDERR", "BSUB_CHK_RESREQ", "PBS_DPREFIX", "PBS_QSTAT_EXECONLY"), "x",
+    )  # fmt: skip
     ours = {"PATH": "/bin", "SLURM_CONF": "/c", "SBATCH_ACCOUNT": "a"}
     assert outside_allocation(theirs | ours) == ours
     assert "--all" in SYSTEMS["slurm"].query(["1"], "me", None)
