@@ -18,7 +18,7 @@ from snakemake_executor_plugin_dask.decide.ledger import (
     planned_runtime_s,
 )
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
-from snakemake_executor_plugin_dask.model.amounts import UNKNOWN
+from snakemake_executor_plugin_dask.model.amounts import UNKNOWN, Amounts
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request
 
@@ -53,10 +53,9 @@ class _Item:
 class _Bin:
     """What one worker will have free; a new one has the pool's shape."""
 
-    def __init__(self, pool: Pool, shape: Shape) -> None:
+    def __init__(self, pool: Pool, total: Amounts) -> None:
         self.wide = pool.nodes is not None
-        self.total = shape.amounts
-        self.free = self.total
+        self.total = self.free = total
         self.life_s = math.inf  # what a job may plan with; a new allocation covers whatever the pool can hold
         self.fresh = True
         self.state: WorkerState | None = None
@@ -65,9 +64,8 @@ class _Bin:
     @classmethod
     def of(cls, state: WorkerState, now: float, startup_s: float) -> "_Bin":
         """A worker that is there, with what will have ended by the time a new one could be up."""
-        found = cls(state.pool, Shape())
-        found.state = state
-        found.total, found.free = state.total, state.free
+        found = cls(state.pool, state.total)
+        found.state, found.free = state, state.free
         found.fresh = state.fresh(now)
         if state.end is not None and not found.fresh:
             found.life_s = state.end - now - state.pool.margin
@@ -121,7 +119,7 @@ def recommend(
     wanted = _items(pool, waiting, shape, startup_s)
     later = _items(pool, [WaitingClass(request, False, number, now) for request, number in soon], shape, startup_s)
     bins = [_Bin.of(state, now, startup_s) for state in sorted(alive, key=_first_choice)]
-    coming = [_Bin(pool, shape) for _ in range(starting)]
+    coming = [_Bin(pool, shape.amounts) for _ in range(starting)]
     room = max(0, pool.workers_max - len(states) - starting)
     new = _pack(wanted, [*bins, *coming], pool, shape, room)
     replaced = _replaced(pool, bins, wanted, shape)
@@ -141,7 +139,8 @@ def recommend(
 def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s: float) -> list[_Item]:
     """The places that these jobs take, the largest first."""
     worth_s = _WORTH_STARTS * startup_s
-    places: dict[tuple[Need, bool, object], list[float]] = {}
+    places: dict[tuple[object, ...], list[float]] = {}
+    sample: dict[tuple[object, ...], Need] = {}
     classes = list(waiting)
     coarse = len(classes) > _MANY_CLASSES
     for cls in classes:
@@ -157,15 +156,17 @@ def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s:
             steps = None if memory_mb is None or not shape.memory_mb else memory_mb * _STEPS // shape.memory_mb
             hours = None if planned_s is None else int(planned_s * _STEPS // (pool.walltime_s or 86400.0))
             size = (steps, hours)
-        alike = replace(need, node=need.node.with_memory_mb(0), takes=need.takes.with_memory_mb(0))
-        key = (alike, fresh, size)
+        alike = (need.workers, need.nodes, need.node.cores, need.node.gpus, need.takes.extra)
+        key: tuple[object, ...] = (fresh, alike, memory_mb is None, size)
+        sample.setdefault(key, need)
         sums = places.setdefault(key, [0.0, 0.0, 0.0, 0.0])
         sums[0] += number
         sums[1] += cls.count
         sums[2] += cls.count * (memory_mb or 0)
         sums[3] = max(sums[3], planned_s or 0.0)
     items = []
-    for (need, fresh, _), (number, count, memory_sum, longest) in places.items():
+    for key, (number, count, memory_sum, longest) in places.items():
+        need, fresh = sample[key], bool(key[0])
         memory_mb = int(memory_sum / count)
         takes = need.takes if pool.nodes is not None else need.takes.with_memory_mb(memory_mb)
         average = replace(need, node=need.node.with_memory_mb(memory_mb), takes=takes)
@@ -184,12 +185,13 @@ def _pack(items: list[_Item], bins: list[_Bin], pool: Pool, shape: Shape, room: 
         for found in some_room:
             if not item.left:
                 break
-            found.put(item)
+            if item.need.takes.cores <= found.free.cores:  # a quick no
+                found.put(item)
         some_room = [found for found in some_room if found.free.cores > 0]
         if not some_room and len(new) >= room:
             break
         while item.left and len(new) < room:
-            fresh_one = _Bin(pool, shape)
+            fresh_one = _Bin(pool, shape.amounts)
             fresh_one.put(item)
             if not fresh_one.taken:
                 break  # no worker of this shape can hold it, and routing says so

@@ -1,7 +1,7 @@
 """Amounts: what workers have, and what jobs take of it. Pure."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 #: What is not known yet, and counts as enough: more than any worker has.
@@ -84,7 +84,9 @@ class Amounts:
         return dict(self.extra).get(name, 0)
 
     def with_memory_mb(self, memory_mb: int) -> "Amounts":
-        return self if memory_mb == self.memory_mb else replace(self, memory_mb=memory_mb)
+        if memory_mb == self.memory_mb:
+            return self
+        return Amounts(self.cores, memory_mb, self.gpus, self.nodes, self.coreless, self.extra)
 
     def _beside(self, other: Self) -> Iterator[tuple[str, int, int]]:
         """Each amount that is asked for (above zero): its name, how much, and how much the other has."""
