@@ -1,7 +1,7 @@
 """Stands in for the warm process in the dispatch benchmark: each job is a child that touches its output and ends.
 
-Speaks the supervisor's protocol (docs/design.md) and imports nothing of Snakemake, so that what is left of a job's cost
-is its way.
+Speaks the supervisor's protocol (`model.job_messages`) and imports nothing of Snakemake, so that what is left of a
+job's cost is its way.
 """
 
 import os
@@ -11,7 +11,8 @@ import socket
 import sys
 import time
 
-from snakemake_executor_plugin_dask.model.messages import Channel
+from snakemake_executor_plugin_dask.model.job_messages import Exited, Forked, Setup, Start, Warm
+from snakemake_executor_plugin_dask.model.wire import Channel
 
 OUTPUT = 5  # of warmcall.Call
 
@@ -30,14 +31,14 @@ def main() -> None:
                     os.close(descriptor)
                     pid, key = children.pop(descriptor)
                     _, status, used = os.wait4(pid, 0)
-                    channel.send(("exited", key, status, used.ru_utime + used.ru_stime))
+                    channel.send(Exited(key, status, used.ru_utime + used.ru_stime))
                     continue
                 message = channel.receive()
-                if message[0] == "setup":
-                    os.chdir(message[1].workdir)
-                    channel.send(("ready", 3))
-                elif message[0] == "start":
-                    spec = message[1]
+                if isinstance(message, Setup):
+                    os.chdir(message.setup.workdir)
+                    channel.send(Warm(3))
+                elif isinstance(message, Start):
+                    spec = message.spec
                     pid = os.fork()
                     if pid == 0:
                         for path in pickle.loads(spec.call)[OUTPUT]:
@@ -48,7 +49,7 @@ def main() -> None:
                     child = os.pidfd_open(pid)
                     children[child] = pid, spec.key
                     poll.register(child, select.POLLIN)
-                    channel.send(("forked", spec.key, pid))
+                    channel.send(Forked(spec.key, pid, 3))
     except (EOFError, BrokenPipeError):
         return
 

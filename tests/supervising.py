@@ -15,7 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.job_messages import Ended, Setup, Start, Started
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
+from snakemake_executor_plugin_dask.model.wire import frame
 from snakemake_executor_plugin_dask.node import processes, versions
 
 PATIENCE_S = 60.0
@@ -65,13 +67,12 @@ class FakeWorker:
         self.outcomes: dict[str, Outcome] = {}
         self.ended_at: dict[str, float] = {}
         self.started: dict[str, int] = {}
-        self.others: list[tuple[Any, ...]] = []
+        self.others: list[object] = []
         self._data = b""
         self._count = 0
 
-    def send(self, *message: Any) -> None:
-        data = pickle.dumps(message)
-        self.sock.sendall(struct.pack("!I", len(data)) + data)
+    def send(self, message: object) -> None:
+        self.sock.sendall(frame(message))
 
     def start(self, command: str, name: str = "job", **changes: Any) -> str:
         """Start a job that is a shell script, without Snakemake; returns its key."""
@@ -94,7 +95,7 @@ class FakeWorker:
             "max_threads": 1,
             "log_path": str(self.directory / "logs" / f"{key}.log"),
         }
-        self.send("start", JobSpec(**{**values, **changes}))
+        self.send(Start(JobSpec(**{**values, **changes})))
         return key
 
     def outcome(self, key: str, patience_s: float = PATIENCE_S) -> Outcome:
@@ -119,11 +120,11 @@ class FakeWorker:
                 self._take(pickle.loads(self._data[4 : 4 + size]))
                 self._data = self._data[4 + size :]
 
-    def _take(self, message: tuple[Any, ...]) -> None:
+    def _take(self, message: object) -> None:
         match message:
-            case ("started", key, pid, *_):
+            case Started(key, pid):
                 self.started[key] = pid
-            case ("ended", outcome):
+            case Ended(outcome):
                 self.outcomes[outcome.key] = outcome
                 self.ended_at[outcome.key] = time.time()
             case _:
@@ -141,7 +142,7 @@ class FakeWorker:
 def fake_worker(directory: Path, setup: RunSetup | None = None, *options: str, **keywords: Any) -> Iterator[FakeWorker]:
     """A supervisor that has been given a run; whatever is left of it is ended afterwards."""
     worker = FakeWorker(directory, *options, **keywords)
-    worker.send("setup", setup or run_setup(directory))
+    worker.send(Setup(setup or run_setup(directory)))
     try:
         yield worker
     finally:

@@ -19,7 +19,6 @@ from snakemake_executor_plugin_dask.interior import checks
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
-    Channel,
     DropWaiting,
     Enqueue,
     Fatal,
@@ -28,7 +27,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     Stop,
     Stopped,
 )
-from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.model.wire import Channel, frame, receive
 from snakemake_executor_plugin_dask.node.descriptors import raise_limit
 from snakemake_executor_plugin_dask.node.own_log import bound_log
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.batch.allocations import cancel_run
-from snakemake_executor_plugin_dask.model.messages import Begin, Channel, Stop, Stopped
+from snakemake_executor_plugin_dask.model.messages import Begin, Stop, Stopped
+from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.private import append_private, read_end
 

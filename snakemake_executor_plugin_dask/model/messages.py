@@ -1,23 +1,15 @@
 """What the executor in Snakemake's process and the driver process say to each other.
 
-Both run the same code on the same machine, joined by a socket pair that only they hold, so messages are pickled
-dataclasses, each behind its length (4 bytes, network order).
+Both run the same code on the same machine, joined by a socket pair that only they hold (see `wire`).
 """
 
-import contextlib
 import pickle
-import socket
-import struct
-import threading
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.requests import Request
-
-_LENGTH = struct.Struct("!I")
-
 
 # Executor to driver
 
@@ -130,43 +122,3 @@ class Stopped:
     """The last message: everything was given back, but for what ``left`` names."""
 
     left: tuple[str, ...] = ()
-
-
-class Channel:
-    """One end of the socket pair, for threads: `send` from any of them, `receive` from one."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._lock = threading.Lock()
-
-    def send(self, message: object) -> None:
-        """Raises OSError (BrokenPipeError) where the other side is gone."""
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        with self._lock:
-            try:
-                self._sock.sendall(_LENGTH.pack(len(data)) + data)
-            except BaseException:  # Ctrl-C too: what follows half a message cannot be read as one
-                with contextlib.suppress(OSError):
-                    self._sock.shutdown(socket.SHUT_WR)
-                raise
-
-    def receive(self) -> Any:
-        """The next message; raises EOFError once the other side is gone."""
-        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
-        return pickle.loads(self._read(length))
-
-    def _read(self, size: int) -> bytes:
-        parts = []
-        while size:
-            try:
-                part = self._sock.recv(min(size, 1 << 20))
-            except ConnectionError as error:
-                raise EOFError from error
-            if not part:
-                raise EOFError
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        self._sock.close()

@@ -1,11 +1,15 @@
-"""Messages between processes of a run: pickled, each behind its length (4 bytes, network order), for asyncio.
+"""Messages between processes of a run: pickled dataclasses, each behind its length (4 bytes, network order).
 
-Both ends run this package and hold the only two ends of a socket pair, so that unpickling is safe.
+Both ends run this package and hold the only two ends of a socket pair, so that unpickling is safe. What is said is in
+`messages` (Snakemake's process and the driver) and `job_messages` (a worker and what runs its jobs).
 """
 
 import asyncio
+import contextlib
 import pickle
+import socket
 import struct
+import threading
 from typing import Any
 
 _LENGTH = struct.Struct("!I")
@@ -24,3 +28,43 @@ async def receive(reader: asyncio.StreamReader) -> Any:
         return pickle.loads(await reader.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError) as error:
         raise EOFError from error
+
+
+class Channel:
+    """One end of the socket pair, for threads: `send` from any of them, `receive` from one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+
+    def send(self, message: object) -> None:
+        """Raises OSError (BrokenPipeError) where the other side is gone."""
+        data = frame(message)
+        with self._lock:
+            try:
+                self._sock.sendall(data)
+            except BaseException:  # Ctrl-C too: what follows half a message cannot be read as one
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_WR)
+                raise
+
+    def receive(self) -> Any:
+        """The next message; raises EOFError once the other side is gone."""
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
+        return pickle.loads(self._read(length))
+
+    def _read(self, size: int) -> bytes:
+        parts = []
+        while size:
+            try:
+                part = self._sock.recv(min(size, 1 << 20))
+            except ConnectionError as error:
+                raise EOFError from error
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._sock.close()

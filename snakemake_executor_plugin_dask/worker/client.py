@@ -14,9 +14,20 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.job_messages import (
+    Ended,
+    Kill,
+    Leave,
+    Renew,
+    Said,
+    Setup,
+    Start,
+    Started,
+    Uses,
+)
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node.processes import become_subreaper, kill_descendants
@@ -65,7 +76,7 @@ class Supervisor:
             )
         self._socket = ours
         if setup is not None:
-            ours.sendall(frame(("setup", setup)))
+            ours.sendall(frame(Setup(setup)))
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(sock=self._socket)
@@ -84,7 +95,7 @@ class Link:
         self._reading: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
         #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes; as of the last renewal.
-        self.uses: dict[str, tuple[float, float]] = {}
+        self.uses: Mapping[str, tuple[float, float]] = {}
 
     async def open(self) -> None:
         reader, self._writer = await self.supervisor.open()
@@ -100,7 +111,7 @@ class Link:
             from snakemake_executor_plugin_dask.node.certificate import self_signed
 
             spec = dataclasses.replace(spec, certificate=self_signed())
-        self._send(("start", spec))
+        self._send(Start(spec))
         ended = await outcome
         if not self.lost.is_set():
             # Told here, so that it travels in one message with the end of the task.
@@ -112,22 +123,22 @@ class Link:
         return set(self._waiting)
 
     def kill(self, key: str, reason: str) -> None:
-        self._send(("kill", key, reason))
+        self._send(Kill(key, reason))
 
     def renew(self, number: int) -> None:
-        self._send(("renew", number))
+        self._send(Renew(number))
 
     def stop(self) -> None:
         """Ask the supervisor to end its jobs and leave; `lost` is set once it has."""
         if not self.lost.is_set():
-            self._send(("stop",))
+            self._send(Leave())
 
     def close(self) -> None:
         if self._writer is not None and not self.lost.is_set():
-            self._send(("stop",))
+            self._send(Leave())
             self._writer.close()
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: object) -> None:
         assert self._writer is not None
         if not self._writer.is_closing():
             self._writer.write(frame(message))
@@ -139,16 +150,17 @@ class Link:
         except EOFError:
             await self._supervisor_gone()
 
-    def _received(self, message: tuple[Any, ...]) -> None:
+    def _received(self, message: object) -> None:
         match message:
-            case ("started", key, pid, (start, depth, reason), started):
-                how = {"start": start, "start_depth": depth, "start_reason": reason}
-                self._report({"started": key, "pid": pid, "time": started, "worker": self.worker, **how})
-            case ("uses", uses):
-                self.uses = uses
-            case ("said", text):
-                self._report({"said": text})
-            case ("ended", outcome):
+            case Started():
+                how = {"start": message.start, "start_depth": message.depth, "start_reason": message.reason}
+                what = {"started": message.key, "pid": message.pid, "time": message.time, "worker": self.worker}
+                self._report({**what, **how})
+            case Uses():
+                self.uses = message.by_key
+            case Said():
+                self._report({"said": message.text})
+            case Ended(outcome):
                 outcome = dataclasses.replace(outcome, worker=self.worker, allocation=self._allocation())
                 future = self._waiting.pop(outcome.key, None)
                 if future is not None and not future.done():
@@ -207,7 +219,7 @@ async def kill_job(run_id: str, key: str, reason: str) -> None:
         links[run_id].kill(key, reason)
 
 
-async def renew(run_id: str, number: int) -> dict[str, tuple[float, float]]:
+async def renew(run_id: str, number: int) -> Mapping[str, tuple[float, float]]:
     """Renew the leases of a run's jobs on this worker (where the supervisor has no connection of its own).
 
     Returns what the jobs used at the renewal before, see `Link.uses`.

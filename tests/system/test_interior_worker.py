@@ -11,6 +11,7 @@ import pytest
 from mutations import Change, changed
 from system.warm_harness import Warm, planned, run_cold
 
+from snakemake_executor_plugin_dask.model.job_messages import Cold, Forked, Spawned, Start
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 
 SNAKEFILE = """
@@ -61,10 +62,10 @@ class Planned:
         ends, cold = [], []
         with Warm(self.setup, stderr=subprocess.DEVNULL, first_on_path=path) as warm:
             for spec in self.specs:
-                warm.channel.send(("start", spec))
-                heard = warm.wait_for_one_of("forked", "spawned", "cold")
-                if heard[0] == "cold":  # as a supervisor does
-                    cold.append(heard[2])
+                warm.channel.send(Start(spec))
+                heard = warm.wait_for(Forked, Spawned, Cold)
+                if isinstance(heard, Cold):  # as a supervisor does
+                    cold.append(heard.reason)
                     ends.append(run_cold(self.setup, spec, first_on_path=path))
                 else:
                     ends.append(warm.end_of(spec))

@@ -14,6 +14,7 @@ import pytest
 from running import slowness
 from supervising import RUN_ID, alive, fake_worker, marked_processes, pids_in, run_setup, wait_for
 
+from snakemake_executor_plugin_dask.model.job_messages import Kill, Leave, Renew
 from snakemake_executor_plugin_dask.node.processes import kill_run
 from snakemake_executor_plugin_dask.worker.attach import end_from_outside
 
@@ -95,7 +96,7 @@ def test_daemons_of_another_job_survive(worker, tmp_path):
     (daemon,) = pids_in(tmp_path / "pids", 1)
     worker.outcome(worker.start("setsid -f sleep 1000"))
     assert alive(daemon)
-    worker.send("kill", first, "enough")
+    worker.send(Kill(first, "enough"))
     assert worker.outcome(first).status == "cancelled"
     assert not alive(daemon)
 
@@ -106,7 +107,7 @@ def test_cancelled_job_gets_sigterm_then_sigkill(worker, tmp_path):
         f"trap 'echo bye > {tmp_path}/bye; exit 9' TERM; touch {tmp_path}/on; while :; do sleep 0.1; done"
     )
     wait_for((tmp_path / "on").exists, "the job did not start")
-    worker.send("kill", polite, "it was not needed")
+    worker.send(Kill(polite, "it was not needed"))
     outcome = worker.outcome(polite)
     assert (outcome.status, outcome.exit_code, outcome.detail) == ("cancelled", 9, "it was not needed")
     assert (tmp_path / "bye").exists()
@@ -116,7 +117,7 @@ def test_cancelled_job_gets_sigterm_then_sigkill(worker, tmp_path):
     )
     pids = pids_in(tmp_path / "pids", 2)
     started = time.monotonic()
-    worker.send("kill", rude, "enough")
+    worker.send(Kill(rude, "enough"))
     outcome = worker.outcome(rude)
     assert (outcome.status, outcome.signal) == ("cancelled", signal.SIGKILL)
     assert time.monotonic() - started >= 1.9, "the grace period was kept"
@@ -248,7 +249,7 @@ def test_orderly_stop_tells_of_each_job(worker):
     """Jobs that run when the worker stops are ended and reported."""
     key = worker.start("sleep 1000")
     worker.wait_started(key)
-    worker.send("stop")
+    worker.send(Leave())
     assert worker.outcome(key).status == "cancelled"
     assert worker.wait() == 0
 
@@ -261,7 +262,7 @@ def test_lease_that_runs_out_ends_the_jobs(tmp_path):
         pid = worker.wait_started(key)
         began, number = time.monotonic(), 0
         while time.monotonic() < began + 2 * lease_s:
-            worker.send("renew", number)
+            worker.send(Renew(number))
             number += 1
             time.sleep(0.1)
         assert alive(pid)
@@ -279,7 +280,7 @@ def test_stopped_supervisor_does_not_take_late_renewals(tmp_path):
         os.kill(worker.process.pid, signal.SIGSTOP)
         for number in range(6):
             time.sleep(0.4)
-            worker.send("renew", number)
+            worker.send(Renew(number))
         os.kill(worker.process.pid, signal.SIGCONT)
         assert worker.outcome(key).status == "lost"
         assert not alive(pid)

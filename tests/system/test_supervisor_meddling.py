@@ -7,6 +7,7 @@ import pytest
 from supervising import RUN_ID, FakeWorker, alive, fake_worker, wait_for
 from system.warm_harness import plan
 
+from snakemake_executor_plugin_dask.model.job_messages import Kill, Start
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.node import processes, versions
 
@@ -55,7 +56,7 @@ def worker_and_specs(tmp_path_factory):
 
 def start(worker: FakeWorker, specs: list[JobSpec], name: str, number: int = 0, **changes: object) -> JobSpec:
     spec = [spec for spec in specs if spec.name == name][number]
-    worker.send("start", dataclasses.replace(spec, **changes))
+    worker.send(Start(dataclasses.replace(spec, **changes)))
     worker.wait_started(spec.key)
     return spec
 
@@ -78,7 +79,7 @@ def test_waiting_for_outputs_can_be_cancelled(worker_and_specs):
     worker, specs = worker_and_specs
     spec = start(worker, specs, "late", 1)
     pid = int(wait_for(lambda: (path := worker.directory / f"{number(spec)}.pid").exists() and path.read_text(), "pid"))
-    worker.send("kill", spec.key, "enough")
+    worker.send(Kill(spec.key, "enough"))
     assert worker.outcome(spec.key).status == "cancelled"
     wait_for(lambda: not alive(pid), "who waited is gone")
 
@@ -101,7 +102,7 @@ def test_repeats_of_a_benchmark_are_ended(worker_and_specs):
     spec = start(worker, specs, "repeated", memory_limit_mb=1000)
     path = worker.directory / "repeated.pid"
     pids = wait_for(lambda: path.exists() and len(found := path.read_text().split()) == 2 and found, "both shells")
-    worker.send("kill", spec.key, "enough")
+    worker.send(Kill(spec.key, "enough"))
     outcome = worker.outcome(spec.key)
     assert (outcome.status, outcome.start) == ("cancelled", "warm")
     assert not any(processes.read_stat(int(pid)) for pid in pids)

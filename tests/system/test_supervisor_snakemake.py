@@ -12,6 +12,7 @@ from supervising import RUN_ID, alive, fake_worker, pids_in, run_setup
 from system.warm_harness import plan
 
 from snakemake_executor_plugin_dask.frontend.arguments import job_arguments
+from snakemake_executor_plugin_dask.model.job_messages import Kill, Start
 from snakemake_executor_plugin_dask.node import processes, versions
 
 SNAKEFILE = """
@@ -125,7 +126,7 @@ def test_warm_job(workdir, depth):
         assert (outcome.status, outcome.start) == ("out-of-memory", "warm"), (log(outcome), outcome.detail)
         key = worker.submit(arguments=target("sleeps"))
         (pid,) = pids_in(workdir / "pids", 1)
-        worker.send("kill", key, "enough")
+        worker.send(Kill(key, "enough"))
         outcome = worker.outcome(key)
         assert (outcome.status, outcome.start, alive(pid)) == ("cancelled", "warm", False)
 
@@ -160,7 +161,7 @@ def test_runner_that_dies_takes_its_shell_along(workdir):
     setup, (spec,) = plan(workdir, "--", "slept")
     setup = dataclasses.replace(setup, run_id=RUN_ID, plugin_version=versions.plugin_version())
     with fake_worker(workdir, setup) as worker:
-        worker.send("start", spec)
+        worker.send(Start(spec))
         (shell,) = pids_in(workdir / "pids", 1)
         assert worker.wait_started(spec.key) == shell
         os.kill(processes.read_stat(shell).ppid, signal.SIGKILL)

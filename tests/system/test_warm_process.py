@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from system.warm_harness import Warm, alive, planned, pss_mb, read, run_cold, until
 
+from snakemake_executor_plugin_dask.model.job_messages import Cold, Exited, Stale, Start
+
 SIMPLE = """
 rule all:
     input: expand("{n}.txt", n=range(3))
@@ -36,13 +38,13 @@ def test_a_changed_workflow_is_noticed(tmp_path: Path) -> None:
             (tmp_path / name).write_text((tmp_path / name).read_text() + "# changed\n")
             for spec in specs[1:]:
                 # After a look that took long there is none for a while.
-                warm.channel.send(("start", spec))
-                heard = warm.wait_for_one_of("stale", "exited")
-                if heard[0] == "stale":
+                warm.channel.send(Start(spec))
+                heard = warm.wait_for(Stale, Exited)
+                if isinstance(heard, Stale):
                     break
                 time.sleep(1)
-            assert name in heard[1]
-            assert name in warm.wait_for("cold", spec.key)[2]
+            assert name in heard.reason
+            assert name in warm.wait_for(Cold, key=spec.key).reason
             warm.socket.shutdown(socket.SHUT_WR)
             assert warm.process.wait(60) == 0
 
@@ -90,8 +92,8 @@ def test_a_workflow_that_asks_for_its_cores(tmp_path: Path) -> None:
     with Warm(setup, stderr=subprocess.DEVNULL) as warm:
         assert warm.depth == 3
         assert warm.run(specs[0]).code == 0
-        warm.channel.send(("start", group))
-        assert "a group has its own" in warm.wait_for("cold", group.key)[2]
+        warm.channel.send(Start(group))
+        assert "a group has its own" in warm.wait_for(Cold, key=group.key).reason
     assert (tmp_path / "0.txt").read_text() == "2\n"
 
 
@@ -100,8 +102,8 @@ def test_another_version(tmp_path: Path) -> None:
     setup, specs = planned(tmp_path, SIMPLE)
     with Warm(replace(setup, snakemake_version="9.0.1")) as warm:
         assert warm.depth == 0
-        warm.channel.send(("start", specs[0]))
-        assert "9.0.1" in warm.wait_for("cold", specs[0].key)[2]
+        warm.channel.send(Start(specs[0]))
+        assert "9.0.1" in warm.wait_for(Cold, key=specs[0].key).reason
 
 
 def test_jobs_that_are_started_cold(tmp_path: Path) -> None:
@@ -109,8 +111,8 @@ def test_jobs_that_are_started_cold(tmp_path: Path) -> None:
     setup, specs = planned(tmp_path, SIMPLE)
     with Warm(setup) as warm:
         for spec in (replace(specs[0], script="/script"), replace(specs[0], start="cold")):
-            warm.channel.send(("start", spec))
-            assert warm.wait_for("cold", spec.key)[2]
+            warm.channel.send(Start(spec))
+            assert warm.wait_for(Cold, key=spec.key).reason
         assert warm.run(specs[0]).code == 0
 
 

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import snakemake_executor_plugin_dask
+from snakemake_executor_plugin_dask.model import job_messages
+from snakemake_executor_plugin_dask.model.job_messages import Exited, Forked, Setup, Spawned, Start
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
-from snakemake_executor_plugin_dask.model.messages import Channel
+from snakemake_executor_plugin_dask.model.wire import Channel
 
 PATIENCE_S = 280.0
 
@@ -96,37 +98,31 @@ class Warm:
         theirs.close()
         self.socket = ours
         self.channel = Channel(ours)
-        self.channel.send(("setup", setup))
-        self.messages: list[tuple[Any, ...]] = []
-        _, self.depth, self.reason, self.dag_reason = self.wait_for("ready")
+        self.channel.send(Setup(setup))
+        self.messages: list[Any] = []
+        ready = self.wait_for(job_messages.Warm)
+        self.depth, self.reason, self.dag_reason = ready.depth, ready.reason, ready.dag_reason
 
-    def wait_for_one_of(self, *kinds: str) -> tuple[Any, ...]:
-        """The first message, old or new, of one of these kinds; it is taken out."""
-        return self._wait_for(lambda message: message[0] in kinds, kinds)
-
-    def wait_for(self, *start: object) -> tuple[Any, ...]:
-        """The first message, old or new, that begins so; it is taken out."""
-        return self._wait_for(lambda message: message[: len(start)] == start, start)
-
-    def _wait_for(self, fits: Callable[[tuple[Any, ...]], bool], what: object) -> tuple[Any, ...]:
+    def wait_for(self, *kinds: type, key: str | None = None) -> Any:
+        """The first message, old or new, of one of these kinds (and of this job); it is taken out."""
         while True:
             for message in self.messages:
-                if fits(message):
+                if isinstance(message, kinds) and key in (None, getattr(message, "key", None)):
                     self.messages.remove(message)
                     return message
             try:
                 self.messages.append(self.channel.receive())
             except TimeoutError:
-                raise AssertionError(f"not heard from the warm process: {what}") from None
+                raise AssertionError(f"not heard from the warm process: {kinds} {key or ''}") from None
 
     def start(self, spec: JobSpec) -> int:
         """The pid of the job."""
-        self.channel.send(("start", spec))
-        return int(self._wait_for(lambda message: message[:2] in _started(spec), spec.key)[2])
+        self.channel.send(Start(spec))
+        return int(self.wait_for(Forked, Spawned, key=spec.key).pid)
 
     def end_of(self, spec: JobSpec, since: float = 0.0) -> Ended:
-        _, _, status, cpu_s = self.wait_for("exited", spec.key)
-        return Ended(status, cpu_s, read(spec), time.monotonic() - since)
+        exited = self.wait_for(Exited, key=spec.key)
+        return Ended(exited.status, exited.cpu_s, read(spec), time.monotonic() - since)
 
     def run(self, spec: JobSpec) -> Ended:
         since = time.monotonic()
@@ -147,10 +143,6 @@ class Warm:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def _started(spec: JobSpec) -> tuple[tuple[str, str], ...]:
-    return (("forked", spec.key), ("spawned", spec.key))
 
 
 def run_cold(setup: RunSetup, spec: JobSpec, first_on_path: str = "") -> Ended:

@@ -7,8 +7,9 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
-from snakemake_executor_plugin_dask.model.messages import Begin, Channel, Say, Stopped
+from snakemake_executor_plugin_dask.model.messages import Begin, Say, Stopped
 from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.wire import Channel
 
 SETUP = RunSetup("abcdefg1", "/work", 0o22, (), {}, True, "python", "Snakefile", (), "9.27.1", "0.1.0")
 

@@ -6,8 +6,9 @@ import threading
 import pytest
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
-from snakemake_executor_plugin_dask.model.messages import Channel, Dropped, QueuedJob, Started
+from snakemake_executor_plugin_dask.model.messages import Dropped, QueuedJob, Started
 from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.model.wire import Channel
 
 
 class Interrupted(socket.socket):

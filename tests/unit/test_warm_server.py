@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from supervising import run_setup
 
+from snakemake_executor_plugin_dask.model.job_messages import Cold, Done, EndChild, Exited, Forked, Spawned, Start, Warm
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
-from snakemake_executor_plugin_dask.model.messages import Channel
+from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.node.processes import Stat
 from snakemake_executor_plugin_dask.worker.supervisor import warming
@@ -61,7 +62,7 @@ def served(
             os._exit(0)
     theirs.close()
     channel = Channel(ours)
-    assert channel.receive() == ("ready", 3, "", warmth.dag_reason)
+    assert channel.receive() == Warm(3, "", warmth.dag_reason)
     try:
         yield channel
     finally:
@@ -74,28 +75,28 @@ def test_last_words_of_a_runner_that_has_ended(code: int, status: int, monkeypat
     """How its command ended is told as it said it, also where it has left before it was listened to."""
 
     def run_command(_warmth: object, spec: JobSpec, channel: Channel) -> None:
-        channel.send(("spawned", 12345))
-        channel.send(("done", code << 8, 0.5, code == 0))
+        channel.send(Spawned(spec.key, 12345))
+        channel.send(Done(code << 8, 0.5, again=code == 0))
         os._exit(0)
 
     with served(Late, run_command, monkeypatch) as supervisor:
         for key in ("first", "second"):
-            supervisor.send(("start", spec(key)))
-            assert supervisor.receive() == ("spawned", key, 12345)
-            assert supervisor.receive() == ("exited", key, status, 0.5)
+            supervisor.send(Start(spec(key)))
+            assert supervisor.receive() == Spawned(key, 12345)
+            assert supervisor.receive() == Exited(key, status, 0.5)
 
 
 def test_a_runner_that_dies_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shell is told of all the same, and the job's end is the signal."""
 
     def run_command(_warmth: object, spec: JobSpec, channel: Channel) -> None:
-        channel.send(("spawned", 12345))
+        channel.send(Spawned(spec.key, 12345))
         os.kill(os.getpid(), 9)
 
     with served(Late, run_command, monkeypatch) as supervisor:
-        supervisor.send(("start", spec("job")))
-        assert supervisor.receive() == ("spawned", "job", 12345)
-        assert supervisor.receive()[:3] == ("exited", "job", 9)
+        supervisor.send(Start(spec("job")))
+        assert supervisor.receive() == Spawned("job", 12345)
+        assert supervisor.receive().status == 9
 
 
 def test_a_runner_that_is_held_before_it_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,21 +108,21 @@ def test_a_runner_that_is_held_before_it_can_answer(monkeypatch: pytest.MonkeyPa
         if spec.key == "held":
             os.close(release)
             os.read(released, 1)
-        channel.send(("spawned", 12345))
-        channel.send(("done", 0, 0.5, True))
+        channel.send(Spawned(spec.key, 12345))
+        channel.send(Done(0, 0.5, again=True))
 
     with served(warm.Server, run_command, monkeypatch) as supervisor:
-        supervisor.send(("start", spec("held")))
-        how, key, pid, depth, _ = supervisor.receive()
-        assert (how, key, depth) == ("forked", "held", 0)
-        assert pid != 12345
-        supervisor.send(("start", spec("other")))
-        assert supervisor.receive() == ("spawned", "other", 12345)
-        assert supervisor.receive() == ("exited", "other", 0, 0.5)
+        supervisor.send(Start(spec("held")))
+        answer = supervisor.receive()
+        assert answer == Forked("held", answer.pid, 0)
+        assert answer.pid != 12345
+        supervisor.send(Start(spec("other")))
+        assert supervisor.receive() == Spawned("other", 12345)
+        assert supervisor.receive() == Exited("other", 0, 0.5)
         os.write(release, b"x")
-        assert supervisor.receive() == ("exited", "held", 0, 0.5)
-        supervisor.send(("start", spec("third")))
-        assert supervisor.receive() == ("spawned", "third", 12345)
+        assert supervisor.receive() == Exited("held", 0, 0.5)
+        supervisor.send(Start(spec("third")))
+        assert supervisor.receive() == Spawned("third", 12345)
     os.close(released)
     os.close(release)
 
@@ -210,16 +211,17 @@ def test_a_child_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its job is to start cold, with its reason; the next one is tried as well."""
 
     def run_job(_warmth: object, spec: JobSpec, channel: Channel) -> None:
-        channel.send(("cold", "something is missing") if spec.key == "first" else ("forked", 3, ""))
+        channel.send(Cold("first", "something is missing") if spec.key == "first" else Forked(spec.key, os.getpid(), 3))
         os._exit(7)
 
     with served(Late, run_job, monkeypatch, NO_COMMANDS) as supervisor:
-        supervisor.send(("start", spec("first")))
-        assert supervisor.receive() == ("cold", "first", "something is missing")
-        supervisor.send(("start", spec("second")))
-        how, key, _, depth, reason = supervisor.receive()
-        assert (how, key, depth, reason) == ("forked", "second", 3, "")
-        assert supervisor.receive()[:3] == ("exited", "second", 7 << 8)
+        supervisor.send(Start(spec("first")))
+        assert supervisor.receive() == Cold("first", "something is missing")
+        supervisor.send(Start(spec("second")))
+        answer = supervisor.receive()
+        assert answer == Forked("second", answer.pid, 3)
+        exited = supervisor.receive()
+        assert exited == Exited("second", 7 << 8, exited.cpu_s)
 
 
 def test_a_workflow_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,24 +233,24 @@ def test_a_workflow_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> Non
     asked = types.SimpleNamespace(files=(), unfit=lambda _: "", is_command=is_command)
     with served(warm.Server, lambda *_: None, monkeypatch, dataclasses.replace(WARMTH, workflow=asked)) as supervisor:
         for key in ("first", "second"):
-            supervisor.send(("start", spec(key)))
-            assert supervisor.receive() == ("cold", key, "AttributeError: Rule has no attribute is_shell")
+            supervisor.send(Start(spec(key)))
+            assert supervisor.receive() == Cold(key, "AttributeError: Rule has no attribute is_shell")
 
 
 def test_jobs_that_need_a_graph_where_none_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """They start cold, with the reason that the trial has shown; jobs that need none do not."""
 
     def run_job(_warmth: object, spec: JobSpec, channel: Channel) -> None:
-        channel.send(("forked", 3, ""))
+        channel.send(Forked(spec.key, os.getpid(), 3))
         os._exit(0)
 
     with served(
         warm.Server, run_job, monkeypatch, dataclasses.replace(NO_COMMANDS, dag_reason="no graph")
     ) as supervisor:
-        supervisor.send(("start", spec("group")))
-        assert supervisor.receive() == ("cold", "group", "no graph")
-        supervisor.send(("start", dataclasses.replace(spec("single"), call=b"")))
-        assert supervisor.receive()[0] == "forked"
+        supervisor.send(Start(spec("group")))
+        assert supervisor.receive() == Cold("group", "no graph")
+        supervisor.send(Start(dataclasses.replace(spec("single"), call=b"")))
+        assert isinstance(supervisor.receive(), Forked)
 
 
 def test_a_gpu_that_was_opened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,22 +270,20 @@ def test_a_process_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(warm, "fork", fails)
     with served(warm.Server, lambda *_: None, monkeypatch) as supervisor:
         for key in ("first", "second"):
-            supervisor.send(("start", spec(key)))
-            assert supervisor.receive() == (
-                "cold", key, "no process could be forked (Resource temporarily unavailable)"
-            )  # fmt: skip
+            supervisor.send(Start(spec(key)))
+            assert supervisor.receive() == Cold(key, "no process could be forked (Resource temporarily unavailable)")
 
 
 def test_a_job_of_a_runner_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner that waits for outputs can be told to end, by its job: another one is not meant."""
 
     def run_command(_warmth: object, spec: JobSpec, channel: Channel) -> None:
-        channel.send(("spawned", 12345))
+        channel.send(Spawned(spec.key, 12345))
         signal.pause()
 
     with served(warm.Server, run_command, monkeypatch) as supervisor:
-        supervisor.send(("start", spec("job")))
-        assert supervisor.receive() == ("spawned", "job", 12345)
-        supervisor.send(("end", "former"))
-        supervisor.send(("end", "job"))
-        assert supervisor.receive()[:3] == ("exited", "job", signal.SIGKILL)
+        supervisor.send(Start(spec("job")))
+        assert supervisor.receive() == Spawned("job", 12345)
+        supervisor.send(EndChild("former"))
+        supervisor.send(EndChild("job"))
+        assert supervisor.receive().status == signal.SIGKILL

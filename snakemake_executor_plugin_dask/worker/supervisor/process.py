@@ -25,6 +25,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from snakemake_executor_plugin_dask.model.job_messages import (
+    Ended,
+    Kill,
+    Leave,
+    Ready,
+    Renew,
+    Said,
+    Setup,
+    Start,
+    Started,
+    Uses,
+)
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, run_of
 from snakemake_executor_plugin_dask.model.wire import frame, receive
@@ -114,35 +126,33 @@ class Supervisor:
         except EOFError:
             self._finish("lost", "the worker process ended", grace_s=0.0)
 
-    def _from_worker(self, message: tuple[Any, ...]) -> None:
+    def _from_worker(self, message: object) -> None:
         match message:
-            case ("setup", RunSetup() as setup):
+            case Setup(setup):
                 self._prepare(setup)
-            case ("start", JobSpec() as spec):
+            case Start(spec):
                 self._begin(spec)
-            case ("kill", str(key), str(reason)):
+            case Kill(key, reason):
                 if key in self._endings.attempts:
                     self._endings.stop(self._endings.attempts[key], "cancelled", reason)
-            case ("renew", int(number)):
+            case Renew(number):
                 self._lease.renew(number)
-                self._tell_worker("uses", self._monitor.uses())
-            case ("stop",):
+                self._tell_worker(Uses(self._monitor.uses()))
+            case Leave():
                 self._finish("cancelled", "the worker was told to stop")
-            case _:
-                note(f"unknown message {message[:1]!r}")
 
     def _from_driver(self, message: dict[str, Any]) -> None:
         if message.get("stop"):
             self._finish("cancelled", "the driver stopped the worker", grace_s=0.0)
 
-    def _tell_worker(self, *message: Any) -> None:
+    def _tell_worker(self, message: object) -> None:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frame(message))
 
     def _say(self, text: str) -> None:
         """To the user."""
         note(text)
-        self._tell_worker("said", text)
+        self._tell_worker(Said(text))
 
     def _task(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(coroutine)
@@ -190,7 +200,7 @@ class Supervisor:
                 note(self._no_groups)
         if self._finishing is None:
             self._warming.begin(setup, self._environment)
-        self._tell_worker("ready")
+        self._tell_worker(Ready())
 
     async def _watch_lease(self) -> None:
         while self._lease.remaining_s() > 0:  # noqa: ASYNC110 - a clock runs out without an event to wait for
@@ -281,7 +291,7 @@ class Supervisor:
             await self._list(current.spec.output_dirs)
         del self._endings.attempts[current.key]
         current.gone.set()
-        self._tell_worker("ended", outcome)
+        self._tell_worker(Ended(outcome))
 
     async def _read_log(self, current: Attempt) -> None:
         """What an attempt that did not succeed wrote last. A file server that hangs holds up nothing else."""
@@ -374,8 +384,8 @@ class Supervisor:
             await self._start_cold_job(current, setup)
         if spec.runtime_limit_s is not None:
             current.time_limit = self._loop.call_at(current.began + spec.runtime_limit_s, self._out_of_time, current)
-        start = (current.start, current.start_depth, current.start_reason)
-        self._tell_worker("started", current.key, current.pid, start, current.started)
+        how = (current.start, current.start_depth, current.start_reason)
+        self._tell_worker(Started(current.key, current.pid, *how, current.started))
 
     async def _prepare_cluster(self, current: Attempt, cluster: JobCluster, workdir: str) -> None:
         """Let the job start a Dask cluster of its own."""

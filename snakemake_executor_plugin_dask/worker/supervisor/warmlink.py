@@ -1,6 +1,6 @@
 """The supervisor's end of the warm process: starts it, hands jobs over, and notices its end. Starts a process.
 
-The warm process is `python -m snakemake_executor_plugin_dask.worker.warm`; messages are in docs/design.md.
+The warm process is `python -m snakemake_executor_plugin_dask.worker.warm`; see `model.job_messages`.
 """
 
 import asyncio
@@ -10,8 +10,19 @@ import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from snakemake_executor_plugin_dask.model.job_messages import (
+    Cold,
+    EndChild,
+    Exited,
+    Forked,
+    Setup,
+    Spawned,
+    Stale,
+    Start,
+    Warm,
+)
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node.processes import Launch, spawn
@@ -78,11 +89,11 @@ class WarmProcess:
     def start(self, spec: JobSpec) -> None:
         """Hand a job over; `WarmEvents.warm_started` or `warm_refused` follows, or `warm_gone`."""
         self.unanswered.add(spec.key)
-        self._send(("start", spec))
+        self._send(Start(spec))
 
     def end_job(self, key: str) -> None:
         """End its child that has a job, where that still has it; `WarmEvents.warm_exited` follows."""
-        self._send(("end", key))
+        self._send(EndChild(key))
 
     def close(self) -> None:
         """Let it end once it has nothing to do: it sees the end of file."""
@@ -95,14 +106,14 @@ class WarmProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: object) -> None:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frame(message))
 
     async def _serve(self) -> None:
         reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
         os.close(self._report)  # a failure to start shows as the end of file
-        self._send(("setup", self._setup))
+        self._send(Setup(self._setup))
         try:
             while True:
                 self._received(await receive(reader))
@@ -115,28 +126,28 @@ class WarmProcess:
         self.settled.set()
         self._events.warm_gone(self)
 
-    def _received(self, message: tuple[Any, ...]) -> None:
+    def _received(self, message: object) -> None:
         self.words += 1
         match message:
-            case ("ready", int(depth), str(reason), str(dag_reason)):
+            case Warm(depth, reason, dag_reason):
                 self.depth, self.reason, self.ready = depth, reason, True
                 self.settled.set()
                 if reason:
                     self._events.warm_said(f"Jobs start {_shallow(depth, reason)}")
                 if dag_reason:
                     self._events.warm_said(f"Group jobs, and others that need a DAG, start {_shallow(0, dag_reason)}")
-            case ("forked", key, pid, depth, reason):
+            case Forked(key, pid, depth, reason):
                 self.unanswered.discard(key)
                 self._events.warm_started(self, key, WarmStart(pid, is_command=False, depth=depth, reason=reason))
-            case ("spawned", key, pid):
+            case Spawned(key, pid):
                 self.unanswered.discard(key)
                 self._events.warm_started(self, key, WarmStart(pid, is_command=True, depth=3))
-            case ("exited", key, status, cpu_s):
+            case Exited(key, status, cpu_s):
                 self._events.warm_exited(self, key, status, cpu_s)
-            case ("cold", key, reason):
+            case Cold(key, reason):
                 self.unanswered.discard(key)
                 self._events.warm_refused(self, key, reason)
-            case ("stale", reason):
+            case Stale(reason):
                 self._events.warm_stale(self, reason)
             case _:
                 pass

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from snakemake_executor_plugin_dask.interior import snakemake_command_line, snakemake_kept
+from snakemake_executor_plugin_dask.model.job_messages import Cold, Done, Forked, Spawned
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.node.logs import open_log
 
 if TYPE_CHECKING:
-    from snakemake_executor_plugin_dask.model.messages import Channel
+    from snakemake_executor_plugin_dask.model.wire import Channel
     from snakemake_executor_plugin_dask.worker.warm.process import Warmth
 
 _PR_SET_PDEATHSIG = 1
@@ -81,39 +82,39 @@ def end(warmth: "Warmth", code: int) -> NoReturn:
 
 
 class Words:
-    """What a child says of its job, once: («spawned», pid), («forked», depth, reason) or («cold», reason).
+    """What a child says of its job, once: `Spawned`, `Forked` or `Cold`.
 
     Where it says nothing for a while, an alarm says for it that it is the job's process: it may wait for files.
     """
 
-    def __init__(self, channel: "Channel", depth: int) -> None:
+    def __init__(self, channel: "Channel", key: str, depth: int) -> None:
         """``depth``: at which the job is started, as far as is known."""
-        self._channel = channel
+        self._channel, self._key = channel, key
         self._handler = signal.signal(signal.SIGALRM, lambda *_: self.begin())
         signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)
-        self.said = ""
+        self.said: type | None = None
         self.depth = depth
         self.reason = ""  # why not deeper
 
     def spawned(self, pid: int) -> None:
         """The job's shell has been started, and is its process."""
-        self._say("spawned", pid)
+        self._say(Spawned(self._key, pid))
 
     def begin(self) -> None:
         """This process is the job's from here on."""
-        self._say("forked", self.depth, self.reason)
+        self._say(Forked(self._key, os.getpid(), self.depth, self.reason))
 
     def cold(self, reason: str) -> None:
         """Nothing has begun here; let the job start cold."""
-        self._say("cold", reason)
+        self._say(Cold(self._key, reason))
 
-    def _say(self, *message: Any) -> None:
-        if not self.said:
-            self.said = message[0]
+    def _say(self, message: Spawned | Forked | Cold) -> None:
+        if self.said is None:
+            self.said = type(message)
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._handler)
             self._channel.send(message)
-            if self.said != "spawned":
+            if self.said is not Spawned:
                 self._channel.close()  # a job must not reach it
 
 
@@ -126,12 +127,12 @@ def run_job(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> NoReturn:
 def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
     """Run a shell command, whose shell is the job's process. Returns where this child can be used again.
 
-    Says what `Words` do, and then, if the shell was spawned, («done», wait_status, cpu_s, again); see `warm.Server`.
+    Says what `Words` do, and then, if the shell was spawned, `Done`.
     """
     environment = dict(os.environb)
     before = _cpu_s()
     words, code = _work(warmth, spec, channel, command=True)
-    if words.said != "spawned":
+    if words.said is not Spawned:
         end(warmth, code)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -144,7 +145,7 @@ def run_command(warmth: "Warmth", spec: JobSpec, channel: "Channel") -> None:
             os.dup2(null, stream_number, inheritable=True)
         os.close(null)
     # The job's end is what its Snakemake would say, whose log tells how the shell ended.
-    channel.send(("done", code << 8, _cpu_s() - before, code == 0))
+    channel.send(Done(code << 8, _cpu_s() - before, again=code == 0))
     if code:
         os._exit(code)
 
@@ -156,7 +157,7 @@ def _cpu_s() -> float:
 
 def _work(warmth: "Warmth", spec: JobSpec, channel: "Channel", *, command: bool) -> tuple[Words, int]:
     """Become the job and run it; returns what the channel was told of it, and the exit code."""
-    words = Words(channel, warmth.depth_of(spec))
+    words = Words(channel, spec.key, warmth.depth_of(spec))
     code = 1
     try:
         become_job(warmth.setup, spec)
@@ -182,7 +183,7 @@ def _run(warmth: "Warmth", spec: JobSpec, words: Words, *, command: bool) -> int
         sys.stderr.write(f"{error.code}\n")
         return 1
     except Exception as error:  # noqa: BLE001 - as Snakemake's main does
-        if not words.said:
+        if words.said is None:
             words.cold(snakemake_kept.in_a_line(error))
             os._exit(1)  # should the warm process have given up on an answer before, the job has failed
         snakemake_command_line.print_error(error)

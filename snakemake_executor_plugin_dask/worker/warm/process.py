@@ -1,10 +1,9 @@
 """The warm process: has imported Snakemake and read this run's workflow, and forks a child for each job.
 
 Started by the supervisor as ``python -m snakemake_executor_plugin_dask.worker.warm --fd N``, with the environment that
-every job gets. It speaks with the supervisor over the socket N: pickled tuples behind a length. The first one to it is
-``("setup", RunSetup)``; the others are in docs/design.md. It has one thread, because only then is a fork of it whole.
-Where reading the workflow fails or leaves threads behind, or its children cannot run jobs then, it replaces itself by a
-process that has only imported Snakemake.
+every job gets. It speaks with the supervisor over the socket N (see `model.job_messages`). It has one thread, because
+only then is a fork of it whole. Where reading the workflow fails or leaves threads behind, or its children cannot run
+jobs then, it replaces itself by a process that has only imported Snakemake.
 """
 
 import argparse
@@ -27,8 +26,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from snakemake_executor_plugin_dask.model.job_messages import (
+    Cold,
+    Done,
+    EndChild,
+    Exited,
+    Forked,
+    Spawned,
+    Stale,
+    Start,
+    Warm,
+)
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
-from snakemake_executor_plugin_dask.model.messages import Channel
+from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node.processes import set_soft_limit
 from snakemake_executor_plugin_dask.worker.warm import trial
 from snakemake_executor_plugin_dask.worker.warm.end import Belongings, run_exit_functions
@@ -128,7 +138,7 @@ class Server:
         """Returns once the supervisor has closed its end and every job has ended; False where it is gone before."""
         try:
             reason = self._cold_reason or self.warmth.shallow_reason
-            self._channel.send(("ready", self.warmth.depth, reason, self.warmth.dag_reason))
+            self._channel.send(Warm(self.warmth.depth, reason, self.warmth.dag_reason))
             while not (self._closing and len(self._children) == len(self._idle) + len(self._runners)):
                 # Fork ahead only when there is nothing else to do.
                 lacking = len(self._idle) < self._wanted_idle and time.monotonic() >= self._fork_at
@@ -159,9 +169,9 @@ class Server:
             self._drop_idle()
             return
         match message:
-            case ("start", spec):
+            case Start(spec):
                 self._start(spec)
-            case ("end", key):
+            case EndChild(key):
                 for child in self._children.values():
                     if child.key == key:
                         child.kill()
@@ -169,7 +179,7 @@ class Server:
     def _start(self, spec: JobSpec) -> None:
         reason, command = self._judge(spec)
         if reason:
-            self._channel.send(("cold", spec.key, reason))
+            self._channel.send(Cold(spec.key, reason))
             return
         while True:
             try:
@@ -180,7 +190,7 @@ class Server:
                 )
             except OSError as error:
                 # A cold start needs no room here; where it cannot be made either, its own failure says why.
-                self._channel.send(("cold", spec.key, f"no process could be forked ({error.strerror})"))
+                self._channel.send(Cold(spec.key, f"no process could be forked ({error.strerror})"))
                 return
             try:
                 child.channel.send((spec, command))
@@ -222,14 +232,19 @@ class Server:
         while self._asked and self._asked[0].silent_at <= time.monotonic():
             child = self._asked[0]
             child.again = False
-            self._answer(child, "forked", child.pid, 0, "")
+            self._answer_for(child)
 
-    def _answer(self, child: _Child, how: str, *more: Any) -> None:
+    def _answer(self, child: _Child, message: Spawned | Forked | Cold) -> None:
         """Tell the supervisor what has become of a job, if it does not know of it."""
         if not child.answered:
             child.answered = True
             self._asked.remove(child)
-            self._channel.send((how, child.key, *more))
+            self._channel.send(message)
+
+    def _answer_for(self, child: _Child) -> None:
+        """The child itself counts as its job's process."""
+        if child.key is not None:
+            self._answer(child, Forked(child.key, child.pid, 0))
 
     def _hear(self, runner: _Child) -> None:
         """What a child says of its job. A shell command is the job's process; the child may live on."""
@@ -239,20 +254,21 @@ class Server:
             self._hang_up(runner)
             return
         match message:
-            case ("spawned", pid):
-                self._answer(runner, "spawned", pid)
-            case ("forked", depth, reason):
+            case Spawned():
+                self._answer(runner, message)
+            case Forked():
                 # The job's process is the child itself, whose end is the job's.
-                self._answer(runner, "forked", runner.pid, depth, reason)
+                self._answer(runner, message)
                 self._hang_up(runner)
-            case ("cold", reason):
+            case Cold():
                 # It has done nothing, and leaves.
                 if not runner.answered:
-                    self._answer(runner, "cold", reason)
+                    self._answer(runner, message)
                     runner.key = None
                 self._hang_up(runner)
-            case ("done", status, cpu_s, again):
-                self._channel.send(("exited", runner.key, status, cpu_s))
+            case Done(status, cpu_s, again):
+                if runner.key is not None:
+                    self._channel.send(Exited(runner.key, status, cpu_s))
                 runner.key = None
                 if (
                     again
@@ -276,7 +292,7 @@ class Server:
             return ""
         self._cold_reason = f"{path} changed since the workflow was read"
         self._drop_idle()
-        self._channel.send(("stale", self._cold_reason))
+        self._channel.send(Stale(self._cold_reason))
         return self._cold_reason
 
     def _drop_idle(self) -> None:
@@ -345,21 +361,21 @@ class Server:
     def _heard(child: _Child, job: trial.TrialJob) -> str:
         """Wait for the end of a job; returns what the child says against it. Raises EOFError, OSError."""
         message = child.channel.receive()
-        if message[0] == "spawned":
+        if isinstance(message, Spawned):
             message = child.channel.receive()
         match message:
-            case ("cold", str(reason)):
-                return reason
-            case ("done", 0, _, True) if job.command:
+            case Cold(_, reason):
+                return str(reason)
+            case Done(0, _, True) if job.command:
                 return ""
-            case ("forked", job.depth, _) if not job.command:
+            case Forked(_, _, job.depth) if not job.command:
                 poll = select.poll()
                 poll.register(child.pidfd, select.POLLIN)
                 if not poll.poll(_TRIAL_S * 1000):
                     raise TimeoutError
                 return ""
-            case ("forked", _, str(reason)) if reason:
-                return reason
+            case Forked(_, _, _, reason) if reason:
+                return str(reason)
             case _:
                 return "a trial job failed, or was run in another way"
 
@@ -409,7 +425,7 @@ class Server:
             try:
                 prepare()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is why there is no trial
-                channel.send(("cold", f"{type(error).__name__}: {error}"))
+                channel.send(Cold("", f"{type(error).__name__}: {error}"))
                 os._exit(0)
             while True:
                 spec, command = channel.receive()
@@ -439,8 +455,8 @@ class Server:
             if child in waiting:
                 waiting.remove(child)
         if child.key is not None:
-            self._answer(child, "forked", child.pid, 0, "")
-            self._channel.send(("exited", child.key, status, usage.ru_utime + usage.ru_stime))
+            self._answer_for(child)
+            self._channel.send(Exited(child.key, status, usage.ru_utime + usage.ru_stime))
 
 
 def _readable(sock: socket.socket) -> bool:
@@ -568,7 +584,7 @@ def main() -> None:
     reason = ""
     if options.setup_fd is None:
         try:
-            _, setup = Channel(sock).receive()
+            setup = Channel(sock).receive().setup
         except EOFError:
             return
     else:
