@@ -27,7 +27,7 @@ from snakemake_executor_plugin_dask.interior import snakemake_calls, snakemake_j
 from snakemake_executor_plugin_dask.interior import snakemake_settings as settings
 from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, Member, RunSetup, task_key
+from snakemake_executor_plugin_dask.model.jobs import GroupMember, JobSpec, RunSetup, task_key
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.requests import Request, pending, request_from_resources, starts_cold
@@ -189,7 +189,7 @@ class Handover:
             cluster=request.cluster,
             wildcards=tuple(wildcards(job).items()),
             members=tuple(
-                Member(each.name, str(each.jobid), tuple(wildcards(each).items()))
+                GroupMember(each.name, str(each.jobid), tuple(wildcards(each).items()))
                 for each in (job.jobs if job.is_group() else ())
             ),
             rule_logs=tuple(

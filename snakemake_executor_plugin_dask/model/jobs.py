@@ -71,7 +71,7 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class GroupMember:
     """A job of a group job, for people."""
 
     rule: str
@@ -108,7 +108,7 @@ class JobSpec:
     #: relative. None: it shares them.
     local_copies: str | None = None
     wildcards: tuple[tuple[str, str], ...] = ()
-    members: tuple[Member, ...] = ()  # of a group job, for people
+    members: tuple[GroupMember, ...] = ()  # of a group job, for people
     #: The log files that its rule (or its members' rules) declares; shown where it fails.
     rule_logs: tuple[str, ...] = ()
     #: Outputs that it updates, each with the place of its backup while it runs; may be relative. What an earlier run of

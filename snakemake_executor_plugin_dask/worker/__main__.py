@@ -51,7 +51,7 @@ def main() -> int:
     lease_path = known.config.with_name(f"lease-{name}.json")
     write_private(lease_path, json.dumps(lease).encode())
     scratch = _scratch(config["local_directory"])
-    supervisor = client.Supervisor(setup, os.fspath(lease_path), scratch=scratch)
+    supervisor = client.SupervisorProcess(setup, os.fspath(lease_path), scratch=scratch)
     try:
         return asyncio.run(_serve(config, name, setup, supervisor, started, scratch))
     finally:
@@ -71,7 +71,7 @@ async def _serve(
     config: dict[str, Any],
     name: str,
     setup: RunSetup,
-    supervisor: client.Supervisor,
+    supervisor: client.SupervisorProcess,
     started: float,
     scratch: str,
 ) -> int:
@@ -119,7 +119,7 @@ async def _serve(
         resources={},
     )
     topic = client.event_topic(setup.run_id)
-    link = client.Link(setup.run_id, name, supervisor, lambda message: worker.log_event(topic, message))
+    link = client.SupervisorLink(setup.run_id, name, supervisor, lambda message: worker.log_event(topic, message))
     await link.open()
     client.links[setup.run_id] = link
     client.described[setup.run_id] = facts
@@ -145,7 +145,7 @@ async def _serve(
 
 
 def _facts(
-    config: dict[str, Any], name: str, setup: RunSetup, supervisor: client.Supervisor, started: float
+    config: dict[str, Any], name: str, setup: RunSetup, supervisor: client.SupervisorProcess, started: float
 ) -> WorkerFacts:
     from snakemake_executor_plugin_dask.model.pools import usable_memory_mb
     from snakemake_executor_plugin_dask.node.machine import this_machine

@@ -24,7 +24,7 @@ _STOP_S = 15.0
 _watching: set[asyncio.Task[None]] = set()
 
 
-class Link(client.Link):
+class AttachedLink(client.SupervisorLink):
     """One run's jobs on a worker that has other descendants too, and may share its host with other workers."""
 
     async def _kill_jobs(self) -> bool:
@@ -84,8 +84,8 @@ async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     if setup.scratch is not None:
         setup = dataclasses.replace(setup, scratch=dask_worker.local_directory)
     topic = client.event_topic(run_id)
-    supervisor = client.Supervisor(setup, None, subreaper=False)
-    link = Link(run_id, name, supervisor, lambda message: dask_worker.log_event(topic, message))
+    supervisor = client.SupervisorProcess(setup, None, subreaper=False)
+    link = AttachedLink(run_id, name, supervisor, lambda message: dask_worker.log_event(topic, message))
     await link.open()
     facts = _facts(setup, name, supervisor, dask_worker)
     client.links[run_id], client.described[run_id] = link, facts
@@ -108,7 +108,7 @@ async def detach(run_id: str) -> bool:
     return True
 
 
-async def _forget(run_id: str, link: client.Link) -> None:
+async def _forget(run_id: str, link: client.SupervisorLink) -> None:
     """Once the supervisor is gone (also by itself, when its driver is)."""
     await link.lost.wait()
     await asyncio.to_thread(link.supervisor.process.wait)
@@ -117,7 +117,7 @@ async def _forget(run_id: str, link: client.Link) -> None:
         client.described.pop(run_id, None)
 
 
-def _facts(setup: RunSetup, name: str, supervisor: client.Supervisor, dask_worker: Any) -> WorkerFacts:
+def _facts(setup: RunSetup, name: str, supervisor: client.SupervisorProcess, dask_worker: Any) -> WorkerFacts:
     limit = dask_worker_interior.memory_bytes(dask_worker)
     return WorkerFacts(
         name=name,

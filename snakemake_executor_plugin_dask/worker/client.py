@@ -40,7 +40,7 @@ def event_topic(run_id: str) -> str:
     return f"snakemake-{run_id}"
 
 
-class Supervisor:
+class SupervisorProcess:
     """The supervisor's process as its parent sees it: started early, attached to the event loop later."""
 
     def __init__(
@@ -82,10 +82,10 @@ class Supervisor:
         return await asyncio.open_connection(sock=self._socket)
 
 
-class Link:
+class SupervisorLink:
     """One run's jobs on this worker."""
 
-    def __init__(self, run_id: str, worker: str, supervisor: Supervisor, report: Report) -> None:
+    def __init__(self, run_id: str, worker: str, supervisor: SupervisorProcess, report: Report) -> None:
         self.run_id = run_id
         self.worker = worker
         self.supervisor = supervisor
@@ -205,7 +205,7 @@ class Link:
         )
 
 
-links: dict[str, Link] = {}
+links: dict[str, SupervisorLink] = {}
 
 
 async def run_job(run_id: str, spec: JobSpec) -> Outcome:
@@ -222,7 +222,7 @@ async def kill_job(run_id: str, key: str, reason: str) -> None:
 async def renew(run_id: str, number: int) -> Mapping[str, tuple[float, float]]:
     """Renew the leases of a run's jobs on this worker (where the supervisor has no connection of its own).
 
-    Returns what the jobs used at the renewal before, see `Link.uses`.
+    Returns what the jobs used at the renewal before, see `SupervisorLink.uses`.
     """
     if run_id not in links:
         return {}

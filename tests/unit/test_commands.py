@@ -14,7 +14,7 @@ import pytest
 
 from snakemake_executor_plugin_dask.cli.commands import main
 from snakemake_executor_plugin_dask.cli.jobtable import Choice, chosen, text_table
-from snakemake_executor_plugin_dask.model.jobs import Member
+from snakemake_executor_plugin_dask.model.jobs import GroupMember
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.node import state
@@ -31,7 +31,7 @@ POOLS = [
 
 def events(run: str = "abc1", *, over: bool = True) -> list[dict]:
     """Three samples aligned, one of them not; a group of two; a job that waits or was not started."""
-    members = [Member("sort", "7", (("sample", "skin"),)), Member("index", "8", (("sample", "skin"),))]
+    members = [GroupMember("sort", "7", (("sample", "skin"),)), GroupMember("index", "8", (("sample", "skin"),))]
     named = [{"rule": each.rule, "jobid": each.jobid, "wildcards": dict(each.wildcards)} for each in members]
     found = [at(0, "run-started", run_id=run, options={"pools": POOLS}), joined(0)]
     for number, sample in enumerate(("liver", "kidney", "skin"), 1):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from snakemake_executor_plugin_dask.worker.supervisor.lease import Lease
+from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock
 
 
 class Clock:
@@ -15,7 +15,7 @@ class Clock:
 
 def lease(length=60.0):
     clock = Clock()
-    return Lease(length, clock), clock
+    return LeaseClock(length, clock), clock
 
 
 def test_lease_runs_out_without_renewals():

@@ -13,10 +13,11 @@ from snakemake_executor_plugin_dask.worker import attach, client
 
 
 @pytest.mark.parametrize(
-    ("link", "kill"), [(client.Link, (client, "kill_descendants")), (attach.Link, (attach, "kill_marked"))]
+    ("link", "kill"),
+    [(client.SupervisorLink, (client, "kill_descendants")), (attach.AttachedLink, (attach, "kill_marked"))],
 )
 def test_jobs_are_lost_once_their_processes_are_gone(
-    link: type[client.Link], kill: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+    link: type[client.SupervisorLink], kill: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that the kernel holds is waited for, without holding up the worker; no new job comes meanwhile."""
     told: list[dict[str, Any]] = []

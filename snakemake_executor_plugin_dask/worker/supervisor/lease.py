@@ -25,8 +25,8 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class Lease:
-    """The right of this worker's jobs to live. Pure but for the clock."""
+class LeaseClock:
+    """How long this worker's jobs may still live. Pure but for the clock."""
 
     def __init__(self, length_s: float, clock: Callable[[], float] = boottime) -> None:
         self.length_s = length_s
@@ -83,7 +83,7 @@ class LeaseLine:
     def __init__(
         self,
         config: LeaseConfig,
-        lease: Lease,
+        lease: LeaseClock,
         receive: Callable[[dict[str, Any]], None],
         uses: Callable[[], dict[str, tuple[float, float]]],
     ) -> None:

@@ -55,7 +55,7 @@ from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, No
 from snakemake_executor_plugin_dask.worker.supervisor.cgroups import JobGroups
 from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
-from snakemake_executor_plugin_dask.worker.supervisor.lease import Lease, LeaseConfig, LeaseLine
+from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseConfig, LeaseLine
 from snakemake_executor_plugin_dask.worker.supervisor.usage import Excess, Monitor, ProcFiles
 from snakemake_executor_plugin_dask.worker.supervisor.warming import Warming
 
@@ -100,7 +100,7 @@ class Supervisor:
         self._worker_left = asyncio.Event()
         self._logs = ThreadPoolExecutor(4)
         self._listings = ThreadPoolExecutor(8)
-        self._lease = Lease(60.0)
+        self._lease = LeaseClock(60.0)
         self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver, self._monitor.uses)
         self._soft_limits = {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
 
