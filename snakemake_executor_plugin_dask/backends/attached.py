@@ -1,9 +1,7 @@
 """A cluster that already runs: what is looked at before the first job. Nothing of it is started, scaled or closed."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -41,13 +39,6 @@ def look(workdir):
 def look_expression(workdir: str) -> str:
     """For `Client.run(eval, …)`: what a worker's environment has."""
     return f"[space := {{}}, exec({_LOOK!r}, space), space['look']({workdir!r})][-1]"
-
-
-def address_of(scheduler: str) -> str:
-    """The address of a scheduler that is given as such, or by its scheduler file. Raises OSError, ValueError."""
-    if "://" in scheduler:
-        return scheduler
-    return str(json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"])
 
 
 @dataclass(frozen=True, slots=True)

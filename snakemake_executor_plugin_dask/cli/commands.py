@@ -272,10 +272,7 @@ def _log(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     model = read_run(find_log(options.run))
     output = options.output or f"dask-{clean(model.run_id, 60).replace(os.sep, '_')}.html"
-    try:
-        write_report(model, output)
-    except ConfigurationError as error:
-        raise ConfigurationError(str(error).replace("--dask-report", "--output")) from None
+    write_report(model, output)
     _print(output)
 
 

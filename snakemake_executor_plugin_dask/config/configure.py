@@ -4,16 +4,15 @@ Reads files, and tries whether directories can be written; that leaves nothing b
 not say, its backend completes from Dask's configuration in the driver, so nothing of Dask is imported here.
 """
 
-import json
 import os
-import re
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from snakemake_executor_plugin_dask.config.dashboard import parse_dashboard
 from snakemake_executor_plugin_dask.config.poolsfile import (
     SchedulerPlace,
     default_workers,
@@ -22,10 +21,11 @@ from snakemake_executor_plugin_dask.config.poolsfile import (
     read_options,
     read_pools_file,
 )
+from snakemake_executor_plugin_dask.config.schedulerfile import scheduler_address
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED, KINDS
-from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.options import REPORT_ENDINGS, Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.allocation import allocation_nodes
 from snakemake_executor_plugin_dask.node.machine import Machine, this_machine
@@ -34,9 +34,6 @@ from snakemake_executor_plugin_dask.settings import ExecutorSettings
 T = TypeVar("T")
 
 _SHAPE = ("workers", "worker_cores", "worker_memory", "worker_gpus", "walltime", "options")
-_REPORT_ENDINGS = (".html", ".tsv", ".json")
-_ADDRESS = re.compile(r"(?:tcp|tls)://[^\s/:]+(?:[^\s/]*):\d{1,5}/?")
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):(?P<port>\d{1,5})", re.ASCII)
 
 
 def configure_here(settings: ExecutorSettings) -> tuple[Options, tuple[str, ...]]:
@@ -73,7 +70,8 @@ def configure(
         pools = (pool,)
         local_by_default = settings.cluster is None
     pools = _fit_machine(pools, machine, warnings)
-    _check_interface(place, pools, machine)
+    if not all(pool.kind.here for pool in pools):  # whose scheduler listens on loopback only
+        check_interface(place.interface, machine.interfaces)
     runtime, memory, cgroup = _read(settings, "enforce", _parse_enforce)
     options = Options(
         pools=pools,
@@ -89,7 +87,7 @@ def configure(
         lost_worker_retries=_read(settings, "lost_worker_retries", units.parse_count),
         logdir=_log_directory(settings),
         keep_successful_logs=settings.keep_successful_logs,
-        dashboard=_read(settings, "dashboard", _parse_dashboard),
+        dashboard=_read(settings, "dashboard", parse_dashboard),
         report=None if settings.report is None else _report_file(settings.report),
         plan=settings.plan or settings.plan_scripts is not None,
         plan_scripts=None if settings.plan_scripts is None else str(_absolute(settings.plan_scripts)),
@@ -203,43 +201,23 @@ def _whose(pool: Pool, pools: tuple[Pool, ...]) -> str:
     return "A worker" if len(pools) == 1 else f"A worker of pool {pool.name}"
 
 
-def _check_interface(place: SchedulerPlace, pools: tuple[Pool, ...], machine: Machine) -> None:
-    if place.interface is None or not machine.interfaces or place.interface in machine.interfaces:
-        return
-    if all(pool.kind.here for pool in pools):
-        return  # the scheduler then listens on loopback only
-    msg = (
-        f"The scheduler is to listen on the network interface {place.interface}, but this host has "
-        f"{', '.join(machine.interfaces)}{did_you_mean(place.interface, machine.interfaces)}; "
-        "name the one by which the workers reach this host."
-    )
-    raise ConfigurationError(msg)
+def check_interface(interface: str | None, here: Sequence[str]) -> None:
+    """ConfigurationError where the scheduler's network interface is not on this host; ``here`` empty: not known."""
+    if interface is not None and here and interface not in here:
+        msg = (
+            f"The scheduler is to listen on the network interface {interface}, but this host has "
+            f"{', '.join(here)}{did_you_mean(interface, here)}; name the one by which the workers reach this host."
+        )
+        raise ConfigurationError(msg)
 
 
 # Single values; each parser raises ValueError with the second half of a sentence
 
 
 def _parse_scheduler(text: str) -> str:
-    if "://" in text:
-        if not _ADDRESS.fullmatch(text):
-            msg = "is not an address of a Dask scheduler; write it as tcp://host:8786 or tls://host:8786"
-            raise ValueError(msg)
-        return text
-    path = _absolute(text)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        if _HOST_PORT.fullmatch(text):
-            msg = f"is not an address of a Dask scheduler; write tcp://{text} or tls://{text}"
-        elif isinstance(error, OSError):
-            msg = f"is neither an address (tcp://host:8786) nor a file that can be read ({error.strerror})"
-        else:
-            msg = "is not a scheduler file, which holds JSON as `dask scheduler --scheduler-file` writes it"
-        raise ValueError(msg) from error
-    if not isinstance(content, dict) or not isinstance(content.get("address"), str):
-        msg = "is not a scheduler file: it names no `address`"
-        raise ValueError(msg)  # noqa: TRY004 - the value is wrong, not the caller's type
-    return str(path)
+    """As it is named: a scheduler that comes back has another address, so the file is read anew each time."""
+    scheduler_address(text)
+    return text if "://" in text else str(_absolute(text))
 
 
 def _parse_enforce(text: str) -> tuple[bool, bool, bool]:
@@ -267,17 +245,6 @@ def _parse_job_start(text: str) -> str:
     return text
 
 
-def _parse_dashboard(text: str) -> str:
-    """`none`, `auto`, or an address with its port; a port alone gets its colon."""
-    if text in {"none", "auto"}:
-        return text
-    match = _HOST_PORT.fullmatch(f":{text}" if text.isdecimal() else text)
-    if match is None or int(match["port"]) > 65535:
-        msg = "is not an address; write auto, none, or an address such as 127.0.0.1:8787"
-        raise ValueError(msg)
-    return match[0]
-
-
 # Paths
 
 
@@ -293,7 +260,7 @@ def _log_directory(settings: ExecutorSettings) -> str:
 
 def _report_file(text: str) -> str:
     path = _absolute(text)
-    if path.suffix.lower() not in _REPORT_ENDINGS:
+    if path.suffix.lower() not in REPORT_ENDINGS:
         msg = f"--dask-report is {text!r}, whose ending is not known; let it end with .html, .tsv or .json."
         raise ConfigurationError(msg)
     problem = _why_not_writable(path.parent) or _why_not_replaceable(path)

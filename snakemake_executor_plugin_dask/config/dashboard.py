@@ -1,65 +1,53 @@
-"""Dask's dashboard: whether and where it is served, and its secret path.
+"""Dask's dashboard: whether and where it is served. Pure.
 
-Pure; the scheduler classes that serve it are in `interior/dask_http.py`.
+The scheduler classes that serve it are in `interior/dask_http.py`.
 """
 
 import importlib.util
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.options import DashboardAddress
 
-LOOPBACK = "127.0.0.1"
-_ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s/\[\]]*):)?(?P<port>\d{1,5})")
-
-
-@dataclass(frozen=True, slots=True)
-class DashboardPlan:
-    """Where the scheduler of the run serves Dask's pages. ``host`` None: no HTTP server at all."""
-
-    host: str | None = None
-    port: int = 0  # 0: any free one
-    secret: str = ""  # first part of every path that is answered
-
-    @property
-    def scheduler_options(self) -> dict[str, Any]:
-        """Arguments of `dask_http.scheduler_class`'s class."""
-        if self.host is None:
-            return {"dashboard": False}
-        # Unbracketed hosts of IPv6 would be split at the wrong colon.
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return {"dashboard": True, "dashboard_address": f"{host}:{self.port}", "http_prefix": f"/{self.secret}"}
+_LOOPBACK = "127.0.0.1"
+_ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]*):)?(?P<port>\d{1,5})", re.ASCII | re.IGNORECASE)
 
 
-def dashboard_options(
-    setting: str, *, new_secret: Callable[[], str] = lambda: secrets.token_urlsafe(24), have_bokeh: bool | None = None
-) -> DashboardPlan:
-    """The plan for ``none``, ``auto`` or an address (``host:port``, ``:port``, ``port``).
+def parse_dashboard(text: str, have_bokeh: bool | None = None) -> DashboardAddress | None:
+    """What ``none``, ``auto`` or an address (``host:port``, ``:port``, ``port``) means; None: no HTTP server at all.
 
-    An address without a host means loopback. Raises ConfigurationError for anything else, and where bokeh is missing.
+    An address without a host means loopback. Raises ValueError, with the second half of a sentence, for anything else,
+    and where bokeh is missing.
     """
-    setting = setting.strip()
-    if setting.lower() in ("", "none"):
-        return DashboardPlan()
-    host, port = LOOPBACK, 0
-    if setting.lower() != "auto":
+    setting = text.strip().lower()
+    if setting in ("", "none"):
+        return None
+    address = DashboardAddress(_LOOPBACK)
+    if setting != "auto":
         match = _ADDRESS.fullmatch(setting)
         if match is None or int(match["port"]) > 65535:
-            msg = (
-                f"--dask-dashboard {setting!r}: expected 'auto', 'none' or an address such as 127.0.0.1:8787 "
-                "(host, colon, port up to 65535)."
-            )
-            raise ConfigurationError(msg)
-        host, port = (match["host"] or LOOPBACK).strip("[]"), int(match["port"])
+            msg = "is not an address; write auto, none, or an address such as 127.0.0.1:8787"
+            raise ValueError(msg)
+        address = DashboardAddress((match["host"] or _LOOPBACK).strip("[]"), int(match["port"]))
     if have_bokeh is None:
         have_bokeh = importlib.util.find_spec("bokeh") is not None
     if not have_bokeh:
         msg = (
-            f"--dask-dashboard {setting} needs bokeh, which is not installed: "
-            "run pip install 'snakemake-executor-plugin-dask[dashboard]', or omit the setting."
+            "needs bokeh, which is not installed: run pip install 'snakemake-executor-plugin-dask[dashboard]', or omit "
+            "the setting"
         )
-        raise ConfigurationError(msg)
-    return DashboardPlan(host, port, new_secret())
+        raise ValueError(msg)
+    return address
+
+
+def scheduler_options(
+    address: DashboardAddress | None, new_secret: Callable[[], str] = lambda: secrets.token_urlsafe(24)
+) -> dict[str, Any]:
+    """Arguments of `dask_http.scheduler_class`'s class. Every path that is answered begins with a new secret."""
+    if address is None:
+        return {"dashboard": False}
+    # Unbracketed hosts of IPv6 would be split at the wrong colon.
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return {"dashboard": True, "dashboard_address": f"{host}:{address.port}", "http_prefix": f"/{new_secret()}"}

@@ -43,6 +43,12 @@ WORKER_CONFIGURATION: dict[str, Any] = {
     "distributed.comm.require-encryption": True,
 }
 
+#: Arguments of Dask's worker class that a job's own cluster is given by the plugin, and not by `dask_worker_options`.
+WORKER_CLASS_OPTIONS = frozenset({
+    "contact_address", "dashboard", "dashboard_address", "host", "http_prefix", "interface", "loop", "memory_limit",
+    "name", "nanny", "nthreads", "port", "protocol", "scheduler_file", "scheduler_ip", "scheduler_port", "security",
+})  # fmt: skip
+
 #: Settings of the user's own Dask configuration that are overruled, with a line that says so.
 _TOLD = (
     "distributed.scheduler.work-stealing",

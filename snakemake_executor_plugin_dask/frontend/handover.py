@@ -20,8 +20,9 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors import remote
 from snakemake_interface_executor_plugins.settings import SharedFSUsage
 
-from snakemake_executor_plugin_dask.backends.attached import address_of
 from snakemake_executor_plugin_dask.config import plainyaml
+from snakemake_executor_plugin_dask.config.owned import WORKER_CLASS_OPTIONS
+from snakemake_executor_plugin_dask.config.schedulerfile import scheduler_address
 from snakemake_executor_plugin_dask.frontend.arguments import general_arguments, job_arguments
 from snakemake_executor_plugin_dask.interior import snakemake_calls, snakemake_jobs
 from snakemake_executor_plugin_dask.interior import snakemake_settings as settings
@@ -92,7 +93,7 @@ class Handover:
         """What is the same for every job. ``environment`` is Snakemake's own, of the moment."""
         options = self._options
         factory = self._workflow.spawned_job_args_factory
-        plain = options.scheduler is not None and not address_of(options.scheduler).startswith("tls://")
+        plain = options.scheduler is not None and not scheduler_address(options.scheduler).startswith("tls://")
         umask = os.umask(0o077)
         os.umask(umask)
         return RunSetup(
@@ -274,23 +275,6 @@ class Handover:
         return os.fspath(path)
 
 
-#: Of Dask's worker class, what a job's cluster says itself.
-_OWNED_OPTIONS = frozenset(
-    {
-        "scheduler_ip",
-        "scheduler_port",
-        "scheduler_file",
-        "nthreads",
-        "name",
-        "memory_limit",
-        "host",
-        "port",
-        "interface",
-    }
-    | {"protocol", "security", "contact_address", "dashboard", "dashboard_address", "nanny", "loop", "http_prefix"}
-)
-
-
 def cluster_with_options(cluster: JobCluster, resources: Mapping[str, object]) -> JobCluster:
     """With `dask_worker_options`. Raises RequestError where that is not what Dask's worker class can be given."""
     text = resources.get("dask_worker_options")
@@ -307,7 +291,7 @@ def cluster_with_options(cluster: JobCluster, resources: Mapping[str, object]) -
             'such as "{local_directory: $TMPDIR}"; change it in the rule.'
         )
         raise RequestError(msg)
-    if owned := sorted(_OWNED_OPTIONS & options.keys()):
+    if owned := sorted(WORKER_CLASS_OPTIONS & options.keys()):
         msg = (
             f"The resource dask_worker_options names {', '.join(owned)}, which the rule's threads, mem_mb and "
             "dask_workers decide; leave it out."

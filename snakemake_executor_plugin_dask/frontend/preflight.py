@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from snakemake_executor_plugin_dask.config.configure import check_interface
 from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.options import Options
@@ -179,12 +180,7 @@ def _placed(options: Options) -> Options:
         return options
     here = [name for _, name in socket.if_nameindex()]
     if options.scheduler_interface is not None:
-        if options.scheduler_interface not in here:
-            msg = (
-                f"The scheduler is to listen on the network interface {options.scheduler_interface}, but this host has "
-                f"{', '.join(here)}; name the one by which the workers reach this host."
-            )
-            raise ConfigurationError(msg)
+        check_interface(options.scheduler_interface, here)
         return options
     for pool in pools:
         name = backend_for(pool.cluster).interface(pool)

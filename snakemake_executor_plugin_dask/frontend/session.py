@@ -23,7 +23,6 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask.batch.allocations import cancel_hints, cancel_recorded
 from snakemake_executor_plugin_dask.config.configure import configure_here
-from snakemake_executor_plugin_dask.config.dashboard import dashboard_options
 from snakemake_executor_plugin_dask.decide import routing
 from snakemake_executor_plugin_dask.frontend.ahead import SnakemakesGraph, ready_next
 from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink, clean_up_after
@@ -137,7 +136,6 @@ class Session:
             raise as_error(msg)
         try:
             self._options, warnings = configure_here(settings)
-            dashboard_options(self._options.dashboard)  # that bokeh is missing is told before anything starts
         except ConfigurationError as error:
             raise as_error(str(error)) from None
         for warning in warnings:

@@ -5,6 +5,17 @@ from dataclasses import dataclass
 from snakemake_executor_plugin_dask.model.jobs import JobStart
 from snakemake_executor_plugin_dask.model.pools import Pool
 
+#: What `--dask-report` and `snakemake-dask report` can write.
+REPORT_ENDINGS = (".html", ".htm", ".tsv", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class DashboardAddress:
+    """Where Dask's dashboard listens."""
+
+    host: str
+    port: int = 0  # 0: any free one
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -27,7 +38,7 @@ class Options:
     lost_worker_retries: int = 3
     logdir: str = ".snakemake/dask_logs"
     keep_successful_logs: bool = False
-    dashboard: str = "none"
+    dashboard: DashboardAddress | None = None  # None: no HTTP server at all
     report: str | None = None
     plan: bool = False
     plan_scripts: str | None = None  # directory for the plan's batch scripts

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.options import REPORT_ENDINGS
 from snakemake_executor_plugin_dask.observe.advice import rule_uses, set_resources
 from snakemake_executor_plugin_dask.observe.events import SCHEMA_VERSION, plain
 from snakemake_executor_plugin_dask.observe.model import RunModel
@@ -56,17 +57,15 @@ COLUMNS: dict[str, Callable[[Attempt], Any]] = {
 }
 
 
-def check_ending(path: str) -> None:
-    """Raises ConfigurationError where no report can be made under this name."""
-    if Path(path).suffix.lower() not in (".html", ".htm", ".tsv", ".json"):
-        msg = f"--dask-report {path}: the file's ending says what is written; use .html, .tsv or .json."
-        raise ConfigurationError(msg)
-
-
 def write_report(model: RunModel, path: str | os.PathLike[str]) -> None:
-    """Write the report that the ending of ``path`` asks for. Raises OSError; the file is complete or not there."""
-    check_ending(os.fspath(path))
+    """Write the report that the ending of ``path`` asks for; the file is complete or not there.
+
+    Raises OSError, and ConfigurationError where no report has such an ending.
+    """
     target = Path(path)
+    if target.suffix.lower() not in REPORT_ENDINGS:
+        msg = f"No report can be written to {path}: the file's ending says what is written; use .html, .tsv or .json."
+        raise ConfigurationError(msg)
     makers = {".tsv": tsv, ".json": json_text}
     text = makers.get(target.suffix.lower(), page)(model)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def test_nobody_listens(tmp_path: Path, closed: int) -> None:
 
 def test_no_such_file_or_host(tmp_path: Path) -> None:
     """The name that is wrong is in the message."""
-    assert f"The scheduler file {tmp_path}/none.json cannot be read" in why(f"{tmp_path}/none.json")
+    assert f"--dask-scheduler is '{tmp_path}/none.json', which is neither an address" in why(f"{tmp_path}/none.json")
     assert "The host of tcp://no-such-host.invalid:8786 is not known here" in why("tcp://no-such-host.invalid:8786")
 
 

@@ -15,7 +15,7 @@ from distributed import Client, Security, get_worker
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from snakemake_executor_plugin_dask.config.dashboard import dashboard_options
+from snakemake_executor_plugin_dask.config.dashboard import parse_dashboard, scheduler_options
 from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker, scheduler_class
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import task_group, task_key
@@ -27,10 +27,10 @@ pytestmark = pytest.mark.browser
 
 @contextlib.asynccontextmanager
 async def cluster(setting: str):
-    plan = dashboard_options(setting)
+    address = parse_dashboard(setting)
     security = Security.temporary()
-    cls = scheduler_class(closed=plan.host is None)
-    async with cls(protocol="tls", host="127.0.0.1", security=security, **plan.scheduler_options) as scheduler:
+    cls = scheduler_class(closed=address is None)
+    async with cls(protocol="tls", host="127.0.0.1", security=security, **scheduler_options(address)) as scheduler:
         worker = QuietWorker(
             scheduler.address, security=security, nthreads=2, host="127.0.0.1", dashboard=False, memory_limit=0
         )

@@ -130,7 +130,7 @@ def test_which_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ["log", "1"],
             "The log of job 1 was removed because it succeeded; --dask-keep-successful-logs keeps such logs.",
         ),
-        (["report", "-o", "x.pdf"], "--output x.pdf: the file's ending"),
+        (["report", "-o", "x.pdf"], "No report can be written to x.pdf: the file's ending"),
         (["jobs", "--state", "ill"], "Argument -s/--state: invalid choice: 'ill'"),
         (["walk"], "Argument COMMAND: invalid choice: 'walk'"),
     ],

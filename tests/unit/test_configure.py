@@ -9,7 +9,7 @@ import pytest
 from snakemake_executor_plugin_dask.config.configure import configure, configure_here
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
-from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.options import DashboardAddress, Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
@@ -58,7 +58,7 @@ def test_nothing_set() -> None:
     assert result.local_by_default
     assert not result.make_slurm_pools
     assert (result.job_start, result.enforce_runtime, result.enforce_memory) == ("warm", True, True)
-    assert (result.lost_worker_retries, result.dashboard, result.report, result.plan) == (3, "none", None, False)
+    assert (result.lost_worker_retries, result.dashboard, result.report, result.plan) == (3, None, None, False)
     assert result.logdir == os.path.abspath(".snakemake/dask_logs")
     assert not os.listdir()
 
@@ -285,11 +285,16 @@ def test_enforce(text: str, enforced: tuple[bool, bool, bool]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "address"),
-    [("auto", "auto"), (":8787", ":8787"), ("8787", ":8787"), ("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:80", "[::1]:80")],
+    [
+        ("auto", ("127.0.0.1", 0)),
+        ("8787", ("127.0.0.1", 8787)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+        ("[::1]:80", ("::1", 80)),
+    ],
 )
-def test_dashboard(text: str, address: str) -> None:
-    """An address has a port; a port alone gets its colon."""
-    assert options(dashboard=text).dashboard == address
+def test_dashboard(text: str, address: tuple[str, int]) -> None:
+    """An address has a port; one without a host is on loopback."""
+    assert options(dashboard=text).dashboard == DashboardAddress(*address)
 
 
 @pytest.mark.parametrize("where", ["file/logs", "file", "/proc/logs", "x" * 300])

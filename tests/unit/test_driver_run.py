@@ -21,7 +21,7 @@ from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.messages import Begin
-from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.options import DashboardAddress, Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe.events import read_events
@@ -201,4 +201,4 @@ def test_a_dashboards_port_that_is_taken_is_told(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         pool = Pool("local", "local", 1, 1, 1, 1000)
         with pytest.raises(ConfigurationError, match=f"127.0.0.1:{port}"):
-            bring_up(tmp_path, pool, lambda _: None, dashboard=f"127.0.0.1:{port}")
+            bring_up(tmp_path, pool, lambda _: None, dashboard=DashboardAddress("127.0.0.1", port))

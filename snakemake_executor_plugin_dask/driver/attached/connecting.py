@@ -12,7 +12,7 @@ from typing import Any
 from distributed import Client
 from distributed.security import Security
 
-from snakemake_executor_plugin_dask.backends.attached import address_of
+from snakemake_executor_plugin_dask.config.schedulerfile import scheduler_address
 from snakemake_executor_plugin_dask.interior import dask_network
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
@@ -24,9 +24,9 @@ _CONNECT_S = 15.0
 async def connect(scheduler: str) -> tuple[Any, str]:
     """A client, and the scheduler's address. ``scheduler``: an address or a scheduler file. ConfigurationError."""
     try:
-        address = address_of(scheduler)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"The scheduler file {scheduler} cannot be read ({error}); correct --dask-scheduler."
+        address = scheduler_address(scheduler)
+    except ValueError as error:
+        msg = f"--dask-scheduler is {scheduler!r}, which {error}."
         raise ConfigurationError(msg) from error
     named = address if address == scheduler else f"{address} (named by the scheduler file {scheduler})"
     context = _context(named) if address.startswith("tls://") else None

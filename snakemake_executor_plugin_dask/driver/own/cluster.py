@@ -13,7 +13,6 @@ from distributed import wait
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.batch.allocations import cancel_unanswered
-from snakemake_executor_plugin_dask.config.dashboard import dashboard_options
 from snakemake_executor_plugin_dask.driver import dasktasks
 from snakemake_executor_plugin_dask.driver.cluster import Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
@@ -65,7 +64,6 @@ class OwnCluster:
         )
         # One address, and no other: a port on all of them is open to more people than have anything to do with it.
         host = _LOOPBACK if here else options.scheduler_host or (None if interface else dask_network.own_address())
-        dashboard = dashboard_options(options.dashboard)
         cluster = self._dask = DaskCluster(security, host, None if host else interface, options.scheduler_port)
         hear = Hear(
             topic=task.event_topic(setup.run_id),
@@ -74,7 +72,7 @@ class OwnCluster:
             event=jobs.received,
         )
         dask.config.set({"temporary-directory": os.fspath(self._state_dir)})  # and not one that all users share
-        for note in await cluster.start(dashboard, hear):
+        for note in await cluster.start(options.dashboard, hear):
             self._around.say("warning", note)
         reach = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0].strip("[]")  # of IPv6
         leases = self._leases = LeaseServer(server_context(files))
@@ -92,7 +90,7 @@ class OwnCluster:
         )
         self.workers = self._fleet = Fleet(cluster, leases, backends, link, setup.lease_s, jobs)
         self._scaling = Scaling(jobs, self._fleet)
-        if dashboard.host is not None:
+        if options.dashboard is not None:
             self._tell_dashboard(cluster)
 
     def _tell_dashboard(self, cluster: DaskCluster) -> None:

@@ -14,12 +14,13 @@ import dask
 from distributed import Client, SchedulerPlugin
 
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
-from snakemake_executor_plugin_dask.config.dashboard import DashboardPlan
+from snakemake_executor_plugin_dask.config.dashboard import scheduler_options
 from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
 from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler
 from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.options import DashboardAddress
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class DaskCluster:
         self.client: Any = None
         self.workers: dict[str, WorkerProcess] = {}
 
-    async def start(self, dashboard: DashboardPlan, hear: Hear) -> tuple[str, ...]:
+    async def start(self, dashboard: DashboardAddress | None, hear: Hear) -> tuple[str, ...]:
         """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled."""
         defaults = dask_files.defaults()
         notes = overruled(dask.config.get, lambda key: dask.config.get(key, config=defaults))
@@ -82,8 +83,8 @@ class DaskCluster:
         quieten()
         guard()
         try:
-            self.scheduler = await scheduler_class(closed=dashboard.host is None)(
-                security=self._security, **self._where, **dashboard.scheduler_options
+            self.scheduler = await scheduler_class(closed=dashboard is None)(
+                security=self._security, **self._where, **scheduler_options(dashboard)
             )
         except (ConfigurationError, RuntimeError, OSError, ValueError) as error:
             reason = _innermost(error, ConfigurationError)
