@@ -302,6 +302,12 @@ def _oar(pool: Pool, setting: Setting, _name: str, logs: str) -> dict[str, Any]:
     return arguments
 
 
+#: So long after the last word of a running job's node HTCondor gives it up. By its own default that takes 40 minutes,
+#: also where only the job's starter died, and until then not even `condor_rm` takes the job out of the queue. Workers
+#: that hear nothing end their jobs about as soon.
+_HTCONDOR_LEASE_S = 45
+
+
 def _htcondor(pool: Pool, setting: Setting, name: str, _logs: str) -> dict[str, Any]:
     _refuse_nodes(pool, "HTCondor")
     extra = setting("job_extra_directives") or setting("job_extra") or {}
@@ -321,6 +327,8 @@ def _htcondor(pool: Pool, setting: Setting, name: str, _logs: str) -> dict[str, 
     own: dict[str, Any] = {"batch_name": name, "requirements": once, "periodic_remove": remove}
     if pool.gpus and not any("gpu" in str(key).lower() for key in extra):
         own["request_gpus"] = pool.gpus
+    if not any(str(key).lower() == "job_lease_duration" for key in extra):
+        own["job_lease_duration"] = _HTCONDOR_LEASE_S
     extra = {key: value for key, value in extra.items() if str(key).lower() not in own}
     return {"job_extra_directives": {**extra, **own}}
 

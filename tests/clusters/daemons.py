@@ -120,8 +120,8 @@ class Daemons:
         return pid if self.belongs(pid) else None
 
     def belongs(self, pid: int) -> bool:
-        """Whether the process was started for this cluster: ids are used again."""
-        return f"{self.mark[0]}={self.mark[1]}".encode() in environ(pid)
+        """Whether the process was started for this cluster: ids are used again. Not who asks, whatever it has."""
+        return pid != os.getpid() and f"{self.mark[0]}={self.mark[1]}".encode() in environ(pid)
 
     def end(self, name: str, number: signal.Signals) -> None:
         pid = self.pid(name)

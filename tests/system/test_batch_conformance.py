@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from clusters import standins
+from clusters.daemons import comm
 from clusters.htcondor import HTCondor
 from clusters.oar import Oar
 from clusters.slurm import VirtualSlurm
@@ -324,6 +325,34 @@ def test_lost_worker_and_killed_run(batch: BatchSystem, tmp_path: Path) -> None:
         run.expect_gone(60)
         wait_for(lambda: not batch.left(), "an empty queue", 60)
         assert not processes_of(f"{tmp_path}/.snakemake")
+
+
+@pytest.mark.htcondor
+@pytest.mark.long
+@pytest.mark.parametrize("batch", [_mark("htcondor")], indirect=True)
+def test_lost_starter_of_htcondor(batch: BatchSystem, tmp_path: Path) -> None:
+    """HTCondor's process for a job on its node dies: the job runs again, and the allocation leaves the queue.
+
+    HTCondor by itself would say for forty minutes that it runs, and `condor_rm` would not help.
+    """
+    with snakemake(tmp_path, logged_jobs(1, "exec sleep 600"), *arguments(batch)) as run:
+        wait_for(lambda: started(run), "the job's start")
+        first = run.jobs()
+        assert first
+        os.kill(_above(run.facts()["pid"], "condor_starter"), signal.SIGKILL)
+        wait_for(lambda: len(started(run)) == 2, "the job's second start", 240)
+        assert not first.keys() & run.jobs().keys()
+        wait_for(lambda: len(batch.left()) == 1, "the queue without the lost allocation", 240)
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.expect_gone(60)
+        wait_for(lambda: not batch.left(), "an empty queue", 60)
+
+
+def _above(pid: int, name: str) -> int:
+    """The nearest process of this name above another."""
+    while comm(pid) != name:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid
 
 
 #: A real one, and the one whose submissions look least like the others'. Slurm has runs enough elsewhere.

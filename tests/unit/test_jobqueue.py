@@ -375,6 +375,16 @@ def test_htcondor_starts_nothing_twice() -> None:
     assert script.lower().count("requirements =") == 1
 
 
+@pytest.mark.parametrize(("given", "line"), [({}, "job_lease_duration = 45"), ({"Job_Lease_Duration": 300}, "= 300")])
+def test_htcondor_gives_a_lost_node_up(given: dict[str, Any], line: str) -> None:
+    """Not after its own forty minutes; whoever sets a time of their own has it."""
+    script = JobqueueBackend("htcondor").describe(
+        pool("htcondor", options={"disk": "1 GB", "job_extra_directives": given})
+    )
+    (lease,) = [found for found in script.splitlines() if found.lower().startswith("job_lease_duration")]
+    assert lease.endswith(line)
+
+
 def test_what_oar_says_of_a_job() -> None:
     """When it is to start, why it ended, and what it was submitted as once more; noise is left out."""
     ended = (
