@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -282,6 +283,17 @@ class Launch:
     volunteer: bool = True  # for the kernel's out-of-memory killer
 
 
+def fork() -> int:
+    """As `os.fork`, without Python's warning where there are other threads.
+
+    Some end themselves before a fork (OpenBLAS), and others are no concern of a child that soon executes a program. A
+    user who makes warnings errors would have an exception and a child.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def spawn(launch: Launch) -> tuple[int, int]:
     """Fork, and return the child's number and a descriptor.
 
@@ -291,7 +303,7 @@ def spawn(launch: Launch) -> tuple[int, int]:
     parent = os.getpid()
     readable, writable = os.pipe()
     try:
-        pid = os.fork()
+        pid = fork()
     except OSError:
         os.close(readable)
         os.close(writable)

@@ -2,8 +2,18 @@
 
 import os
 import signal
+import threading
+import warnings
 
-from snakemake_executor_plugin_dask.node.processes import Stat, exit_status, process_table, read_stat, tree
+from snakemake_executor_plugin_dask.node.processes import (
+    Launch,
+    Stat,
+    exit_status,
+    process_table,
+    read_stat,
+    spawn,
+    tree,
+)
 
 
 def stat(pid, ppid, state="S"):
@@ -43,3 +53,19 @@ def test_what_wait_says():
     """An exit code or a signal, never both."""
     assert exit_status(3 << 8) == (3, None)
     assert exit_status(signal.SIGKILL) == (None, signal.SIGKILL)
+
+
+def test_a_process_is_started_beside_threads():
+    """Also for users who make warnings errors: Python warns of such a fork from 3.12 on, once the child is there."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pid, failure = spawn(Launch(("/bin/true",), dict(os.environ), "/"))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        os.close(failure)
+    finally:
+        done.set()
+        thread.join()

@@ -21,7 +21,6 @@ import tempfile
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -39,7 +38,7 @@ from snakemake_executor_plugin_dask.model.job_messages import (
 )
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.wire import Channel
-from snakemake_executor_plugin_dask.node.processes import set_soft_limit
+from snakemake_executor_plugin_dask.node.processes import fork, set_soft_limit
 from snakemake_executor_plugin_dask.worker.warm import trial
 from snakemake_executor_plugin_dask.worker.warm.end import Belongings, run_exit_functions
 from snakemake_executor_plugin_dask.worker.warm.reseeding import Randomness
@@ -471,13 +470,6 @@ def _cold_because(spec: JobSpec) -> str:
     if spec.script is not None:
         return "the job has a script of its own"
     return ""
-
-
-def fork() -> int:
-    with warnings.catch_warnings():
-        # Native threads that end themselves before a fork (OpenBLAS) are counted by Python too.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
 
 
 def _threads() -> str:
