@@ -19,7 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/system/test_parity.py", "tests/system/test_warm_equals_cold.py", "tests/system/test_faults.py")
+#: By how much of the core is tested. The short ones are the parts in which a minor version may differ.
+_WARM = "tests/system/test_warm_equals_cold.py"
+_SHORT = "language hostile groups checkpoints failures cache failure-retries"
+TESTS = {
+    "full": ("tests/system/test_parity.py", _WARM, "tests/system/test_faults.py"),
+    "short": (
+        *(f"tests/system/test_parity.py::test_same_as_local[{case}-warm]" for case in _SHORT.split()),
+        _WARM,
+        *(f"tests/system/test_faults.py::test_{name}" for name in ("worker_killed", "error_without_keep_going")),
+    ),
+}
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 JOBS = 300
 ROUNDS = 3
@@ -70,6 +80,10 @@ def key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
+def is_final(version: str) -> bool:
+    return re.fullmatch(r"[\d.]+", version) is not None
+
+
 def lowest(package: str) -> str:
     """The lower end of the range in pyproject.toml."""
     found = re.search(rf'"{package}>=([\d.]+)', (ROOT / "pyproject.toml").read_text())
@@ -78,10 +92,13 @@ def lowest(package: str) -> str:
 
 
 def matrix() -> list[Member]:
-    """The newest; each minor version of Snakemake from the lowest on, as last patched; the lowest Dask; each Python."""
+    """The newest; a newer pre-release; Snakemake's minor versions, as last patched; the lowest Dask; each Python."""
     members = [Member()]
+    versions = released("snakemake")
+    if not is_final(versions[0]):
+        members.append(Member(snakemake=versions[0]))
     least, latest = key(lowest("snakemake")), {}
-    for version in released("snakemake"):
+    for version in filter(is_final, versions):
         if key(version)[0] == least[0] and key(version) >= least:
             latest.setdefault(key(version)[:2], version)
     minors = sorted(latest, reverse=True)
@@ -165,7 +182,7 @@ class Environment:
                         times.append(event["t"])
         return len(times) / 2 / (max(times) - min(times)), depths
 
-    def tests(self, more: list[str]) -> str:
+    def tests(self, how_much: str) -> str:
         run = subprocess.run(
             [
                 self.path / "bin" / "python",
@@ -175,12 +192,11 @@ class Environment:
                 "-q",
                 "-m",
                 "not variant",
-                *TESTS,
+                *TESTS[how_much],
                 "--numprocesses",
                 os.environ.get("TEST_PROCESSES", "3"),
                 "--dist",
                 "loadgroup",
-                *more,
             ],
             cwd=ROOT,
             capture_output=True,
@@ -210,7 +226,12 @@ def main() -> int:
         help="of the matrix, by name; `oldest` is the lowest Snakemake. All unless given",
     )
     parser.add_argument("--list", action="store_true", help="the names alone")
-    parser.add_argument("--no-tests", action="store_true", help="the workflow of short jobs alone")
+    parser.add_argument(
+        "--tests", choices=(*TESTS, "none"), default="full", help="how much of the core; full unless given"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="of short jobs, whose median ratio is told (%(default)s)"
+    )
     parser.add_argument("--wheel", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--environments", type=Path, required=True, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -231,11 +252,11 @@ def main() -> int:
         environment = newest if member == newest.member else Environment(member, given.wheel, given.environments)
         rates: list[float] = []
         ratios: list[float] = []
-        for _ in range(ROUNDS):
+        for _ in range(given.rounds):
             rate, depths = environment.short_jobs()
             rates.append(rate)
             ratios.append(rate / newest.short_jobs()[0] if environment is not newest else 1.0)
-        tests = "not run" if given.no_tests else environment.tests([])
+        tests = "not run" if given.tests == "none" else environment.tests(given.tests)
         failed |= "failed" in tests or "error" in tests or not min(rates)
         versions = environment.versions()
         started = ", ".join(
