@@ -9,6 +9,7 @@ import dataclasses
 import os
 import platform
 import signal
+import tempfile
 import time
 from collections.abc import Collection
 from typing import Any
@@ -84,7 +85,8 @@ async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     if setup.scratch is not None:
         setup = dataclasses.replace(setup, scratch=dask_worker.local_directory)
     topic = client.event_topic(run_id)
-    supervisor = client.SupervisorProcess(setup, None, subreaper=False)
+    scratch = tempfile.mkdtemp(prefix=f"snakemake-{run_id}-", dir=dask_worker.local_directory)
+    supervisor = client.SupervisorProcess(setup, None, subreaper=False, scratch=scratch)
     link = AttachedLink(run_id, name, supervisor, lambda message: dask_worker.log_event(topic, message))
     await link.open()
     facts = _facts(setup, name, supervisor, dask_worker)

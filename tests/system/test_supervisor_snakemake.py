@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from snakemake_interface_executor_plugins.utils import TargetSpec
-from supervising import RUN_ID, alive, fake_worker, pids_in, run_setup
+from supervising import RUN_ID, alive, fake_worker, pids_in, run_setup, wait_for
 from system.warm_harness import plan
 
 from snakemake_executor_plugin_dask.frontend.arguments import job_arguments
@@ -178,3 +178,28 @@ def test_snakefile_that_cannot_be_read_fails_the_job_with_its_reason(workdir):
         assert outcome.status == "failed"
         assert "No module named 'no_such_module'" in outcome.log_tail
         assert worker.process.poll() is None
+
+
+def test_a_warm_process_that_is_killed_in_its_trial_leaves_nothing(workdir, tmp_path_factory):
+    """The trial's files are in the worker's own directory, whatever its name, and go with that."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    own = tmp_path_factory.mktemp("worker") / 'it\'s {n} "x" $HOME \\n'
+    own.mkdir()
+    setup, (spec,) = plan(workdir, "--", "shelled")
+    environment = {**setup.environment, **os.environ, "TMPDIR": str(elsewhere)}
+    changes = {"run_id": RUN_ID, "plugin_version": versions.plugin_version(), "environment": environment}
+    setup = dataclasses.replace(setup, **changes)
+    with fake_worker(workdir, setup, "--scratch", str(own)) as worker:
+        wait_for(lambda: list(own.glob("snakemake-dask-trial-*")), "the trial did not begin")
+        os.kill(warm_process(worker), signal.SIGKILL)
+        outcome = worker.outcome(worker.submit(arguments=spec.arguments))
+        assert (outcome.status, outcome.start) == ("succeeded", "cold"), log(outcome)
+    assert not own.exists()
+    own.mkdir()
+    with fake_worker(workdir, setup, "--scratch", str(own)) as worker:
+        worker.send("start", spec)
+        outcome = worker.outcome(spec.key)
+        assert (outcome.status, outcome.start) == ("succeeded", "warm"), log(outcome)
+        assert not [message for message in worker.others if message[0] == "said"]
+    assert not own.exists()
+    assert list(elsewhere.iterdir()) == []

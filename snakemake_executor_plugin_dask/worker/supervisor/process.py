@@ -86,7 +86,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitor = Monitor(ProcFiles(), os.getpid())
         self._endings = Endings(self._monitor)
-        self._warming = Warming(self._endings, self._forked, self._say)
+        self._warming = Warming(self._endings, self._forked, self._say, directory)
         self._groups: JobGroups | None = None
         self._no_groups = ""  # why there are none, though the run wants them
         self._next_look: asyncio.TimerHandle | None = None

@@ -27,15 +27,17 @@ class Warming:
         endings: Endings,
         started: Callable[[Attempt, int, bool, bool], None],
         say: Callable[[str], None] = note,
+        directory: str | None = None,
     ) -> None:
         """``started(attempt, pid, began, is_command)`` is called for each job that the warm process started.
 
         ``began``: its own function runs at once. ``is_command``: the process is the job's shell, and no Snakemake.
-        ``say`` tells the user.
+        ``say`` tells the user. ``directory``: for what a warm process leaves where it is killed.
         """
         self._endings = endings
         self._started = started
         self._say = say
+        self._directory = directory
         self._setup: RunSetup | None = None
         self._environment: Mapping[str, str] = {}
         self._current: WarmProcess | None = None
@@ -103,7 +105,7 @@ class Warming:
         if self._setup is None:
             return
         try:
-            self._current = WarmProcess(self._setup, self._environment, self)
+            self._current = WarmProcess(self._setup, self._environment, self, self._directory)
         except OSError as error:
             note(f"no warm process could be made: {error}")
         else:

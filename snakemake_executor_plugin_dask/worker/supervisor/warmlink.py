@@ -52,8 +52,10 @@ class WarmEvents(Protocol):
 class WarmProcess:
     """One warm process."""
 
-    def __init__(self, setup: RunSetup, environment: Mapping[str, str], events: WarmEvents) -> None:
-        """Start it. Raises OSError where that cannot be done."""
+    def __init__(
+        self, setup: RunSetup, environment: Mapping[str, str], events: WarmEvents, directory: str | None = None
+    ) -> None:
+        """Start it, with a directory for files of its own. Raises OSError where that cannot be done."""
         self._events = events
         self.depth = 0  # once ready; 0 then, too, if it refuses every job
         self.reason = ""  # why it is not deeper
@@ -66,7 +68,9 @@ class WarmProcess:
         self.unanswered: set[str] = set()
         self._socket, theirs = socket.socketpair()
         # Not from the workflow's directory, which would shadow modules; without -P, which jobs would see in sys.flags.
-        command = [setup.python, "-m", "snakemake_executor_plugin_dask.worker.warm", "--fd", str(theirs.fileno())]
+        command = [setup.python, "-m", "snakemake_executor_plugin_dask.worker.warm"]
+        command += [] if directory is None else ["--directory", directory]
+        command += ["--fd", str(theirs.fileno())]
         try:
             launch = Launch(
                 command,

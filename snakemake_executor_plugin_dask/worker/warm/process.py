@@ -307,15 +307,17 @@ class Server:
         except OSError:  # the limit of processes or of memory is reached, and may not be later
             self._fork_at = time.monotonic() + _NO_FORK_S
 
-    def try_out(self) -> tuple[str, str]:
-        """Run the trial's jobs, before `serve`.
+    def try_out(self, parent: str | None = None) -> tuple[str, str]:
+        """Run the trial's jobs, before `serve`, in a directory below ``parent``, which is removed.
 
         Returns why children cannot call a job's own function, and why they cannot run a job with a DAG of its own; an
         empty text each where one has.
         """
         workflow, setup = self.warmth.workflow, self.warmth.setup
         try:
-            with tempfile.TemporaryDirectory(prefix="snakemake-dask-trial-", ignore_cleanup_errors=True) as name:
+            with tempfile.TemporaryDirectory(
+                prefix="snakemake-dask-trial-", dir=parent, ignore_cleanup_errors=True
+            ) as name:
                 directory = os.path.realpath(name)
                 snakefile = trial.lay_out(directory)
                 with_dag = [trial.dag(setup, directory)]
@@ -567,6 +569,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--idle-children", type=int, default=IDLE_CHILDREN)
+    parser.add_argument("--directory", help="the worker's own, which others remove")
     # What it gives itself when it starts again.
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--setup-fd", type=int)
@@ -589,7 +592,7 @@ def main() -> None:
     over = False
     with contextlib.suppress(KeyboardInterrupt):
         if warmth.workflow is not None:
-            _try_out(start, server)
+            _try_out(start, server, options.directory)
         over = server.serve()
     if warmth.workflow is not None:
         warmth.workflow.discard()
@@ -650,10 +653,10 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
     )
 
 
-def _try_out(start: _Start, server: Server) -> None:
+def _try_out(start: _Start, server: Server, directory: str | None) -> None:
     """Let the server start jobs only as deep as its children could run those of the trial."""
     warmth = server.warmth
-    no_calls, no_dag = server.try_out()
+    no_calls, no_dag = server.try_out(directory)
     if no_dag and (no_calls or warmth.depth < 3):
         start.again(warmth.setup, 1, warmth.shallow_reason or no_calls or no_dag)
     if no_calls:
