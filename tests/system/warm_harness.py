@@ -30,7 +30,10 @@ PATIENCE_S = 280.0
 def environment(first_on_path: str = "", **more: str) -> dict[str, str]:
     """What a job gets: this process's environment, where the package is importable."""
     package = Path(snakemake_executor_plugin_dask.__file__).parents[1]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (first_on_path, str(package)))), **more}
+    own = {
+        name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"
+    }  # differs from run to run
+    return {**own, "PYTHONPATH": os.pathsep.join(filter(None, (first_on_path, str(package)))), **more}
 
 
 def plan(workdir: Path, *arguments: str, depth: int = 3) -> tuple[RunSetup, list[JobSpec]]:
