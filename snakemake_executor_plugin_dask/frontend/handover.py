@@ -28,10 +28,11 @@ from snakemake_executor_plugin_dask.interior import snakemake_calls, snakemake_j
 from snakemake_executor_plugin_dask.interior import snakemake_settings as settings
 from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
-from snakemake_executor_plugin_dask.model.jobs import GroupMember, JobSpec, RunSetup, task_key
+from snakemake_executor_plugin_dask.model.jobs import GroupMember, JobSpec, RunSetup, Update, task_key
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.requests import Request, pending, request_from_resources, starts_cold
+from snakemake_executor_plugin_dask.node import updates
 from snakemake_executor_plugin_dask.node.versions import plugin_version, snakemake_version
 
 _SOFT_LIMITS = tuple(
@@ -55,8 +56,7 @@ class Handover:
     """Describes the jobs of one run."""
 
     def __init__(self, executor: Any, options: Options, run_id: str, *, keeps_updated: bool) -> None:
-        self._keeps_updated = keeps_updated
-        self._updated: dict[str, list[tuple[str, str]]] = {}  # by key: what was there before, and its backup's place
+        self._updated: dict[str, list[Update]] = {}  # by key: what was there before
         self._workflow = executor.workflow
         self._dag = executor.dag
         self._options = options
@@ -64,6 +64,7 @@ class Handover:
         usage = self._workflow.storage_settings.shared_fs_usage
         self._python = sys.executable if SharedFSUsage.SOFTWARE_DEPLOYMENT in usage else "python"
         self._wait_for_inputs = SharedFSUsage.INPUT_OUTPUT in usage
+        self._keeps_updated = keeps_updated and SharedFSUsage.INPUT_OUTPUT in usage
         sources_shared = SharedFSUsage.SOURCES in usage
         snakefile = self._workflow.main_snakefile
         self._snakefile = os.fspath(snakefile if sources_shared else os.path.relpath(snakefile))
@@ -170,8 +171,8 @@ class Handover:
         )
         wants_cold = starts_cold(dict(job.resources.items()))
         key = task_key(job.name, self._run_id, job.jobid, job.attempt, 1)
-        updates = tuple(self._updates(job)) if self._keeps_updated else ()
-        if before := [(output, backup) for output, backup in updates if os.path.lexists(output)]:
+        updated = tuple(self._updates(job)) if self._keeps_updated else ()
+        if before := [update for update in updated if update.size is not None]:
             self._updated[key] = before
         spec = JobSpec(
             key=key,
@@ -196,7 +197,7 @@ class Handover:
             rule_logs=tuple(
                 str(path) for single in members(job) for path in single.log if not snakemake_jobs.is_in_storage(path)
             ),
-            updates=updates,
+            updates=updated,
             output_dirs=tuple({os.path.dirname(os.path.abspath(path)) for path in job.output}),
         )
         if self._jobscript:
@@ -207,12 +208,13 @@ class Handover:
         """Before Snakemake hears of an attempt's end: what a failed one was to update stays as it was. OSError."""
         before = self._updated.pop(key, [])
         if failed:
-            kept = [output for output, backup in before if os.path.lexists(output) and not os.path.lexists(backup)]
+            kept = [it.output for it in before if os.path.lexists(it.output) and not os.path.lexists(it.backup)]
             snakemake_jobs.back_up(self._workflow.persistence, kept)
 
-    def _updates(self, job: Any) -> Iterable[tuple[str, str]]:
+    def _updates(self, job: Any) -> Iterable[Update]:
         for single in members(job):
-            yield from snakemake_jobs.updated(single, self._workflow.persistence)
+            for output, backup in snakemake_jobs.updated(single, self._workflow.persistence):
+                yield updates.before_the_job(output, backup)
 
     def is_last(self, job: Any) -> bool:
         """Whether Snakemake starts no more jobs once this attempt of the job has failed."""

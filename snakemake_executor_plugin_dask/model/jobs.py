@@ -80,6 +80,15 @@ class GroupMember:
 
 
 @dataclass(frozen=True, slots=True)
+class Update:
+    """An output that a job updates, and where its own Snakemake keeps a backup while it runs; may be relative."""
+
+    output: str
+    backup: str
+    size: tuple[int, int] | None  # files and bytes as the job was handed over; None: there was none
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """One attempt of one job (or group job), placed on one worker."""
 
@@ -111,9 +120,8 @@ class JobSpec:
     members: tuple[GroupMember, ...] = ()  # of a group job, for people
     #: The log files that its rule (or its members' rules) declares; shown where it fails.
     rule_logs: tuple[str, ...] = ()
-    #: Outputs that it updates, each with the place of its backup while it runs; may be relative. What an earlier run of
-    #: the attempt that was killed left there is put back.
-    updates: tuple[tuple[str, str], ...] = ()
+    #: Outputs that it updates. What an earlier run of the attempt, which was killed, made of them is undone.
+    updates: tuple[Update, ...] = ()
     #: Listed before success is reported, so that a network file system shows late outputs.
     output_dirs: tuple[str, ...] = ()
 

@@ -155,8 +155,8 @@ rule all:
     input: "again.txt", "again", "warm.txt", "cold.txt", "new.txt", "grouped.txt"
 
 rule again:
-    output: update("again.txt"), update(directory("again"))
-    shell: "echo bar >> again.txt; echo bar >> again/file; touch begun; test -e go || sleep 300"
+    output: update("again.txt"), update(directory("again")), update("fresh.txt")
+    shell: "for f in again.txt again/file fresh.txt; do echo bar >> $f; done; touch begun; test -e go || sleep 300"
 
 rule warm:
     output: update("warm.txt")
@@ -185,11 +185,15 @@ rule first:
 
 
 def test_updated_files(tmp_path: Path) -> None:
-    """A file that a job updates is as before where the job fails, and updated once where its worker was lost."""
+    """A file that a job updates is as before where the job fails, and updated once where its worker was lost.
+
+    Backups that a run has left which was killed have no part in it.
+    """
     names = ["again.txt", "warm.txt", "cold.txt", "grouped.txt"]
     for name in (*names, "again/file"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("foo\n")
+        for path, text in ((tmp_path / name, "foo\n"), (tmp_path / ".snakemake/backups" / name, "stale\n")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
     with snakemake(tmp_path, UPDATES, "--keep-going", "--forceall") as run:
         wait_for((tmp_path / "begun").exists, "the job that runs again has started")
         wait_for(lambda: len(run.events("job-ended")) == 4, "the others have failed")
@@ -200,6 +204,7 @@ def test_updated_files(tmp_path: Path) -> None:
     found = {name: (tmp_path / name).read_text() for name in (*names, "again/file")}
     assert found == {**dict.fromkeys(names, "foo\n"), "again.txt": "foo\nbar\n", "again/file": "foo\nbar\n"}
     assert not (tmp_path / "new.txt").exists()
+    assert (tmp_path / "fresh.txt").read_text() == "bar\n"
 
 
 def test_interrupt(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -38,9 +38,9 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Uses,
 )
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, run_of
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, Update, run_of
 from snakemake_executor_plugin_dask.model.wire import frame, receive
-from snakemake_executor_plugin_dask.node import logs, processes
+from snakemake_executor_plugin_dask.node import logs, processes, updates
 from snakemake_executor_plugin_dask.node.environment import (
     base_environment,
     expand,
@@ -317,11 +317,12 @@ class Supervisor:
         if aside is not None:
             await self._remove(aside)
 
-    async def _put_back(self, pairs: Iterable[Sequence[str]]) -> None:
+    async def _put_back(self, updated: Iterable[Update], directory: str) -> None:
         """What an earlier run of the attempt, whose worker was lost, was to update becomes as it was before."""
-        for output, backup in pairs:
+        for each in updated:
+            output, backup = (os.path.join(directory, path) for path in (each.output, each.backup))
             await self._in_time(
-                functools.partial(_put_back, output, backup),
+                functools.partial(updates.put_back, dataclasses.replace(each, output=output, backup=backup)),
                 late=f"{output}, which it updates, could not be put back",
                 failed=f"{output}, which it updates, could not be put back as it was before",
             )
@@ -375,7 +376,7 @@ class Supervisor:
             current.copies = os.path.join(setup.files_dir, expand(spec.local_copies, environment))
             await self._clear_place(current.copies)
         if spec.updates and run_of(spec.key) > 1:
-            await self._put_back([[os.path.join(setup.files_dir, each) for each in pair] for pair in spec.updates])
+            await self._put_back(spec.updates, setup.files_dir)
         if spec.cluster is not None:
             await self._prepare_cluster(current, spec.cluster, setup.workdir)
         self._check_verdict(current)
@@ -572,15 +573,6 @@ def _move_aside(directory: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return aside
-
-
-def _put_back(output: str, backup: str) -> None:
-    """Move a backup, if there is one, over its file or directory. Raises OSError."""
-    if not os.path.exists(backup):
-        return
-    if os.path.isdir(output):
-        shutil.rmtree(output)
-    shutil.move(backup, output)
 
 
 def _remove_tree(directory: str) -> None:
