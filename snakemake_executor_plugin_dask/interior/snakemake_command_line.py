@@ -16,13 +16,6 @@ from typing import Any
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 
 
-def version() -> str:
-    """Of the Snakemake that this process would import."""
-    from snakemake.common import __version__
-
-    return str(__version__)
-
-
 def full_arguments(setup: RunSetup, own: Sequence[str]) -> list[str]:
     """The arguments that a cold job's Snakemake gets."""
     arguments = [*own, *setup.general_arguments]

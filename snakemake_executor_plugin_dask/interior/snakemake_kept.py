@@ -132,7 +132,7 @@ class WarmWorkflow:
         return int(workflow._cores)
 
     def _check_possible(self) -> None:
-        from snakemake.settings.types import SharedFSUsage
+        from snakemake_interface_executor_plugins.settings import SharedFSUsage
 
         if self.workflow.storage_settings.shared_fs_usage != SharedFSUsage.all():
             msg = "not everything is on a shared file system"

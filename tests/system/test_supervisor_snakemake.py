@@ -194,6 +194,8 @@ def test_a_warm_process_that_is_killed_in_its_trial_leaves_nothing(workdir, tmp_
         os.kill(warm_process(worker), signal.SIGKILL)
         outcome = worker.outcome(worker.submit(arguments=spec.arguments))
         assert (outcome.status, outcome.start) == ("succeeded", "cold"), log(outcome)
+        ((_, said),) = [message for message in worker.others if message[0] == "said"]
+        assert said.startswith("Jobs start cold, since: the warm process ended before it was ready. So each starts a")
     assert not own.exists()
     own.mkdir()
     with fake_worker(workdir, setup, "--scratch", str(own)) as worker:

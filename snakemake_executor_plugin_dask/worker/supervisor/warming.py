@@ -10,7 +10,7 @@ from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, note
 from snakemake_executor_plugin_dask.worker.supervisor.ending import WARM_ENDED, Endings
-from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess, WarmStart
+from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess, WarmStart, shallow
 
 _READY_S = 60.0  # a job waits so long for the workflow to have been read
 _ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless the kernel holds it
@@ -42,6 +42,7 @@ class Warming:
         self._environment: Mapping[str, str] = {}
         self._current: WarmProcess | None = None
         self._failures = 0
+        self._why_cold = ""  # why there is no warm process, though the run wants one
         self._burials: set[asyncio.Task[Any]] = set()
 
     def begin(self, setup: RunSetup, environment: Mapping[str, str]) -> None:
@@ -107,9 +108,13 @@ class Warming:
         try:
             self._current = WarmProcess(self._setup, self._environment, self, self._directory)
         except OSError as error:
-            note(f"no warm process could be made: {error}")
+            self._give_up(f"no warm process could be made ({error.strerror or error})")
         else:
             self._endings.warms[self._current.pid] = self._current
+
+    def _give_up(self, reason: str) -> None:
+        self._why_cold = reason
+        self._say(f"Jobs start {shallow(0, reason)}")
 
     async def _ready(self, current: Attempt) -> WarmProcess | None:
         """The warm process, once it has read the workflow; None where this job cannot be started from one."""
@@ -125,7 +130,10 @@ class Warming:
             current.start_reason = f"the workflow was not read within {_READY_S:.0f} s"
             current.notes.append(f"not started warm: {current.start_reason}")
             return None
-        return warm if warm is not None and warm.ready and not warm.gone else None
+        if warm is not None and warm.ready and not warm.gone:
+            return warm
+        current.start_reason = self._why_cold
+        return None
 
     def warm_started(self, warm: WarmProcess, key: str, start: WarmStart) -> None:
         current = self._endings.attempts.get(key)
@@ -163,8 +171,13 @@ class Warming:
         if warm is self._current:
             self._failures += 1
             self._current = None
-            # One that never got ready would not the next time, either.
-            if warm.ready and self._failures <= _RESTARTS:
+            if self._setup is None:  # no more jobs come
+                pass
+            elif not warm.ready:  # it would not be the next time, either
+                self._give_up("the warm process ended before it was ready")
+            elif self._failures > _RESTARTS:
+                self._give_up(f"the warm process ended {self._failures} times")
+            else:
                 self._launch()
         task = asyncio.create_task(self._bury(warm))
         self._burials.add(task)

@@ -137,9 +137,9 @@ class WarmProcess:
                 self.depth, self.reason, self.ready = depth, reason, True
                 self.settled.set()
                 if reason:
-                    self._events.warm_said(f"Jobs start {_shallow(depth, reason)}")
+                    self._events.warm_said(f"Jobs start {shallow(depth, reason)}")
                 if dag_reason:
-                    self._events.warm_said(f"Group jobs, and others that need a DAG, start {_shallow(0, dag_reason)}")
+                    self._events.warm_said(f"Group jobs, and others that need a DAG, start {shallow(0, dag_reason)}")
             case Forked(key, pid, depth, reason):
                 self.unanswered.discard(key)
                 self._events.warm_started(self, key, WarmStart(pid, is_command=False, depth=depth, reason=reason))
@@ -165,6 +165,7 @@ _COSTS = (
 )
 
 
-def _shallow(depth: int, reason: str) -> str:
+def shallow(depth: int, reason: str) -> str:
+    """How jobs start that do not at depth 3, why, and what that costs: for the end of a sentence."""
     how = f"at depth {depth} instead of 3" if depth else "cold"
     return f"{how}, since: {reason.rstrip('.')}. So {_COSTS[depth]}."

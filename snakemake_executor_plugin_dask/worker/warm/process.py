@@ -39,6 +39,7 @@ from snakemake_executor_plugin_dask.model.job_messages import (
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node.processes import fork, set_soft_limit
+from snakemake_executor_plugin_dask.node.versions import snakemake_version
 from snakemake_executor_plugin_dask.worker.warm import trial
 from snakemake_executor_plugin_dask.worker.warm.end import Belongings, run_exit_functions
 from snakemake_executor_plugin_dask.worker.warm.reseeding import Randomness
@@ -689,8 +690,6 @@ def _prepare_calls(workflow: Any) -> str:
 def _wrong_setup(setup: RunSetup) -> str:
     if setup.precommand:
         return "a precommand must run before each job"
-    from snakemake_executor_plugin_dask.interior.snakemake_command_line import version
-
-    if setup.snakemake_version != version():
-        return f"this worker has Snakemake {version()}, and the main process {setup.snakemake_version}"
+    if setup.snakemake_version != snakemake_version():
+        return f"this worker has Snakemake {snakemake_version()}, and the main process {setup.snakemake_version}"
     return ""
