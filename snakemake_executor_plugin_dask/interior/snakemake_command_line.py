@@ -46,6 +46,7 @@ class Parser:
         main_spec()
         # Half of what parsing costs is reading plugins and other modules for the first time.
         self.parser, self.arguments = snakemake.cli.parse_args(arguments)
+        self._run = snakemake.cli.args_to_api  # what is missing is to be missed now
         _import_ahead()
 
     def run(self, spec: JobSpec, begin: Callable[[], None]) -> bool:
@@ -53,13 +54,11 @@ class Parser:
 
         ``begin`` is called when all is there that this takes, and nothing of the workflow's author has run.
         """
-        from snakemake.cli import args_to_api
-
         arguments = self.parser.parse_args(full_arguments(self.setup, spec.arguments))
         if spec.overrides:
             override(arguments, pickle.loads(spec.overrides))
         begin()
-        return bool(args_to_api(arguments, self.parser))
+        return bool(self._run(arguments, self.parser))
 
 
 def run_cold(arguments: Sequence[str], overrides: Mapping[str, Any]) -> bool:

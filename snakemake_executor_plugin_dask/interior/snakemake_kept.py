@@ -203,25 +203,30 @@ class WarmWorkflow:
         """
         from snakemake.logging import logger
 
-        rule = next(filter(_is_static, self.workflow.rules), None)
         streams = [handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
-        if rule is None or len(streams) != len(logger.handlers):
+        if len(streams) != len(logger.handlers):
             return
-        dag = self.workflow.dag
-        self.set_cores(1, 1)
         saved = [handler.setStream(io.StringIO()) for handler in streams]
         try:
-            job = self._make_job(Call(rule.name, dict.fromkeys(rule.wildcard_names, "0"), [], [], [], [], 0))
-            job.log_info()
-            self.workflow.async_run(job.check_protected_output())
-            for table in (dag._jobid, dag._reason, dag._priority):
-                del table[job]
-        except Exception as error:  # noqa: BLE001 - such a job will say it itself
-            logger.debug(f"No rehearsal with rule {rule.name}: {error}")
+            self._rehearse()
+        except Exception as error:  # noqa: BLE001 - a job of the trial, or such a one, will say it itself
+            logger.debug(f"No rehearsal: {error}")
         finally:
             for handler, stream in zip(streams, saved, strict=True):
                 handler.setStream(stream)
             self._drop_asyncio()
+
+    def _rehearse(self) -> None:
+        rule = next(filter(_is_static, self.workflow.rules), None)
+        if rule is None:
+            return
+        dag = self.workflow.dag
+        self.set_cores(1, 1)
+        job = self._make_job(Call(rule.name, dict.fromkeys(rule.wildcard_names, "0"), [], [], [], [], 0))
+        job.log_info()
+        self.workflow.async_run(job.check_protected_output())
+        for table in (dag._jobid, dag._reason, dag._priority):
+            del table[job]
 
     # For each job
 

@@ -216,7 +216,7 @@ class Server:
         try:
             if self.warmth.dag_reason and not self.warmth.calls(spec):
                 return self.warmth.dag_reason, False
-            return workflow.unfit(spec), workflow.is_command(spec)
+            return workflow.unfit(spec), self.warmth.calls(spec) and workflow.is_command(spec)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is Snakemake's interior, which a cold job can do without
             return f"{type(error).__name__}: {error}", False
 
@@ -314,7 +314,7 @@ class Server:
         Returns why children cannot call a job's own function, and why they cannot run a job with a DAG of its own; an
         empty text each where one has.
         """
-        workflow, setup = self.warmth.workflow, self.warmth.setup
+        setup = self.warmth.setup
         try:
             with tempfile.TemporaryDirectory(
                 prefix="snakemake-dask-trial-", dir=parent, ignore_cleanup_errors=True
@@ -324,17 +324,23 @@ class Server:
                 with_dag = [trial.dag(setup, directory)]
                 without = trial.calls(directory) if self.warmth.depth > 2 else []
                 # Both children at once: building a DAG takes longer.
-                builder = self._try(lambda: workflow.lay_trial(snakefile, None), with_dag)
-                caller = self._try(lambda: workflow.lay_trial(snakefile, directory), without) if without else None
+                builder = self._try(snakefile, None, with_dag)
+                caller = self._try(snakefile, directory, without) if without else None
                 return self._tried(caller, without) if caller else "", self._tried(builder, with_dag)
         except OSError as error:
             reason = f"no trial could be made ({error.strerror})"
             return reason, reason
 
-    def _try(self, prepare: Callable[[], None], jobs: list[trial.TrialJob]) -> _Child:
+    def _try(self, snakefile: str, directory: str | None, jobs: list[trial.TrialJob]) -> _Child:
+        def prepare() -> None:
+            self.warmth.workflow.lay_trial(snakefile, directory)
+            for job in jobs:
+                job.check(is_command=self.warmth.workflow.is_command(job.spec))
+
         child = self._fork(prepare)
         child.sock.settimeout(_TRIAL_S)
-        child.channel.send((jobs[0].spec, jobs[0].command))
+        with contextlib.suppress(BrokenPipeError):  # it could not be prepared, and has said why
+            child.channel.send((jobs[0].spec, jobs[0].command))
         return child
 
     def _tried(self, child: _Child, jobs: list[trial.TrialJob]) -> str:

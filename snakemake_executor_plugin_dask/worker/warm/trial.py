@@ -47,6 +47,12 @@ class TrialJob:
         """At which it is to run."""
         return 2 if self.spec.call is None else 3
 
+    def check(self, *, is_command: bool) -> None:
+        """Raises ValueError where it would be run in another way."""
+        if is_command != self.command:
+            msg = f"the trial job {self.spec.name} is {'not ' if self.command else ''}taken for a shell command"
+            raise ValueError(msg)
+
     def reason(self) -> str:
         """What is wrong with its output; empty: nothing."""
         try:
