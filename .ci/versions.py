@@ -29,6 +29,11 @@ TESTS = {
         _WARM,
         *(f"tests/system/test_faults.py::test_{name}" for name in ("worker_killed", "error_without_keep_going")),
     ),
+    "few": (
+        "tests/unit/test_interior.py::test_all_is_there_in_the_installed_versions",
+        *(f"tests/system/test_parity.py::test_same_as_local[{case}-warm]" for case in ("checkpoints", "failures")),
+        "tests/system/test_faults.py::test_error_without_keep_going",
+    ),
 }
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 JOBS = 300
@@ -50,9 +55,12 @@ class Member:
     snakemake: str = ""
     distributed: str = ""
     python: str = ""
+    called: str = ""
 
     @property
     def name(self) -> str:
+        if self.called:
+            return self.called
         parts = [
             f"{what}-{version}"
             for what, version in (
@@ -92,7 +100,7 @@ def lowest(package: str) -> str:
 
 
 def matrix() -> list[Member]:
-    """The newest; a newer pre-release; Snakemake's minor versions, as last patched; the lowest Dask; each Python."""
+    """The newest, a newer pre-release, Snakemake's minor versions as last patched, the lowest, each Python."""
     members = [Member()]
     versions = released("snakemake")
     if not is_final(versions[0]):
@@ -103,10 +111,15 @@ def matrix() -> list[Member]:
             latest.setdefault(key(version)[:2], version)
     minors = sorted(latest, reverse=True)
     members += [Member(snakemake=latest[minor]) for minor in minors[1:]]
-    members.append(Member(distributed=next(v for v in released("distributed") if key(v) == key(lowest("distributed")))))
+    members += [Member(distributed=lowest("distributed")), oldest()]
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     members += [Member(python=version) for version in PYTHONS if version != here and usable(version)]
     return members
+
+
+def oldest() -> Member:
+    """The lowest of all that the package allows."""
+    return Member(snakemake=lowest("snakemake"), distributed=lowest("distributed"), called="oldest")
 
 
 def usable(python: str) -> bool:
@@ -202,7 +215,8 @@ class Environment:
             capture_output=True,
             text=True,
             env={
-                **os.environ,
+                # Of a pytest that has called this, nothing is for the one that is called.
+                **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
                 "SNAKEMAKE_DASK_TEST_WHEEL": "1",
                 "PATH": f"{self.path / 'bin'}:{os.environ['PATH']}:/usr/sbin:/sbin",
             },
@@ -223,21 +237,23 @@ def main() -> int:
         "members",
         nargs="*",
         metavar="MEMBER",
-        help="of the matrix, by name; `oldest` is the lowest Snakemake. All unless given",
+        help="of the matrix, by name; `oldest` has the lowest Snakemake and Dask. All unless given",
     )
     parser.add_argument("--list", action="store_true", help="the names alone")
     parser.add_argument(
         "--tests", choices=(*TESTS, "none"), default="full", help="how much of the core; full unless given"
     )
     parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help="of short jobs, whose median ratio is told (%(default)s)"
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        help="of short jobs against the newest, whose median ratio is told (%(default)s)",
     )
     parser.add_argument("--wheel", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--environments", type=Path, required=True, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    members = matrix()
-    oldest = min((member for member in members if member.snakemake), key=lambda member: key(member.snakemake))
-    names = {member.name: member for member in members} | {"oldest": oldest}
+    members = [oldest()] if given.members == ["oldest"] else matrix()
+    names = {member.name: member for member in members}
     if given.list:
         print("\n".join(member.name for member in members))
         return 0
@@ -246,25 +262,29 @@ def main() -> int:
         return 2
     chosen = [names[name] for name in given.members] or members
     given.environments.mkdir(parents=True, exist_ok=True)
-    newest = Environment(Member(), given.wheel, given.environments)
+    newest = Environment(Member(), given.wheel, given.environments) if given.rounds else None
     rows, failed = [], False
     for member in chosen:
-        environment = newest if member == newest.member else Environment(member, given.wheel, given.environments)
+        environment = (
+            newest if newest and member == newest.member else Environment(member, given.wheel, given.environments)
+        )
         rates: list[float] = []
         ratios: list[float] = []
-        for _ in range(given.rounds):
+        for _ in range(given.rounds or 1):
             rate, depths = environment.short_jobs()
             rates.append(rate)
-            ratios.append(rate / newest.short_jobs()[0] if environment is not newest else 1.0)
+            if newest:
+                ratios.append(rate / newest.short_jobs()[0] if environment is not newest else 1.0)
+        ratio = f"{sorted(ratios)[len(ratios) // 2]:.2f}" if ratios else "not run"
         tests = "not run" if given.tests == "none" else environment.tests(given.tests)
-        failed |= "failed" in tests or "error" in tests or not min(rates)
+        failed |= "failed" in tests or "error" in tests or not min(rates) or set(depths) != {"3"}
         versions = environment.versions()
         started = ", ".join(
             f"{count} at {depth}" if len(depths) > 1 else depth for depth, count in sorted(depths.items())
         )
         rows.append(
             f"| {versions['snakemake']} | {versions['distributed']} | {versions['python']} | {started} "
-            f"| {sorted(ratios)[len(ratios) // 2]:.2f} | {tests} |"
+            f"| {ratio} | {tests} |"
         )
         print(rows[-1], flush=True)
     print("\n| Snakemake | distributed | Python | start depth | jobs a second, newest = 1 | tests |")
