@@ -77,5 +77,5 @@ def _told(lacking: list[Private]) -> Interior:
         mends_retries=snakemake_dag.RUNNING not in lacking,
         fails_unstarted=not {snakemake_scheduler.LOCK, snakemake_scheduler.HANDLE_ERROR, snakemake_scheduler.OPEN_JOBS}
         & set(lacking),
-        keeps_updated=not {snakemake_jobs.FLAGGED, snakemake_jobs.BACKUP_PATH, snakemake_jobs.BACK_UP} & set(lacking),
+        keeps_updated=not {snakemake_jobs.BACKUP_PATH, snakemake_jobs.BACK_UP} & set(lacking),
     )

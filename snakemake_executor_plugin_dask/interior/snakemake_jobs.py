@@ -1,6 +1,5 @@
 """A job of Snakemake's, beyond what its interface declares."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ STORAGE = Private("snakemake.io:_IOFile", "is_storage", "log files in storage wo
 
 _BACKUPS = "snakemake.persistence:FileBackupMixin"
 _UPDATED = "a job that fails takes a file that it updates along"
-FLAGGED = Private("snakemake.io", "is_flagged", _UPDATED, needed=False)
 BACKUP_PATH = Private(_BACKUPS, "_get_backup_path", _UPDATED, needed=False)
 BACK_UP = Private(_BACKUPS, "backup_output", _UPDATED, needed=False)
 
-NAMES = (RESTARTS, PIPE_GROUP, QUEUE_INPUT, STORAGE, FLAGGED, BACKUP_PATH, BACK_UP)
+NAMES = (RESTARTS, PIPE_GROUP, QUEUE_INPUT, STORAGE, BACKUP_PATH, BACK_UP)
 
 
 def restarts(job: Any) -> int:
@@ -48,7 +46,7 @@ def updated(single: Any, persistence: Any) -> tuple[tuple[str, str], ...]:
     return tuple(
         (str(path), str(BACKUP_PATH.of(persistence)(Path(path))))
         for path in single.output
-        if FLAGGED.of(sys.modules["snakemake.io"])(path, "update")
+        if path.is_flagged("update")  # declared by snakemake-interface-common
     )
 
 

@@ -52,7 +52,7 @@ def attribute(name: str, of: str, module: str) -> tuple[Change, ...]:
     """An attribute that other classes have, too: where the object goes by the name ``of``, and in its own module."""
     return (
         Change(name, pattern=rf"(?<=\b{of}\.){name}\b", replacement=f"{name}_renamed"),
-        Change(name, module, rf"(?<=self\.){name}\b|(?<=def ){name}\b", f"{name}_renamed"),
+        Change(name, module, rf"(?<=self\.){name}\b|(?<=def ){name}(?=\(self)", f"{name}_renamed"),
     )
 
 
@@ -76,6 +76,7 @@ SPECIAL: dict[str, tuple[Change, ...]] = {
         *field("execution_settings", "latency_wait"),
     ),
     "WorkflowSettings.cache": field("workflow_settings", "cache"),
+    "Rule.is_notebook": attribute("is_notebook", "rule", r"snakemake\.rules"),
     "Rule.cache": attribute("cache", "rule", r"snakemake\.rules"),
     "Workflow.rules": attribute("rules", "workflow", r"snakemake\.workflow"),
     "JobScheduler._lock": word("_lock", r"snakemake\.scheduling\.job_scheduler"),

@@ -12,7 +12,7 @@ from supervising import RUN_ID, alive, fake_worker, pids_in, run_setup, wait_for
 from system.warm_harness import plan
 
 from snakemake_executor_plugin_dask.frontend.arguments import job_arguments
-from snakemake_executor_plugin_dask.model.job_messages import Kill, Start
+from snakemake_executor_plugin_dask.model.job_messages import Kill, Said, Start
 from snakemake_executor_plugin_dask.node import processes, versions
 
 SNAKEFILE = """
@@ -194,14 +194,14 @@ def test_a_warm_process_that_is_killed_in_its_trial_leaves_nothing(workdir, tmp_
         os.kill(warm_process(worker), signal.SIGKILL)
         outcome = worker.outcome(worker.submit(arguments=spec.arguments))
         assert (outcome.status, outcome.start) == ("succeeded", "cold"), log(outcome)
-        ((_, said),) = [message for message in worker.others if message[0] == "said"]
+        (said,) = [message.text for message in worker.others if isinstance(message, Said)]
         assert said.startswith("Jobs start cold, since: the warm process ended before it was ready. So each starts a")
     assert not own.exists()
     own.mkdir()
     with fake_worker(workdir, setup, "--scratch", str(own)) as worker:
-        worker.send("start", spec)
+        worker.send(Start(spec))
         outcome = worker.outcome(spec.key)
         assert (outcome.status, outcome.start) == ("succeeded", "warm"), log(outcome)
-        assert not [message for message in worker.others if message[0] == "said"]
+        assert not [message for message in worker.others if isinstance(message, Said)]
     assert not own.exists()
     assert list(elsewhere.iterdir()) == []

@@ -227,10 +227,10 @@ def test_a_child_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_workflow_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails in the warm process itself, before a child has the job, makes this job start cold and nothing else."""
 
-    def is_command(_spec: JobSpec) -> bool:
+    def unfit(_spec: JobSpec) -> str:
         raise AttributeError("Rule has no attribute is_shell")
 
-    asked = types.SimpleNamespace(files=(), unfit=lambda _: "", is_command=is_command)
+    asked = types.SimpleNamespace(files=(), unfit=unfit)
     with served(warm.Server, lambda *_: None, monkeypatch, dataclasses.replace(WARMTH, workflow=asked)) as supervisor:
         for key in ("first", "second"):
             supervisor.send(Start(spec(key)))

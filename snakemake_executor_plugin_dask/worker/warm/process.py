@@ -640,7 +640,7 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
     sys.stderr.flush()
     unfit = unfit or randomness.look()
     if not unfit and workflow is not None:
-        belongings = Belongings(workflow.namespaces())
+        belongings, unfit = _belongings(workflow)
     gc.collect()
     unfit = unfit or _threads() or _gpu()
     if unfit and depth == 1:
@@ -691,6 +691,14 @@ def _prepare_calls(workflow: Any) -> str:
         return f"{type(error).__name__}: {error}"
     workflow.rehearse()
     return ""
+
+
+def _belongings(workflow: Any) -> tuple[Belongings | None, str]:
+    """What the workflow's author keeps, or why that cannot be told."""
+    try:
+        return Belongings(workflow.namespaces()), ""
+    except Exception as error:  # noqa: BLE001 - what is private to Snakemake may fail in any way
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _wrong_setup(setup: RunSetup) -> str:
