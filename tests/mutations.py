@@ -68,3 +68,26 @@ def changed(directory: Path, *changes: Change) -> str:
     ]
     (directory / "changes.json").write_text(json.dumps(complete))
     return str(directory)
+
+
+def field(holder: str, name: str, argument: str = "") -> tuple[Change, ...]:
+    """A field of one of Snakemake's classes of settings, whose name is also that of other things."""
+    given = rf"\b{name}(?==args\.{argument or name}\b)"
+    return (
+        Change(name, pattern=rf"(?<={holder}\.){name}\b|{given}", replacement=rf"{name}_renamed"),
+        Change(name, r"snakemake\.settings\.types", rf"(?m)^    {name}(?=:)", rf"    {name}_renamed"),
+        Change(name, r"snakemake\.settings\.types", rf"(?<=self\.){name}\b", rf"{name}_renamed"),
+    )
+
+
+def attribute(name: str, of: str, module: str) -> tuple[Change, ...]:
+    """An attribute that other classes have, too: where the object goes by the name ``of``, and in its own module."""
+    return (
+        Change(name, pattern=rf"(?<=\b{of}\.){name}\b", replacement=f"{name}_renamed"),
+        Change(name, module, rf"(?<=self\.){name}\b|(?<=def ){name}(?=\(self)", f"{name}_renamed"),
+    )
+
+
+def where(name: str, *patterns: str, modules: str = r"snakemake(\..*)?") -> tuple[Change, ...]:
+    """A name that is changed where one of the patterns fits."""
+    return (Change(name, modules, "|".join(patterns), f"{name}_renamed"),)

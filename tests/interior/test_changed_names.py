@@ -1,15 +1,20 @@
-"""Runs with a Snakemake or a Dask in which one private name is another: promises are kept, or the run is refused."""
+"""Runs with a Snakemake, Dask or dask-cuda in which one private name is another.
+
+Promises are kept, or the run is refused. What the warm process uses is in `system/test_interior_worker.py`.
+"""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
-from mutations import Change, changed
+from mutations import Change, attribute, changed, field
 from running import SnakemakeRun
 
-from snakemake_executor_plugin_dask.interior import checks, jobqueue
+from snakemake_executor_plugin_dask.interior import checks, cuda, jobqueue
 from snakemake_executor_plugin_dask.interior.declared import Private
 
+DASK_CUDA = Path(sys.executable).parents[1] / "dask-cuda"
 VALUE = "two  blanks, it's a \\ and $HOME"
 
 #: One job fails at once; on two cores most of the others wait meanwhile.
@@ -38,24 +43,6 @@ def word(name: str, modules: str = r"snakemake(\..*)?") -> tuple[Change, ...]:
     return (Change(name, modules),)
 
 
-def field(holder: str, name: str, argument: str = "") -> tuple[Change, ...]:
-    """A field of one of Snakemake's classes of settings, whose name is also that of other things."""
-    given = rf"\b{name}(?==args\.{argument or name}\b)"
-    return (
-        Change(name, pattern=rf"(?<={holder}\.){name}\b|{given}", replacement=rf"{name}_renamed"),
-        Change(name, r"snakemake\.settings\.types", rf"(?m)^    {name}(?=:)", rf"    {name}_renamed"),
-        Change(name, r"snakemake\.settings\.types", rf"(?<=self\.){name}\b", rf"{name}_renamed"),
-    )
-
-
-def attribute(name: str, of: str, module: str) -> tuple[Change, ...]:
-    """An attribute that other classes have, too: where the object goes by the name ``of``, and in its own module."""
-    return (
-        Change(name, pattern=rf"(?<=\b{of}\.){name}\b", replacement=f"{name}_renamed"),
-        Change(name, module, rf"(?<=self\.){name}\b|(?<=def ){name}(?=\(self)", f"{name}_renamed"),
-    )
-
-
 SPECIAL: dict[str, tuple[Change, ...]] = {
     "ResourceSettings.cores": field("resource_settings", "cores"),
     "ResourceSettings.max_threads": field("resource_settings", "max_threads"),
@@ -80,6 +67,9 @@ SPECIAL: dict[str, tuple[Change, ...]] = {
     "Rule.cache": attribute("cache", "rule", r"snakemake\.rules"),
     "Workflow.rules": attribute("rules", "workflow", r"snakemake\.workflow"),
     "JobScheduler._lock": word("_lock", r"snakemake\.scheduling\.job_scheduler"),
+    "Server.handlers": word("handlers", r"distributed\.(core|node|scheduler|worker|nanny)"),
+    "Client.scheduler": (Change("scheduler", r"distributed\.client", r"(?<=self\.)scheduler\b", "scheduler_renamed"),),
+    "Scheduler.identity": word("identity", r"distributed\.(core|client|scheduler)"),
     "Server.listeners": word("listeners", r"distributed\.(core|node|scheduler|worker|nanny)"),
 }
 #: Names that belong to a package beneath, or are arguments that everybody may give: they cannot be changed in a copy.
@@ -187,3 +177,22 @@ def test_another_jobqueue(name: Private, tmp_path: Path) -> None:
     found = verdict(name, tmp_path, "--dask-cluster", "slurm", "--dask-worker-memory", "4GB")
     assert found == "refused"
     note(name, found)
+
+
+@pytest.mark.parametrize("name", cases(checks.attached_names()))
+def test_another_dask_of_an_attached_cluster(name: Private, tmp_path: Path) -> None:
+    """The run is refused before it connects."""
+    site = changed(tmp_path / "site", *changes_of(name))
+    started = run(tmp_path / "run", site, "--dask-scheduler", "tcp://127.0.0.1:1")
+    assert refused(name, started), started.output
+    note(name, "refused")
+
+
+@pytest.mark.parametrize("name", cases(cuda.NAMES))
+def test_another_dask_cuda(name: Private, tmp_path: Path) -> None:
+    """The pool is refused before a worker is brought up. A stand-in takes the place of NVIDIA's library."""
+    standins = Path(__file__).parents[1] / "clusters" / "nvml"
+    site = f"{changed(tmp_path / 'site', *changes_of(name))}:{DASK_CUDA}:{standins}"
+    started = run(tmp_path / "run", site, "--dask-cluster", "cuda")
+    assert refused(name, started), started.output
+    note(name, "refused")

@@ -1,8 +1,14 @@
 """What is private to Snakemake is used in one package alone, is declared there, and is there in the tested versions."""
 
 import ast
+import dataclasses
+import io
+import logging
+import sys
 import typing
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,10 @@ from snakemake_interface_executor_plugins.jobs import (
     JobExecutorInterface,
     SingleJobExecutorInterface,
 )
+from snakemake_interface_executor_plugins.settings import (
+    DeploymentSettingsExecutorInterface,
+    StorageSettingsExecutorInterface,
+)
 from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
 from snakemake_interface_scheduler_plugins.interfaces.dag import DAGSchedulerInterface
 from snakemake_interface_scheduler_plugins.interfaces.jobs import (
@@ -23,10 +33,13 @@ from snakemake_interface_scheduler_plugins.interfaces.jobs import (
     JobSchedulerInterface,
     SingleJobSchedulerInterface,
 )
+from system.test_interior_worker import NAMES, NO_DAG
 
 import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.interior import checks, cuda, declared, jobqueue
 from snakemake_executor_plugin_dask.interior.declared import Gone, Private
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.model.warmcall import Call
 
 PACKAGE = Path(snakemake_executor_plugin_dask.__file__).parent
 
@@ -216,6 +229,56 @@ def test_private_imports_are_seen(code: str) -> None:
     """However a module is named."""
     assert list(private_imports(ast.parse(code)))
     assert not list(private_imports(ast.parse("from snakemake.api import SnakemakeApi")))
+
+
+# What the warm process uses, which looks for nothing by name
+
+#: Not Snakemake's: Python's own.
+_PYTHONS = {
+    "__file__",
+    "__name__",
+    "__traceback__",
+    "_default_executor",
+    "_finalizer",
+    "_loop",
+    "default",
+    "handlers",
+    "pid",
+}
+#: Attributes of this package's own classes, in other modules.
+_OWN = {"begin", "keep", "parser", "setup"}
+#: Modules, what Snakemake's documentation or an interface package names, and what Snakemake's registry looks for.
+_NOT_PRIVATE = {
+    *("api", "cli", "local", "shell", "logger", "executable", "prefix", "suffix", "JOB_FINISHED"),
+    *("Executor", "all", "dag", "executor_settings"),
+}
+
+
+def used_in_warm_processes() -> set[str]:
+    """Names of Snakemake's that the modules for warm processes use."""
+    plain = (str, list, dict, logging.Logger, logging.StreamHandler, io.StringIO, ThreadPoolExecutor, datetime)
+    declared_settings = (DeploymentSettingsExecutorInterface, StorageSettingsExecutorInterface)
+    classes = (*plain, *declared_settings, *(kind for kinds in DECLARED.values() for kind in kinds))
+    known = {name for kind in classes for name in dir(kind)} | set(Call._fields)
+    known |= {field.name for kind in (JobSpec, RunSetup) for field in dataclasses.fields(kind)}
+    found = set()
+    for module in ("snakemake_kept", "snakemake_command_line"):
+        nodes = list(ast.walk(ast.parse((PACKAGE / "interior" / f"{module}.py").read_text())))
+        known |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        attributes = {node: ast.unparse(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+        known |= {node.attr for node, of in attributes.items() if of == "self"}
+        found |= {node.attr for node, of in attributes.items() if of.partition(".")[0] not in sys.stdlib_module_names}
+        for node in nodes:
+            found |= {name.rpartition(".")[2] for name in imported(node) if name.startswith("snakemake.")}
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"_put", "_Instead"}:
+                found |= {str(name.value) for name in node.args[1:2] if isinstance(name, ast.Constant)}
+    return found - known - _PYTHONS - _OWN - _NOT_PRIVATE
+
+
+def test_each_name_that_a_warm_process_uses_is_tried_with_another() -> None:
+    """`./run tests interior` runs jobs with a Snakemake in which it is renamed."""
+    tried = {name for names in NAMES.values() for name in names.split()} | set(NO_DAG)
+    assert used_in_warm_processes() - tried == set()
 
 
 # The declarations
