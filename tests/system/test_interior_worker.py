@@ -3,12 +3,15 @@
 The whole list is no part of the default run: ``./run tests interior``.
 """
 
+import html
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from mutations import Change, attribute, changed, field, where
+from running import snakemake
 from system.warm_harness import Warm, planned, run_cold
 
 from snakemake_executor_plugin_dask.model.job_messages import Cold, Forked, Spawned, Start
@@ -91,7 +94,7 @@ _WORKFLOW = r"snakemake\.(workflow|dag|jobs|executors\..*|scheduling\..*)"
 NAMES = {
     0: "args_to_api parse_args",
     # The reading of the workflow, and what a job needs with and without a DAG.
-    1: "LocalSourceFile Resource SnakemakeApi Workflow _async_executor _async_runners _cores config_settings cores "
+    1: "LocalSourceFile Resource SnakemakeApi Workflow _async_executor _async_runners config_settings cores "
     "configfiles execute from_cli_expression get_path_or_uri global_resources globals include included max_threads "
     "module_globals resource_settings rules _snakemake_tmp_dir tempfile",
     # The call of a job's own function.
@@ -101,7 +104,7 @@ NAMES = {
     "iocache is_evaluable is_flagged is_shell job_args_and_prepare linemaps message params postprocess "
     "print_exception priority run_wrapper shadow_prefix sp workflow_settings",
     # Without them a job takes some milliseconds more, or a line of its log tells less.
-    3: "_runtime_cache_path check_protected_output cleanup_scripts sourcecache start_time wildcard_names "
+    3: "_cores _runtime_cache_path check_protected_output cleanup_scripts sourcecache start_time wildcard_names "
     "wildcards_dict",
 }
 #: Where a word means other things elsewhere in Snakemake, it is changed where it means this.
@@ -186,3 +189,25 @@ NO_DAG = {
 def test_a_renamed_member_that_only_a_graph_needs(run: Planned, name: str) -> None:
     """Jobs without one start as deep as ever; those with one start cold, for the reason that is told."""
     run.held(name, 3, no_dag=True, words=NO_DAG[name])
+
+
+def test_a_run_tells_how_deep_its_jobs_start_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all workers, with what it costs; then in the event log, in the status and in the report."""
+    monkeypatch.setenv("PYTHONPATH", changed(tmp_path / "site", Change("_jobid")))
+    place = tmp_path / "run"
+    with snakemake(place, SNAKEFILE, "--dask-workers", "2", "--dask-report", "report.html") as run:
+        assert run.wait() == 0, run.output
+    why = "AttributeError: 'DAG' object has no attribute '_jobid'"
+    sentence = (
+        f"Jobs start at depth 2 instead of 3, since: {why}. So each makes a DAG of its own, which takes some 50 ms"
+    )
+    assert " ".join(run.output.split()).count(sentence) == 1, run.output
+    started = run.events("job-started")
+    assert [event["start_depth"] for event in started] == [2] * len(EXPECTED)
+    # The group job could not start deeper.
+    assert sorted(event["start_reason"] for event in started) == ["", *[why] * (len(EXPECTED) - 1)]
+    command = [sys.executable, "-m", "snakemake_executor_plugin_dask", "status"]
+    status = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout
+    for told in (status, html.unescape((place / "report.html").read_text())):
+        assert "depth 2" in told
+        assert why in told
