@@ -32,13 +32,7 @@ from snakemake_executor_plugin_dask.backends.base import (
 )
 from snakemake_executor_plugin_dask.batch import directives
 from snakemake_executor_plugin_dask.batch.allocations import TIMED_OUT, Ran, Record, run_here, user_name
-from snakemake_executor_plugin_dask.batch.reasons import preempted
-from snakemake_executor_plugin_dask.batch.refusals import no_such, outlook, rehearsed, what_to_change
-from snakemake_executor_plugin_dask.batch.systems import (
-    SYSTEMS,
-    Seen,
-    System,
-    bare,
+from snakemake_executor_plugin_dask.batch.answers import (
     confirmed,
     found_by_script,
     is_id,
@@ -46,10 +40,15 @@ from snakemake_executor_plugin_dask.batch.systems import (
     undisturbed,
     unlisted,
 )
+from snakemake_executor_plugin_dask.batch.reasons import preempted
+from snakemake_executor_plugin_dask.batch.refusals import no_such, outlook, rehearsed, what_to_change
 from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace
 from snakemake_executor_plugin_dask.interior import jobqueue
 from snakemake_executor_plugin_dask.interior.declared import missing, refusal
 from snakemake_executor_plugin_dask.model import units
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS, BatchSystem
+from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen, bare
+from snakemake_executor_plugin_dask.model.batch_systems.scripts import granted_bytes, option_given
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node import descriptors
@@ -121,7 +120,11 @@ class QueueView:
     """What the batch system says of all allocations of this run, asked in one call that all share."""
 
     def __init__(
-        self, system: System, where: str | None, run: Callable[..., Any], clock: Callable[[], float] = time.monotonic
+        self,
+        system: BatchSystem,
+        where: str | None,
+        run: Callable[..., Any],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._system, self._where, self._run, self._clock = system, where, run, clock
         self._lock = asyncio.Lock()
@@ -193,13 +196,13 @@ class Allocation(WorkerProcess):
             self._record.submitted(self.name, number)
         except SubmitError as error:
             self._refused = True
-            advice = what_to_change(self._backend.name, str(error))
+            advice = what_to_change(self._backend.system, str(error))
             self.failure = str(error) + (f"; {advice}" if advice else "")
-            self.outlook = outlook(self._backend.name, str(error))
+            self.outlook = outlook(self._backend.system, str(error))
             self._record.gone(self.name)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             self.failure = str(error)
-            self.outlook = outlook(self._backend.name, str(error))
+            self.outlook = outlook(self._backend.system, str(error))
         self._submitted = time.monotonic()
 
     async def state(self) -> AllocationState:
@@ -234,7 +237,7 @@ class Allocation(WorkerProcess):
         self._stuck_since = now if self._stuck_since is None else self._stuck_since
         if now - self._stuck_since < _STUCK_S:
             return AllocationState("queued", reason)
-        advice = what_to_change(self._backend.name, reason)
+        advice = what_to_change(self._backend.system, reason)
         self.outlook = "final"
         why = f"it would never start: {reason}" + (f"; {advice}" if advice else "")
         return await self._cancel(why) or AllocationState("unknown", f"{why}, and could not be cancelled")
@@ -248,8 +251,7 @@ class Allocation(WorkerProcess):
         if command is None:
             return False
         done = await self._backend.run(command(self.allocation_id, self._backend.where(self.pool)))
-        lines = [line.strip() for line in done.out.splitlines() if line.strip() and not line.startswith("CLUSTER:")]
-        return done.code == 0 and bool(lines) and lines[-1] != "N/A"
+        return done.code == 0 and self._backend.system.was_preempted(done.out)
 
     async def kill(self) -> bool:
         if self._submission is not None:
@@ -286,7 +288,8 @@ class Allocation(WorkerProcess):
             self._view.ids.discard(number)
             tail = self.output_tail()
             what = f"allocation {number} ended" + (f" ({reason})" if reason else "")
-            if not tail and re.search("launch.?fail", reason, re.IGNORECASE):
+            unopened = self._backend.system.unopened
+            if not tail and unopened and re.search(unopened, reason, re.IGNORECASE):
                 where = self._backend.log_directory(self.pool, self.link)
                 what += f" and wrote nothing: its output file in {where} could probably not be opened there"
             self._gone = AllocationState("gone", what, tail)
@@ -346,11 +349,12 @@ class JobqueueBackend:
         jobqueue.load()
         section = str(pool.options.get("config_name") or self.name)
         found = dask.config.get(f"jobqueue.{section}.{key.replace('_', '-')}", None)
-        return siteconfig.checked(self.name, section, key, found)
+        return siteconfig.checked(self.system, section, key, found)
 
     def where(self, pool: Pool) -> str | None:
         """The cluster that the pool's options or Dask's configuration name; None: the one that is there."""
-        return directives.other_cluster(lambda key: self.setting(pool, key)) if self.name == "slurm" else None
+        option = self.system.option_cluster
+        return None if option is None else option_given(lambda key: self.setting(pool, key), option)
 
     def with_site_walltime(self, pool: Pool) -> Pool:
         """With the walltime that a file or a variable of the site or the user sets, where the pool has none.
@@ -385,7 +389,7 @@ class JobqueueBackend:
 
     def _walltime_s(self, pool: Pool, walltime: object) -> float:
         try:
-            return directives.parse_walltime(self.name, str(walltime))
+            return self.system.parse_walltime(str(walltime))
         except ValueError:
             section = str(pool.options.get("config_name") or self.name)
             where = siteconfig.origin(section, "walltime") or "Dask's configuration"
@@ -471,7 +475,7 @@ class JobqueueBackend:
     def _check_output(self, pool: Pool) -> None:
         """That output can go where it is to go; each allocation would fail without a word of its own."""
         extra = self.setting(pool, "job_extra_directives") or self.setting(pool, "job_extra")
-        if found := directives.owned(self.name, extra):
+        if found := directives.owned(self.system, extra):
             where = "slurm_extra" if "slurm_extra" in dict(pool.slurm or ()) else "job_extra_directives"
             msg = (
                 f"Pool {pool.name}: {found} in {where} is reserved for the plugin, which finds its allocations by "
@@ -523,14 +527,16 @@ class JobqueueBackend:
 
     def _check_walltime(self, pool: Pool) -> None:
         """Many a Slurm takes an allocation that is longer than its partition allows, and never starts it."""
-        walltime_s, command = self.complete(pool).walltime_s, self.system.limits
-        if walltime_s is None or command is None or shutil.which("sinfo") is None:
+        walltime_s, system, queue = self.complete(pool).walltime_s, self.system, self.setting(pool, "queue")
+        if walltime_s is None or system.limits is None:
             return
-        if directives.option_given(lambda key: self.setting(pool, key), "--qos", "-q"):
+        command = system.limits(None if queue is None else str(queue), self.where(pool))
+        if shutil.which(command[0]) is None:
+            return
+        if system.option_qos and option_given(lambda key: self.setting(pool, key), system.option_qos):
             return  # it may allow more
-        queue = self.setting(pool, "queue")
-        done = run_here(command(None if queue is None else str(queue), self.where(pool)))
-        limits = directives.slurm_limits(done.out, named=queue is not None) if done.code == 0 else {}
+        done = run_here(command)
+        limits = system.parse_limits(done.out, queue is not None) if done.code == 0 else {}
         allowed_s = max((math.inf if limit is None else limit for limit in limits.values()), default=math.inf)
         if walltime_s <= allowed_s:
             return
@@ -557,7 +563,7 @@ class JobqueueBackend:
             command = self.winning([self.system.submit, *self.system.rehearsal, os.fspath(path)])
             done = run_here(command, environment=outside_allocation(os.environ), timeout_s=_REHEARSAL_S)
         said = [line.strip() for line in (done.err.strip() or done.out.strip()).splitlines()]
-        advice = rehearsed(self.name, " ".join(said))
+        advice = rehearsed(self.system, " ".join(said))
         if done.code != 0 and advice is not None:
             msg = (
                 f"Pool {pool.name}: {self.system.submit} refuses its batch script ({' / '.join(said[-2:])}); {advice}."
@@ -582,8 +588,7 @@ class JobqueueBackend:
         link = Link(run_id="plan", scheduler="", lease=None, tls=None, state_dir="", setup=None)
         python = self.setting(pool, "python") or shlex.quote(link.python)
         job = self.job(pool, f"{pool.name}-0", link, f"{python} -P -m {module}", directory)
-        before = {"lsf": " < ", "oar": " -S "}.get(self.name, " ")  # bsub reads it; oarsub looks for options with -S
-        return jobqueue.script_of(job), f"{jobqueue.submit_command(job)}{before}{{}}"
+        return jobqueue.script_of(job), f"{jobqueue.submit_command(job)}{self.system.before_script}{{}}"
 
     # Submitting
 
@@ -591,7 +596,7 @@ class JobqueueBackend:
         where = self.where(pool)
         if where not in self._views:
             self._views[where] = QueueView(self.system, where, self.run)
-        if not directives.can_leave_out(self.name, lambda key: self.setting(pool, key)):
+        if not directives.can_leave_out(self.system, lambda key: self.setting(pool, key)):
             pool = replace(pool, left_out=())
         return Allocation(self, self.complete(pool), name, link, self._views[where])
 
@@ -664,7 +669,7 @@ class JobqueueBackend:
         # Batch systems cut a path at a space, and Slurm reads patterns in it; the submit command runs there.
         output = os.fspath(logs) if directives.plain(os.fspath(logs)) else "."
         allocation = allocation_name(pool, link)
-        settings |= directives.for_pool(self.name, pool, lambda key: self.setting(pool, key), allocation, output)
+        settings |= directives.for_pool(self.system, pool, lambda key: self.setting(pool, key), allocation, output)
         settings["log_directory"] = output
         if name_of := directives.with_control_character(settings):
             msg = (
@@ -677,7 +682,7 @@ class JobqueueBackend:
                 warnings.simplefilter("ignore")  # of deprecated names in a site's configuration: not the user's doing
                 job = self._job_class()(
                     link.scheduler or "<scheduler>", name=name, job_name=allocation,
-                    cores=pool.cores, memory=directives.granted_bytes(pool), processes=1, python=link.python,
+                    cores=pool.cores, memory=granted_bytes(pool), processes=1, python=link.python,
                     worker_command="snakemake_executor_plugin_dask.worker", worker_extra_args=[], **settings,
                 )  # fmt: skip
         except (TypeError, ValueError, KeyError) as error:
@@ -688,7 +693,7 @@ class JobqueueBackend:
         if prologue or self.setting(pool, "python") is not None:
             # Jobs get what the prologue changes, and what a wrapper around Python does.
             prologue.insert(0, directives.BEFORE_PROLOGUE)
-        jobqueue.set_command(job, prologue, command)
+        jobqueue.set_command(job, prologue, command, in_command=self.system.description)
         return job
 
     def _job_class(self) -> Any:
@@ -701,7 +706,7 @@ class JobqueueBackend:
                 said = (done.err.strip() or done.out.strip() or "it printed nothing").splitlines()
                 shown = [word if len(word) < 200 else "<script>" for word in command]
                 msg = f"`{' '.join(shown)}` failed with exit code {done.code}: {' / '.join(said[-5:])}"
-                if done.code == TIMED_OUT or outlook(self.name, msg) == "passing":
+                if done.code == TIMED_OUT or outlook(self.system, msg) == "passing":
                     raise Unanswered(msg)
                 raise SubmitError(msg)
             return str(done.out)

@@ -10,6 +10,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace, parse_port
 from snakemake_executor_plugin_dask.interior import dask_files
 from snakemake_executor_plugin_dask.model import units
+from snakemake_executor_plugin_dask.model.batch_systems import BatchSystem
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 #: A size without a unit is meant in bytes. Below this one it was meant otherwise: no worker has so little memory.
@@ -33,12 +34,12 @@ def origin(section: str, key: str) -> str | None:
     return None
 
 
-def checked(system: str, section: str, key: str, value: object) -> Any:
+def checked(system: BatchSystem, section: str, key: str, value: object) -> Any:
     """The value as the plugin uses it: a number of cores, a `SchedulerPlace`, all else as it is. ConfigurationError.
 
     ``key`` is an argument of Dask-Jobqueue's class, with underscores.
     """
-    read = (_READ | _HTCONDOR if system == "htcondor" else _READ).get(key)
+    read = (_READ | _OF_DESCRIPTION if system.description else _READ).get(key)
     if value is None or read is None:
         return value
     try:
@@ -131,5 +132,5 @@ _READ: dict[str, Callable[[object], Any]] = {
         _texts,
     ),
 }
-#: HTCondor's class takes mappings where the others take lists of lines.
-_HTCONDOR: dict[str, Callable[[object], Any]] = {"job_extra": _mapping, "job_extra_directives": _mapping}
+#: The Job classes of such batch systems take mappings where the others take lists of lines.
+_OF_DESCRIPTION: dict[str, Callable[[object], Any]] = {"job_extra": _mapping, "job_extra_directives": _mapping}

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from snakemake_executor_plugin_dask.batch.allocations import Ran, run_here
-from snakemake_executor_plugin_dask.batch.directives import other_cluster, parse_walltime
 from snakemake_executor_plugin_dask.batch.refusals import no_such
-from snakemake_executor_plugin_dask.batch.systems import SYSTEMS
 from snakemake_executor_plugin_dask.decide import remedies
 from snakemake_executor_plugin_dask.decide.routing import (
     Shortage,
@@ -26,6 +24,8 @@ from snakemake_executor_plugin_dask.decide.routing import (
     who,
 )
 from snakemake_executor_plugin_dask.model.amounts import UNKNOWN, Amounts
+from snakemake_executor_plugin_dask.model.batch_systems.scripts import option_given
+from snakemake_executor_plugin_dask.model.batch_systems.slurm import CLUSTERS, SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
@@ -84,7 +84,9 @@ class _Nodes:
         whose = f"R{rule_names(rules)[1:]}" if rules else f"Pool {wanted.get('slurm_partition') or template.name}"
         self._template = template
         self.partition = wanted.get("slurm_partition") or setting("queue")
-        cluster = other_cluster(lambda key: _extra(wanted, setting) if key == "job_extra_directives" else setting(key))
+        cluster = option_given(
+            lambda key: _extra(wanted, setting) if key == "job_extra_directives" else setting(key), CLUSTERS
+        )
         self.kinds, self.problem = _node_kinds(whose, wanted, self.partition, cluster, run)
 
     def needed(self, request: Request, model: str | None) -> int:
@@ -122,7 +124,7 @@ def make_pools(
     if setting is None:
         from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 
-        backend = JobqueueBackend("slurm")
+        backend = JobqueueBackend(SLURM.name)
         pool = template = backend.with_site_walltime(template)
         setting = lambda key: backend.setting(pool, key)  # noqa: E731
     template = _from_configuration(template, setting)
@@ -282,7 +284,7 @@ def _node_kinds(
     if partition is None:
         kinds = [kind for kind in kinds if kind.default] or kinds
     if not kinds:
-        raise ConfigurationError(_no_partition(whose, wanted, partition, run([*SYSTEMS["slurm"].queues, *clusters])))
+        raise ConfigurationError(_no_partition(whose, wanted, partition, run([*SLURM.queues, *clusters])))
     constraint = wanted.get("constraint")
     fitting = [kind for kind in kinds if _has(kind, constraint)]
     if not fitting:
@@ -333,7 +335,7 @@ def parse_sinfo(out: str) -> list[NodeKind]:
 
 def _seconds(text: str) -> float | None:
     try:
-        return parse_walltime("slurm", text)
+        return SLURM.parse_walltime(text)
     except ValueError:
         return None  # infinite, n/a
 

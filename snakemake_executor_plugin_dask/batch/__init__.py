@@ -1,1 +1,1 @@
-"""What is known of batch systems: their commands, directives, refusals and reasons, and the record of allocations."""
+"""What the plugin does with batch systems: their answers, scripts, refusals and reasons, the record of allocations."""

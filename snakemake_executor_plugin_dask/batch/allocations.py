@@ -15,17 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from snakemake_executor_plugin_dask.batch.systems import (
-    SYSTEMS,
-    Seen,
-    System,
-    confirmed,
-    is_cluster,
-    is_id,
-    look,
-    undisturbed,
-    unlisted,
-)
+from snakemake_executor_plugin_dask.batch.answers import confirmed, is_cluster, is_id, look, undisturbed, unlisted
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS, BatchSystem
+from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.private import append_private, read_private
 
@@ -298,7 +290,9 @@ def _cancel(entry: Entry, run: Callable[[Sequence[str]], Ran]) -> int:
     return 0 if command is None else run(command).code
 
 
-def ask(system: System, ids: Sequence[str], where: str | None, run: Callable[[Sequence[str]], Ran]) -> dict[str, Seen]:
+def ask(
+    system: BatchSystem, ids: Sequence[str], where: str | None, run: Callable[[Sequence[str]], Ran]
+) -> dict[str, Seen]:
     """What the queue says of these allocations. One that is not listed is asked for again by its id."""
     answer = run(system.query(ids, user_name(), where))
     states = look(system, ids, *answer)

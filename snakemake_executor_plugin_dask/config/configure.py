@@ -72,10 +72,11 @@ def configure(
     pools = _fit_machine(pools, machine, warnings)
     if not all(pool.kind.here for pool in pools):  # whose scheduler listens on loopback only
         check_interface(place.interface, machine.interfaces)
+    system = pools[0].kind.system
     runtime, memory, cgroup = _read(settings, "enforce", _parse_enforce)
     options = Options(
         pools=pools,
-        make_slurm_pools=settings.pools is None and pools[0].cluster == "slurm",
+        make_slurm_pools=settings.pools is None and system is not None and system.pools_for_resources,
         scheduler=None if settings.scheduler is None else _read(settings, "scheduler", _parse_scheduler),
         scheduler_interface=place.interface,
         scheduler_host=place.host,

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from snakemake_executor_plugin_dask.config import plainyaml
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kinds import BACKENDS, BATCH_SYSTEMS, KINDS
+from snakemake_executor_plugin_dask.model.kinds import BACKENDS, KINDS
 from snakemake_executor_plugin_dask.model.pools import GPU_VENDORS, Pool
 
 T = TypeVar("T")
@@ -290,7 +290,7 @@ def _options(section: _Section, cluster: str, *, flags: bool = False) -> tuple[d
     """The options that reach the backend, and where its scheduler is to listen. ``flags``: from `--dask-options`."""
     options = dict(section.raw())
     place = SchedulerPlace()
-    if cluster not in BATCH_SYSTEMS:
+    if (system := KINDS[cluster].system) is None:
         return options, place
     for key, value in section.raw().items():
         name = key.replace("-", "_")
@@ -307,7 +307,7 @@ def _options(section: _Section, cluster: str, *, flags: bool = False) -> tuple[d
             section.complain(key, f"is set to {_show(value)}, but is the plugin's own: {_OWNED[name]}; remove it")
         elif name != key:
             section.complain(key, f"is not an option; write `{name}`, with underscores")
-        elif name in _LISTS and isinstance(value, str) and cluster != "htcondor":  # where the first two are mappings
+        elif name in _LISTS and isinstance(value, str) and not system.description:  # where the first two are mappings
             section.complain(key, f"is a text; it must be a list of texts, as [{_show(value)}]")
     return options, place
 

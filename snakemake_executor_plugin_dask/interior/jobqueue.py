@@ -103,11 +103,9 @@ def prologue_of(job: Any) -> list[str]:
     return [line for line in (PROLOGUE.of(job) or []) if line]
 
 
-def set_command(job: Any, prologue: list[str], command: str) -> None:
-    """What the allocation runs, instead of Dask's own worker."""
+def set_command(job: Any, prologue: list[str], command: str, *, in_command: bool) -> None:
+    """What the allocation runs, instead of Dask's own worker. ``in_command``: a script has no lines for a prologue."""
     setattr(job, PROLOGUE.name, prologue)
-    # HTCondor's submit file has no room for lines of its own: they go into the command.
-    in_command = type(job).config_name == "htcondor"
     setattr(job, COMMAND.name, "; ".join([*prologue, command]) if in_command else command)
 
 

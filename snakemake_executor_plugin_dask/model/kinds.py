@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-#: Each allocation is asked for, and lives as long as its walltime says.
-BATCH_SYSTEMS = ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor")
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS, BatchSystem
+
 #: What `--dask-cluster` and a pools file may name.
-BACKENDS = ("local", "cuda", "mpi", *BATCH_SYSTEMS)
+BACKENDS = ("local", "cuda", "mpi", *SYSTEMS)
 ATTACHED = "attached"  # the single pool of --dask-scheduler
 
 
@@ -15,16 +15,21 @@ class Kind:
 
     here: bool = False  # they run on Snakemake's machine, whose size is known
     beside_snakemake: bool = False  # they run where Snakemake does, which may be an allocation: no other is waited for
-    queued: bool = False  # a batch system starts each in an allocation of its own, and another when that ends
+    system: BatchSystem | None = None  # it starts each in an allocation of its own, and another when that ends
     launched: bool = False  # a launcher starts all of them at once, and a job may spread over several
     found: bool = False  # others have brought them up, each of its own size; they are taken as they are
     finds_devices: bool = False  # they count the GPUs they find; elsewhere a pool holds GPUs only if it says so
+
+    @property
+    def queued(self) -> bool:
+        """Whether each allocation is asked for, and lives as long as its walltime says."""
+        return self.system is not None
 
 
 KINDS = {
     "local": Kind(here=True, beside_snakemake=True),
     "cuda": Kind(here=True, beside_snakemake=True, finds_devices=True),
     "mpi": Kind(beside_snakemake=True, launched=True),
-    **dict.fromkeys(BATCH_SYSTEMS, Kind(queued=True)),
+    **{name: Kind(system=system) for name, system in SYSTEMS.items()},
     ATTACHED: Kind(found=True, finds_devices=True),
 }

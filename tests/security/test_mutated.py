@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from snakemake_executor_plugin_dask.batch.allocations import RECORD, Record
-from snakemake_executor_plugin_dask.batch.systems import SYSTEMS, look
+from snakemake_executor_plugin_dask.batch.answers import look
 from snakemake_executor_plugin_dask.cli.commands import main
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS
 from snakemake_executor_plugin_dask.node.logs import command_end, tail
 from snakemake_executor_plugin_dask.observe.events import read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel

@@ -22,8 +22,8 @@ from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.batch.allocations import Record, cancel_run
 from snakemake_executor_plugin_dask.batch.reasons import meaning
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kinds import BATCH_SYSTEMS
 from snakemake_executor_plugin_dask.model.pools import Pool
 
 pytestmark = pytest.mark.timeout(600)
@@ -44,7 +44,7 @@ def _mark(name: str, *more: pytest.MarkDecorator) -> Any:
     return pytest.param(name, marks=[*of_system, *more])
 
 
-@pytest.fixture(scope="module", params=[_mark(name) for name in BATCH_SYSTEMS])
+@pytest.fixture(scope="module", params=[_mark(name) for name in SYSTEMS])
 def batch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchSystem]:
     """One batch system after the other, with its commands on PATH."""
     name: str = request.param
@@ -361,7 +361,7 @@ WHOLE_RUNS = ("sge", "htcondor")
 
 @pytest.mark.parametrize(
     "batch",
-    [_mark(name, *(() if name in WHOLE_RUNS else (pytest.mark.variant,))) for name in BATCH_SYSTEMS],
+    [_mark(name, *(() if name in WHOLE_RUNS else (pytest.mark.variant,))) for name in SYSTEMS],
     indirect=True,
 )
 def test_run_of_snakemake(batch: BatchSystem, tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend, QueueView, log_tail, outside_allocation
 from snakemake_executor_plugin_dask.batch import directives
 from snakemake_executor_plugin_dask.batch.allocations import Ran, Record
+from snakemake_executor_plugin_dask.batch.answers import look
 from snakemake_executor_plugin_dask.batch.refusals import outlook, what_to_change
-from snakemake_executor_plugin_dask.batch.systems import SYSTEMS, Seen, look
 from snakemake_executor_plugin_dask.config.poolsfile import read_options, read_pools_file
 from snakemake_executor_plugin_dask.interior import jobqueue as interior
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS
+from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen
+from snakemake_executor_plugin_dask.model.batch_systems.scripts import granted_bytes
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kinds import BATCH_SYSTEMS
 from snakemake_executor_plugin_dask.model.pools import Pool
 
 
@@ -143,7 +145,7 @@ def test_import_leaves_signal_handler_and_home_directory(tmp_path: Path) -> None
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
-@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+@pytest.mark.parametrize("cluster", SYSTEMS)
 def test_script_of_each_batch_system(cluster: str, tmp_path: Path) -> None:
     """Each renders the worker's command without secrets, the allocation's name, its logs, and is never requeued."""
     backend = JobqueueBackend(cluster)
@@ -188,7 +190,7 @@ WIDE = {
 }
 
 
-@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+@pytest.mark.parametrize("cluster", SYSTEMS)
 def test_several_nodes(cluster: str) -> None:
     """`nodes` is rendered with sizes for each node, or refused by what cannot do it."""
     backend = JobqueueBackend(cluster)
@@ -268,15 +270,15 @@ def test_configuration_that_the_plugin_overrules_is_said() -> None:
 @given(st.integers(min_value=1, max_value=2_000_000))
 def test_granted_memory_is_enough(memory_mb: int) -> None:
     """What is asked for is whole MiB and never less than the pool's memory, and less than a MiB more."""
-    granted = directives.granted_bytes(pool(memory_mb=memory_mb))
+    granted = granted_bytes(pool(memory_mb=memory_mb))
     assert granted % 2**20 == 0
     assert 0 <= granted - memory_mb * 10**6 < 2**20
 
 
-@given(st.sampled_from(BATCH_SYSTEMS), st.integers(min_value=1, max_value=30 * 86400))
+@given(st.sampled_from(sorted(SYSTEMS)), st.integers(min_value=1, max_value=30 * 86400))
 def test_walltime_is_read_as_written(cluster: str, seconds: int) -> None:
     """Formatting and reading agree for each batch system, to the minute where it knows no seconds."""
-    read = directives.parse_walltime(cluster, directives.format_walltime(cluster, seconds))
+    read = SYSTEMS[cluster].parse_walltime(SYSTEMS[cluster].format_walltime(seconds))
     assert 0 <= read - seconds < (60 if cluster == "lsf" else 1)
 
 
@@ -290,14 +292,14 @@ def test_walltime_is_read_as_written(cluster: str, seconds: int) -> None:
 )  # fmt: skip
 def test_walltimes_as_each_batch_system_writes_them(cluster: str, text: str, seconds: float) -> None:
     """The same text means different times to different batch systems."""
-    assert directives.parse_walltime(cluster, text) == seconds
+    assert SYSTEMS[cluster].parse_walltime(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "infinite", "-1:00:00"])
 def test_what_is_no_walltime(text: str) -> None:
     """Other texts are refused."""
     with pytest.raises(ValueError):
-        directives.parse_walltime("slurm", text)
+        SYSTEMS["slurm"].parse_walltime(text)
 
 
 # What the queue says
@@ -349,7 +351,7 @@ ANSWERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+@pytest.mark.parametrize("cluster", SYSTEMS)
 def test_queue_answers(cluster: str) -> None:
     """Each batch system's listing is read; what is not listed is gone only if the command succeeded."""
     out, wanted = ANSWERS[cluster]
@@ -412,7 +414,7 @@ def test_what_oar_says_of_a_job() -> None:
     assert seen["10"] == Seen("gone", "User root requested to frag the job 10")
 
 
-@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+@pytest.mark.parametrize("cluster", SYSTEMS)
 def test_queue_that_does_not_answer(cluster: str) -> None:
     """A command that fails says nothing about an allocation: it is not taken for gone."""
     seen = look(SYSTEMS[cluster], ["12"], 1, "", "cannot connect to server")
@@ -509,14 +511,14 @@ MAY_PASS = {
 }
 
 
-@pytest.mark.parametrize("cluster", BATCH_SYSTEMS)
+@pytest.mark.parametrize("cluster", SYSTEMS)
 def test_refusals_that_will_not_pass(cluster: str) -> None:
     """They are told apart from those that may, and say what to change."""
-    assert what_to_change(cluster, REFUSALS[cluster])
-    assert outlook(cluster, REFUSALS[cluster]) == "final"
-    assert what_to_change(cluster, MAY_PASS[cluster]) is None
-    assert outlook(cluster, MAY_PASS[cluster]) == "passing"
-    assert outlook(cluster, "a hook of this site says no") == "unknown"
+    assert what_to_change(SYSTEMS[cluster], REFUSALS[cluster])
+    assert outlook(SYSTEMS[cluster], REFUSALS[cluster]) == "final"
+    assert what_to_change(SYSTEMS[cluster], MAY_PASS[cluster]) is None
+    assert outlook(SYSTEMS[cluster], MAY_PASS[cluster]) == "passing"
+    assert outlook(SYSTEMS[cluster], "a hook of this site says no") == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -536,8 +538,8 @@ def test_refusals_that_will_not_pass(cluster: str) -> None:
 )
 def test_requests_beyond_a_queues_limits(cluster: str, said: str, advice: str) -> None:
     """They are refused each time, and the advice names what may be too much."""
-    assert outlook(cluster, said) == "final"
-    assert str(what_to_change(cluster, said)).startswith(advice)
+    assert outlook(SYSTEMS[cluster], said) == "final"
+    assert str(what_to_change(SYSTEMS[cluster], said)).startswith(advice)
 
 
 @pytest.mark.parametrize(
@@ -552,8 +554,8 @@ def test_requests_beyond_a_queues_limits(cluster: str, said: str, advice: str) -
 )
 def test_refusals_in_the_words_of_newer_slurm(said: str, advice: str) -> None:
     """From 23.11 on more requests are refused at once, which were queued for ever before."""
-    assert outlook("slurm", f"sbatch: error: Batch job submission failed: {said}") == "final"
-    assert str(what_to_change("slurm", said)).startswith(advice)
+    assert outlook(SYSTEMS["slurm"], f"sbatch: error: Batch job submission failed: {said}") == "final"
+    assert str(what_to_change(SYSTEMS["slurm"], said)).startswith(advice)
 
 
 def test_a_limit_on_submitted_jobs_may_pass() -> None:
@@ -561,7 +563,7 @@ def test_a_limit_on_submitted_jobs_may_pass() -> None:
     said = (
         "sbatch: error: QOSMaxSubmitJobPerUserLimit / Batch job submission failed: Job violates accounting/QOS policy "
     )
-    assert outlook("slurm", said + "(job submit limit, user's size and/or time limits)") == "passing"
+    assert outlook(SYSTEMS["slurm"], said + "(job submit limit, user's size and/or time limits)") == "passing"
 
 
 def test_numbers_of_a_sites_own_wrapper_are_not_taken_for_the_id(tmp_path: Path) -> None:
@@ -758,8 +760,8 @@ def test_walltime_of_the_site_is_what_somebody_chose(monkeypatch: pytest.MonkeyP
 def test_limits_of_partitions_are_read() -> None:
     """With a partition's name those that are listed, without one the default."""
     listed = "CLUSTER: far\nmain*|1-00:00:00\nfast|30:00\nlong|infinite\n"
-    assert directives.slurm_limits(listed, named=True) == {"main": 86400.0, "fast": 1800.0, "long": None}
-    assert directives.slurm_limits(listed, named=False) == {"main": 86400.0}
+    assert SYSTEMS["slurm"].parse_limits(listed, True) == {"main": 86400.0, "fast": 1800.0, "long": None}
+    assert SYSTEMS["slurm"].parse_limits(listed, False) == {"main": 86400.0}
 
 
 def test_cancel_arguments_of_the_class_are_used() -> None:
@@ -822,7 +824,7 @@ def test_no_key_of_htcondor_begins_a_line_of_its_own() -> None:
 )  # fmt: skip
 def test_directives_that_are_the_plugins_own(cluster: str, extra: Any, found: str | None) -> None:
     """Where output goes, names, arrays, and what changes the answer of the submit command."""
-    assert directives.owned(cluster, extra) == found
+    assert directives.owned(SYSTEMS[cluster], extra) == found
 
 
 def refused(wanted: Pool, monkeypatch: pytest.MonkeyPatch) -> str:
