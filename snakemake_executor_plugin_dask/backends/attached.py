@@ -8,13 +8,14 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node.allocation import NODE_NAMES
 
 #: Names under which clusters declare GPUs; dask-cuda's documentation uses the first.
 _GPU_NAMES = ("GPU", "gpu", "gpus")
 
 #: Runs in a worker that may lack this package, so it travels as text.
 _LOOK = """
-def look(workdir):
+def look(workdir, node_names):
     import importlib.util, os, platform
     from importlib.metadata import PackageNotFoundError, version
     def installed(name):
@@ -27,7 +28,7 @@ def look(workdir):
     except ImportError:
         importable = False
     return {
-        "host": os.environ.get("SLURMD_NODENAME") or platform.node(),
+        "host": next(filter(None, map(os.environ.get, node_names)), platform.node()),
         "importable": importable,
         "plugin": installed("snakemake-executor-plugin-dask"),
         "snakemake": installed("snakemake"),
@@ -38,7 +39,7 @@ def look(workdir):
 
 def look_expression(workdir: str) -> str:
     """For `Client.run(eval, …)`: what a worker's environment has."""
-    return f"[space := {{}}, exec({_LOOK!r}, space), space['look']({workdir!r})][-1]"
+    return f"[space := {{}}, exec({_LOOK!r}, space), space['look']({workdir!r}, {NODE_NAMES!r})][-1]"
 
 
 @dataclass(frozen=True, slots=True)

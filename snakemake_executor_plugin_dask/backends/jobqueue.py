@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from snakemake_executor_plugin_dask.batch.answers import (
     found_by_script,
     is_id,
     look,
-    undisturbed,
+    outside_allocation,
     unlisted,
 )
 from snakemake_executor_plugin_dask.batch.reasons import preempted
@@ -89,31 +89,6 @@ async def run_command(command: Sequence[str], *, cwd: str | None = None, stdin: 
         await process.wait()
         return Ran(TIMED_OUT, "", f"{command[0]} did not answer within {_COMMAND_TIMEOUT_S:.0f} s")
     return Ran(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
-
-
-#: Variables by which users and sites choose a batch system's server and defaults; all others describe an allocation.
-_KEPT = {
-    "SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_CONF_SERVER", "SLURM_JWT",
-    "PBS_ACCOUNT", "PBS_CONF_FILE", "PBS_DEFAULT", "PBS_EXEC", "PBS_SERVER",
-}  # fmt: skip
-#: Who unsets the id alone, so that an inner `srun` stands by itself, leaves the others there.
-_INSIDE = {
-    **dict.fromkeys(("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_JOB_NODELIST", "SLURM_PROCID"), "SLURM_"),
-    "PBS_JOBID": "PBS_", "OAR_JOB_ID": "OAR_",
-}  # fmt: skip
-
-
-def outside_allocation(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the variables of the allocation that Snakemake itself may run in.
-
-    A batch system hands them on to what is submitted from inside, where `SLURM_MEM_PER_CPU` and the like contradict it.
-    """
-    prefixes = tuple(prefix for mark, prefix in _INSIDE.items() if mark in environment)
-    return {
-        name: value
-        for name, value in undisturbed(environment).items()
-        if name in _KEPT or not name.startswith(prefixes)
-    }
 
 
 class QueueView:

@@ -23,10 +23,12 @@ from snakemake_executor_plugin_dask.backends.base import (
     worker_command,
     write_worker_config,
 )
+from snakemake_executor_plugin_dask.model.batch_systems import BatchSystem, slurm_steps
+from snakemake_executor_plugin_dask.model.batch_systems.slurm import SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node import descriptors
-from snakemake_executor_plugin_dask.node.allocation import allocation_nodes, in_allocation
+from snakemake_executor_plugin_dask.node.allocation import allocation_nodes, batch_system, in_allocation
 from snakemake_executor_plugin_dask.node.hosts import (
     UNBOUND,
     host_environment,
@@ -52,16 +54,6 @@ _KEEPER = (
     'n=$((n+1)); echo "the worker on $(hostname) ended with exit code $code, and is started again" >&2; sleep 1; done; '
     '[ $code -eq 0 ] || echo "the worker on $(hostname) ended with exit code $code" >&2; exit 0'
 )
-
-#: Variables by which `sbatch` tells its own options; `srun` would take them for the step's.
-_STEP_OPTIONS = (
-    "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK",
-    "SRUN_CPUS_PER_TASK", "SLURM_DISTRIBUTION", "SLURM_HOSTFILE", "SLURM_NTASKS_PER_CORE", "SLURM_NTASKS_PER_SOCKET",
-    "SLURM_THREADS_PER_CORE", "SLURM_HINT", "SLURM_EXACT", "SLURM_EXCLUSIVE", "SLURM_CPU_BIND", "SLURM_CPU_BIND_TYPE",
-    "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_VERBOSE", "SLURM_MPI_TYPE", "SLURM_EXPORT_ENV",
-    # What a task gets; the step has one on each node, which is to have all that the allocation holds there.
-    "SLURM_TRES_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_NTASKS_PER_TRES", "SLURM_CPUS_PER_GPU",
-)  # fmt: skip
 
 _OPTIONS = ("launcher", "interface")
 _CLOSE_S = 5.0  # workers that were asked to close get so long, and the launcher after them
@@ -102,7 +94,7 @@ def find_launcher(
         if len(words) > 1:  # the whole call is the user's
             return Launcher(kind, tuple(words))
         program = words[0]
-    elif "SLURM_JOB_ID" in environ and which("srun") is not None:
+    elif batch_system(environ) is SLURM and which("srun") is not None:
         kind, program = "srun", "srun"
     else:
         found = next((name for name in ("mpirun", "mpiexec") if which(name) is not None), None)
@@ -238,9 +230,9 @@ def launch_command(launcher: Launcher, config: Path, link: Link) -> list[str]:
 def launch_environment(kind: Kind, environ: Mapping[str, str]) -> dict[str, str]:
     """The launcher's environment: the batch script's, for `srun` without what would change the shape of its step."""
     if kind == "srun":
-        return {name: value for name, value in environ.items() if name not in _STEP_OPTIONS}
+        return {name: value for name, value in environ.items() if name not in slurm_steps.OPTIONS}
     # Open MPI and Hydra start their own daemons by `srun`, which must not wait for what other steps hold.
-    return dict(environ) | ({"SLURM_OVERLAP": "1"} if "SLURM_JOB_ID" in environ else {})
+    return dict(environ) | (slurm_steps.OVERLAP if batch_system(environ) is SLURM else {})
 
 
 class LaunchedWorkers(WorkerProcess):
@@ -351,16 +343,16 @@ def job_environment(
     state_dir: str,
     environ: Mapping[str, str] = os.environ,
     *,
-    in_slurm: bool = False,
+    system: BatchSystem | None = None,
 ) -> tuple[tuple[str, str | None], ...]:
     """What a job of several nodes, or one with `mpi`, gets: its hosts, for people and for launchers.
 
-    ``lease`` is the ledger's. ``in_slurm``: its worker, which others started, runs in an allocation of Slurm. Writes
-    the host file into the state directory; raises OSError.
+    ``lease`` is the ledger's. ``system``: in whose allocation its worker runs, which others started. Writes the host
+    file into the state directory; raises OSError.
     """
-    alone = pool.kind.launched and allocation_nodes(environ) == 1 and "SLURM_JOB_ID" not in environ
-    here = pool.kind.here or alone  # Slurm's `srun` knows its nodes by their names alone
-    slurm = in_slurm or pool.cluster == "slurm" or (pool.kind.launched and "SLURM_JOB_ID" in environ)
+    system = batch_system(environ) if pool.kind.launched else system or pool.kind.system
+    alone = pool.kind.launched and allocation_nodes(environ) == 1
+    here = pool.kind.here or (alone and system is not SLURM)  # its `srun` knows its nodes by their names alone
     names = ["localhost"] * len(lease.hosts) if here else list(lease.hosts)
     cores = list(lease.cores_by_worker.values())
     if len(cores) != len(names):  # a wide worker's nodes share its cores evenly
@@ -372,7 +364,7 @@ def job_environment(
     write_private(path, host_file(hosts).encode())
     write_private(directory / f"{lease.key}.slots", slots_file(hosts).encode())
     write_private(directory / f"{lease.key}.hydra", hydra_file(hosts).encode())
-    variables = host_environment(hosts, "slurm" if slurm else "other", str(path))
+    variables = host_environment(hosts, system, str(path))
     # Cores are counted here and not assigned: Open MPI would bind the ranks of each job to the same ones, and from 5 on
     # it refuses to start more of them than there are.
     return variables + tuple((name, "none") for name in UNBOUND if here and name not in environ)

@@ -6,7 +6,7 @@ Standard library only: Snakemake's own process cancels recorded allocations with
 import re
 from collections.abc import Collection, Mapping
 
-from snakemake_executor_plugin_dask.model.batch_systems import BatchSystem
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS, BatchSystem, named
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen, bare
 
 _GONE = Seen("gone")
@@ -24,20 +24,29 @@ def is_cluster(text: object) -> bool:
     return isinstance(text, str) and _CLUSTER.fullmatch(text) is not None
 
 
-#: Variables that change which allocations the queries list, which ones are cancelled, or how that is printed.
-_CHOOSING = ("SQUEUE_", "SCANCEL_", "SINFO_", "LSB_BJOBS_")
-#: And those by which one submission would become several, wait for its end, go somewhere else, be none at all, lose
-#: its directives, or not tell its id; and Torque's, by which `qstat` does not see what waits in a routing queue.
-_SUBMITTING = frozenset({
-    "SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_JOB_NAME", "SBATCH_TEST_ONLY", "SBATCH_WAIT_ALL_NODES", "SBATCH_HINT",
-    "BSUB_CHK_RESREQ", "BSUB_QUIET", "BSUB_STDERR", "PBS_DPREFIX", "PBS_QSTAT_EXECONLY",
-})  # fmt: skip
+_CHOOSING, _SUBMITTING = named("choosing"), frozenset(named("submitting"))
+_KEPT = frozenset((*named("settings"), *named("chosen")))
 
 
 def undisturbed(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for a batch system's commands, without what users set there for their own use of them."""
     return {
         name: value for name, value in environment.items() if not name.startswith(_CHOOSING) and name not in _SUBMITTING
+    }
+
+
+def outside_allocation(environment: Mapping[str, str]) -> dict[str, str]:
+    """`undisturbed`, and without the variables of the allocation that Snakemake itself may run in.
+
+    A batch system hands them on to what is submitted from inside, where `SLURM_MEM_PER_CPU` and the like contradict it.
+    """
+    all_of = [system.variables for system in SYSTEMS.values()]
+    handed_on = [of.prefixes for of in all_of if not environment.keys().isdisjoint(of.handed_on)]
+    prefixes = tuple(prefix for prefixes in handed_on for prefix in prefixes)
+    return {
+        name: value
+        for name, value in undisturbed(environment).items()
+        if name in _KEPT or not name.startswith(prefixes)
     }
 
 

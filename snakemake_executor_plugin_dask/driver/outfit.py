@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S, Lease
 from snakemake_executor_plugin_dask.driver.members import Member
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Size
 from snakemake_executor_plugin_dask.model.requests import Request
 
@@ -55,8 +56,9 @@ def outfit(
     if (len(lease.hosts) > 1 or request.mpi or request.nodes > 1) and setup.scratch is None:
         from snakemake_executor_plugin_dask.backends.mpi import job_environment
 
-        attached_in_slurm = member.pool.kind.found and member.facts is not None and member.facts.in_slurm
-        environment += job_environment(lease, member.pool, request.tasks, state_dir, in_slurm=attached_in_slurm)
+        found = member.facts if member.pool.kind.found else None
+        system = SYSTEMS.get(found.batch_system or "") if found is not None else None
+        environment += job_environment(lease, member.pool, request.tasks, state_dir, system=system)
     return dataclasses.replace(
         spec,
         key=f"{spec.key.rpartition('.')[0]}.{number}",

@@ -69,6 +69,7 @@ from snakemake_executor_plugin_dask.model.requests import (
     unknown_slurm_warning,
 )
 from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node.allocation import end_time
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 _LOOK_EVERY_S = 0.5
@@ -307,7 +308,7 @@ class Session:
     def _workers_end(self) -> bool:
         """Whether workers may have a walltime: their own, or that of the allocation in which Snakemake runs."""
         known = any(pool.walltime_s is not None or pool.kind.found for pool in self._options.pools)
-        return known or "SLURM_JOB_END_TIME" in os.environ
+        return known or end_time(os.environ) is not None
 
     def _adapted(self, job: Any) -> Request:
         """The job's request; on the single local pool a workflow written for a cluster runs as it does locally."""

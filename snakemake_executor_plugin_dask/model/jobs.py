@@ -170,7 +170,7 @@ class WorkerFacts:
     allocation_id: str | None = None  # of the batch system
     plugin_version: str = ""
     snakemake_version: str = ""
-    in_slurm: bool = False  # a worker of others, in an allocation of Slurm
+    batch_system: str | None = None  # of a worker of others: in whose allocation it runs
 
 
 def task_key(rule: str, run_id: str, jobid: str | int, attempt: int, run: int) -> str:

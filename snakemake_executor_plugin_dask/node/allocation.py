@@ -1,13 +1,14 @@
-"""Whether Snakemake was started as one of several ranks, and what its allocation holds. Reads host files.
+"""What the environment says of the allocation that a process runs in, by any batch system. Reads host files.
 
-The settings are made before Snakemake locks the workflow, so a rank that notices leaves no lock behind.
+Also whether Snakemake was started as one of several ranks: settings are made before Snakemake locks the workflow, so a
+rank that notices leaves no lock behind.
 """
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-#: Step numbers from here on are Slurm's own: batch script, interactive step, extern.
-SLURM_SPECIAL_STEPS = 0xFFFFFFF0
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS, BatchSystem, named, slurm_steps
 
 #: Where launchers say how many ranks they started; MPICH's and Intel's say it in PMI_SIZE.
 _SIZES = (
@@ -15,10 +16,13 @@ _SIZES = (
     ("MV2_COMM_WORLD_SIZE", "MVAPICH's launcher"),
     ("PMI_SIZE", "an MPI launcher"),
 )
+#: Of managers that can start no workers here.
+_OTHER_ALLOCATIONS = ("FLUX_JOB_ID", "COBALT_JOBID")
 
-_NODE_COUNTS = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES", "NHOSTS")  # the last one is Grid Engine's
-_ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "FLUX_JOB_ID", "COBALT_JOBID", "LSB_HOSTS")
-_NODE_FILES = ("PBS_NODEFILE", "OAR_NODEFILE", "OAR_FILE_NODES", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE")
+_VARIABLES = tuple(system.variables for system in SYSTEMS.values())
+_NODE_LISTS = {of.node_list: of.parse_node_list for of in _VARIABLES if of.node_list}
+#: This node, as the batch system's commands call it.
+NODE_NAMES = tuple(of.node for of in _VARIABLES if of.node)
 
 
 def started_as_rank(environment: Mapping[str, str]) -> str | None:
@@ -30,37 +34,55 @@ def started_as_rank(environment: Mapping[str, str]) -> str | None:
         size = _number(environment, variable)
         if size is not None and size > 1:
             return _complaint(size, launcher)
-    size = _number(environment, "SLURM_STEP_NUM_TASKS")
-    if size is not None and size > 1 and "SLURM_PROCID" in environment:
-        step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
-        if step.isdecimal() and int(step) < SLURM_SPECIAL_STEPS:
-            return _complaint(size, "srun")
-    return None
+    task = slurm_steps.task(environment)
+    return _complaint(task[1], "srun") if task is not None and task[1] > 1 else None
 
 
-def allocation_nodes(environment: Mapping[str, str]) -> int:
-    """How many nodes the allocation holds that this process runs in; 1 outside one, or where nothing says it."""
-    for variable in _NODE_COUNTS:
-        count = _number(environment, variable)
-        if count:
-            return count
-    for variable in _NODE_FILES:
-        path = environment.get(variable)
-        if path:
+def batch_system(environment: Mapping[str, str]) -> BatchSystem | None:
+    """The batch system in whose allocation a process with this environment runs."""
+    return next((system for system in SYSTEMS.values() if system.variables.inside(environment)), None)
+
+
+def allocation_id(environment: Mapping[str, str]) -> str | None:
+    """As the batch system's commands take it."""
+    return next((found for of in _VARIABLES if (found := environment.get(of.id))), None)
+
+
+def end_time(environment: Mapping[str, str]) -> float | None:
+    """When the allocation ends, in seconds since the epoch; None where nothing says it."""
+    told = (environment.get(of.end, "") for of in _VARIABLES if of.end)
+    return next((float(text) for text in told if text.isdecimal()), None)
+
+
+def host_name(environment: Mapping[str, str]) -> str:
+    """This host, as the batch system's commands call it."""
+    return next(filter(None, map(environment.get, NODE_NAMES)), platform.node())
+
+
+def allocation_hosts(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The hosts of the allocation, each once, in the batch system's own order; empty where nothing names them."""
+    for name in named("node_files"):
+        if path := environment.get(name):
             try:
                 text = Path(path).read_text(encoding="utf-8", errors="replace")
             except OSError:
                 continue
-            hosts = {line.split()[0] for line in text.splitlines() if line.strip()}
-            if hosts:
-                return len(hosts)
-    hosts = set(environment.get("LSB_HOSTS", "").split())
-    return max(1, len(hosts))
+            if hosts := tuple(dict.fromkeys(line.split()[0] for line in text.splitlines() if line.strip())):
+                return hosts
+    return next((parse(told) for name, parse in _NODE_LISTS.items() if (told := environment.get(name))), ())
+
+
+def allocation_nodes(environment: Mapping[str, str]) -> int:
+    """How many nodes the allocation holds that this process runs in; 1 outside one, or where nothing says it."""
+    counts = (_number(environment, name) for name in named("node_counts"))
+    return next(filter(None, counts), None) or max(1, len(allocation_hosts(environment)))
 
 
 def in_allocation(environment: Mapping[str, str]) -> bool:
-    """Whether a batch system says anything of an allocation that this process runs in."""
-    return any(environment.get(name) for name in (*_NODE_COUNTS, *_NODE_FILES, *_ALLOCATIONS))
+    """Whether a batch system says anything of an allocation that this process runs in, and that may have many nodes."""
+    names = (*named("node_counts"), *named("node_files"), *_NODE_LISTS, *_OTHER_ALLOCATIONS)
+    ids = (name for system in SYSTEMS.values() if system.several_nodes for name in system.variables.ids)
+    return any(environment.get(name) for name in (*names, *ids))
 
 
 def _number(environment: Mapping[str, str], variable: str) -> int | None:

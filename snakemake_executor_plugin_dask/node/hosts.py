@@ -4,7 +4,8 @@ Documented for users in docs/mpi-gpu.md: with these variables `mpirun -n 4` and 
 """
 
 from collections.abc import Sequence
-from typing import Literal
+
+from snakemake_executor_plugin_dask.model.batch_systems import BatchSystem
 
 HOSTS = "SNAKEMAKE_DASK_HOSTS"  # node1,node2
 HOSTFILE = "SNAKEMAKE_DASK_HOSTFILE"  # path: a line for each rank, as PBS writes it
@@ -51,33 +52,18 @@ def hydra_file(hosts: Hosts) -> str:
     return "".join(f"{name}:{ranks}\n" for name, ranks in hosts)
 
 
-def host_environment(hosts: Hosts, manager: Literal["slurm", "other"], path: str) -> tuple[tuple[str, str | None], ...]:
+def host_environment(hosts: Hosts, system: BatchSystem | None, path: str) -> tuple[tuple[str, str | None], ...]:
     """Variables that make each launcher use these nodes.
 
     ``path`` is where `host_file` was written; with `.slots` and `.hydra` behind it, where `slots_file` and `hydra_file`
     were.
-    ``manager``: "slurm" for jobs in an allocation of Slurm, where `srun` and Open MPI go by Slurm's variables first.
+    ``system``: in whose allocation the job runs. In Slurm's `srun` and Open MPI go by its variables first.
     """
-    names = ",".join(name for name, _ in hosts)
     variables: list[tuple[str, str | None]] = [
-        (HOSTS, names),
+        (HOSTS, ",".join(name for name, _ in hosts)),
         (HOSTFILE, path),
         ("OMPI_MCA_orte_default_hostfile", f"{path}.slots"),  # Open MPI up to 4
         ("PRTE_MCA_prte_default_hostfile", f"{path}.slots"),  # Open MPI from 5 on
         ("HYDRA_HOST_FILE", f"{path}.hydra"),
     ]
-    if manager == "slurm":
-        number, ranks = str(len(hosts)), str(sum(ranks for _, ranks in hosts))
-        variables += [
-            ("SLURM_HOSTFILE", path),  # srun then places rank by rank, as the file says
-            ("SLURM_JOB_NODELIST", names),
-            ("SLURM_NODELIST", names),
-            ("SLURM_JOB_NUM_NODES", number),
-            ("SLURM_NNODES", number),
-            ("SLURM_NTASKS", ranks),
-            ("SLURM_NPROCS", ranks),
-            ("SLURM_TASKS_PER_NODE", ",".join(str(ranks) for _, ranks in hosts)),
-            ("SLURM_JOB_CPUS_PER_NODE", None),
-            ("SLURM_NTASKS_PER_NODE", None),
-        ]
-    return tuple(variables)
+    return (*variables, *(system.host_variables(hosts, path) if system and system.host_variables else ()))

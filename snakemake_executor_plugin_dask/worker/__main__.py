@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import pickle
-import platform
 import shutil
 import signal
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
-from snakemake_executor_plugin_dask.node import processes, rank, versions
+from snakemake_executor_plugin_dask.node import allocation, processes, rank, versions
 from snakemake_executor_plugin_dask.node.descriptors import raise_limit
 from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, near_cores, take_inventory
 from snakemake_executor_plugin_dask.node.own_log import bound_log
@@ -153,7 +152,7 @@ def _facts(
     machine = this_machine()
     cores, memory_mb = rank.share_of_node(os.environ, machine.cores, machine.memory_mb)
     remaining = _remaining_s(config, started)
-    host = os.environ.get("SLURMD_NODENAME") or platform.node()  # as Slurm's commands call it
+    host = allocation.host_name(os.environ)
     found = _inventory(config)
     return WorkerFacts(
         name=name,
@@ -167,8 +166,8 @@ def _facts(
         cold=processes.why_cold() if setup.job_start == "warm" else "",
         near=near_cores(found.devices, os.sched_getaffinity(0)) if found.devices else (),
         remaining_s=remaining,
-        hosts=_hosts() if config["nodes"] else (),
-        allocation_id=_allocation_id(),
+        hosts=allocation.allocation_hosts(os.environ) if config["nodes"] else (),
+        allocation_id=allocation.allocation_id(os.environ),
         plugin_version=versions.plugin_version(),
         snakemake_version=versions.snakemake_version(),
     )
@@ -176,9 +175,9 @@ def _facts(
 
 def _remaining_s(config: dict[str, Any], started: float) -> float | None:
     """Seconds until the allocation ends: what the batch system says, else the walltime from this process's start."""
-    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    end = allocation.end_time(os.environ)
     # An end that is over is that of another allocation, in which a shell was started that outlived it.
-    if end.isdecimal() and (remaining := float(end) - time.time()) > 0:
+    if end is not None and (remaining := end - time.time()) > 0:
         return remaining
     if config.get("walltime_s") is None:
         return None
@@ -192,55 +191,6 @@ def _inventory(config: dict[str, Any]) -> Inventory:
     if config.get("devices") is not None:
         return Inventory(tuple(config["devices"]), "the driver")
     return take_inventory(config.get("gpu_vendor", "nvidia"))
-
-
-def _hosts() -> tuple[str, ...]:
-    """The hosts of a batch system's allocation, in its own order."""
-    for variable in ("PBS_NODEFILE", "PE_HOSTFILE", "OAR_NODEFILE", "LSB_DJOB_HOSTFILE"):
-        path = os.environ.get(variable)
-        if path and os.path.exists(path):
-            lines = Path(path).read_text().split("\n")
-            return tuple(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-    nodes = os.environ.get("SLURM_JOB_NODELIST")
-    return expand_slurm_nodes(nodes) if nodes else ()
-
-
-def expand_slurm_nodes(text: str) -> tuple[str, ...]:
-    """``n[1-3,7],gpu01`` as single names, as `scontrol show hostnames` does it."""
-    names: list[str] = []
-    for item in _split_outside_brackets(text):
-        head, bracket, rest = item.partition("[")
-        if not bracket:
-            names.append(item)
-            continue
-        inside, _, tail = rest.partition("]")
-        for part in inside.split(","):
-            first, dash, last = part.partition("-")
-            numbers = range(int(first), int(last if dash else first) + 1)
-            names.extend(f"{head}{number:0{len(first)}d}{suffix}" for number in numbers for suffix in _tails(tail))
-    return tuple(names)
-
-
-def _tails(tail: str) -> tuple[str, ...]:
-    return expand_slurm_nodes(tail) if tail else ("",)
-
-
-def _split_outside_brackets(text: str) -> list[str]:
-    items, depth, start = [], 0, 0
-    for position, character in enumerate(text):
-        depth += (character == "[") - (character == "]")
-        if character == "," and depth == 0:
-            items.append(text[start:position])
-            start = position + 1
-    items.append(text[start:])
-    return [item for item in items if item]
-
-
-def _allocation_id() -> str | None:
-    for variable in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "OAR_JOB_ID", "_CONDOR_JOB_ID"):
-        if os.environ.get(variable):
-            return os.environ[variable]
-    return None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ it. Processes of other clients on the worker are left alone.
 import asyncio
 import dataclasses
 import os
-import platform
 import signal
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.interior import dask_worker as dask_worker_interior
 from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node import devices, versions
+from snakemake_executor_plugin_dask.node.allocation import batch_system, host_name
 from snakemake_executor_plugin_dask.node.machine import this_machine
 from snakemake_executor_plugin_dask.node.processes import all_pids, is_supervisor, job_key, send, why_cold
 from snakemake_executor_plugin_dask.worker import client
@@ -120,10 +120,10 @@ async def _forget(run_id: str, link: client.SupervisorLink) -> None:
 
 
 def _facts(setup: RunSetup, name: str, supervisor: client.SupervisorProcess, dask_worker: Any) -> WorkerFacts:
-    limit = dask_worker_interior.memory_bytes(dask_worker)
+    limit, system = dask_worker_interior.memory_bytes(dask_worker), batch_system(os.environ)
     return WorkerFacts(
         name=name,
-        host=os.environ.get("SLURMD_NODENAME") or platform.node(),
+        host=host_name(os.environ),
         pid=os.getpid(),
         supervisor_pid=supervisor.process.pid,
         cores=dask_worker_interior.threads(dask_worker),
@@ -132,7 +132,7 @@ def _facts(setup: RunSetup, name: str, supervisor: client.SupervisorProcess, das
         cold=why_cold() if setup.job_start == "warm" else "",
         plugin_version=versions.plugin_version(),
         snakemake_version=versions.snakemake_version(),
-        in_slurm="SLURM_JOB_ID" in os.environ,
+        batch_system=None if system is None else system.name,
     )
 
 

@@ -7,13 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS
 from snakemake_executor_plugin_dask.model.jobs import Size
 from snakemake_executor_plugin_dask.node.environment import (
-    _CORES,
-    _MEMORY,
-    _OF_THE_WHOLE,
-    _PER_TASK,
-    _TASKS,
     BEFORE_PROLOGUE,
     base_environment,
     job_environment,
@@ -216,7 +212,8 @@ def test_size_is_the_jobs_own(base, kept, said):
 def test_documented_variables_are_those_that_change():
     """The table in the documentation names each variable that states a size."""
     text = Path(__file__).parents[2].joinpath("docs/slurm.md").read_text()
-    names = [name for group in (_CORES, _PER_TASK, _TASKS, _MEMORY, _OF_THE_WHOLE) for name in group]
+    all_of = [system.variables for system in SYSTEMS.values()]
+    names = [n for v in all_of for n in (*v.cores, *v.cores_per_task, *v.tasks, *v.memory, *v.of_whole)]
     assert [name for name in names if f"`{name}`" not in text] == []
 
 

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.backends.base import Link
-from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend, QueueView, log_tail, outside_allocation
+from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend, QueueView, log_tail
 from snakemake_executor_plugin_dask.batch import directives
 from snakemake_executor_plugin_dask.batch.allocations import Ran, Record
-from snakemake_executor_plugin_dask.batch.answers import look
+from snakemake_executor_plugin_dask.batch.answers import look, outside_allocation
 from snakemake_executor_plugin_dask.batch.refusals import outlook, what_to_change
 from snakemake_executor_plugin_dask.config.poolsfile import read_options, read_pools_file
 from snakemake_executor_plugin_dask.interior import jobqueue as interior

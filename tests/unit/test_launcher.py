@@ -18,6 +18,7 @@ from snakemake_executor_plugin_dask.backends.mpi import (
     launch_command,
     launch_environment,
 )
+from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.hosts import host_environment, host_file, hydra_file, slots_file, spread
@@ -199,11 +200,11 @@ def test_hosts_are_told_to_all_launchers() -> None:
     assert host_file(hosts) == "n2\nn3\nn2\n"  # each node once before any twice
     assert slots_file(hosts) == "n2 slots=2\nn3 slots=1\n"
     assert hydra_file(hosts) == "n2:2\nn3:1\n"
-    plain = dict(host_environment(hosts, "other", "/f"))
+    plain = dict(host_environment(hosts, None, "/f"))
     assert plain["SNAKEMAKE_DASK_HOSTS"] == "n2,n3"
     assert plain.pop("HYDRA_HOST_FILE") == "/f.hydra"
     assert plain.pop("SNAKEMAKE_DASK_HOSTFILE") == "/f"
     assert {plain[name] for name in plain if name != "SNAKEMAKE_DASK_HOSTS"} == {"/f.slots"}
     assert not any(name.startswith("SLURM") for name in plain)
-    slurm = dict(host_environment(hosts, "slurm", "/f"))
+    slurm = dict(host_environment(hosts, SYSTEMS["slurm"], "/f"))
     assert (slurm["SLURM_HOSTFILE"], slurm["SLURM_TASKS_PER_NODE"], slurm["SLURM_NTASKS"]) == ("/f", "2,1", "3")

@@ -15,4 +15,10 @@ from snakemake_executor_plugin_dask.model.batch_systems.slurm import SLURM
 
 SYSTEMS: Systems = {system.name: system for system in (SLURM, PBS, LSF, GRID_ENGINE, OAR, MOAB, HTCONDOR)}
 
-__all__ = ["SYSTEMS", "BatchSystem"]
+
+def named(field: str) -> tuple[str, ...]:
+    """What any of them names in a field of its `Variables` that holds several."""
+    return tuple(name for system in SYSTEMS.values() for name in getattr(system.variables, field))
+
+
+__all__ = ["SYSTEMS", "BatchSystem", "named"]

@@ -7,6 +7,7 @@ from snakemake_executor_plugin_dask.model.batch_systems import advice
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen
 from snakemake_executor_plugin_dask.model.batch_systems.record import BatchSystem
 from snakemake_executor_plugin_dask.model.batch_systems.scripts import Setting, given, texts
+from snakemake_executor_plugin_dask.model.batch_systems.variables import Variables
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 
@@ -42,6 +43,19 @@ GRID_ENGINE = BatchSystem(
     title="Grid Engine",
     job_class="SGEJob",
     several_nodes=False,
+    variables=Variables(
+        prefixes=("SGE_",),
+        unprefixed=frozenset(
+            "JOB_ID JOB_NAME JOB_SCRIPT NHOSTS NQUEUES NSLOTS PE PE_HOSTFILE QUEUE REQNAME REQUEST RESTARTED ARC "
+            "ENVIRONMENT TASK_ID".split()
+        ),
+        settings=frozenset("SGE_ROOT SGE_CELL SGE_CLUSTER_NAME SGE_QMASTER_PORT SGE_EXECD_PORT".split()),
+        id="JOB_ID",
+        marks=("SGE_TASK_ID",),
+        node_counts=("NHOSTS",),
+        node_files=("PE_HOSTFILE",),
+        cores=("NSLOTS",),
+    ),
     submit="qsub",
     no_requeue=("-r n",),
     rehearsal=("-w", "v"),

@@ -7,6 +7,7 @@ from snakemake_executor_plugin_dask.model.batch_systems import advice
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Kind, Seen
 from snakemake_executor_plugin_dask.model.batch_systems.record import BatchSystem
 from snakemake_executor_plugin_dask.model.batch_systems.scripts import Setting, given
+from snakemake_executor_plugin_dask.model.batch_systems.variables import Variables
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 #: Numbers of JobStatus; a removed job (3) may still be ending.
@@ -62,6 +63,7 @@ HTCONDOR = BatchSystem(
     title="HTCondor",
     job_class="HTCondorJob",
     several_nodes=False,
+    variables=Variables(prefixes=("_CONDOR_",), id="_CONDOR_JOB_ID", ids=("_CONDOR_SCRATCH_DIR",)),
     submit="condor_submit",
     rehearsal=("-dry-run", "/dev/null"),
     id=r"[1-9]\d*(\.\d+)?",

@@ -8,6 +8,7 @@ from snakemake_executor_plugin_dask.model.batch_systems import advice
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen, states
 from snakemake_executor_plugin_dask.model.batch_systems.record import BatchSystem
 from snakemake_executor_plugin_dask.model.batch_systems.scripts import Setting, gpus, parse_walltime, skipped
+from snakemake_executor_plugin_dask.model.batch_systems.variables import Variables
 
 #: What is UNKWN or ZOMBI may still run: LSF does not reach its host, and what is killed meanwhile becomes a ZOMBI.
 _STATES = states(queued="PEND PSUSP WAIT PROV", running="RUN USUSP SSUSP", gone="DONE EXIT")
@@ -44,6 +45,17 @@ LSF = BatchSystem(
     name="lsf",
     title="LSF",
     job_class="LSFJob",
+    variables=Variables(
+        prefixes=("LSB_", "LS_"),
+        settings=frozenset({"LSB_CONFDIR", "LS_COLORS"}),  # the latter is of `ls`
+        id="LSB_JOBID",
+        ids=("LSB_JOBID",),
+        node_files=("LSB_DJOB_HOSTFILE",),
+        node_list="LSB_HOSTS",
+        cores=("LSB_DJOB_NUMPROC", "LSB_MAX_NUM_PROCESSORS"),
+        choosing=("LSB_BJOBS_",),
+        submitting=frozenset({"BSUB_CHK_RESREQ", "BSUB_QUIET", "BSUB_STDERR"}),
+    ),
     submit="bsub",
     no_requeue=("-rn",),
     submitted=r"Job <(\d+)>",

@@ -14,6 +14,7 @@ from snakemake_executor_plugin_dask.model.batch_systems.scripts import (
     granted_bytes,
     parse_walltime,
 )
+from snakemake_executor_plugin_dask.model.batch_systems.variables import Variables
 
 _STATES = states(
     queued="Idle Hold Deferred BatchHold SystemHold UserHold NotQueued Migrated Staging",
@@ -45,6 +46,7 @@ MOAB = BatchSystem(
     name="moab",
     title="Moab",
     job_class="MoabJob",
+    variables=Variables(prefixes=("MOAB_",), id="MOAB_JOBID", ids=("MOAB_JOBID",), cores=("MOAB_PROCCOUNT",)),
     submit="msub",
     no_requeue=("-r n",),
     id=r"(\w+\.)?[1-9]\d*(\.[\w-]+)*",

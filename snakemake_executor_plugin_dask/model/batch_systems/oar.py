@@ -8,6 +8,7 @@ from snakemake_executor_plugin_dask.model.batch_systems import advice
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen, blocks, local_time, states
 from snakemake_executor_plugin_dask.model.batch_systems.record import BatchSystem
 from snakemake_executor_plugin_dask.model.batch_systems.scripts import Setting, parse_walltime
+from snakemake_executor_plugin_dask.model.batch_systems.variables import Variables
 
 _STATES = states(
     queued="Waiting Hold toAckReservation toLaunch",
@@ -53,6 +54,13 @@ OAR = BatchSystem(
     name="oar",
     title="OAR",
     job_class="OARJob",
+    variables=Variables(
+        prefixes=("OAR_",),
+        id="OAR_JOB_ID",
+        ids=("OAR_JOB_ID", "OAR_JOBID"),
+        node_files=("OAR_NODEFILE", "OAR_FILE_NODES"),
+        handed_on=("OAR_JOB_ID",),
+    ),
     submit="oarsub",
     submitted=r"OAR_JOB_ID=(\d+)",
     before_script=" -S ",  # it looks for options in the script only then

@@ -6,6 +6,7 @@ from snakemake_executor_plugin_dask.model.batch_systems import advice
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen, blocks, states
 from snakemake_executor_plugin_dask.model.batch_systems.record import BatchSystem
 from snakemake_executor_plugin_dask.model.batch_systems.scripts import MIB, Setting, gpus, granted_bytes
+from snakemake_executor_plugin_dask.model.batch_systems.variables import Variables
 
 _STATES = states(queued="Q H W T", running="R E S U B", gone="C F X M")
 _STUCK = "Can Never Run"  # how the comment of PBS's scheduler begins
@@ -33,6 +34,17 @@ PBS = BatchSystem(
     name="pbs",
     title="PBS",
     job_class="PBSJob",
+    variables=Variables(
+        prefixes=("PBS_",),
+        settings=frozenset({"PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER", "PBS_HOME", "PBS_EXEC"}),
+        id="PBS_JOBID",
+        ids=("PBS_JOBID",),
+        node_files=("PBS_NODEFILE",),
+        cores=("PBS_NCPUS", "PBS_NP", "PBS_NUM_PPN"),
+        submitting=frozenset({"PBS_DPREFIX", "PBS_QSTAT_EXECONLY"}),
+        handed_on=("PBS_JOBID",),
+        chosen=frozenset({"PBS_ACCOUNT"}),
+    ),
     submit="qsub",
     no_requeue=("-r n",),
     id=r"[1-9]\d*(\[\d*\])?(\.[\w-]+)*",

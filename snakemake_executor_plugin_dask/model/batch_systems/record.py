@@ -1,11 +1,12 @@
 """What the plugin knows of one batch system: the fields of its record. Data; the functions in it are pure."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from snakemake_executor_plugin_dask.model.batch_systems import scripts
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen
+from snakemake_executor_plugin_dask.model.batch_systems.variables import Variables
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.model.pools import Pool
@@ -23,6 +24,16 @@ class BatchSystem:
     job_class: str  # of dask_jobqueue
     several_nodes: bool = True  # an allocation may hold more than one
     pools_for_resources: bool = False  # pools can be made for what rules declare (slurm_partition and the like)
+
+    # In an allocation
+
+    variables: Variables
+    #: Cores and MiB of memory (0: not told) that the allocation holds on this node, from the environment and the
+    #: node's number of cores. For where nothing enforces them.
+    granted: Callable[[Mapping[str, str], int], tuple[int, int]] | None = None
+    #: Variables that make its launchers start ranks on a job's nodes, from these nodes with their number of ranks, and
+    #: the path of a file with a line for each rank. None: its launchers go by such a file alone.
+    host_variables: Callable[[Sequence[tuple[str, int]], str], list[tuple[str, str | None]]] | None = None
 
     # Submitting
 

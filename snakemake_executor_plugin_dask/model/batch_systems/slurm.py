@@ -5,7 +5,7 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any
 
-from snakemake_executor_plugin_dask.model.batch_systems import advice
+from snakemake_executor_plugin_dask.model.batch_systems import advice, slurm_steps
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen, local_time, states
 from snakemake_executor_plugin_dask.model.batch_systems.record import BatchSystem
 from snakemake_executor_plugin_dask.model.batch_systems.scripts import (
@@ -15,6 +15,7 @@ from snakemake_executor_plugin_dask.model.batch_systems.scripts import (
     parse_walltime,
     skipped,
 )
+from snakemake_executor_plugin_dask.model.batch_systems.variables import Variables
 
 _STATES = states(
     queued="PENDING CONFIGURING EXPEDITING REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT RESV_DEL_HOLD",
@@ -110,6 +111,45 @@ SLURM = BatchSystem(
     title="Slurm",
     job_class="SLURMJob",
     pools_for_resources=True,
+    variables=Variables(
+        prefixes=("SLURM_", "SLURMD_"),
+        settings=frozenset({"SLURM_CONF", "SLURM_TIME_FORMAT"}),
+        id="SLURM_JOB_ID",
+        ids=("SLURM_JOB_ID",),
+        end="SLURM_JOB_END_TIME",
+        node="SLURMD_NODENAME",
+        node_counts=("SLURM_JOB_NUM_NODES", "SLURM_NNODES"),
+        node_list="SLURM_JOB_NODELIST",
+        parse_node_list=slurm_steps.expand_nodes,
+        of_node=frozenset(
+            {
+                *("SLURMD_NODENAME", "SLURM_NODEID", "SLURM_CPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"),
+                *("SLURM_TOPOLOGY_ADDR", "SLURM_TOPOLOGY_ADDR_PATTERN"),
+            }
+        ),
+        cores=("SLURM_CPUS_ON_NODE", "SLURM_JOB_CPUS_PER_NODE"),
+        cores_per_task=("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK"),
+        tasks=("SLURM_NTASKS", "SLURM_NPROCS"),
+        slots=("SLURM_TASKS_PER_NODE",),  # `srun` does not read it
+        gpus=("SLURM_GPUS_ON_NODE",),
+        memory=("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU"),
+        of_whole=(
+            *("SLURM_NTASKS_PER_NODE", "SLURM_NTASKS_PER_CORE", "SLURM_NTASKS_PER_SOCKET", "SLURM_NTASKS_PER_GPU"),
+            *("SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_SOCKET", "SLURM_GPUS_PER_TASK"),
+            *("SLURM_CPUS_PER_GPU", "SLURM_JOB_GPUS", "SLURM_TRES_PER_TASK", "SLURM_EXCLUSIVE", "SLURM_EXACT"),
+        ),
+        choosing=("SQUEUE_", "SCANCEL_", "SINFO_"),
+        submitting=frozenset(
+            {
+                *("SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_JOB_NAME", "SBATCH_TEST_ONLY", "SBATCH_WAIT_ALL_NODES"),
+                "SBATCH_HINT",
+            }
+        ),
+        handed_on=("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_JOB_NODELIST", "SLURM_PROCID"),
+        chosen=frozenset({"SLURM_CLUSTERS", "SLURM_CONF_SERVER", "SLURM_JWT"}),
+    ),
+    granted=slurm_steps.granted,
+    host_variables=slurm_steps.on_hosts,
     submit="sbatch",
     no_requeue=("--no-requeue",),
     rehearsal=("--test-only",),

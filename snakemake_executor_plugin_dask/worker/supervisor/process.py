@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from snakemake_executor_plugin_dask.model.batch_systems.slurm_steps import node_of_several
 from snakemake_executor_plugin_dask.model.job_messages import (
     Ended,
     Kill,
@@ -44,7 +45,6 @@ from snakemake_executor_plugin_dask.node import logs, processes, updates
 from snakemake_executor_plugin_dask.node.environment import (
     base_environment,
     expand,
-    holds_several_nodes,
     job_environment,
     node_changes,
     of_prologue,
@@ -175,8 +175,8 @@ class Supervisor:
         own = dict(os.environ)
         self._environment = base_environment(setup.environment, setup.replace_environment, own)
         self._of_prologue = of_prologue(own)
-        node = self._environment.get("SLURMD_NODENAME")
-        if node is not None and self._directory is not None and holds_several_nodes(self._environment):
+        node = node_of_several(self._environment)
+        if node is not None and self._directory is not None:
             self._host_file = os.path.join(self._directory, "hosts")
             with open(self._host_file, "w") as file:
                 file.write(f"{node}\n" * (os.cpu_count() or 1))
