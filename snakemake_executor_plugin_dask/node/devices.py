@@ -1,6 +1,10 @@
 """GPUs of a node: which there are, and the environment by which a job sees exactly its own. Standard library only.
 
 Looks at the environment, the NVML library, `nvidia-smi` and sysfs; changes nothing, and makes no CUDA context.
+
+NVML is called by ctypes and not by `nvidia-ml-py`: each worker would import its 8,000 lines for a dozen functions; it
+takes no other path for the library, so that no test could put one in its place; and the supervisor, which imports this
+module, has the standard library alone.
 """
 
 import contextlib

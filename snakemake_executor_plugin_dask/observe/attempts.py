@@ -1,12 +1,11 @@
 """The report page's table of attempts: what is in its head, and its rows as data for `templates/jobs.js`. Pure."""
 
-import html
 from typing import Any
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt, first, ran_s
 from snakemake_executor_plugin_dask.observe.tables import STATES
-from snakemake_executor_plugin_dask.observe.wording import clean, count, members_text, short_id, wildcard_text
+from snakemake_executor_plugin_dask.observe.wording import clean, members_text, short_id, wildcard_text
 
 SHOWN = 50_000  # of more the page would grow beyond ten megabytes
 
@@ -19,28 +18,14 @@ _COLUMNS: tuple[tuple[str, str | None], ...] = (
 _WORDS = {"succeeded": "succeeded", **STATES}
 
 
-def jobs_section(model: RunModel) -> str:
+def jobs_table(model: RunModel) -> dict[str, Any]:
     """The table without rows, which the script makes; hidden where there is no script."""
-    if not model.attempts:
-        return ""
-    heads = "".join(
-        f'<th{" class=num" if kind else ""}><button type="button"{f" data-kind={kind}" if kind else ""}>'
-        f"{html.escape(name)}</button></th>"
-        for name, kind in _COLUMNS
-    )
-    states = dict.fromkeys(_state(attempt) for attempt in model.attempts.values())
-    options = "".join(f"<option>{html.escape(state)}</option>" for state in states)
-    left_out = len(model.attempts) - SHOWN
-    more = f'<p class="soft">The first {SHOWN:,}; {count(left_out, "attempt")} more are in the event log.</p>'
-    return (
-        '<section class="long" id="jobs" hidden><div class="row"><h2>Jobs</h2><div class="finder">'
-        '<input type="search" placeholder="rule, wildcard, worker" aria-label="Find jobs by rule, wildcard or worker">'
-        f'<select aria-label="State"><option value="">all states</option>{options}</select></div></div>'
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody></tbody></table></div>'
-        '<div class="row pages"><output class="soft"></output><span>'
-        '<button type="button" class="plain">Back</button> <button type="button" class="plain">On</button>'
-        f"</span></div>{more * (left_out > 0)}</section>"
-    )
+    return {
+        "job_states": list(dict.fromkeys(_state(attempt) for attempt in model.attempts.values())),
+        "job_columns": _COLUMNS,
+        "jobs_shown": SHOWN,
+        "more_jobs": len(model.attempts) - SHOWN,
+    }
 
 
 def jobs_data(model: RunModel) -> dict[str, Any]:

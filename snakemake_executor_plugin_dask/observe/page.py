@@ -1,4 +1,6 @@
-"""The report as one HTML page that stands alone: nothing is loaded, every text escaped. Pure; from a `RunModel`.
+"""The report as one HTML page that stands alone: nothing is loaded, every text escaped. From a `RunModel`.
+
+What is shown is made here and in `tables`, how it is laid out stands in `templates/report.html`; Jinja escapes it all.
 
 The browser is told by a content security policy to load nothing and to run no script but the one that is here.
 """
@@ -13,10 +15,10 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, rule_uses
-from snakemake_executor_plugin_dask.observe.attempts import jobs_data, jobs_section
+from snakemake_executor_plugin_dask.observe.attempts import jobs_data, jobs_table
 from snakemake_executor_plugin_dask.observe.charts import use_charts
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.tables import STATES, allocations, failures, rules, said, text
+from snakemake_executor_plugin_dask.observe.tables import STATES, block, failures, rules, said, workers
 from snakemake_executor_plugin_dask.observe.timeline import bands, boxes
 from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral
 from snakemake_executor_plugin_dask.observe.wording import (
@@ -40,68 +42,68 @@ _SCRIPTS = ("words.js", "jobs.js", "report.js")
 
 def page(model: RunModel) -> str:
     """The whole page."""
+    # Not at the start of each command for people.
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
     uses = rule_uses(model)
     colours = {use.rule: COLOURS[i] if i < len(COLOURS) else OTHER for i, use in enumerate(uses)}
-    held = integral(model)
     templates = files(__package__).joinpath("templates")
-    style, script = (
-        templates.joinpath("report.css").read_text(),
-        "".join(templates.joinpath(name).read_text() for name in _SCRIPTS),
-    )
+    script = "".join(templates.joinpath(name).read_text() for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
-    sections = [
-        _head(model),
-        _tiles(model, held),
-        failures(model),
-        _timeline(model, uses, colours),
-        _use(model),
-        rules(uses, len(COLOURS)),
-        jobs_section(model),
-        allocations(model),
-        said(model),
-    ]
     data = json.dumps(_data(model, uses, colours), separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
-    return "\n".join(
-        (
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Run {text(model.run_id)}</title>",
-            f"<style>\n{style}</style></head><body><main>",
-            *sections,
-            "<footer>Made from the run's event log. Cores of jobs are what they held, CPU is what they used.</footer>",
-            f'</main><div id="tip" hidden></div><script type="application/json" id="data">{data}</script>',
-            f"<script>{script}</script></body></html>\n",
-        )
+    own = {  # nothing of it is from the run, but for the data, in which no tag can begin
+        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
+        "style": templates.joinpath("report.css").read_text(),
+        "script": script,
+        "data": data,
+        "charts": use_charts(model),
+    }
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"text": _text, "block": block, "count": count}
+    return environment.from_string(templates.joinpath("report.html").read_text()).render(
+        {name: Markup(text) for name, text in own.items()},  # noqa: S704
+        run=_run(model),
+        tiles=_tiles(model, integral(model)),
+        **failures(model),
+        colours=COLOURS,
+        other_colour=OTHER,
+        workers_came=len(model.workers),
+        legend=[use.rule for use in uses if colours[use.rule] != OTHER],
+        other_rules=max(0, len(uses) - len(COLOURS)),
+        some_failed=any(a.state == "ended" and a.status != "succeeded" for a in model.attempts.values()),
+        **rules(uses),
+        **jobs_table(model),
+        **workers(model),
+        **said(model),
     )
 
 
-def _head(model: RunModel) -> str:
+def _text(value: object, limit: int = 400) -> str:
+    """Anything as one line."""
+    return clean(str(value), limit)
+
+
+def _run(model: RunModel) -> dict[str, Any]:
     start, end = model.started or 0.0, model.end_time
     when = time.strftime("%-d %B %Y, %H:%M", time.localtime(start))
     facts = [f"{when}, for {rough(end - start)}"]
-    facts += [f"on {text(model.facts['host'])}"] if model.facts.get("host") else []
-    facts += [f"in {text(model.facts['workdir'])}"] if model.facts.get("workdir") else []
+    facts += [f"on {_text(model.facts['host'])}"] if model.facts.get("host") else []
+    facts += [f"in {_text(model.facts['workdir'])}"] if model.facts.get("workdir") else []
     versions = model.facts.get("versions") or {}
-    version_line = ", ".join(f"{text(name)} {text(version)}" for name, version in versions.items())
-    unfinished = (
-        ""
-        if model.ended is not None
-        else (
-            '<p class="bad-text">The event log ends before the run does: it was killed, or still goes on. '
-            "The figures are those up to there.</p>"
-        )
-    )
-    return (
-        f'<h1>Run {text(model.run_id)}</h1><div class="soft">{"; ".join(facts)}</div>'
-        f'<div class="soft">{version_line}</div>'
-        f'<div class="soft">{"<br>".join(text(line, 600) for line in starts(model.starts))}</div>{unfinished}'
-    )
+    return {
+        "id": model.run_id,
+        "facts": facts,
+        "versions": [f"{_text(name)} {_text(version)}" for name, version in versions.items()],
+        "starts": starts(model.starts),
+        "ended": model.ended is not None,
+    }
 
 
-def _tiles(model: RunModel, held: Held) -> str:
+def _tiles(model: RunModel, held: Held) -> list[tuple[str, str, bool]]:
+    """Large figures, each with what it means and whether it is bad."""
     counts = model.counts()
     fates = [f"{counts['succeeded']:,} succeeded"]
     fates += [f"{counts['stopped']:,} stopped"] if counts["stopped"] else []
@@ -118,57 +120,7 @@ def _tiles(model: RunModel, held: Held) -> str:
     ]
     if any(model.pools[allocation.pool].batch for allocation in model.allocations):
         tiles.append((rough(allocation_wait_s(model)), "waited for allocations", False))
-    items = (
-        f'<div class="tile{" bad" * bad}"><b>{text(big)}</b><span>{text(small)}</span></div>'
-        for big, small, bad in tiles
-    )
-    return f'<div class="tiles">{"".join(items)}</div>'
-
-
-def _timeline(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> str:
-    if not model.workers:
-        return (
-            '<section><h2>What ran where</h2><p class="soft">No worker came up.</p>'
-            '<canvas id="timeline" hidden></canvas><button id="reset" hidden></button></section>'
-        )
-    chips = [
-        f'<button type="button" data-rule="{i}" aria-pressed="false">'
-        f'<i class="swatch" data-colour="{i}"></i>{text(use.rule, 60)}</button>'
-        for i, use in enumerate(uses)
-        if colours[use.rule] != OTHER
-    ]
-    if len(uses) > len(chips):
-        chips.append(
-            f'<button type="button"><i class="swatch other"></i>{count(len(uses) - len(chips), "other rule")}</button>'
-        )
-    failed = any(a.state == "ended" and a.status != "succeeded" for a in model.attempts.values())
-    chips += ['<button type="button"><i class="swatch fail"></i>did not succeed</button>'] if failed else []
-    swatches = "".join(f'.swatch[data-colour="{i}"]{{background:{colour}}}' for i, colour in enumerate(COLOURS))
-    return (
-        f"<style>{swatches}.swatch.other{{background:{OTHER}}}</style>"
-        '<section><div class="row"><h2>What ran where</h2>'
-        '<button type="button" class="plain" id="reset" hidden>Show the whole run</button></div>'
-        '<p class="soft">A band is a worker, as high as it has cores; time runs from the start of the run. '
-        "Drag to look closer, "
-        f'click on a rule to see it alone.</p><div class="legend">{"".join(chips)}</div>'
-        f'<canvas id="timeline" role="img" aria-label="{count(len(model.workers), "worker")} and their jobs over time">'
-        "</canvas>"
-        '<noscript><p class="soft">This picture needs JavaScript; the tables below do not.</p></noscript></section>'
-    )
-
-
-def _use(model: RunModel) -> str:
-    charts = use_charts(model)
-    if not charts:
-        return ""
-    return (
-        '<section class="long"><h2>Use over time</h2><div class="legend soft">'
-        '<span><i class="swatch" style="background:var(--held)"></i>held by workers&ensp;</span>'
-        '<span><i class="swatch" style="background:var(--used)"></i>held by jobs&ensp;</span>'
-        '<span><i class="swatch line"></i>used by their processes (CPU: mean of each attempt, memory: its peak)</span>'
-        "</div>"
-        f"{charts}</section>"
-    )
+    return tiles
 
 
 def _data(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> dict[str, Any]:

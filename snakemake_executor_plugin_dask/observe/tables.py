@@ -1,9 +1,8 @@
-"""The tables of the report page: failures, rules, allocations, what was said. Pure; every text is escaped."""
+"""What is in the tables of the report page: failures, rules, workers, what was said. Pure; nothing is escaped yet."""
 
-import html
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, Spread, set_resources
@@ -13,7 +12,6 @@ from snakemake_executor_plugin_dask.observe.use import worker_use
 from snakemake_executor_plugin_dask.observe.wording import (
     clean,
     core_time,
-    count,
     members_text,
     rough,
     share,
@@ -38,52 +36,49 @@ STATES = {
 }
 
 
-def text(value: object, limit: int = 400) -> str:
-    """Anything as one line of HTML text."""
-    return html.escape(clean(str(value), limit))
+class Cell(NamedTuple):
+    """A number in a table. ``part``: shown as a meter, where it is given; more than 1 is too much."""
+
+    text: str
+    part: float | None = None
+    bad: bool = False
 
 
-def failures(model: RunModel) -> str:
+def failures(model: RunModel) -> dict[str, Any]:
+    """Pools that were given up, and attempts that failed, in groups."""
     failed = [a for a in model.attempts.values() if a.state == "ended" and a.status not in ("succeeded", "cancelled")]
-    gone = [(pool.name, pool.given_up) for pool in model.pools.values() if pool.given_up]
-    if not failed and not gone:
-        return ""
     groups: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
     for attempt in failed:
         groups[attempt.status, attempt.rule].append(attempt)
-    parts = [
-        f'<details open><summary><span class="tag">pool given up</span><b>{text(name)}</b></summary>'
-        f"<pre>{block(why)}</pre></details>"
-        for name, why in gone
-    ]
-    left = FAILURES_SHOWN
+    parts, left = [], FAILURES_SHOWN
     # Lost workers last: their jobs ran again.
     for (status, rule), attempts in sorted(groups.items(), key=lambda item: (item[0][0] == "lost", -len(item[1]))):
         shown = attempts[: max(1, min(left, 20))]
         left -= len(shown)
-        items = "".join(_failure(attempt) for attempt in shown)
-        more = f"<p class='soft'>and {len(attempts) - len(shown):,} more</p>" if len(attempts) > len(shown) else ""
         reason = attempts[0].message or (f"exit code {attempts[0].exit_code}" if attempts[0].exit_code else "")
-        why = f"; {'first: ' * (len(attempts) > 1)}{text(reason, 160)}" if reason else ""
         parts.append(
-            f'<details{" open" * (len(failed) <= 3 and status != "lost")}><summary><span class="tag">'
-            f"{text(STATES.get(status, status))}</span><b>{text(rule)}</b> "
-            f'<span class="soft">{count(len(attempts), "attempt")}{why}</span></summary>{items}{more}</details>'
+            {
+                "state": STATES.get(status, status),
+                "rule": rule,
+                "open": len(failed) <= 3 and status != "lost",
+                "attempts": len(attempts),
+                "why": f"; {'first: ' * (len(attempts) > 1)}{clean(reason, 160)}" if reason else "",
+                "shown": [_failure(attempt) for attempt in shown],
+                "more": len(attempts) - len(shown),
+            }
         )
-    return f'<section class="long"><h2>Failures</h2>{"".join(parts)}</section>'
+    gone = [(pool.name, pool.given_up) for pool in model.pools.values() if pool.given_up]
+    return {"failures": parts, "given_up": gone}
 
 
-def _failure(attempt: Attempt) -> str:
-    named = f"<b>{text(wildcard_text(attempt.wildcards))}</b>, " if attempt.wildcards else ""
-    facts = [
-        f"{named}job {text(short_id(attempt.jobid))}, attempt {attempt.attempt}"
-        + (f", run {attempt.run}" if attempt.run > 1 else "")
-    ]
+def _failure(attempt: Attempt) -> dict[str, Any]:
+    run = f", run {attempt.run}" if attempt.run > 1 else ""
+    facts = [f"job {clean(short_id(attempt.jobid))}, attempt {attempt.attempt}{run}"]
     if attempt.members:
-        facts.append(f"of {text(members_text(attempt, 10), 1000)}")
+        facts.append(f"of {clean(members_text(attempt, 10), 1000)}")
     if attempt.worker:
-        where = f", allocation {text(attempt.allocation)}" if attempt.allocation else ""
-        facts.append(f"on {text(attempt.host or '?')} (worker {text(attempt.worker)}{where})")
+        where = f", allocation {clean(attempt.allocation)}" if attempt.allocation else ""
+        facts.append(f"on {clean(attempt.host or '?')} (worker {clean(attempt.worker)}{where})")
     if attempt.ran_s is not None:
         facts.append(f"after {rough(attempt.ran_s)}")
     if attempt.exit_code and not attempt.message:  # which names that of the command, and not of its Snakemake
@@ -92,110 +87,65 @@ def _failure(attempt: Attempt) -> str:
         facts.append(f"signal {attempt.signal}")
     if attempt.peak_memory_mb:
         facts.append(f"peak memory {short_memory(attempt.peak_memory_mb)}")
-    message = f"<br>{text(attempt.message, 2000)}" if attempt.message else ""
-    log = f'<br><span class="soft">{text(attempt.log_path)}</span>' if attempt.log_path else ""
-    tails = "".join(
-        f'<p class="soft">{text(path)}</p><pre>{block(tail)}</pre>' for path, tail in attempt.rule_logs if tail.strip()
-    )
-    tails += f"<pre>{block(attempt.log_tail)}</pre>" if attempt.log_tail.strip() else ""
-    return f"<p>{', '.join(facts)}{message}{log}</p>{tails}"
+    return {
+        "named": wildcard_text(attempt.wildcards) if attempt.wildcards else "",
+        "facts": facts,
+        "message": attempt.message,
+        "log_path": attempt.log_path,
+        "rule_logs": [(path, tail) for path, tail in attempt.rule_logs if tail.strip()],
+        "tail": attempt.log_tail if attempt.log_tail.strip() else "",
+    }
 
 
 def block(value: str) -> str:
-    """Text of several lines as HTML; as much as a log's tail may hold."""
-    return html.escape(clean_block(value).rstrip()[-4096:])
+    """Text of several lines; as much as a log's tail may hold."""
+    return clean_block(value).rstrip()[-4096:]
 
 
-def rules(uses: Sequence[RuleUse], coloured: int) -> str:
-    """The first ``coloured`` of them have a colour of their own."""
-    if not uses:
-        return ""
+def rules(uses: Sequence[RuleUse]) -> dict[str, Any]:
+    """What each rule asked for and used, and what is to be asked for."""
     rows = []
-    for i, use in enumerate(uses[:RULES_SHOWN]):
-        swatch = f'data-colour="{i}"' if i < coloured else ""
-        rows.append(
-            f'<tr><td class="name"><i class="swatch{"" if swatch else " other"}" {swatch}></i>{text(use.rule)}</td>'
-            + cell(f"{use.jobs:,}")
-            + cell(f'<span class="{"bad-text" if use.failed else ""}">{use.failed:,}</span>')
-            + cell(f"{_range(use.cores, str)}{f', {use.gpus} GPU' if use.gpus else ''}")
-            + cell(
-                share(use.cpu_efficiency or 0.0, 1.0) if use.cpu_efficiency is not None else NOTHING, use.cpu_efficiency
-            )
-            + cell(_range(use.asked_memory_mb, short_memory))
-            + cell(_used(use.memory_mb, short_memory), _part(use.memory_mb, use.asked_memory_mb))
-            + cell(_range(use.asked_runtime_s, rough))
-            + cell(_used(use.runtime_s, rough), _part(use.runtime_s, use.asked_runtime_s))
-            + cell(core_time(use.core_s))
-            + "</tr>"
-        )
-    more = f'<p class="soft">and {len(uses) - RULES_SHOWN} more rules</p>' if len(uses) > RULES_SHOWN else ""
-    heads = (
-        *("jobs", "failed<br>attempts", "cores", "CPU<br>at work", "memory<br>asked", "peak: median,<br>95 %, largest"),
-        *("runtime<br>asked", "ran: median,<br>95 %, longest", "core<br>time"),
-    )
-    head = "".join(f'<th class="num">{name}</th>' for name in heads)
-    advice = set_resources(uses)
-    suggested = (
-        '<div class="row"><h3>To ask for next time</h3>'
-        '<button type="button" class="plain" id="copy">Copy</button></div>'
-        '<p class="soft">For a Snakemake profile. Memory is the largest peak and 20 %, runtime the longest and 50 % '
-        "(of fewer than five jobs 50 % and 100 %), never below 250 MB and 5 minutes. "
-        "Values that differ between the jobs of a rule are left out.</p>"
-        f'<pre id="resources">{html.escape(clean_block(advice))}</pre>'
-        if advice
-        else '<p class="soft">What the rules ask for fits what they used: nothing to change.</p>'
-    )
-    return (
-        '<section class="long"><h2>Asked for and used, by rule</h2>'
-        '<p class="soft">Bars: the largest value used of what was asked.</p><div class="scroll"><table>'
-        f"<thead><tr><th>rule</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f"{more}{suggested}</section>"
-    )
-
-
-def cell(content: str, part: float | None = None) -> str:
-    """A number's cell, with a meter of a part of one where it is given."""
-    meter = ""
-    if part is not None:
-        over = " over" if part > 1.0 else ""
-        meter = f'<span class="meter{over}"><i style="width:{min(part, 1.0):.0%}"></i></span>'
-    return f'<td class="num">{content}{meter}</td>'
+    for use in uses[:RULES_SHOWN]:
+        efficiency = use.cpu_efficiency
+        cells = [
+            Cell(f"{use.jobs:,}"),
+            Cell(f"{use.failed:,}", bad=use.failed > 0),
+            Cell(f"{_range(use.cores, str)}{f', {use.gpus} GPU' if use.gpus else ''}"),
+            Cell(NOTHING if efficiency is None else share(efficiency, 1.0), efficiency),
+            Cell(_range(use.asked_memory_mb, short_memory)),
+            Cell(_used(use.memory_mb, short_memory), _part(use.memory_mb, use.asked_memory_mb)),
+            Cell(_range(use.asked_runtime_s, rough)),
+            Cell(_used(use.runtime_s, rough), _part(use.runtime_s, use.asked_runtime_s)),
+            Cell(core_time(use.core_s)),
+        ]
+        rows.append((use.rule, cells))
+    return {"rules": rows, "more_rules": max(0, len(uses) - RULES_SHOWN), "advice": clean_block(set_resources(uses))}
 
 
 def _range(values: Spread | None, show: Any) -> str:
     if values is None:
         return NOTHING
-    least, most = html.escape(show(values.least)), html.escape(show(values.most))
+    least, most = show(values.least), show(values.most)
     return str(least) if least == most else f"{least} to {most}"
 
 
 def _used(values: Spread | None, show: Any) -> str:
-    return NOTHING if values is None else html.escape(", ".join(map(show, (values.middle, values.high, values.most))))
+    return NOTHING if values is None else ", ".join(map(show, (values.middle, values.high, values.most)))
 
 
 def _part(used: Spread | None, asked: Spread | None) -> float | None:
     return None if used is None or asked is None or not asked.most else used.most / asked.most
 
 
-def allocations(model: RunModel) -> str:
-    if not model.workers and not model.allocations:
-        return ""
+def workers(model: RunModel) -> dict[str, Any]:
+    """Workers and the allocations that they were asked for in."""
     # What is started on this machine, or by a launcher, has waited in no queue.
     batch = any(model.pools[allocation.pool].batch for allocation in model.allocations)
-    rows = list(_allocation_rows(model, batch=batch))
-    more = f'<p class="soft">and {len(rows) - ALLOCATIONS_SHOWN:,} more</p>' if len(rows) > ALLOCATIONS_SHOWN else ""
-    heads = ["asked for at", *["queued for"] * batch]
-    heads += ["start-up", "held for", "core time<br>held", "used by<br>jobs", "attempts"]
-    head = "".join(f'<th class="num">{name}</th>' for name in heads)
-    names = "<th>worker</th><th>pool</th>" + "<th>allocation</th>" * batch
-    return (
-        f'<section class="long"><h2>Workers{" and their allocations" * batch}</h2><div class="scroll"><table><thead>'
-        f"<tr>{names}{head}<th>end</th></tr></thead><tbody>"
-        f"{''.join(rows[:ALLOCATIONS_SHOWN])}</tbody></table></div>{more}</section>"
-    )
+    rows = list(_worker_rows(model, batch=batch))
+    return {"batch": batch, "workers": rows[:ALLOCATIONS_SHOWN], "more_workers": len(rows) - ALLOCATIONS_SHOWN}
 
 
-def _allocation_rows(model: RunModel, *, batch: bool) -> Iterable[str]:
+def _worker_rows(model: RunModel, *, batch: bool) -> Iterable[dict[str, Any]]:
     start, now = model.started or 0.0, model.end_time
     workers: dict[str, Worker] = {worker.name: worker for worker in model.workers}
     used = worker_use(model)
@@ -246,29 +196,21 @@ def _worker_row(
     *,
     end: str,
     bad: bool,
-) -> str:
+) -> dict[str, Any]:
     """``names`` of worker, pool, allocation; ``used_s`` core-seconds that jobs held; ``end`` says how it ended."""
-    cores = worker.cores if worker else 0
-    held = cores * (held_s or 0.0)
+    held = (worker.cores if worker else 0) * (held_s or 0.0)
     part = used_s / held if held else None
-    cells = "".join(cell(text(value)) for value in times)
-    cells += cell(core_time(held) if held else NOTHING) + cell(share(part, 1.0) if part is not None else NOTHING, part)
-    cells += cell(f"{worker.attempts:,}" if worker else "0")
-    first, *others = names
-    colour = ' class="bad-text"' if bad else ""
-    return (
-        f'<tr><td class="name">{text(first, 60)}</td>{"".join(f"<td>{text(name, 60)}</td>" for name in others)}'
-        f"{cells}<td{colour}>{text(end, 160)}</td></tr>"
-    )
+    cells = [
+        *map(Cell, times),
+        Cell(core_time(held) if held else NOTHING),
+        Cell(NOTHING if part is None else share(part, 1.0), part),
+        Cell(f"{worker.attempts:,}" if worker else "0"),
+    ]
+    return {"names": names, "cells": cells, "end": end, "bad": bad}
 
 
-def said(model: RunModel) -> str:
-    if not model.said:
-        return ""
+def said(model: RunModel) -> dict[str, Any]:
+    """The last lines of what was said."""
     start = model.started or 0.0
     lines = [f"{rough(when - start):>8}  {clean(line, 2000)}" for when, _, line in model.said[-SAID_SHOWN:]]
-    return (
-        f'<section class="long"><details><summary><b>What was said</b> '
-        f'<span class="soft">{count(len(model.said), "line")}</span></summary>'
-        f"<pre>{html.escape(chr(10).join(lines))}</pre></details></section>"
-    )
+    return {"said": "\n".join(lines), "lines_said": len(model.said)}
