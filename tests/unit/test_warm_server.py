@@ -175,6 +175,7 @@ def test_a_warm_process_that_does_not_answer(
 
         class Process:
             pid, ready, gone, settled, killed, words = 1234, True, False, asyncio.Event(), False, 0
+            reason = dag_reason = ""
 
             def start(self, spec: JobSpec) -> None: ...
 
@@ -198,6 +199,41 @@ def test_a_warm_process_that_does_not_answer(
         keeper._current = process  # type: ignore[assignment]
         assert await keeper.start(current) is not killed
         assert process.killed is killed
+
+    asyncio.run(start())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        ("no process could be forked", ["Some jobs start cold, since: no process could be forked. So each starts a"]),
+        ("all jobs start cold", []),
+        ("no graph can be built", []),
+        ("the warm process ended", []),
+    ],
+)
+def test_why_some_jobs_start_cold_is_told(refusal: str, told: list[str]) -> None:
+    """With what it costs; what holds for all jobs was told before, and the end of a warm process is an accident."""
+
+    async def start() -> None:
+        loop = asyncio.get_running_loop()
+        current = Attempt(spec("job"), loop.create_future(), loop.create_future())
+        said: list[str] = []
+
+        class Process:
+            pid, ready, gone, settled, words = os.getpid(), True, False, asyncio.Event(), 0
+            reason, dag_reason = "all jobs start cold", "no graph can be built"
+
+            def start(self, spec: JobSpec) -> None:
+                current.answer.set_result(refusal)
+
+        process = Process()
+        process.settled.set()
+        keeper = warming.Warming(Endings(Monitor(ProcFiles(), os.getpid())), lambda *_: None, said.append)
+        keeper._current = process  # type: ignore[assignment]
+        assert await keeper.start(current) is False
+        assert current.start_reason == refusal
+        assert [text[: len(start)] for text, start in zip(said, told, strict=True)] == told
 
     asyncio.run(start())
 

@@ -17,6 +17,7 @@ _ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless t
 _LOOKS = 6  # in that time; so it does not count while this process itself is stopped
 _LEAVE_S = 2.0  # for the exit functions of a workflow
 _RESTARTS = 3
+_ENDED = "the warm process ended"
 
 
 class Warming:
@@ -85,6 +86,9 @@ class Warming:
             return True
         current.warm, current.start_reason = None, refusal
         current.notes.append(f"not started warm: {refusal}")
+        # What holds for all jobs, or for all of a kind, was said once it was ready; its end is an accident.
+        if refusal not in (warm.reason, warm.dag_reason, _ENDED):
+            self._say(f"Some jobs start {shallow(0, refusal)}")
         return False
 
     async def _answered(self, warm: WarmProcess, current: Attempt) -> None:
@@ -129,6 +133,7 @@ class Warming:
         except TimeoutError:
             current.start_reason = f"the workflow was not read within {_READY_S:.0f} s"
             current.notes.append(f"not started warm: {current.start_reason}")
+            self._say(f"Some jobs start {shallow(0, current.start_reason)}")
             return None
         if warm is not None and warm.ready and not warm.gone:
             return warm
@@ -197,7 +202,7 @@ class Warming:
         for key in warm.unanswered:
             current_or_none = self._endings.attempts.get(key)
             if current_or_none is not None and current_or_none.warm is warm:
-                _answer(current_or_none, "the warm process ended")
+                _answer(current_or_none, _ENDED)
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -59,6 +59,7 @@ class WarmProcess:
         self._events = events
         self.depth = 0  # once ready; 0 then, too, if it refuses every job
         self.reason = ""  # why it is not deeper
+        self.dag_reason = ""  # why it starts no job that needs a DAG
         self.ready = False
         self.settled = asyncio.Event()  # ready, or gone
         self.gone = False
@@ -134,7 +135,7 @@ class WarmProcess:
         self.words += 1
         match message:
             case Warm(depth, reason, dag_reason):
-                self.depth, self.reason, self.ready = depth, reason, True
+                self.depth, self.reason, self.dag_reason, self.ready = depth, reason, dag_reason, True
                 self.settled.set()
                 if reason:
                     self._events.warm_said(f"Jobs start {shallow(depth, reason)}")
