@@ -19,6 +19,7 @@ from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memor
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node, with_cluster
 
 _MAX_NAMES = 8  # rules named in one sentence
+_MANY_READY = 5000  # among so many `greedy` chooses for half a minute or so
 
 
 _GIVEN_UP = "it was given up, since its workers could not be brought up"
@@ -322,6 +323,19 @@ def few_jobs(
         f"--jobs {jobs} lets the plugin see {_count(jobs, 'job')} at once, and its workers have "
         f"{_count(cores, 'core')}: --jobs limits what runs. Give several times what they hold, such as --jobs 10000; "
         "--cores caps the threads of one job, and --dask-workers and --dask-worker-cores cap how much runs at once."
+    )
+
+
+def slow_choice(scheduler: str | None, ready: int) -> str | None:
+    """The hint where Snakemake itself takes long to choose, before the plugin hears of any job; None: it does not.
+
+    The time of its own two schedulers grows with the square of the jobs that are ready.
+    """
+    if scheduler not in ("ilp", "greedy") or ready < _MANY_READY:
+        return None
+    return (
+        f"{ready:,} jobs are ready, among which --scheduler {scheduler} takes long to choose: its time grows with the "
+        "square of their number. --scheduler firstfit, which comes with the plugin, lets the first job start sooner."
     )
 
 

@@ -14,6 +14,9 @@ _DAG = "snakemake.dag:DAG"
 GROUP = Private(_DAG, "get_job_group", "jobs in groups would be checked, and shown by --dask-plan, as single ones")
 DEPENDING = Private(_DAG, "depending", "no worker is kept or brought up for jobs that become ready next", needed=False)
 NEEDRUN = Private(_DAG, "needrun", "no worker is kept or brought up for jobs that become ready next", needed=False)
+READY = Private(
+    _DAG, "ready_jobs", "nobody is told that Snakemake takes long to choose among thousands of jobs", needed=False
+)
 RUNNING = Private(
     _DAG,
     "_running",
@@ -21,7 +24,7 @@ RUNNING = Private(
     needed=False,
 )
 
-NAMES = (GROUP, DEPENDING, NEEDRUN, RUNNING)
+NAMES = (GROUP, DEPENDING, NEEDRUN, READY, RUNNING)
 
 
 def group_of(dag: Any, job: Any) -> Any:
@@ -37,6 +40,11 @@ def dependents(dag: Any, job: Any) -> Iterable[Any]:
 def is_to_run(dag: Any, job: Any) -> bool:
     """Whether a single job is to be run in this run, or has been."""
     return bool(NEEDRUN.of(dag)(job))
+
+
+def number_ready(dag: Any) -> int:
+    """How many jobs could be started now, a group's as one; 0 where that cannot be told any more."""
+    return len(READY.of(dag)) if READY.there() else 0
 
 
 def let_run_again(dag: Any, job: Any) -> None:

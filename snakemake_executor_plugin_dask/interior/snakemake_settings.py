@@ -23,13 +23,17 @@ CACHE = Private(f"{_TYPES}WorkflowSettings", "cache", "jobs would not use the ca
 JOB_COPIES = Private(f"{_TYPES}StorageSettings", "remote_job_local_storage_prefix", _COPIES)
 COPIES = Private(f"{_TYPES}StorageSettings", "local_storage_prefix", _COPIES)
 WORKDIR = Private(_WORKFLOW, "overwrite_workdir", "a `workdir:` of the workflow would lead jobs to another directory")
+_SLOW = "nobody is told that Snakemake takes long to choose among thousands of jobs"
+SCHEDULING_SETTINGS = Private(_WORKFLOW, "scheduling_settings", _SLOW, needed=False)
+SCHEDULER = Private(f"{_TYPES}SchedulingSettings", "scheduler", _SLOW, needed=False)
+SUBSAMPLE = Private(f"{_TYPES}SchedulingSettings", "subsample", _SLOW, needed=False)
 LOCALRULES = Private(
     _WORKFLOW, "localrules", "rules that take their input from a queue must be listed under localrules", needed=False
 )
 
 NAMES = (
     *(RESOURCE_SETTINGS, CORES, MAX_THREADS, NODES, KEEP_GOING, LOCK, LATENCY_WAIT, WORKFLOW_SETTINGS, CACHE),
-    *(JOB_COPIES, COPIES, WORKDIR, LOCALRULES),
+    *(JOB_COPIES, COPIES, WORKDIR, LOCALRULES, SCHEDULING_SETTINGS, SCHEDULER, SUBSAMPLE),
 )
 
 
@@ -86,6 +90,14 @@ def places_of_copies(workflow: Any) -> tuple[str, str]:
 def sets_workdir(workflow: Any) -> bool:
     """Whether `--directory` was given."""
     return WORKDIR.of(workflow) is not None
+
+
+def scheduler(workflow: Any) -> str | None:
+    """`--scheduler`, where it chooses among all jobs that are ready; None also where that cannot be told."""
+    if not (SCHEDULING_SETTINGS.there() and SCHEDULER.there() and SUBSAMPLE.there()):
+        return None
+    settings = SCHEDULING_SETTINGS.of(workflow)
+    return None if SUBSAMPLE.of(settings) else str(SCHEDULER.of(settings))
 
 
 def run_here(workflow: Any, rule: str) -> bool:

@@ -16,6 +16,7 @@ from snakemake_executor_plugin_dask.decide.routing import (
     route,
     shape_of,
     shape_of_worker,
+    slow_choice,
     slurm_ignored,
     slurm_on_local,
     unused,
@@ -225,6 +226,18 @@ def test_an_mpi_job_takes_whole_tasks_on_each_node() -> None:
     assert route(request, [pool], {}) == "wide"
     by_memory = request_from_resources({"mpi": "srun", "tasks": 4, "mem_mb_per_cpu": 2000}, 1)
     assert need_of(by_memory, pool, 3, 0, usable_memory_mb(4000)).nodes == 4, "its memory decides"
+
+
+def test_who_waits_for_snakemakes_own_choice_is_told() -> None:
+    """Where thousands of jobs are ready under a scheduler whose time grows with their square, and nowhere else."""
+    text = slow_choice("greedy", 20_000)
+    assert text is not None
+    assert text.startswith("20,000 jobs are ready, among which --scheduler greedy takes long to choose")
+    assert "--scheduler firstfit" in text
+    assert slow_choice("ilp", 20_000) is not None
+    assert slow_choice("firstfit", 20_000) is slow_choice("another-plugin", 20_000) is None
+    assert slow_choice("greedy", 1_000) is None
+    assert slow_choice(None, 20_000) is None, "--scheduler-subsample bounds it, or nobody can tell"
 
 
 def test_unused_pools_are_found() -> None:
