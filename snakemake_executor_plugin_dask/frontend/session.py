@@ -126,6 +126,8 @@ class Session:
             raise as_error(interior.refusal)
         if interior.warning:
             self._voice.warning(interior.warning)
+        if interior.untried:
+            self._voice.info(interior.untried)
         self._interior = interior
         # Who calls Snakemake's own API may give none.
         settings = executor.executor_settings or ExecutorSettings()

@@ -25,6 +25,10 @@ class Voice:
         """Only show it: what the driver says is in the event log, and so is the reason of a job's failure."""
         getattr(self._logger, level)(text)
 
+    def info(self, text: str) -> None:
+        """Show and keep."""
+        self._say("info", text)
+
     def warning(self, text: str) -> None:
         """Show and keep."""
         self._say("warning", text)

@@ -1,6 +1,6 @@
 """The check at the start of a run: which private names are missing, and what becomes of the run without them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.interior import (
     dask_adaptive,
@@ -15,7 +15,7 @@ from snakemake_executor_plugin_dask.interior import (
     snakemake_scheduler,
     snakemake_settings,
 )
-from snakemake_executor_plugin_dask.interior.declared import Private, missing, refusal, warning
+from snakemake_executor_plugin_dask.interior.declared import Private, missing, refusal, untried, warning
 
 #: Of Snakemake, in its main process.
 NAMES = (
@@ -33,6 +33,7 @@ class Interior:
 
     refusal: str = ""
     warning: str = ""
+    untried: str = ""  # that this version of Snakemake is a new one
     looks_ahead: bool = True  # at the jobs that become ready next
     mends_retries: bool = True
     fails_unstarted: bool = True  # one job alone, which was never started
@@ -43,7 +44,7 @@ def of_snakemake() -> Interior:
     """Look for every name that the main process uses."""
     import snakemake.api  # noqa: F401 - first: its modules import each other
 
-    return _told(missing(NAMES))
+    return replace(_told(missing(NAMES)), untried=untried("snakemake"))
 
 
 def of_dask() -> Interior:

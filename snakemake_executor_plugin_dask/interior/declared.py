@@ -9,6 +9,7 @@ import dis
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -99,6 +100,26 @@ def warning(lacking: Iterable[Private]) -> str:
         f"{READ_IN[package]}."
         for package, names in _by_package(lacking)
     )
+
+
+def untried(package: str) -> str:
+    """A sentence where a later minor version is installed than any that the plugin was tried with; else empty."""
+    try:
+        found = version(_distribution(package))
+    except PackageNotFoundError:
+        return ""
+    if _minor(found) <= _minor(READ_IN[package]):
+        return ""
+    known = ".".join(map(str, _minor(READ_IN[package])))
+    return (
+        f"{_installed(package).capitalize()} is newer than all that the plugin was tried with (up to {known}). What it "
+        "relies on was looked for, and each worker tries out how deep jobs can start; a warning says what is lost, if "
+        "anything."
+    )
+
+
+def _minor(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 def _each(names: Iterable[Private]) -> str:

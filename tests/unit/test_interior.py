@@ -309,7 +309,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_is_there_in_the_installed_versions() -> None:
     """And a run neither warns of anything nor is refused."""
     jobqueue.load()
-    found = [checks.of_snakemake(), checks.of_dask(), checks.of_attached_dask()]
+    found = [dataclasses.replace(checks.of_snakemake(), untried=""), checks.of_dask(), checks.of_attached_dask()]
     assert found == [checks.Interior()] * 3
     assert declared.missing(jobqueue.NAMES) == []
 
@@ -339,6 +339,20 @@ def test_a_use_of_what_is_gone_says_what_is_lost() -> None:
     assert of_thing("made").of(Thing()) == 1
     with pytest.raises(Gone, match=r"Thing\.other \(without it, things go wrong\)"):
         of_thing("other").of(Thing())
+
+
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [("1.0.9", "is newer than all that the plugin was tried with (up to 1.0)"), ("999.0", ""), ("", "")],
+)
+def test_a_minor_version_that_was_never_tried_is_named(tried: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer patch of one that was tried is not."""
+    found = declared.version("snakemake")
+    monkeypatch.setitem(declared.READ_IN, "snakemake", tried or found.rpartition(".")[0] + ".0")
+    sentence = declared.untried("snakemake")
+    assert bool(sentence) is bool(said)
+    assert said in sentence
+    assert not said or sentence.startswith(f"Snakemake {found} ")
 
 
 def test_each_name_is_declared_once() -> None:
