@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -155,10 +156,20 @@ def _defines(owner: Any, name: str) -> bool:
         return True
     if not isinstance(owner, type):
         return False
-    return any(
-        name in getattr(cls, "__annotations__", ()) or name in _set_by(vars(cls).get("__init__"))
-        for cls in owner.__mro__
-    )
+    return any(name in _annotated(cls) or name in _set_by(vars(cls).get("__init__")) for cls in owner.__mro__)
+
+
+def _annotated(cls: type) -> Iterable[str]:
+    """The fields that a class annotates.
+
+    From Python 3.14 on annotations are evaluated when asked for, and name what is imported for type checkers alone.
+    """
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format  # new in 3.14
+
+        return inspect.get_annotations(cls, format=Format.FORWARDREF)
+    else:
+        return inspect.get_annotations(cls)
 
 
 @functools.cache

@@ -190,6 +190,15 @@ def test_nothing_else_touches_undeclared_attributes() -> None:
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="earlier ones evaluate annotations with the class")
+def test_annotations_that_cannot_be_evaluated() -> None:
+    """A class may annotate what is imported for type checkers alone; its other fields are found all the same."""
+    names: dict[str, Any] = {}
+    exec("class Settings:\n    cores: int\n    pool: OnlyForTypeCheckers\n", names)
+    assert declared._defines(names["Settings"], "cores")
+    assert not declared._defines(names["Settings"], "workers")
+
+
 @pytest.mark.parametrize(
     "code",
     [
