@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from snakemake_executor_plugin_dask.decide.ledger import Lease, Ledger, WorkerState
+from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, WorkerState
 from snakemake_executor_plugin_dask.decide.placement import Waiting
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, WorkerFacts
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
@@ -64,7 +64,9 @@ def fits(ledger: Ledger, name: str, request: Request, now: float, *, fresh: bool
     return not state.draining and state.has_room(need) and state.lives(request, now, fresh=fresh)
 
 
-def hold(ledger: Ledger, key: str, names: Sequence[str], request: Request, now: float, *, fresh: bool = False) -> Lease:
+def hold(
+    ledger: Ledger, key: str, names: Sequence[str], request: Request, now: float, *, fresh: bool = False
+) -> Holding:
     """Hold what the request needs on these workers, where it fits."""
     assert all(fits(ledger, name, request, now, fresh=fresh) for name in names)
     states = [worker(ledger, name) for name in names]

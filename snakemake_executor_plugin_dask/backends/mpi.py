@@ -337,7 +337,7 @@ def _given(pool: Pool) -> list[str]:
 
 
 def job_environment(
-    lease: Any,
+    holding: Any,
     pool: Pool,
     tasks: int | None,
     state_dir: str,
@@ -347,23 +347,23 @@ def job_environment(
 ) -> tuple[tuple[str, str | None], ...]:
     """What a job of several nodes, or one with `mpi`, gets: its hosts, for people and for launchers.
 
-    ``lease`` is the ledger's. ``system``: in whose allocation its worker runs, which others started. Writes the host
+    ``holding`` is the ledger's. ``system``: in whose allocation its worker runs, which others started. Writes the host
     file into the state directory; raises OSError.
     """
     system = batch_system(environ) if pool.kind.launched else system or pool.kind.system
     alone = pool.kind.launched and allocation_nodes(environ) == 1
     here = pool.kind.here or (alone and system is not SLURM)  # its `srun` knows its nodes by their names alone
-    names = ["localhost"] * len(lease.hosts) if here else list(lease.hosts)
-    cores = list(lease.cores_by_worker.values())
+    names = ["localhost"] * len(holding.hosts) if here else list(holding.hosts)
+    cores = list(holding.cores_by_worker.values())
     if len(cores) != len(names):  # a wide worker's nodes share its cores evenly
         cores = [max(1, sum(cores) // len(names))] * len(names)
     hosts = spread(names, cores, tasks)
     directory = Path(state_dir, "hosts")
     make_private(directory)
-    path = directory / lease.key
+    path = directory / holding.key
     write_private(path, host_file(hosts).encode())
-    write_private(directory / f"{lease.key}.slots", slots_file(hosts).encode())
-    write_private(directory / f"{lease.key}.hydra", hydra_file(hosts).encode())
+    write_private(directory / f"{holding.key}.slots", slots_file(hosts).encode())
+    write_private(directory / f"{holding.key}.hydra", hydra_file(hosts).encode())
     variables = host_environment(hosts, system, str(path))
     # Cores are counted here and not assigned: Open MPI would bind the ranks of each job to the same ones, and from 5 on
     # it refuses to start more of them than there are.

@@ -70,7 +70,7 @@ class _Bin:
         if state.end is not None and not found.fresh:
             found.life_s = state.end - now - state.pool.margin
         for held in state.held.values():
-            if held.lease.until is not None and held.lease.until <= now + startup_s:
+            if held.holding.until is not None and held.holding.until <= now + startup_s:
                 found.free += held.amounts
         return found
 

@@ -22,7 +22,7 @@ SHARED_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class Holding:
     """What an attempt holds, and where. The job is sent to the first of ``workers``.
 
     ``devices`` has an entry for each worker whose pool counts GPUs (an empty one means: the job sees none); without an
@@ -99,10 +99,10 @@ class Others:
 
 
 @dataclass(slots=True)
-class Held:
-    """One worker's part of a lease."""
+class Part:
+    """One worker's part of a holding."""
 
-    lease: Lease
+    holding: Holding
     amounts: Amounts
     devices: tuple[str, ...]
     hosts: tuple[str, ...]  # whole nodes of a wide worker
@@ -130,7 +130,7 @@ class WorkerState:
         ).amounts
         self.free = self.total
         self.free_devices, self.free_hosts = list(self.devices), list(self.hosts)
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, Part] = {}
         self.others = Others()
         self.used_since: float | None = None
         self.draining = False
@@ -212,7 +212,7 @@ class Ledger:
     def __init__(self) -> None:
         self._workers: dict[str, WorkerState] = {}
         self._by_pool: dict[str, dict[str, WorkerState]] = {}
-        self._parts: dict[str, tuple[Lease, list[tuple[WorkerState, Held]]]] = {}
+        self._parts: dict[str, tuple[Holding, list[tuple[WorkerState, Part]]]] = {}
         self._gained: dict[str, set[str]] = {}
 
     def add_worker(self, name: str, pool: Pool, facts: WorkerFacts, now: float) -> None:
@@ -255,20 +255,20 @@ class Ledger:
         memory_mb = max((state.total.memory_mb for state in states), default=None)
         return need_of(request, pool, cores, gpus, memory_mb)
 
-    def hold(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Lease:
+    def hold(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Holding:
         """Take what the request needs on these workers; the caller has looked whether it fits.
 
-        Raises ValueError where the key holds a lease already.
+        Raises ValueError where the key holds something already.
         """
         if key in self._parts:
-            msg = f"{key} holds a lease already"
+            msg = f"{key} holds something already"
             raise ValueError(msg)
         picked = [_pick(state, need) for state in states]
         hosts = tuple(host for _, part in picked for host in part)
         limits = [limit for state in states if (limit := state.limit_s(request, now)) is not None]
         limit_s = min(limits, default=None)
         run_s = min((s for s in (request.runtime_s, limit_s) if s is not None), default=None)
-        lease = Lease(
+        holding = Holding(
             key=key,
             workers=tuple(state.name for state in states),
             cores_by_worker=_cores_by_worker(states, request),
@@ -284,7 +284,7 @@ class Ledger:
         )
         parts = []
         for state, (devices, on) in zip(states, picked, strict=True):
-            held = Held(lease, state.part(need), devices, on if state.wide else ())
+            held = Part(holding, state.part(need), devices, on if state.wide else ())
             state.free -= held.amounts
             if state.wide:
                 state.free_hosts = [host for host in state.free_hosts if host not in held.hosts]
@@ -294,11 +294,11 @@ class Ledger:
             state.used_since = now if state.used_since is None else state.used_since
             state.idle_since = None
             parts.append((state, held))
-        self._parts[key] = lease, parts
-        return lease
+        self._parts[key] = holding, parts
+        return holding
 
     def release(self, key: str, now: float) -> None:
-        """Every process of the attempt is gone. Raises KeyError where the key holds no lease."""
+        """Every process of the attempt is gone. Raises KeyError where the key holds nothing."""
         _, parts = self._parts.pop(key)
         for state, held in parts:
             del state.held[key]
@@ -331,7 +331,7 @@ class Ledger:
             state.free += none
             state.pool = replace(state.pool, resources=state.total.extra)
 
-    def lease(self, key: str) -> Lease | None:
+    def holding(self, key: str) -> Holding | None:
         found = self._parts.get(key)
         return None if found is None else found[0]
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 
 from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
-from snakemake_executor_plugin_dask.decide.ledger import Lease, Ledger, Need, WorkerState
+from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Need, WorkerState
 from snakemake_executor_plugin_dask.decide.reservations import (
     idle_at,
     lets_pass,
@@ -33,9 +33,9 @@ _CLOSE_LOOKS = 8  # so many workers with more room are told apart before each cl
 _MAX_RESERVATIONS = 8  # of a pool, and never more than half its workers but for one job
 
 
-def place(waiting: Waiting, ledger: Ledger, now: float) -> list[tuple[QueuedJob, Lease]]:
+def place(waiting: Waiting, ledger: Ledger, now: float) -> list[tuple[QueuedJob, Holding]]:
     """The jobs that start now: taken out of ``waiting``, held in the ledger."""
-    placed: list[tuple[QueuedJob, Lease]] = []
+    placed: list[tuple[QueuedJob, Holding]] = []
     for queue in waiting.queues():
         placed += _Round(queue, waiting, ledger, now).run()
     return placed
@@ -50,14 +50,14 @@ class _Round:
         self.ledger = ledger
         self.now = now
         self.states = ledger.states(queue.pool.name)
-        self.placed: list[tuple[QueuedJob, Lease]] = []
+        self.placed: list[tuple[QueuedJob, Holding]] = []
         self.live: list[WorkerState] = []  # workers with more room than at the last look
         self.roomy: list[WorkerState] = []
         self.hope = _Hope([], self.queue, now)
         self.candidates: dict[JobClass, list[WorkerState]] = {}  # of the classes looked at: where they may still fit
         self.last: dict[JobClass, WorkerState] = {}  # where the class's last job went
 
-    def run(self) -> list[tuple[QueuedJob, Lease]]:
+    def run(self) -> list[tuple[QueuedJob, Holding]]:
         queue = self.queue
         self._check_reservations()
         gained = self.ledger.take_gained(queue.pool.name) | queue.unlocked
@@ -136,12 +136,12 @@ class _Round:
         if not chosen:
             return False
         self.last[cls] = chosen[0]
-        lease = self.ledger.hold(entry.job.key, chosen, entry.job.request, cls.need, self.now)
-        self.placed.append((entry.job, lease))
+        holding = self.ledger.hold(entry.job.key, chosen, entry.job.request, cls.need, self.now)
+        self.placed.append((entry.job, holding))
         for state in chosen:
             kept = self.queue.reserved.get(state.name)
-            if kept is not None and lease.until is not None and lease.until <= kept.start < math.inf:
-                kept.awaited.add(lease.key)
+            if kept is not None and holding.until is not None and holding.until <= kept.start < math.inf:
+                kept.awaited.add(holding.key)
         self._unlock(self.queue.unreserve(cls))
         self.waiting.placed(entry)
         self._set_live(self.live)

@@ -2,7 +2,7 @@
 
 import math
 
-from snakemake_executor_plugin_dask.decide.ledger import Held, WorkerState, planned_runtime_s
+from snakemake_executor_plugin_dask.decide.ledger import Part, WorkerState, planned_runtime_s
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Reservation
 from snakemake_executor_plugin_dask.model.amounts import Amounts
 
@@ -22,7 +22,7 @@ def time_to_pass_s(reservation: Reservation, now: float) -> float:
 
 
 def room_beside(reservation: Reservation, state: WorkerState) -> Amounts:
-    """What the worker has left beside the job that it is kept for, once the awaited leases are over."""
+    """What the worker has left beside the job that it is kept for, once the awaited holdings are over."""
     room = state.free - state.part(reservation.cls.need)
     for key in reservation.awaited & state.held.keys():
         room += state.held[key].amounts
@@ -38,7 +38,7 @@ def lives_from(state: WorkerState, cls: JobClass, start: float) -> bool:
 
 
 def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list[str]] | None:
-    """When a job of this class will fit on the worker, and the leases that end before.
+    """When a job of this class will fit on the worker, and the holdings that end before.
 
     Infinite: one of them has no known end. None: it will not fit in the worker's life.
     """
@@ -63,8 +63,8 @@ def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list
     return start, awaited
 
 
-def _end(held: Held) -> float:
-    return math.inf if held.lease.until is None else held.lease.until
+def _end(held: Part) -> float:
+    return math.inf if held.holding.until is None else held.holding.until
 
 
 def idle_at(state: WorkerState) -> float:

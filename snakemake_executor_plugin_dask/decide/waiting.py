@@ -82,7 +82,7 @@ class Reservation:
     cls: JobClass
     workers: tuple[str, ...]
     start: float
-    awaited: set[str]  # keys of the leases that end before
+    awaited: set[str]  # keys of the holdings that end before
     whole: bool  # the worker is to become idle, to be replaced by a new one
     made: float
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snakemake_executor_plugin_dask.decide import placement
-from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S, Lease, Ledger, needs_fresh
+from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S, Holding, Ledger, needs_fresh
 from snakemake_executor_plugin_dask.decide.lookahead import LookAhead
 from snakemake_executor_plugin_dask.driver import sentences
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings
@@ -206,27 +206,27 @@ class Controller:
         if self.stopping:
             return
         try:
-            for queued, lease in placement.place(self.waiting, self.ledger, self.clock()):
-                self._send(self.jobs[queued.key], lease)
+            for queued, holding in placement.place(self.waiting, self.ledger, self.clock()):
+                self._send(self.jobs[queued.key], holding)
         except Exception as error:  # noqa: BLE001 - called by the event loop, which would only log it
             self.failed(error)
 
-    def _send(self, job: Job, lease: Lease) -> None:
+    def _send(self, job: Job, holding: Holding) -> None:
         attempt, request, now = job.attempt, job.queued.request, self.clock()
-        member = self._cluster.workers.members[lease.workers[0]]
+        member = self._cluster.workers.members[holding.workers[0]]
         try:
             spec = outfit(
-                job.queued.spec(), attempt.number, request, lease, member, self._setup, self._around.state_dir
+                job.queued.spec(), attempt.number, request, holding, member, self._setup, self._around.state_dir
             )
         except OSError as error:
             self.ledger.release(job.queued.key, now)
             why = f"the list of its nodes could not be written: {error}"
             self._finish(job, Outcome(job.queued.key, "not-started", detail=why))
             return
-        limit = runtime_limit(request, lease, member, now, enforce=self._setup.enforce_runtime)
+        limit = runtime_limit(request, holding, member, now, enforce=self._setup.enforce_runtime)
         if limit.own_end_s is not None and request.runtime_s is not None:
             self._tell.own_end(job.queued.name, request.runtime_s, limit.own_end_s)
-        attempt.member, attempt.lease, attempt.limited_by_allocation = member, lease, limit.by_allocation
+        attempt.member, attempt.holding, attempt.limited_by_allocation = member, holding, limit.by_allocation
         attempt.become(State.SENT)
         self.sent[attempt.key] = job
         self.counts.attempts += 1
@@ -234,9 +234,9 @@ class Controller:
             "job-placed",
             key=attempt.key,
             worker=member.name,
-            workers=lease.cores_by_worker,
-            memory_mb=lease.memory_mb,
-            devices=lease.devices,
+            workers=holding.cores_by_worker,
+            memory_mb=holding.memory_mb,
+            devices=holding.devices,
         )
         spec = dataclasses.replace(spec, runtime_limit_s=limit.limit_s)
         self._tasks.spawn(self._follow(job, self._cluster.submit(attempt, spec)))
@@ -300,7 +300,7 @@ class Controller:
         attempt = job.attempt
         attempt.become(state)
         del self.sent[attempt.key]
-        if self.ledger.lease(job.queued.key) is not None:
+        if self.ledger.holding(job.queued.key) is not None:
             self.ledger.release(job.queued.key, self.clock())
         freed, attempt.freed = attempt.freed, None
         if freed is not None:
@@ -396,7 +396,7 @@ class Controller:
         lost = [
             (job, job.attempt)
             for job in self.sent.values()
-            if job.attempt.lease and member.name in job.attempt.lease.workers
+            if job.attempt.holding and member.name in job.attempt.holding.workers
         ]
         keys = [attempt.key for _, attempt in lost]
         planned = _at_its_end(member, self.clock())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from snakemake_executor_plugin_dask.decide.ledger import Lease
+from snakemake_executor_plugin_dask.decide.ledger import Holding
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.requests import Request
@@ -60,7 +60,7 @@ class Attempt:
     request: Request
     state: State = State.WAITING
     member: Member | None = None  # the worker it was sent to: the first of several
-    lease: Lease | None = None
+    holding: Holding | None = None
     limbo: Limbo | None = None  # in that state
     limited_by_allocation: bool = False
     killed: str = ""  # why the driver ends it
@@ -77,7 +77,7 @@ class Attempt:
             raise ValueError(msg)
         self.state = state
         if state is State.WAITING:
-            self.member = self.lease = None
+            self.member = self.holding = None
 
     def next(self) -> "Attempt":
         """The one after this one, which waits."""

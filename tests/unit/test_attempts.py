@@ -58,9 +58,9 @@ def test_one_that_waits_again_holds_nothing() -> None:
     """Another run was first on its worker."""
     one = attempt(State.SENT)
     member: Any = object()
-    one.member = one.lease = member
+    one.member = one.holding = member
     one.become(State.WAITING)
-    assert (one.member, one.lease, one.worker) == (None, None, "")
+    assert (one.member, one.holding, one.worker) == (None, None, "")
 
 
 def test_the_next_attempt_has_a_key_of_its_own() -> None:

@@ -823,7 +823,7 @@ def test_a_list_of_nodes_that_cannot_be_written_fails_its_job_alone() -> None:
         assert failed.outcome.status == "not-started"
         assert "no directory" in failed.outcome.detail
         assert [spec.name for _, spec in world.submitted] == ["other"]
-        assert world.controller.ledger.lease(job("wide", 1).key) is None
+        assert world.controller.ledger.holding(job("wide", 1).key) is None
 
     play(script, state_dir="/dev/null")
 

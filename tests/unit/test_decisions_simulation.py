@@ -7,7 +7,7 @@ import random
 import pytest
 from deciding import MIG, UUIDS, a_job, a_pool, facts_of, fits, worker
 
-from snakemake_executor_plugin_dask.decide.ledger import Lease, Ledger
+from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger
 from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, Waiting, blockers, place
 from snakemake_executor_plugin_dask.decide.reservations import lets_pass
 from snakemake_executor_plugin_dask.decide.routing import shape_of, shortages
@@ -27,7 +27,7 @@ class Simulation:
         self.ledger = Ledger()
         self.waiting = Waiting()
         self.now = 0.0
-        self.running: dict[str, tuple[QueuedJob, Lease]] = {}
+        self.running: dict[str, tuple[QueuedJob, Holding]] = {}
         self.ends: list[tuple[float, int, str]] = []
         self.arrived: dict[str, float] = {}
         self.started: dict[str, float] = {}
@@ -65,10 +65,10 @@ class Simulation:
         self.arrived[job.key] = self.now
 
     def place(self) -> None:
-        for job, lease in place(self.waiting, self.ledger, self.now):
+        for job, holding in place(self.waiting, self.ledger, self.now):
             key = job.key
             assert key not in self.running
-            self.running[key] = job, lease
+            self.running[key] = job, holding
             self.started[key] = self.now
             most = job.request.runtime_s or LONGEST_S
             heapq.heappush(self.ends, (self.now + self.random.uniform(1, most), next(self.numbers), key))
@@ -100,29 +100,29 @@ class Simulation:
 
     def check_amounts(self) -> None:
         """Recount from the leases alone what is held, and compare with what the workers have."""
-        by_worker: dict[str, list[Lease]] = {}
-        for _, lease in self.running.values():
-            for name in lease.workers:
-                by_worker.setdefault(name, []).append(lease)
+        by_worker: dict[str, list[Holding]] = {}
+        for _, holding in self.running.values():
+            for name in holding.workers:
+                by_worker.setdefault(name, []).append(holding)
         for name in self.ledger.workers():
             state = worker(self.ledger, name)
-            leases = by_worker.get(name, [])
-            devices = [device for lease in leases for device in lease.devices.get(name, ())]
+            holdings = by_worker.get(name, [])
+            devices = [device for holding in holdings for device in holding.devices.get(name, ())]
             if state.wide:
-                hosts = [host for lease in leases for host in lease.hosts]
+                hosts = [host for holding in holdings for host in holding.hosts]
                 assert len(hosts) == len(set(hosts))
                 assert set(hosts) <= set(state.facts.hosts)
                 assert len(hosts) + len(state.free_hosts) == state.pool.nodes
                 continue
-            assert sum(lease.cores_by_worker[name] for lease in leases) <= state.facts.cores
-            assert sum(lease.memory_mb for lease in leases) <= state.facts.memory_mb
+            assert sum(holding.cores_by_worker[name] for holding in holdings) <= state.facts.cores
+            assert sum(holding.memory_mb for holding in holdings) <= state.facts.memory_mb
             assert len(devices) == len(set(devices)), "a device is held twice"
             assert sorted([*devices, *state.free_devices]) == sorted(state.facts.devices), "a device is lost"
-            for lease in leases:
-                job = self.running[lease.key][0]
-                assert len(lease.devices.get(name, ())) == -(-job.request.gpus // job.request.nodes)
+            for holding in holdings:
+                job = self.running[holding.key][0]
+                assert len(holding.devices.get(name, ())) == -(-job.request.gpus // job.request.nodes)
             for resource, amount in state.pool.resources:
-                held = sum(dict(self.running[lease.key][0].request.extra).get(resource, 0) for lease in leases)
+                held = sum(dict(self.running[holding.key][0].request.extra).get(resource, 0) for holding in holdings)
                 assert held + state.free.of(resource) == amount
 
     def check_nothing_fits(self) -> None:
@@ -224,9 +224,9 @@ def test_a_stream_of_small_jobs_does_not_starve_a_large_one(seed: int, known: st
         for _ in range(3):
             declares = known in {"all", "small ones"} or (known == "some" and chance.random() < 0.5)
             simulation.waiting.add(a_job(cores=1, runtime_s=30.0 if declares else None), pool, simulation.now)
-        for job, lease in place(simulation.waiting, simulation.ledger, simulation.now):
+        for job, holding in place(simulation.waiting, simulation.ledger, simulation.now):
             simulation.started[job.key] = simulation.now
-            heapq.heappush(ends, (simulation.now + chance.uniform(5, 30), lease.key))
+            heapq.heappush(ends, (simulation.now + chance.uniform(5, 30), holding.key))
         simulation.now, key = heapq.heappop(ends)
         simulation.ledger.release(key, simulation.now)
         assert simulation.now < asked + PATIENCE_S + 100

@@ -331,11 +331,11 @@ class Elastic:
         assert up + self.starting <= self.pool.workers_max
 
     def place(self, now: float) -> None:
-        for job, lease in place(self.waiting, self.ledger, now):
+        for job, holding in place(self.waiting, self.ledger, now):
             self.running[job.key] = job
             # Without a runtime most end well within the half walltime that is assumed, a few take longer.
             longest = job.request.runtime_s or self.random.choice([600.0, 600.0, 1700.0])
-            took = min(self.random.uniform(1.0, longest), lease.limit_s or longest)
+            took = min(self.random.uniform(1.0, longest), holding.limit_s or longest)
             self.at(now + took, "done", job.key)
 
 

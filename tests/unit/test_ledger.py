@@ -18,18 +18,23 @@ TIMED = a_pool("timed", walltime_s=3600.0)  # margin 300 s
 def test_what_is_held_is_not_free_and_comes_back() -> None:
     """Cores, memory and listed resources are taken by a hold and given back by its release."""
     ledger = a_ledger(POOL, "w")
-    lease = hold(ledger, "a", ["w"], Request(3, 5000, extra=(("licence", 2), ("other", 9))), 1.0)
+    holding = hold(ledger, "a", ["w"], Request(3, 5000, extra=(("licence", 2), ("other", 9))), 1.0)
     state = worker(ledger, "w")
     assert (state.free.cores, state.free.memory_mb, state.free.extra) == (1, 3000, (("licence", 0),))
-    assert (lease.workers, lease.cores_by_worker, lease.memory_mb, lease.hosts) == (("w",), {"w": 3}, 5000, ("host-w",))
-    assert lease.devices == {}, "a pool without GPUs leaves a job's devices alone"
+    assert (holding.workers, holding.cores_by_worker, holding.memory_mb, holding.hosts) == (
+        ("w",),
+        {"w": 3},
+        5000,
+        ("host-w",),
+    )
+    assert holding.devices == {}, "a pool without GPUs leaves a job's devices alone"
     assert state.idle_since is None
-    assert [held.lease for held in state.held.values()] == [lease]
+    assert [held.holding for held in state.held.values()] == [holding]
     ledger.release("a", 5.0)
     assert (state.free.cores, state.free.memory_mb, state.free.extra) == (4, 8000, (("licence", 2),))
     assert not state.held
     assert state.idle_since == 5.0
-    assert ledger.lease("a") is None
+    assert ledger.holding("a") is None
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,7 @@ def test_a_second_hold_or_release_is_an_error() -> None:
     """Each hold has exactly one release."""
     ledger = a_ledger(POOL, "w")
     hold(ledger, "a", ["w"], Request(1), 0.0)
-    with pytest.raises(ValueError, match="holds a lease already"):
+    with pytest.raises(ValueError, match="holds something already"):
         hold(ledger, "a", ["w"], Request(1), 0.0)
     ledger.release("a", 0.0)
     with pytest.raises(KeyError):
@@ -74,7 +79,7 @@ def test_devices_are_leased_by_name() -> None:
     assert not fits(ledger, "w", Request(1, gpus=2), 0.0)
     ledger.release("b", 1.0)
     hold(ledger, "c", ["w"], Request(1, gpus=1), 1.0)
-    assert ledger.lease("c").devices == {"w": MIG[1:2]}  # type: ignore[union-attr]
+    assert ledger.holding("c").devices == {"w": MIG[1:2]}  # type: ignore[union-attr]
 
 
 def test_large_groups_of_devices_stay_whole() -> None:
@@ -117,9 +122,9 @@ def test_a_job_on_several_workers_holds_a_part_of_each() -> None:
     hold(ledger, "small", ["z"], Request(3), 0.0)
     assert fits(ledger, "x", Request(8, nodes=2), 0.0)
     assert not fits(ledger, "z", Request(8, nodes=2), 0.0)
-    lease = hold(ledger, "gang", ["x", "y"], Request(5, 1000, nodes=2), 0.0)
-    assert lease.cores_by_worker == {"x": 3, "y": 2}
-    assert lease.hosts == ("host-x", "host-y")
+    holding = hold(ledger, "gang", ["x", "y"], Request(5, 1000, nodes=2), 0.0)
+    assert holding.cores_by_worker == {"x": 3, "y": 2}
+    assert holding.hosts == ("host-x", "host-y")
 
 
 def test_a_removed_worker_names_its_jobs_and_keeps_the_others_held() -> None:
@@ -162,8 +167,8 @@ def test_default_runtime_serves_for_placing_alone() -> None:
     hold(ledger, "a", ["w"], Request(1), 0.0)
     assert fits(ledger, "w", Request(1), 2700.0)
     assert not fits(ledger, "w", Request(1), 2701.0)
-    lease = hold(ledger, "b", ["w"], Request(1), 2700.0)
-    assert (lease.limit_s, lease.until) == (None, None)
+    holding = hold(ledger, "b", ["w"], Request(1), 2700.0)
+    assert (holding.limit_s, holding.until) == (None, None)
 
 
 def test_the_margin_is_waived_on_a_new_allocation_alone() -> None:
@@ -171,9 +176,9 @@ def test_the_margin_is_waived_on_a_new_allocation_alone() -> None:
     ledger = Ledger()
     ledger.add_worker("new", TIMED, facts_of(TIMED, "new", remaining_s=3590.0), 0.0)
     whole = Request(1, runtime_s=3600.0)
-    lease = hold(ledger, "a", ["new"], whole, 5.0)
-    assert lease.limit_s == 3555.0
-    assert lease.until == 3560.0
+    holding = hold(ledger, "a", ["new"], whole, 5.0)
+    assert holding.limit_s == 3555.0
+    assert holding.until == 3560.0
     assert fits(ledger, "new", whole, 15.0), "what starts together shares it"
     assert not fits(ledger, "new", whole, 15.1), "something has run there"
 
@@ -213,8 +218,8 @@ def test_an_allocation_that_cannot_be_renewed_is_used_to_its_end() -> None:
 def test_no_known_end_is_no_limit() -> None:
     """A local worker takes a job of any runtime."""
     ledger = a_ledger(a_pool(cluster="local"), "w")
-    lease = hold(ledger, "a", ["w"], Request(1, runtime_s=1e9), 7.0, fresh=True)
-    assert (lease.limit_s, lease.until) == (None, 7.0 + 1e9)
+    holding = hold(ledger, "a", ["w"], Request(1, runtime_s=1e9), 7.0, fresh=True)
+    assert (holding.limit_s, holding.until) == (None, 7.0 + 1e9)
 
 
 def test_jobs_without_cores_hold_no_memory_and_are_bounded_in_number() -> None:
@@ -223,8 +228,8 @@ def test_jobs_without_cores_hold_no_memory_and_are_bounded_in_number() -> None:
     ledger = a_ledger(pool, "w")
     hold(ledger, "busy", ["w"], Request(2, 4000), 0.0)
     for number in range(20):
-        lease = hold(ledger, f"small-{number}", ["w"], Request(0), 0.0)
-        assert lease.memory_mb == 0
+        holding = hold(ledger, f"small-{number}", ["w"], Request(0), 0.0)
+        assert holding.memory_mb == 0
     assert not fits(ledger, "w", Request(0), 0.0)
     ledger.release("busy", 0.0)
     assert fits(ledger, "w", Request(2, 4000), 0.0)

@@ -22,7 +22,7 @@ def test_priority_comes_first_then_arrival() -> None:
     for now in range(4):
         order += started(waiting, ledger, now)
         for key in order:
-            if ledger.lease(key):
+            if ledger.holding(key):
                 ledger.release(key, now)
     assert order == ["first", "second", "third", "last"]
     assert len(waiting) == 0
@@ -34,7 +34,7 @@ def test_what_starts_is_held_and_waits_no_longer() -> None:
     assert started(waiting, ledger) == ["a", "b"]
     assert [key for key in "abc" if key in waiting] == ["c"]
     assert worker(ledger, "w").free.cores == 0
-    assert ledger.lease("a") is not None
+    assert ledger.holding("a") is not None
     assert started(waiting, ledger, 1.0) == []
 
 
@@ -129,7 +129,7 @@ def test_busy_workers_are_filled_first() -> None:
     hold(ledger, "x", ["b"], Request(1), 0.0)
     waiting = waiting_for(POOL, [a_job("j")])
     place(waiting, ledger, 0.0)
-    assert ledger.lease("j").workers == ("b",)  # type: ignore[union-attr]
+    assert ledger.holding("j").workers == ("b",)  # type: ignore[union-attr]
 
 
 def test_tight_fits_leave_large_gaps() -> None:
@@ -140,8 +140,8 @@ def test_tight_fits_leave_large_gaps() -> None:
     hold(ledger, "y", ["b"], Request(1, gpus=3), 0.0)
     waiting = waiting_for(pool, [a_job("plain"), a_job("all", gpus=4)])
     place(waiting, ledger, 0.0)
-    assert ledger.lease("plain").workers == ("b",)  # type: ignore[union-attr]
-    assert ledger.lease("all").workers == ("a",)  # type: ignore[union-attr]
+    assert ledger.holding("plain").workers == ("b",)  # type: ignore[union-attr]
+    assert ledger.holding("all").workers == ("a",)  # type: ignore[union-attr]
 
 
 def test_a_job_on_several_workers_starts_on_all_at_once() -> None:
@@ -159,7 +159,7 @@ def test_a_job_on_several_workers_starts_on_all_at_once() -> None:
     assert blocker.frees_at == 100.0
     ledger.release("x", 1.0)
     assert started(waiting, ledger, 1.0) == ["gang"]
-    assert set(ledger.lease("gang").workers) == {"x", "z"}  # type: ignore[union-attr]
+    assert set(ledger.holding("gang").workers) == {"x", "z"}  # type: ignore[union-attr]
 
 
 def test_a_new_allocation_goes_to_the_job_that_needs_one() -> None:
@@ -172,7 +172,7 @@ def test_a_new_allocation_goes_to_the_job_that_needs_one() -> None:
     assert started(waiting, ledger) == []
     assert blockers(waiting, ledger, 0.0)[-1].short == ("cores",)
     ledger.add_worker("new", pool, facts_of(pool, "new"), PATIENCE_S + 1)
-    begun = {job.key: lease for job, lease in place(waiting, ledger, PATIENCE_S + 1)}
+    begun = {job.key: holding for job, holding in place(waiting, ledger, PATIENCE_S + 1)}
     assert set(begun) == {"whole", "short-0"}
     assert begun["whole"].limit_s is not None
     assert begun["whole"].limit_s == 3570.0
@@ -270,7 +270,7 @@ def test_ten_thousand_jobs_wait_without_strain(monkeypatch: pytest.MonkeyPatch) 
         return has_room(state, need)
 
     monkeypatch.setattr(WorkerState, "has_room", counted)
-    worker = ledger.lease("j0").workers[0]  # type: ignore[union-attr]
+    worker = ledger.holding("j0").workers[0]  # type: ignore[union-attr]
     ledger.release("j0", 0.5)
     assert started(waiting, ledger, 0.5) == ["j40"]
     assert set(asked) == {worker}

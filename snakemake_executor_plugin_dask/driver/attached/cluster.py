@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.attached import check, resource_names, shortcomings
-from snakemake_executor_plugin_dask.decide.ledger import Lease, Others
+from snakemake_executor_plugin_dask.decide.ledger import Holding, Others
 from snakemake_executor_plugin_dask.driver import dasktasks
 from snakemake_executor_plugin_dask.driver.attached.connecting import connect
 from snakemake_executor_plugin_dask.driver.attached.growth import Growth
@@ -214,8 +214,8 @@ class AttachedCluster:
     # Jobs
 
     async def submit(self, attempt: Attempt, spec: JobSpec) -> Outcome | None:
-        member, lease, submitted = attempt.member, attempt.lease, asyncio.current_task()
-        if member is None or lease is None or attempt.state is not State.SENT:
+        member, holding, submitted = attempt.member, attempt.holding, asyncio.current_task()
+        if member is None or holding is None or attempt.state is not State.SENT:
             raise NotNow
         pinned = False
 
@@ -227,7 +227,7 @@ class AttachedCluster:
             self._tasks.spawn(self._give_up(attempt.key))
 
         attempt.freed = freed
-        amounts = packed(_reserved(lease, attempt.request, member))
+        amounts = packed(_reserved(holding, attempt.request, member))
         try:
             async with self._asking:
                 held = await self._ask("reserve", key=attempt.key, amounts=amounts, capacity=packed(_capacity(member)))
@@ -424,15 +424,15 @@ def _gpus_of(member: Member) -> str:
     return f"gpus of {member.facts.host}"
 
 
-def _reserved(lease: Lease, request: Request, member: Member) -> Places:
+def _reserved(holding: Holding, request: Request, member: Member) -> Places:
     counted = dict(member.pool.resources)
     return {
         member.address: Amounts(
-            lease.cores_by_worker.get(member.name, 0),
-            lease.memory_mb,
+            holding.cores_by_worker.get(member.name, 0),
+            holding.memory_mb,
             extra=tuple((name, amount) for name, amount in request.extra if name in counted),
         ),
-        _gpus_of(member): _each(lease.devices.get(member.name, ())),
+        _gpus_of(member): _each(holding.devices.get(member.name, ())),
     }
 
 
