@@ -232,10 +232,10 @@ class WarmWorkflow:
 
     def is_command(self, spec: JobSpec) -> bool:
         """Whether the job is one shell command for which nothing of the workflow's author runs in Python."""
-        from snakemake.io import is_flagged
-
         if not self._calls or spec.call is None or spec.start != "warm":
             return False
+        from snakemake.io import is_flagged
+
         name = Call(*pickle.loads(spec.call)).rule
         if name not in self._commands:
             rule = self.workflow.get_rule(name)

@@ -102,10 +102,9 @@ NAMES = {
     "_priority _reason _take_names async_run attempt cleanup conda_block_conflicting_envvars "
     "conda_not_block_search_path_envvars deactivate deactivate_cache expand_input expand_priority flag forced get_rule "
     "iocache is_evaluable is_flagged is_shell job_args_and_prepare linemaps message params postprocess "
-    "print_exception priority run_wrapper shadow_prefix sp workflow_settings",
+    "print_exception priority run_wrapper shadow_prefix sp wildcards_dict workflow_settings",
     # Without them a job takes some milliseconds more, or a line of its log tells less.
-    3: "_cores _runtime_cache_path check_protected_output cleanup_scripts sourcecache start_time wildcard_names "
-    "wildcards_dict",
+    3: "_cores _runtime_cache_path check_protected_output cleanup_scripts sourcecache start_time wildcard_names",
 }
 #: Where a word means other things elsewhere in Snakemake, it is changed where it means this.
 PATTERNS: dict[str, tuple[Change, ...]] = {
@@ -130,14 +129,13 @@ PATTERNS: dict[str, tuple[Change, ...]] = {
     "include": where("include", r"(?<=def )include\b", r"(?<=\.)include\b"),
     "included": where("included", r"(?<=def )included\b", r"(?<=self\.)included\b", modules=_WORKFLOW),
     "max_threads": field("resource_settings", "max_threads"),
+    "is_flagged": where("is_flagged", r"(?<![.\w])is_flagged\b(?!\(self, flag: str\))"),  # not the method
     "message": attribute("message", "rule", r"snakemake\.rules"),
     "params": attribute("params", "rule", r"snakemake\.rules"),
     "parse_args": where("parse_args", r"(?<![.\w])parse_args\b"),
-    "postprocess": where(
-        "postprocess",
-        r"(?<=async def )postprocess(?=\(\s*self)",
-        r"(?<=\bjob\.)postprocess\b",
-        r"(?<=\bj\.)postprocess\b",
+    "postprocess": (
+        *where("postprocess", r"(?<=async def )postprocess\b", modules=r"snakemake\.jobs"),
+        *where("postprocess", r"(?<=\bjob\.)postprocess\b"),
     ),
     "priority": attribute("priority", "rule", r"snakemake\.rules"),
     "rules": attribute("rules", "workflow", r"snakemake\.workflow"),
