@@ -15,8 +15,6 @@ from typing import Any, Optional
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
 
-from snakemake_executor_plugin_dask.node.allocation import started_as_rank
-
 OLDEST_SNAKEMAKE = (9, 19)
 
 
@@ -159,6 +157,9 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
+        # A job's own Snakemake imports this module for the names of the settings, and makes none of them.
+        from snakemake_executor_plugin_dask.node.allocation import started_as_rank
+
         if (complaint := too_old(version("snakemake"))) is not None:
             raise WorkflowError(complaint)
         if self.pools == "none":

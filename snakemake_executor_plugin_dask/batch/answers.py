@@ -41,7 +41,7 @@ def outside_allocation(environment: Mapping[str, str]) -> dict[str, str]:
     A batch system hands them on to what is submitted from inside, where `SLURM_MEM_PER_CPU` and the like contradict it.
     """
     all_of = [system.variables for system in SYSTEMS.values()]
-    handed_on = [of.prefixes for of in all_of if not environment.keys().isdisjoint(of.handed_on)]
+    handed_on = [each.prefixes for each in all_of if not environment.keys().isdisjoint(each.handed_on)]
     prefixes = tuple(prefix for prefixes in handed_on for prefix in prefixes)
     return {
         name: value

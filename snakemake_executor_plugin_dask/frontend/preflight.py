@@ -94,7 +94,7 @@ def _completed(question: Question) -> tuple[Options, list[str], list[str], set[N
         pools, complaints, refused = _slurm_pools(options.pools[0], question.named)
         template = options.pools[0]
         try:
-            template = JobqueueBackend("slurm").rooted(template)
+            template = JobqueueBackend(template.cluster).rooted(template)
         except ConfigurationError as error:
             complaints.append(str(error))
         options = replace(options, pools=pools, slurm_template=template)
@@ -132,7 +132,7 @@ def _slurm_pools(template: Pool, named: Sequence[Named]) -> tuple[tuple[Pool, ..
         return None
 
     try:
-        JobqueueBackend("slurm").check_commands(template)
+        JobqueueBackend(template.cluster).check_commands(template)
         return tuple(make_pools(template, named)), [], set()
     except ConfigurationError as error:
         complaints = [str(error)]

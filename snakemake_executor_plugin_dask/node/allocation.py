@@ -20,9 +20,9 @@ _SIZES = (
 _OTHER_ALLOCATIONS = ("FLUX_JOB_ID", "COBALT_JOBID")
 
 _VARIABLES = tuple(system.variables for system in SYSTEMS.values())
-_NODE_LISTS = {of.node_list: of.parse_node_list for of in _VARIABLES if of.node_list}
+_NODE_LISTS = {each.node_list: each.parse_node_list for each in _VARIABLES if each.node_list}
 #: This node, as the batch system's commands call it.
-NODE_NAMES = tuple(of.node for of in _VARIABLES if of.node)
+NODE_NAMES = tuple(each.node for each in _VARIABLES if each.node)
 
 
 def started_as_rank(environment: Mapping[str, str]) -> str | None:
@@ -45,12 +45,12 @@ def batch_system(environment: Mapping[str, str]) -> BatchSystem | None:
 
 def allocation_id(environment: Mapping[str, str]) -> str | None:
     """As the batch system's commands take it."""
-    return next((found for of in _VARIABLES if (found := environment.get(of.id))), None)
+    return next((found for each in _VARIABLES if (found := environment.get(each.id))), None)
 
 
 def end_time(environment: Mapping[str, str]) -> float | None:
     """When the allocation ends, in seconds since the epoch; None where nothing says it."""
-    told = (environment.get(of.end, "") for of in _VARIABLES if of.end)
+    told = (environment.get(each.end, "") for each in _VARIABLES if each.end)
     return next((float(text) for text in told if text.isdecimal()), None)
 
 

@@ -4,16 +4,20 @@ Commands, words and variables come from the manual pages of Slurm 22-26, PBS Pro
 OAR 2.5-2.6, Moab 9 and HTCondor 10-25. Standard library only: supervisors, and Snakemake's own process, read it.
 """
 
+from collections.abc import Mapping
+
 from snakemake_executor_plugin_dask.model.batch_systems.grid_engine import GRID_ENGINE
 from snakemake_executor_plugin_dask.model.batch_systems.htcondor import HTCONDOR
 from snakemake_executor_plugin_dask.model.batch_systems.lsf import LSF
 from snakemake_executor_plugin_dask.model.batch_systems.moab import MOAB
 from snakemake_executor_plugin_dask.model.batch_systems.oar import OAR
 from snakemake_executor_plugin_dask.model.batch_systems.pbs import PBS
-from snakemake_executor_plugin_dask.model.batch_systems.record import BatchSystem, Systems
+from snakemake_executor_plugin_dask.model.batch_systems.record import BatchSystem
 from snakemake_executor_plugin_dask.model.batch_systems.slurm import SLURM
 
-SYSTEMS: Systems = {system.name: system for system in (SLURM, PBS, LSF, GRID_ENGINE, OAR, MOAB, HTCONDOR)}
+SYSTEMS: Mapping[str, BatchSystem] = {
+    system.name: system for system in (SLURM, PBS, LSF, GRID_ENGINE, OAR, MOAB, HTCONDOR)
+}
 
 
 def named(field: str) -> tuple[str, ...]:

@@ -121,6 +121,3 @@ class BatchSystem:
     def commands(self) -> tuple[str, ...]:
         """What must be on PATH."""
         return (self.submit, self.cancel("0", None)[0], self.query(("0",), "", None)[0])
-
-
-Systems = Mapping[str, BatchSystem]
