@@ -6,14 +6,12 @@ A backend checks a pool, shows what it would run, and makes one `WorkerProcess` 
 `WorkerProcess.start`, `state` and `kill`; the rest only looks.
 """
 
+import asyncio
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
-
-from distributed.core import Status
-from distributed.deploy.spec import ProcessInterface
 
 from snakemake_executor_plugin_dask.batch.allocations import Outlook
 from snakemake_executor_plugin_dask.model.pools import Pool
@@ -51,14 +49,12 @@ class AllocationState:
     expected: float | None = None  # when a queued one is likely to start, in seconds since the epoch
 
 
-class WorkerProcess(ProcessInterface):
-    """One worker.
-
-    ``start`` never raises: it sets ``failure``, since one submission that fails must not take the others' state along.
-    """
+class WorkerProcess:
+    """One worker: the process or allocation that holds it. Started once, then looked at, then closed and killed."""
 
     def __init__(self, pool: Pool, name: str, link: Link) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        self.lock = asyncio.Lock()  # held while it is being started: until then nothing can be ended
+        self.closed = False
         self.pool = pool
         self.name = name
         self.link = link
@@ -70,7 +66,10 @@ class WorkerProcess(ProcessInterface):
         self.group: tuple[str, ...] = ()
 
     async def start(self) -> None:
-        """Start it, or ask the batch system to; on return ``failure`` or ``allocation_id`` is set. Never raises."""
+        """Start it, or ask the batch system to; on return ``failure`` or ``allocation_id`` is set.
+
+        Never raises, since one submission that fails must not take the others' state along.
+        """
         raise NotImplementedError
 
     async def state(self) -> AllocationState:
@@ -90,9 +89,8 @@ class WorkerProcess(ProcessInterface):
         raise NotImplementedError
 
     async def close(self) -> None:
-        """End it as its own launcher or service ends; `kill` follows."""
-        if self.status is not Status.closed:
-            await super().close()  # type: ignore[no-untyped-call]
+        """Let it end by itself, where it can be told to; `kill` follows."""
+        self.closed = True
 
 
 class Backend(Protocol):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed.core import Status
 
 from snakemake_executor_plugin_dask.backends import siteconfig
 from snakemake_executor_plugin_dask.backends.base import (
@@ -144,7 +143,6 @@ class Allocation(WorkerProcess):
         # Shielded: a submission that is cut off would leave an allocation whose id nobody knows.
         self._submission = asyncio.ensure_future(self._submit())
         await asyncio.shield(self._submission)
-        self.status = Status.running
 
     async def _submit(self) -> None:
         await self._submit_once()

@@ -10,8 +10,6 @@ import signal
 import subprocess
 from pathlib import Path
 
-from distributed.core import Status
-
 from snakemake_executor_plugin_dask.backends.base import (
     AllocationState,
     Link,
@@ -69,7 +67,6 @@ class LocalWorker(WorkerProcess):
             self.failure = f"the worker process could not be started: {error}"
         else:
             self.allocation_id = str(self._process.pid)
-        await super(WorkerProcess, self).start()  # type: ignore[no-untyped-call]
 
     async def state(self) -> AllocationState:
         if self._process is None:
@@ -143,7 +140,7 @@ class LocalBackend:
         if not pool.gpus or pool.workers_max == 1:
             return LocalWorker(pool, name, link, pool.devices)
         # Workers beside each other must not see one another's GPUs.
-        alive = [worker for worker in self._workers if worker.status is not Status.closed]
+        alive = [worker for worker in self._workers if not worker.closed]
         held = {device for worker in alive for device in worker.devices or ()}
         free = [device for device in self.inventory(pool).devices if device not in held]
         made = LocalWorker(pool, name, link, tuple(free[: pool.gpus]))

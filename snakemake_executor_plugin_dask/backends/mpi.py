@@ -56,7 +56,7 @@ _KEEPER = (
 )
 
 _OPTIONS = ("launcher", "interface")
-_CLOSE_S = 5.0  # workers that were asked to close get so long, and the launcher after them
+_CLOSE_S = 5.0  # a launcher that was told to end gets so long, with its workers
 _LOG_TAIL_BYTES = 4000
 
 
@@ -270,7 +270,6 @@ class LaunchedWorkers(WorkerProcess):
             self.failure = f"the launcher could not be started: {error}"
         else:
             self.allocation_id = str(self._process.pid)
-        await super(WorkerProcess, self).start()  # type: ignore[no-untyped-call]
 
     def _more(self) -> dict[str, Any]:
         """What the workers' configuration needs beyond the usual."""
@@ -316,11 +315,6 @@ class LaunchedWorkers(WorkerProcess):
         here = allocation_nodes(self._environ) == 1
         gone = [await asyncio.to_thread(kill_run, self.link.run_id, self.name + suffix) for suffix in self.group]
         return all(gone) and (asked or here)
-
-    async def close(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            await _ended(self._process, _CLOSE_S)  # the workers were asked to close; the launcher ends after the last
-        await super().close()
 
 
 async def _ended(process: asyncio.subprocess.Process, within_s: float) -> bool:

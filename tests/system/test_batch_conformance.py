@@ -95,7 +95,7 @@ def test_submitted_running_and_cancelled(batch: BatchSystem, tmp_path: Path) -> 
         process = JobqueueBackend(batch.name).worker(
             pool(batch.name), "main-0", link(tmp_path, f'echo "$@" > {tmp_path}/started; exec sleep 600')
         )
-        await process
+        await process.start()
         assert process.failure is None, process.failure
         assert process.allocation_id
         await until(process, "running")
@@ -118,7 +118,7 @@ def test_end_by_itself_shows_the_last_output(batch: BatchSystem, tmp_path: Path)
         process = JobqueueBackend(batch.name).worker(
             pool(batch.name), "main-0", link(tmp_path, "echo the reason is this >&2; exit 3")
         )
-        await process
+        await process.start()
         deadline = time.monotonic() + 90
         while (state := await process.state()).kind != "gone":
             assert time.monotonic() < deadline, state
@@ -139,7 +139,7 @@ def test_allocation_that_would_never_start(
     async def check() -> None:
         large = replace(pool("slurm"), cores=64)
         process = JobqueueBackend("slurm").worker(large, "main-0", link(tmp_path, "true"))
-        await process
+        await process.start()
         deadline = time.monotonic() + 90
         while (state := await process.state()).kind != "gone":
             assert time.monotonic() < deadline, state
@@ -162,7 +162,7 @@ def test_node_and_server_that_do_not_answer(oar: Oar, tmp_path: Path, monkeypatc
 
     async def check() -> None:
         lost = JobqueueBackend("oar").worker(pool("oar"), "main-0", link(tmp_path / "lost", "exec sleep 600"))
-        await lost
+        await lost.start()
         first, state = lost.allocation_id, await lost.state()
         deadline = time.monotonic() + 90
         while lost.allocation_id == first or "matching resources" not in state.reason:
@@ -177,7 +177,7 @@ def test_node_and_server_that_do_not_answer(oar: Oar, tmp_path: Path, monkeypatc
         await asyncio.to_thread(oar.mend_node)
         await asyncio.to_thread(oar.end_server)
         late = JobqueueBackend("oar").worker(pool("oar"), "main-0", link(tmp_path / "late", "exec sleep 600"))
-        await late
+        await late.start()
         assert late.failure is None, late.failure
         await asyncio.to_thread(oar.start_server)
         await until(late, "running")
@@ -226,7 +226,7 @@ def test_queue_that_is_full_or_silent(name: str, tmp_path: Path, monkeypatch: py
 
     async def check() -> None:
         process = JobqueueBackend(name).worker(pool(name), "main-0", link(tmp_path / "state", "exec sleep 600"))
-        await process
+        await process.start()
         await until(process, "queued")
         (switches / "down").touch()
         assert "cannot connect" in (await until(process, "unknown")).reason
@@ -246,7 +246,7 @@ def test_prologue_runs_and_what_it_changed_is_known(batch: BatchSystem, tmp_path
     async def check() -> None:
         options = {"job_script_prologue": ["export FROM_PROLOGUE=yes"]}
         process = JobqueueBackend(batch.name).worker(pool(batch.name, **options), "main-0", link(tmp_path, program))
-        await process
+        await process.start()
         await asyncio.to_thread(wait_for, lambda: said.exists() and said.read_text(), "the worker's words")
         assert await process.kill()
 
@@ -265,7 +265,7 @@ def test_refused_submission_keeps_the_words(batch: BatchSystem, tmp_path: Path) 
 
     async def check() -> None:
         process = JobqueueBackend(batch.name).worker(pool(batch.name, **wrong), "main-0", link(tmp_path, "true"))
-        await process
+        await process.start()
         assert process.failure is not None
         assert "failed with exit code" in process.failure
         assert re.search("nope|partition|Unknown queue", process.failure)
@@ -291,7 +291,7 @@ def test_leftovers_are_cancelled_from_the_record(batch: BatchSystem, tmp_path: P
 
     async def submit() -> None:
         process = JobqueueBackend(batch.name).worker(pool(batch.name), "main-0", link(tmp_path, "exec sleep 600"))
-        await process
+        await process.start()
         assert process.failure is None, process.failure
         await until(process, "running")
 

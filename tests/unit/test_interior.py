@@ -67,8 +67,7 @@ DOCUMENTED = {
     "distributed.Worker",
     "distributed.diagnostics.plugin.SchedulerPlugin",
     "distributed.security.Security",
-    "distributed.deploy.spec.ProcessInterface",
-    "distributed.core.Status",  # with ProcessInterface
+    "distributed.core.Status",  # of a worker, as a scheduler plugin meets it
 }
 #: Names of objects, their documented class, and what its documentation names beside its methods.
 DASK_OBJECTS = (

@@ -468,7 +468,7 @@ def test_failed_submission_keeps_the_commands_own_words(tmp_path: Path) -> None:
 
     async def check() -> None:
         process = worker(commands, tmp_path)
-        await process
+        await process.start()
         assert "exit code 1: sbatch: error: Invalid account; name an account of yours: `account`" in process.failure
         assert process.outlook == "final"
         assert (await process.state()).kind == "gone"
@@ -583,7 +583,7 @@ def test_life_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     async def check() -> None:
         process = worker(commands, tmp_path)
-        await process
+        await process.start()
         assert process.allocation_id == "12"
         (tmp_path / "logs/snakemake-ab12cd34-main-12.err").write_text("last words\n")
         (tmp_path / "logs/snakemake-ab12cd34-main-123.err").write_text("of another\n")
@@ -616,7 +616,7 @@ def test_what_slurm_took_away_for_others(log: str, answer: str, wanted: bool, tm
 
     async def check() -> None:
         process = worker(commands, tmp_path)
-        await process
+        await process.start()
         (tmp_path / "logs/snakemake-ab12cd34-main-12.err").write_text(log)
         assert await process.preempted() is wanted
 
@@ -632,7 +632,7 @@ def test_the_node_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     async def check() -> None:
         process = worker(commands, tmp_path)
-        await process
+        await process.start()
         nodes = [(await process.state()).kind + " " + process.node for _ in answers]
         assert nodes == ["queued ", "running ", "gone c-1.x"]
 
@@ -663,7 +663,7 @@ def test_a_refusal_without_some_nodes_is_tried_with_them(tmp_path: Path) -> None
 
     async def check() -> None:
         process = worker(commands, tmp_path, left_out=("c1",))
-        await process
+        await process.start()
         assert (process.failure, process.allocation_id, process.pool.left_out) == (None, "12", ())
 
     asyncio.run(check())
@@ -681,7 +681,7 @@ def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatc
 
     async def check() -> None:
         process = worker(commands, tmp_path)
-        await process
+        await process.start()
         assert (await process.state()).kind == "queued"
         assert ["scancel", "--", "12"] not in commands.ran
         monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._STUCK_S", 0.0)
@@ -910,7 +910,7 @@ def test_a_submission_without_an_answer_is_looked_for(tmp_path: Path, monkeypatc
 
     async def check() -> None:
         process = worker(commands, tmp_path)
-        await process
+        await process.start()
         assert (process.failure, process.allocation_id) == (None, "12")
 
     asyncio.run(check())
@@ -928,7 +928,7 @@ def test_a_submission_that_is_not_found_stays_recorded(
 
     async def check() -> None:
         process = worker(commands, tmp_path)
-        await process
+        await process.start()
         assert "Socket timed out" in process.failure
         assert process.outlook == "passing"
 
@@ -950,7 +950,7 @@ def test_a_launch_failure_without_output_is_explained(tmp_path: Path, monkeypatc
 
     async def check() -> None:
         process = worker(Commands(sbatch=[SUBMITTED], squeue=[failed]), tmp_path)
-        await process
+        await process.start()
         state = await process.state()
         assert "wrote nothing: its output file in" in state.reason
         assert "could probably not be opened" in state.reason

@@ -5,7 +5,6 @@ import contextlib
 from types import SimpleNamespace
 
 import pytest
-from distributed.core import Status
 
 from snakemake_executor_plugin_dask.backends import local
 from snakemake_executor_plugin_dask.backends.base import Link
@@ -25,7 +24,7 @@ def test_workers_beside_each_other_hold_different_gpus(monkeypatch: pytest.Monke
     async def bring_up() -> list[LocalWorker]:
         backend = LocalBackend()
         workers = [backend.worker(pool, f"local-{number}", LINK) for number in range(2)]
-        workers[0].status = Status.closed
+        workers[0].closed = True
         return [*workers, backend.worker(pool, "local-2", LINK)]  # type: ignore[list-item]
 
     first, second, replacement = asyncio.run(bring_up())

@@ -118,7 +118,8 @@ class DaskCluster:
     async def add(self, process: WorkerProcess) -> None:
         """Start a worker. Never raises: what went wrong is in ``process.failure``."""
         self.workers[process.name] = process
-        await process
+        async with process.lock:
+            await process.start()
 
     def adopt(self, process: WorkerProcess, suffix: str) -> None:
         """A launcher has one worker more."""
