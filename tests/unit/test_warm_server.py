@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.model.job_messages import Cold, Done, EndChi
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import processes
-from snakemake_executor_plugin_dask.node.processes import Stat
+from snakemake_executor_plugin_dask.node.processes import Stat, fork
 from snakemake_executor_plugin_dask.worker.supervisor import warming
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt
 from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
@@ -53,7 +53,7 @@ def served(
     monkeypatch.setattr(warm_child, "run_job", run_command)
     ours, theirs = socket.socketpair()
     ours.settimeout(60)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         ours.close()
         try:
