@@ -437,7 +437,8 @@ def certificates(directory: Path) -> dict[str, Any]:
 RESERVING = """
 import asyncio, sys
 from distributed import Client
-from snakemake_executor_plugin_dask.driver.attached.shared import PLUGIN_NAME, SharedLeasesPlugin
+from snakemake_executor_plugin_dask.driver.attached.shared import PLUGIN_NAME, SharedLeasesPlugin, packed
+from snakemake_executor_plugin_dask.model.amounts import Amounts
 
 async def main():
     async with Client(sys.argv[1], asynchronous=True) as client:
@@ -445,7 +446,7 @@ async def main():
         ask = client.scheduler.snakemake_leases
         worker = next(iter((await client.scheduler.identity())["workers"]))
         await ask(what="renew", run="dead", length_s=6.0, keys=[])
-        held = {worker: {"cores": 1.0}}
+        held = packed({worker: Amounts(cores=1)})
         print(await ask(what="reserve", run="dead", key="job", amounts=held, capacity=held), flush=True)
         await asyncio.sleep(600)
 

@@ -76,8 +76,10 @@ def test_whoever_listens_is_no_scheduler(closed: int, monkeypatch: pytest.Monkey
         assert f"Something listens at {address}, but does not answer as a Dask scheduler" in why(address)
 
 
-def test_tls_that_does_not_fit(tmp_path: Path) -> None:
+def test_tls_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encrypted or not, with which authority, with which certificate: each is told apart."""
+    # A scheduler on this loop, on a busy machine, may take longer than one of a user's.
+    monkeypatch.setattr("snakemake_executor_plugin_dask.driver.attached.connecting._GREETING_S", 8.0)
     security, right = certificates(tmp_path / "right")
     _, wrong = certificates(tmp_path / "wrong")
     half = wrong | {TLS + "ca-file": right[TLS + "ca-file"]}

@@ -51,6 +51,8 @@ IDLE_CHILDREN = 2
 _SILENT_S = 10.0
 #: A job of the trial must have ended in that time.
 _TRIAL_S = 30.0
+#: Of a job of the trial whose child has not said why; its log may.
+_UNEXPLAINED = "a trial job failed, or was run in another way"
 #: So long no child is forked ahead after one could not be.
 _NO_FORK_S = 1.0
 #: Native threads that take care of a fork themselves, and that no job misses: jemalloc's, which comes with pyarrow.
@@ -345,12 +347,13 @@ class Server:
 
     def _tried(self, child: _Child, jobs: list[trial.TrialJob]) -> str:
         """Why a child that has the first of these jobs could not run them all. It is gone then."""
-        reason = ""
+        reason = told = ""
         try:
             for number, job in enumerate(jobs):
                 if number:
                     child.channel.send((job.spec, job.command))
-                if reason := self._heard(child, job) or job.reason():
+                told = self._heard(child, job)
+                if reason := told or job.reason():
                     break
         except (EOFError, OSError) as error:  # TimeoutError among them
             reason = f"a trial job did not end well ({type(error).__name__})"
@@ -362,7 +365,8 @@ class Server:
         child.close_socket()
         if not reason and status:
             reason = "a trial job's process did not end as it should"
-        words = trial.last_words(jobs[0]) if reason else ""
+        # Where a child says why, its log may go on: it runs the job in another way then.
+        words = trial.last_words(jobs[0]) if reason and told in ("", _UNEXPLAINED) else ""
         return f"{reason}: {words}" if words and words not in reason else reason
 
     @staticmethod
@@ -385,7 +389,7 @@ class Server:
             case Forked(_, _, _, reason) if reason:
                 return str(reason)
             case _:
-                return "a trial job failed, or was run in another way"
+                return _UNEXPLAINED
 
     def _fork(self, prepare: Callable[[], None] = lambda: None) -> _Child:
         """Raises OSError where no process can be made. ``prepare`` is called in the child, before its first job."""
