@@ -100,11 +100,12 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
 
 
 def _short_on(state: WorkerState, cls: JobClass, now: float) -> tuple[str, ...]:
-    short = [_WORDS.get(name, name) for name in state.part(cls.need).short_of(state.free)]
+    lacking = state.part(cls.need).short_of(state.free)
+    if state.wide:  # whose nodes are held whole
+        lacking += cls.need.node.short_of(state.total)
+    short = [_WORDS.get(name, name) for name in lacking]
     if cls.need.shares_memory and "cores" in short and "memory" in short:
         short.remove("memory")  # the cores' share of the memory is short whenever the cores are
-    if state.wide and not cls.need.node <= state.total:
-        short += [_WORDS.get(name, name) for name in cls.need.node.short_of(state.total)]
     if not short and not state.lives(cls.request, now, fresh=cls.fresh):
         short.append("fresh" if cls.needs_fresh else "life")
     return tuple(short)
