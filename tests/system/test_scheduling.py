@@ -276,3 +276,74 @@ def test_snakemakes_api_without_settings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.parent.name for path in sorted(tmp_path.glob("*/done"))] == ["first", "second", "third"]
     assert "Traceback" not in done.stderr
+
+
+FIRSTFIT = (
+    """
+localrules: all, here
+
+rule all:
+    input: "all.txt", "grouped.txt", "here.txt", "broken.txt"
+
+rule one_at_a_time:
+    output: "slot/any"
+    resources: slot=1
+    shell: "mkdir taken; basename {output} >> order; rmdir taken; touch {output}"
+"""
+    + "".join(
+        f"""
+use rule one_at_a_time as rank_{rank} with:
+    output: "slot/{rank}"
+    priority: {rank}
+"""
+        for rank in range(6)
+    )
+    + """
+checkpoint grow:
+    input: expand("slot/{rank}", rank=range(6))
+    output: directory("grown")
+    shell: "mkdir {output}; touch {output}/1 {output}/2"
+
+def grown(wildcards):
+    return [f"{checkpoints.grow.get().output}/{n}" for n in "12"]
+
+rule collect:
+    input: grown
+    output: "all.txt"
+    shell: "cat {input} > {output}"
+
+rule first_of_group:
+    output: "first.txt"
+    group: "both"
+    resources: slot=1
+    shell: "mkdir taken; touch {output}; rmdir taken"
+
+rule second_of_group:
+    input: "first.txt"
+    output: "grouped.txt"
+    group: "both"
+    shell: "touch {output}"
+
+rule here:
+    output: "here.txt"
+    shell: "touch {output}"
+
+rule broken:
+    output: "broken.txt"
+    shell: "exit 3"
+"""
+)
+
+
+def test_firstfit_keeps_what_snakemake_promises(tmp_path: Path) -> None:
+    """With the recommended scheduler and unlimited jobs: priorities, --resources, groups, checkpoints, local rules."""
+    arguments = "--jobs", "unlimited", "--resources", "slot=1", "--keep-going"
+    with snakemake(tmp_path, FIRSTFIT, *arguments) as run:
+        assert run.wait() == 1, run.output
+        assert "Error in rule broken" in run.output
+        # `mkdir` would have failed where two of them ran at once.
+        assert [int(rank) for rank in (tmp_path / "order").read_text().split()] == [5, 4, 3, 2, 1, 0]
+        assert all((tmp_path / name).exists() for name in ("all.txt", "grouped.txt", "here.txt"))
+        queued = run.events("job-queued")
+        assert sum(event["group"] for event in queued) == 1
+        assert "here" not in {event["rule"] for event in queued}
