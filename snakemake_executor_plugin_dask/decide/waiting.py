@@ -17,7 +17,7 @@ from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Origin, Request
 
-Order = tuple[float, int]  # -priority, arrival
+Order = tuple[float, float, int]  # turn, -priority, arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,11 @@ class Waiting:
     def __contains__(self, key: object) -> bool:
         return key in self._entries
 
-    def add(self, job: QueuedJob, pool: Pool, now: float, *, fresh: bool = False) -> None:
-        """A job waits for this pool; ``fresh``: for a new allocation. Raises ValueError where its key waits already."""
+    def add(self, job: QueuedJob, pool: Pool, now: float, *, fresh: bool = False, turn: float = 0.0) -> None:
+        """A job waits for this pool; ``fresh``: for a new allocation. Raises ValueError where its key waits already.
+
+        ``turn``: jobs start in the order of their turns (`turns`), and those of the same turn by priority.
+        """
         key = job.key
         if key in self._entries:
             msg = f"{key} waits already"
@@ -190,7 +193,7 @@ class Waiting:
         if cls is None:
             memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
             cls = JobClass(pool, request, fresh, need_of(request, pool, pool.cores, pool.gpus, memory_mb))
-        entry = Entry(job, (-job.priority, next(self._arrivals)), now, cls)
+        entry = Entry(job, (turn, -job.priority, next(self._arrivals)), now, cls)
         self._entries[key] = entry
         queue.add(entry)
 

@@ -1,6 +1,6 @@
 """The life of jobs: routed, waiting, placed, running, ended, lost.
 
-Holds the queue and the ledger; runs on the driver's event loop.
+Its jobs wait in the cluster's queue (`dispatch`); runs on the driver's event loop.
 
 Which pool, which worker and how long is decided elsewhere (`pools`, `decide/placement`, `outfit`); workers are the
 cluster's. See docs/design.md, «The life of a job».
@@ -13,15 +13,14 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from snakemake_executor_plugin_dask.decide import placement
-from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S, Holding, Ledger, needs_fresh
-from snakemake_executor_plugin_dask.decide.lookahead import LookAhead
+from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S, Holding, needs_fresh
 from snakemake_executor_plugin_dask.driver import sentences
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings
+from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Job, Limbo, State
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.outfit import outfit, runtime_limit
-from snakemake_executor_plugin_dask.driver.pools import Pools, Resources
+from snakemake_executor_plugin_dask.driver.pools import Resources
 from snakemake_executor_plugin_dask.driver.sentences import Teller
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.errors import RequestError
@@ -46,7 +45,9 @@ class Counts:
 class Controller:
     """Waiting and running jobs of one run. As `members.Listener` it hears of workers."""
 
-    def __init__(self, setup: RunSetup, options: Options, cluster: Cluster, around: Surroundings) -> None:
+    def __init__(
+        self, setup: RunSetup, options: Options, cluster: Cluster, dispatch: Dispatch, around: Surroundings
+    ) -> None:
         self._setup = setup
         self._retries = options.lost_worker_retries
         self._cluster = cluster
@@ -55,15 +56,14 @@ class Controller:
         self.event, self.failed = around.event, around.failed
         self._tell = Teller(around.say)
         self.warn = self._tell.warn
-        self.pools = Pools(options, around.make_pools)
-        self.ledger = Ledger()
-        self.waiting = placement.Waiting()
-        self.ahead = LookAhead()
+        self.dispatch = dispatch
+        dispatch.runs[setup.run_id] = self
+        self.pools, self.ledger, self.waiting = dispatch.pools, dispatch.ledger, dispatch.waiting
+        self.ahead, self.place_soon = dispatch.ahead, dispatch.place_soon
         self.jobs: dict[str, Job] = {}  # by the key that Snakemake's side knows
         self.sent: dict[str, Job] = {}  # by the key of an attempt that was sent and is not known to be over
         self._unmade: dict[Resources, list[Job]] = {}  # jobs for whose resources Slurm is being asked
         self.counts = Counts()
-        self._placing: asyncio.Handle | None = None
         self._tasks = Tasks(around.failed)
         self.stopping = False
         self._changed = asyncio.Event()
@@ -101,7 +101,7 @@ class Controller:
         self.stopping = True
         dropped = []
         for key, job in [(key, job) for key, job in self.jobs.items() if job.waits]:
-            self.waiting.discard(key)
+            self.dispatch.discard(key)
             self.ahead.ended(key, succeeded=False)
             if job.attempt.number > 1:
                 self._not_again(job, job.again_since)  # its outputs may not be as they were before
@@ -179,7 +179,7 @@ class Controller:
         if job.alone:
             cores = self._cores_alone(queued.request, name)
             queued = dataclasses.replace(queued, request=dataclasses.replace(queued.request, cores=cores))
-        self.waiting.add(queued, pool, self.clock(), fresh=job.outlived)
+        self.dispatch.wait(self._setup.run_id, queued, pool, fresh=job.outlived)
 
     def _cores_alone(self, request: Request, name: str) -> int:
         """So many that the job has a worker for itself. On an attached cluster workers differ."""
@@ -188,7 +188,7 @@ class Controller:
 
     def give_up_waiting(self, key: str, why: str) -> None:
         """A waiting job that nothing can hold any more fails with the reason."""
-        job, waited = self.jobs.get(key), self.waiting.discard(key)
+        job, waited = self.jobs.get(key), self.dispatch.discard(key)
         if job is None or waited is None:
             return
         if job.alone and self._cores_alone(job.queued.request, job.pool) < waited.request.cores:
@@ -196,20 +196,9 @@ class Controller:
         else:
             self._finish_unstarted(job, why)
 
-    def place_soon(self) -> None:
-        """There may be room that was not there before."""
-        if self._placing is None:
-            self._placing = asyncio.get_running_loop().call_soon(self._place)
-
-    def _place(self) -> None:
-        self._placing = None
-        if self.stopping:
-            return
-        try:
-            for queued, holding in placement.place(self.waiting, self.ledger, self.clock()):
-                self._send(self.jobs[queued.key], holding)
-        except Exception as error:  # noqa: BLE001 - called by the event loop, which would only log it
-            self.failed(error)
+    def start(self, queued: QueuedJob, holding: Holding) -> None:
+        """The dispatch has room for it."""
+        self._send(self.jobs[queued.key], holding)
 
     def _send(self, job: Job, holding: Holding) -> None:
         attempt, request, now = job.attempt, job.queued.request, self.clock()
@@ -392,7 +381,7 @@ class Controller:
     def worker_lost(self, member: Member, why: str, *, told: bool = False) -> None:
         """The whole story: its jobs are ended, seen to be dead, and run again."""
         # It gets no more jobs.
-        self.ledger.drain(member.name)
+        self.dispatch.drain(member.name)
         lost = [
             (job, job.attempt)
             for job in self.sent.values()
@@ -433,8 +422,7 @@ class Controller:
                     attempt.limbo.unknown = attempt.limbo.unknown or unknown or ""
                     attempt.limbo.planned |= member.preempted and attempt.limbo.worker == member.name
                     self._dead_on(job, member.name)
-            self.ledger.remove_worker(member.name)
-            self.place_soon()
+            self.dispatch.gone(member.name)
 
         self._tasks.spawn(confirmed())
 
@@ -468,9 +456,7 @@ class Controller:
     def worker_joined(self, member: Member) -> None:
         assert member.facts is not None
         pool, workers = self.pools[member.pool.name], self._cluster.workers
-        if not pool.kind.found:  # where each worker is of its own kind, and `unfit` looks at all of them
-            self.pools.seen(pool, workers.of(pool.name, "up"))
-        self.ledger.add_worker(member.name, member.pool, member.facts, self.clock())
+        self.dispatch.joined(member, workers.of(pool.name, "up"))
         self._tell.worker_joined(member)
         if member.facts.too_few or (pool.kind.launched and not workers.of(pool.name, "starting")):
             self._route_again(pool)  # only now is it known what its nodes hold
@@ -485,7 +471,7 @@ class Controller:
     def _route_again(self, pool: Pool) -> None:
         """What is known of the pool has changed."""
         for job in [job for job in self.jobs.values() if job.waits and job.pool == pool.name]:
-            self.waiting.discard(job.queued.key)
+            self.dispatch.discard(job.queued.key)
             self._route(job)
 
     def fit_elsewhere(self, pool: Pool) -> bool:

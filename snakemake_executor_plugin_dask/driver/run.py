@@ -9,7 +9,8 @@ from pathlib import Path
 from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
-from snakemake_executor_plugin_dask.driver.pools import made_by_slurm
+from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
+from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.model.messages import Begin, Say
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.observe.observer import Observer
@@ -47,7 +48,8 @@ class Run:
             make_pools=made_by_slurm(begin.options.slurm_template),
         )
         self.cluster = make(begin, around)
-        self.controller = Controller(begin.setup, begin.options, self.cluster, around)
+        dispatch = Dispatch(Pools(begin.options, around.make_pools), around.clock, around.failed)
+        self.controller = Controller(begin.setup, begin.options, self.cluster, dispatch, around)
 
     async def start(self) -> None:
         """Have the cluster ready. ConfigurationError where that cannot be; `close` follows all the same."""

@@ -46,7 +46,7 @@ def main() -> int:
     if config.get("own_python"):
         setup = replace(setup, python=sys.executable)  # the pool names another one than Snakemake's
     host, port = config["lease"]
-    lease = {"host": host, "port": port, "worker": name, **config["tls"]}
+    lease = {"host": host, "port": port, "worker": name, "run": setup.run_id, **config["tls"]}
     lease_path = known.config.with_name(f"lease-{name}.json")
     write_private(lease_path, json.dumps(lease).encode())
     scratch = _scratch(config["local_directory"])

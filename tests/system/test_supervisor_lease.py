@@ -21,22 +21,24 @@ class Driver:
         self.tls = make_tls(directory)[1]
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.server = LeaseServer(server_context(self.tls))
+        self.server = LeaseServer(server_context(self.tls), lambda _: True)
         self.call(self.server.start("127.0.0.1"))
         asyncio.run_coroutine_threadsafe(self.server.renew(), self.loop)
         self.config = directory / "lease-w-1.json"
         tls = {"ca": self.tls.ca, "cert": self.tls.cert, "key": self.tls.key}
-        self.config.write_text(json.dumps({"host": "127.0.0.1", "port": self.server.port, "worker": "w-1", **tls}))
+        self.config.write_text(
+            json.dumps({"host": "127.0.0.1", "port": self.server.port, "worker": "w-1", "run": "a", **tls})
+        )
 
     def call(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
 
     def connected(self):
-        connection = self.server.connections.get("w-1")
+        connection = self.server.connections.get(("w-1", "a"))
         return connection if connection is not None and connection.open else None
 
     def deaths(self):
-        connection = self.server.connections.get("w-1")
+        connection = self.server.connections.get(("w-1", "a"))
         return set() if connection is None else connection.dead
 
     def cut(self):
@@ -68,7 +70,7 @@ def test_death_of_the_worker_is_told_to_the_driver(driver, tmp_path):
         assert not any(map(alive, pids))
         assert not marked_processes()
         assert driver.deaths() == keys
-        assert driver.server.connections["w-1"].ended
+        assert driver.server.connections["w-1", "a"].ended
 
 
 def test_driver_ends_jobs_of_a_frozen_worker(driver, tmp_path):

@@ -12,9 +12,11 @@ import pytest
 from snakemake_executor_plugin_dask.driver import controller as controller_module
 from snakemake_executor_plugin_dask.driver.cluster import NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
+from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.members import Members
 from snakemake_executor_plugin_dask.driver.own.scaling import Scaling
+from snakemake_executor_plugin_dask.driver.pools import Pools
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Say, Started
 from snakemake_executor_plugin_dask.model.options import Options
@@ -147,14 +149,15 @@ def play(
             clock=lambda: world.now,
         )
         cluster: Any = SimpleNamespace(submit=submit, kill=kill)
-        world.controller = Controller(replace(SETUP, **setup), options, cluster, around)
+        dispatch = Dispatch(Pools(options, make_pools), around.clock, failures.append)
+        world.controller = Controller(replace(SETUP, **setup), options, cluster, dispatch, around)
         fleet: Any = Members(world.controller, lambda: world.now)
         fleet.confirm_dead = confirm
         fleet.startup_s = lambda _: 1.0
         fleet.add = lambda *_: None
         fleet.call_back = lambda pool, count: world.called_back.append((pool.name, count))
         cluster.workers = world.workers = fleet
-        world.scale = Scaling(world.controller, fleet).scale
+        world.scale = Scaling(dispatch, fleet).scale
         await script(world)
         assert not failures
         return world

@@ -79,7 +79,8 @@ class World:
         backends: Any = {"slurm": SimpleNamespace(worker=self._worker)}
         self.leases: Any = SimpleNamespace(
             stop=lambda _: False,
-            connections={},
+            dead=lambda *_: False,
+            answers=lambda _: False,
             last_renewal=lambda _: None,
             silent_s=self.silent.get,
             listen_anew=lambda: None,

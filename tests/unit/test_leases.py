@@ -18,9 +18,11 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLSFiles:
     return make_tls(tmp_path_factory.mktemp("tls"))[1]
 
 
-def with_server(tls: TLSFiles, play: Callable[[LeaseServer], Awaitable[None]]) -> None:
+def with_server(
+    tls: TLSFiles, play: Callable[[LeaseServer], Awaitable[None]], alive: Callable[[str], bool] = lambda _: True
+) -> None:
     async def run() -> None:
-        server = LeaseServer(server_context(tls))
+        server = LeaseServer(server_context(tls), alive)
         try:
             await play(server)
         finally:
@@ -29,12 +31,14 @@ def with_server(tls: TLSFiles, play: Callable[[LeaseServer], Awaitable[None]]) -
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
-async def connect(server: LeaseServer, tls: TLSFiles, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(
+    server: LeaseServer, tls: TLSFiles, name: str, run: str = "a"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     context = ssl.create_default_context(cafile=tls.ca)
     context.check_hostname = False
     context.load_cert_chain(tls.cert, tls.key)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
-    writer.write(json.dumps({"hello": name}).encode() + b"\n")
+    writer.write(json.dumps({"hello": name, "run": run}).encode() + b"\n")
     assert json.loads(await reader.readline()) == {"renew": 0}
     return reader, writer
 
@@ -52,8 +56,8 @@ def test_a_supervisor_with_many_jobs_is_heard(tls: TLSFiles) -> None:
         await server.start("127.0.0.1")
         _, writer = await connect(server, tls, "w-1")
         writer.write(json.dumps({"dead": keys, "last": True}).encode() + b"\n")
-        await until(lambda: server.connections["w-1"].ended)
-        assert server.connections["w-1"].dead == set(keys)
+        await until(lambda: server.connections["w-1", "a"].ended)
+        assert server.connections["w-1", "a"].dead == set(keys)
 
     with_server(tls, play)
 
@@ -66,7 +70,7 @@ def test_a_supervisor_that_goes_ends_no_renewals_of_others(tls: TLSFiles) -> Non
         _, goes = await connect(server, tls, "w-1")
         stays, _ = await connect(server, tls, "w-2")
         goes.close()
-        await until(lambda: not server.connections["w-1"].open)
+        await until(lambda: not server.connections["w-1", "a"].open)
         renewing = asyncio.ensure_future(server.renew())
         assert json.loads(await stays.readline()) == {"renew": 1}
         renewing.cancel()
@@ -86,16 +90,51 @@ def test_a_port_that_is_taken_is_told(tls: TLSFiles) -> None:
         with_server(tls, play)
 
 
-def test_an_error_while_leases_are_renewed_is_told(tls: TLSFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_leases_are_renewed_is_told(tls: TLSFiles) -> None:
     """Whoever waits for the renewals gets it."""
-
-    def fail() -> bool:
-        raise ValueError
+    living = [True]
 
     async def play(server: LeaseServer) -> None:
-        monkeypatch.setattr(server, "_renewing", fail)
         await server.start("127.0.0.1")
-        with pytest.raises(ValueError):
+        _, writer = await connect(server, tls, "w-1")
+        living.clear()
+        with pytest.raises(IndexError):
             await server.renew()
+        writer.close()
+
+    with_server(tls, play, lambda _: living[0])
+
+
+def test_leases_of_a_run_that_is_gone_are_not_renewed(tls: TLSFiles) -> None:
+    """Its supervisor on the same worker ends its jobs; that of another run is renewed."""
+    living = {"a", "b"}
+
+    async def play(server: LeaseServer) -> None:
+        await server.start("127.0.0.1")
+        await connect(server, tls, "w-1", "a")
+        stays, _ = await connect(server, tls, "w-1", "b")
+        before = server.connections["w-1", "a"].renewed
+        living.discard("a")
+        renewing = asyncio.ensure_future(server.renew())
+        assert json.loads(await stays.readline()) == {"renew": 1}
+        assert server.connections["w-1", "a"].renewed == before
+        renewing.cancel()
+
+    with_server(tls, play, living.__contains__)
+
+
+def test_a_worker_is_dead_once_all_its_supervisors_say_so(tls: TLSFiles) -> None:
+    """Each speaks for the jobs of its run; one whose run is over is not asked any more."""
+
+    async def play(server: LeaseServer) -> None:
+        await server.start("127.0.0.1")
+        _, first = await connect(server, tls, "w-1", "a")
+        await connect(server, tls, "w-1", "b")
+        first.write(json.dumps({"dead": ["x-a-1"], "last": True}).encode() + b"\n")
+        await until(lambda: server.connections["w-1", "a"].ended)
+        assert server.dead("w-1", ["x-a-1"])
+        assert not server.dead("w-1", ["x-a-1", "x-b-1"])
+        server.forget("b")
+        assert server.dead("w-1", ["x-a-1", "x-b-1"])
 
     with_server(tls, play)

@@ -75,7 +75,9 @@ class OwnCluster:
         for note in await cluster.start(options.dashboard, hear):
             self._around.say("warning", note)
         reach = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0].strip("[]")  # of IPv6
-        leases = self._leases = LeaseServer(server_context(files))
+        snakemake = os.getppid()
+        # Even where this process's loop stands still, and cannot end the jobs, no lease outlives Snakemake by much.
+        leases = self._leases = LeaseServer(server_context(files), lambda _: os.getppid() == snakemake)
         # What a firewall lets through to the scheduler it lets through here, too.
         port = options.scheduler_port
         await leases.start(reach, port + 1 if port else 0)
@@ -89,7 +91,7 @@ class OwnCluster:
             setup=os.fspath(setup_path),
         )
         self.workers = self._fleet = Fleet(cluster, leases, backends, link, setup.lease_s, jobs)
-        self._scaling = Scaling(jobs, self._fleet)
+        self._scaling = Scaling(jobs.dispatch, self._fleet)
         if options.dashboard is not None:
             self._tell_dashboard(cluster)
 

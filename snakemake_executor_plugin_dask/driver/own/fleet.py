@@ -239,8 +239,7 @@ class Fleet(Members):
         name = member.name
         deadline = self._clock() + _SUPERVISOR_WORD_S
         while self._clock() < deadline:
-            connection = self._leases.connections.get(name)
-            if connection is not None and (connection.ended or connection.dead.issuperset(keys)):
+            if self._leases.dead(name, keys):
                 return None
             await asyncio.sleep(0.02)
         last = self._leases.last_renewal(name)
@@ -248,11 +247,10 @@ class Fleet(Members):
         while True:
             if not member.process.group and await member.process.kill():
                 return None
-            connection = self._leases.connections.get(name)
-            if connection is not None and connection.ended:
+            if self._leases.dead(name, keys):
                 return None
             if self._clock() >= run_out:
-                if connection is not None and connection.open:
+                if self._leases.answers(name):
                     # The host answers and the supervisor does not: stopped processes count no lease.
                     host = member.facts.host if member.facts else name
                     return f"the processes on {host} are frozen and cannot be ended from here"

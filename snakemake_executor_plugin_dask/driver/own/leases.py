@@ -4,7 +4,7 @@ A supervisor that hears no renewal for the lease's length ends its jobs, so a jo
 wherever it ran. A supervisor whose worker went says over the same connection that the jobs are dead, which is seconds
 earlier.
 
-They speak JSON lines. From the supervisor: ``{"hello": worker}``, ``{"alive": n, "uses":
+They speak JSON lines. From the supervisor: ``{"hello": worker, "run": run id}``, ``{"alive": n, "uses":
 {key: [CPU seconds, 10^6 bytes]}}`` every 5 s, and at its end ``{"dead": [keys], "last": true}``. To it: ``{"renew":
 n}`` every 5 s, ``{"stop": true}``.
 """
@@ -12,12 +12,11 @@ n}`` every 5 s, ``{"stop": true}``.
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -35,9 +34,10 @@ _Result = TypeVar("_Result")
 
 @dataclass
 class Connection:
-    """One supervisor, while it is connected and after."""
+    """One supervisor, while it is connected and after. A worker has one for each run whose jobs it runs."""
 
     worker: str
+    run: str
     writer: asyncio.StreamWriter
     heard: float  # monotonic: when it last said anything
     renewed: float  # monotonic: when it was last sent a renewal
@@ -57,20 +57,21 @@ class Connection:
 
 
 class LeaseServer:
-    """Renews the leases of all connected supervisors until it is closed, or Snakemake is gone.
+    """Renews the leases of all connected supervisors until it is closed, each as long as its run lives.
 
     It has a thread and an event loop of its own: a file system or a batch system that holds up the driver's loop must
     end no job. Its methods are for that other loop.
     """
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(self, context: ssl.SSLContext, alive: Callable[[str], bool]) -> None:
+        """``alive``: whether a run lives, by its id. Called on the thread of the leases."""
         self._context = context
+        self._alive = alive
         self._loop = asyncio.new_event_loop()
-        self._snakemake = os.getppid()
         self._socket: socket.socket | None = None
         self._door: Door | None = None
         self._stopped: set[str] = set()
-        self.connections: dict[str, Connection] = {}
+        self.connections: dict[tuple[str, str], Connection] = {}  # by worker and run
         self.port = 0
 
     async def start(self, host: str, port: int = 0) -> None:
@@ -110,7 +111,7 @@ class LeaseServer:
             raise
 
     async def renew(self) -> None:
-        """Until `close`; returns where Snakemake is gone. Raises what went wrong."""
+        """Until `close`. Raises what went wrong."""
         await self._there(self._renew())
 
     async def close(self) -> None:
@@ -130,13 +131,19 @@ class LeaseServer:
         await asyncio.gather(*rest, return_exceptions=True)
 
     def stop(self, worker: str) -> None:
-        """Ask a supervisor to end all its jobs and leave; its lease is renewed no more.
+        """Ask a worker's supervisors to end all their jobs and leave; their leases are renewed no more.
 
         One that is not connected now, and connects again later, after a cut network, is told then.
         """
         self._stopped.add(worker)
-        with contextlib.suppress(RuntimeError):  # it is closed
-            self._loop.call_soon_threadsafe(self._send, worker, {"stop": True})
+        for connection in self._of(worker):
+            with contextlib.suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(_send, connection, {"stop": True})
+
+    def forget(self, run: str) -> None:
+        """A run is over, and its supervisors have left."""
+        for key in [key for key in self.connections if key[1] == run]:
+            del self.connections[key]
 
     def listen_anew(self) -> None:
         """Forget for how long nobody was heard: this process stood still itself."""
@@ -149,36 +156,43 @@ class LeaseServer:
         return {key: (line.used, *use) for line in lines for key, use in line.uses.items()}
 
     def silent_s(self, worker: str) -> float | None:
-        """Seconds since the supervisor said anything; None: it never connected."""
-        connection = self.connections.get(worker)
-        return None if connection is None else time.monotonic() - connection.heard
+        """Seconds since the most silent of its supervisors said anything; None: none has connected."""
+        now = time.monotonic()
+        return max((now - connection.heard for connection in self._of(worker)), default=None)
 
     def last_renewal(self, worker: str) -> float | None:
         """Monotonic time at which a renewal was last sent that may have arrived."""
-        connection = self.connections.get(worker)
-        return None if connection is None else connection.renewed
+        return max((connection.renewed for connection in self._of(worker)), default=None)
+
+    def dead(self, worker: str, keys: Collection[str]) -> bool:
+        """Whether its supervisors have said that these attempts are dead."""
+        connections = self._of(worker)
+        if connections and all(connection.ended for connection in connections):
+            return True
+        return set().union(*(connection.dead for connection in connections)).issuperset(keys)
+
+    def answers(self, worker: str) -> bool:
+        """Whether a supervisor's host still does: its connection is open."""
+        return any(connection.open for connection in self._of(worker))
+
+    def _of(self, worker: str) -> list[Connection]:
+        return [connection for connection in list(self.connections.values()) if connection.worker == worker]
 
     # On the thread
 
-    def _send(self, worker: str, message: dict[str, Any]) -> None:
-        connection = self.connections.get(worker)
-        if connection is not None and connection.open:
-            connection.writer.write(json.dumps(message).encode() + b"\n")
-
-    def _renewing(self) -> bool:
-        """Even where the driver's loop stands still, and cannot end the jobs: no lease outlives Snakemake by much."""
-        return os.getppid() == self._snakemake
+    def _renews(self, connection: Connection) -> bool:
+        return connection.worker not in self._stopped and self._alive(connection.run)
 
     async def _renew(self) -> None:
         number = 0
-        while self._renewing():
+        while True:
             number += 1
             now = time.monotonic()
-            for connection in self.connections.values():
+            for connection in list(self.connections.values()):
                 # To one that is not heard none is sent: renewals that wait on their way are worth nothing there, and
                 # would only put off the time from which its jobs are known to be dead.
-                if connection.worker not in self._stopped and connection.takes(now):
-                    self._send(connection.worker, {"renew": number})
+                if connection.takes(now) and self._renews(connection):
+                    _send(connection, {"renew": number})
                     connection.renewed = now
             await asyncio.sleep(RENEW_EVERY_S)
 
@@ -191,12 +205,12 @@ class LeaseServer:
                 message = json.loads(line)
                 now = time.monotonic()
                 if connection is None:
-                    connection = Connection(str(message["hello"]), writer, now, now)
-                    self.connections[connection.worker] = connection
+                    connection = Connection(str(message["hello"]), str(message["run"]), writer, now, now)
+                    self.connections[connection.worker, connection.run] = connection
                     if connection.worker in self._stopped:
-                        self._send(connection.worker, {"stop": True})
-                    elif self._renewing():
-                        self._send(connection.worker, {"renew": 0})
+                        _send(connection, {"stop": True})
+                    elif self._alive(connection.run):
+                        _send(connection, {"renew": 0})
                 connection.heard = now
                 if "uses" in message:
                     connection.uses, connection.used = message["uses"], time.time()
@@ -209,3 +223,8 @@ class LeaseServer:
             if connection is not None:
                 connection.open = False
             writer.close()
+
+
+def _send(connection: Connection, message: dict[str, Any]) -> None:
+    if connection.open:
+        connection.writer.write(json.dumps(message).encode() + b"\n")

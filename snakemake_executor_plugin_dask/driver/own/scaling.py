@@ -1,52 +1,52 @@
 """How many workers there are: what the waiting jobs need is asked for, and what is idle is given back."""
 
 from snakemake_executor_plugin_dask.decide import demand
-from snakemake_executor_plugin_dask.driver.controller import Controller
+from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.own.fleet import Fleet
 from snakemake_executor_plugin_dask.model.pools import Pool
 
 
 class Scaling:
-    """Asks a fleet for what a controller's jobs need."""
+    """Asks a fleet for what the jobs of all runs need."""
 
-    def __init__(self, jobs: Controller, fleet: Fleet) -> None:
-        self._jobs = jobs
+    def __init__(self, dispatch: Dispatch, fleet: Fleet) -> None:
+        self._dispatch = dispatch
         self._fleet = fleet
         self._not_before = float("-inf")
         self._surplus_since: dict[str, float] = {}  # by pool: since when more workers start than are needed
 
     def scale(self) -> None:
         """Once for all pools. May be called at any time; does nothing where it was done just before."""
-        jobs, now = self._jobs, self._jobs.clock()
-        if (jobs.stopping and not jobs.jobs) or now < self._not_before:
+        dispatch, now = self._dispatch, self._dispatch.clock()
+        if dispatch.over or now < self._not_before:
             return
-        for pool in jobs.pools.values():
-            if pool.name not in jobs.pools.given_up:
+        for pool in dispatch.pools.values():
+            if pool.name not in dispatch.pools.given_up:
                 self._scale(pool, now)
         # Thousands of different requests take a while to pack: at most a twentieth of the time goes there.
-        self._not_before = now + 20 * (jobs.clock() - now)
+        self._not_before = now + 20 * (dispatch.clock() - now)
 
     def _scale(self, pool: Pool, now: float) -> None:
-        jobs, fleet = self._jobs, self._fleet
+        dispatch, fleet = self._dispatch, self._fleet
         starting, up = len(fleet.of(pool.name, "starting")), len(fleet.of(pool.name, "up"))
         advice = demand.recommend(
             pool,
-            [] if jobs.stopping else jobs.waiting.classes(pool.name),
-            jobs.ledger,
+            [] if dispatch.stopping else dispatch.waiting.classes(pool.name),
+            dispatch.ledger,
             starting,
-            jobs.ahead.of(pool.name),
+            dispatch.ahead.of(pool.name),
             now,
-            jobs.pools.shapes[pool.name],
+            dispatch.pools.shapes[pool.name],
             fleet.startup_s(pool.name),
         )
         for name in advice.give_back:
-            jobs.ledger.drain(name)
+            dispatch.ledger.drain(name)
             fleet.give_back(name, "idle")
-            jobs.ledger.remove_worker(name)
+            dispatch.ledger.remove_worker(name)
         more = advice.workers - (up - len(advice.give_back)) - starting
         if more >= 0:
             self._surplus_since.pop(pool.name, None)
-        elif jobs.stopping or now - self._surplus_since.setdefault(pool.name, now) >= pool.idle_timeout_s:
+        elif dispatch.stopping or now - self._surplus_since.setdefault(pool.name, now) >= pool.idle_timeout_s:
             fleet.call_back(pool, -more)
-        if more > 0 and not jobs.stopping:
+        if more > 0 and not dispatch.stopping:
             fleet.add(pool, more)

@@ -68,6 +68,7 @@ class LeaseConfig:
     cert: str
     key: str
     worker: str
+    run: str
 
     @classmethod
     def read(cls, path: str) -> "LeaseConfig":
@@ -143,7 +144,7 @@ class LeaseLine:
         async with asyncio.timeout(_CONNECT_S):
             reader, writer = await asyncio.open_connection(config.host, config.port, ssl=self._context)
         self._writer = writer
-        self._write({"hello": config.worker})
+        self._write({"hello": config.worker, "run": config.run})
         for message in self._unsent:
             self._write(message)
         self._unsent.clear()

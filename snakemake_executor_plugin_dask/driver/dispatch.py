@@ -1,0 +1,122 @@
+"""What the runs of a cluster share: its pools, what its workers have free, and the jobs that wait. Places jobs.
+
+A cluster that a run brings up for itself has one run, a cluster that stays has several at a time.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from snakemake_executor_plugin_dask.decide import placement
+from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger
+from snakemake_executor_plugin_dask.decide.lookahead import LookAhead
+from snakemake_executor_plugin_dask.decide.turns import Turns
+from snakemake_executor_plugin_dask.driver.jobs import Job
+from snakemake_executor_plugin_dask.driver.members import Member
+from snakemake_executor_plugin_dask.driver.pools import Pools
+from snakemake_executor_plugin_dask.model.messages import QueuedJob
+from snakemake_executor_plugin_dask.model.pools import Pool
+
+
+class Jobs(Protocol):
+    """A run's jobs, as the dispatch sees them."""
+
+    stopping: bool  # none of them is to start any more
+
+    @property
+    def jobs(self) -> Mapping[str, Job]:
+        """Those that are not finished, by the key that Snakemake's side knows."""
+        ...
+
+    def start(self, queued: QueuedJob, holding: Holding) -> None:
+        """It has room now, and waits no longer. Called on the event loop; does not wait."""
+
+
+class Dispatch:
+    """One queue and one ledger for all runs."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        clock: Callable[[], float],
+        failed: Callable[[BaseException], None],
+        turns: Turns | None = None,
+    ) -> None:
+        """``turns``: by which several runs share what is there evenly; without it all jobs are those of one run."""
+        self.pools = pools
+        self.clock = clock
+        self._failed = failed
+        self._turns = turns
+        self.ledger = Ledger()
+        self.waiting = placement.Waiting()
+        self.ahead = LookAhead()
+        self.runs: dict[str, Jobs] = {}  # by their ids
+        self._turn_of: dict[str, float] = {}  # by the keys of jobs that wait, where turns are taken
+        self._placing: asyncio.Handle | None = None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether there are runs, and none of them starts jobs any more."""
+        return bool(self.runs) and all(run.stopping for run in self.runs.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether there are runs, and none of them has a job or will have one."""
+        return self.stopping and not any(run.jobs for run in self.runs.values())
+
+    def wait(self, run_id: str, queued: QueuedJob, pool: Pool, *, fresh: bool) -> None:
+        """A job waits for room in the pool; ``fresh``: in a new allocation."""
+        turn = 0.0
+        if self._turns is not None:
+            turn = self._turns.of(run_id, queued.request, pool, self.pools.shapes[pool.name], queued.priority)
+            self._turn_of[queued.key] = turn
+        self.waiting.add(queued, pool, self.clock(), fresh=fresh, turn=turn)
+
+    def discard(self, key: str) -> QueuedJob | None:
+        """Take a job out of the queue; None where it does not wait."""
+        self._turn_of.pop(key, None)
+        return self.waiting.discard(key)
+
+    def end(self, run_id: str) -> None:
+        """A run is over; none of its jobs waits, and nothing of it is held."""
+        self.runs.pop(run_id, None)
+        if self._turns is not None:
+            self._turns.end(run_id)
+        self.place_soon()
+
+    def joined(self, member: Member, up: list[Member]) -> None:
+        """A worker is there; ``up`` are all of its pool. May be repeated."""
+        assert member.facts is not None
+        if member.name in self.ledger.workers():
+            return
+        pool = self.pools[member.pool.name]
+        if not pool.kind.found:  # where each worker is of its own kind, and `unfit` looks at all of them
+            self.pools.seen(pool, up)
+        self.ledger.add_worker(member.name, member.pool, member.facts, self.clock())
+        self.place_soon()
+
+    def drain(self, name: str) -> None:
+        """Nothing more is placed on a worker; it may be gone already."""
+        if name in self.ledger.workers():
+            self.ledger.drain(name)
+
+    def gone(self, name: str) -> None:
+        """A worker is gone. May be repeated."""
+        if name in self.ledger.workers():
+            self.ledger.remove_worker(name)
+        self.place_soon()
+
+    def place_soon(self) -> None:
+        """There may be room that was not there before."""
+        if self._placing is None:
+            self._placing = asyncio.get_running_loop().call_soon(self._place)
+
+    def _place(self) -> None:
+        self._placing = None
+        try:
+            for queued, holding in placement.place(self.waiting, self.ledger, self.clock()):
+                if self._turns is not None:
+                    self._turns.started(self._turn_of.pop(queued.key))
+                next(run for run in self.runs.values() if queued.key in run.jobs).start(queued, holding)
+        except Exception as error:  # noqa: BLE001 - called by the event loop, which would only log it
+            self._failed(error)
