@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,10 @@ class QueueView:
         where: str | None,
         run: Callable[..., Any],
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._system, self._where, self._run, self._clock = system, where, run, clock
+        self._system, self._where = system, where
+        self._run, self._clock, self._sleep = run, clock, sleep
         self._lock = asyncio.Lock()
         self._asked = float("-inf")  # when the last answer's question was put
         self._answers: dict[str, Seen] = {}
@@ -113,7 +115,7 @@ class QueueView:
             age = self._clock() - self._asked
             if age > max_age_s or self._asked < not_before or allocation_id not in self._answers:
                 if age < _KILL_LOOK_EVERY_S:
-                    await asyncio.sleep(_KILL_LOOK_EVERY_S - age)
+                    await self._sleep(_KILL_LOOK_EVERY_S - age)
                 ids = sorted({*self.ids, allocation_id})  # it may have been seen to be gone meanwhile
                 self._asked = self._clock()
                 done = await self._run(self._system.query(ids, user_name(), self._where))
@@ -176,7 +178,7 @@ class Allocation(WorkerProcess):
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             self.failure = str(error)
             self.outlook = outlook(self._backend.system, str(error))
-        self._submitted = time.monotonic()
+        self._submitted = self._backend.clock()
 
     async def state(self) -> AllocationState:
         if self.allocation_id is None:
@@ -206,7 +208,7 @@ class Allocation(WorkerProcess):
 
     async def _stuck(self, reason: str) -> AllocationState:
         """It would wait for ever, and count as an allocation that may still come: cancelled, if it stays so."""
-        now = time.monotonic()
+        now = self._backend.clock()
         self._stuck_since = now if self._stuck_since is None else self._stuck_since
         if now - self._stuck_since < _STUCK_S:
             return AllocationState("queued", reason)
@@ -235,19 +237,19 @@ class Allocation(WorkerProcess):
 
     async def _cancel(self, why: str) -> AllocationState | None:
         """Cancel the allocation. Returns how it ended, once the queue says that it is gone; None: not in time."""
-        deadline = time.monotonic() + _KILL_TIMEOUT_S
+        deadline = self._backend.clock() + _KILL_TIMEOUT_S
         told, cancelled = None, float("-inf")  # the id that was cancelled last, and when
         while self._gone is None:
-            if told != self.allocation_id or time.monotonic() - cancelled >= _CANCEL_AGAIN_S:
-                told, cancelled = self.allocation_id, time.monotonic()
+            if told != self.allocation_id or self._backend.clock() - cancelled >= _CANCEL_AGAIN_S:
+                told, cancelled = self.allocation_id, self._backend.clock()
                 # Whether it worked is asked of the queue.
                 await self._backend.run(self._backend.cancel_command(self.pool, str(told)))
             seen = await self._look(_KILL_LOOK_EVERY_S, cancelled)
             if seen.kind == "gone":
                 return self._went(why)
-            if time.monotonic() >= deadline:
+            if self._backend.clock() >= deadline:
                 return None
-            await asyncio.sleep(_KILL_LOOK_EVERY_S)
+            await self._backend.sleep(_KILL_LOOK_EVERY_S)
         return self._gone
 
     def output_tail(self) -> str:
@@ -307,6 +309,8 @@ class JobqueueBackend:
 
     name: str
     run: Callable[..., Any] = run_command
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     def __post_init__(self) -> None:
         self.system = SYSTEMS[self.name]
@@ -568,7 +572,7 @@ class JobqueueBackend:
     def worker(self, pool: Pool, name: str, link: Link) -> Allocation:
         where = self.where(pool)
         if where not in self._views:
-            self._views[where] = QueueView(self.system, where, self.run)
+            self._views[where] = QueueView(self.system, where, self.run, self.clock, self.sleep)
         if not directives.can_leave_out(self.system, lambda key: self.setting(pool, key)):
             pool = replace(pool, left_out=())
         return Allocation(self, self.complete(pool), name, link, self._views[where])
@@ -610,7 +614,7 @@ class JobqueueBackend:
         if self.system.find is None:
             return None
         for wait_s in _FIND_AFTER_S:
-            await asyncio.sleep(wait_s)
+            await self.sleep(wait_s)
             done = await self.run(self.system.find(user_name(), where))
             if done.code == 0 and (number := found_by_script(done.out, os.fspath(script))) is not None:
                 return number

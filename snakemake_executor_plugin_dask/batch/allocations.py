@@ -11,7 +11,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,11 +49,11 @@ class Brakes:
     delay_max_s: float = 300.0
     failures: int = 0
     given_up: bool = False
-    _not_before: float = field(default=float("-inf"))
+    not_before: float = float("-inf")  # when the next one may be submitted
 
     def allowed(self, wanted: int, queued: int, now: float) -> int:
         """So many of ``wanted`` may be submitted, while ``queued`` have not joined. After a failure: one."""
-        if self.given_up or now < self._not_before:
+        if self.given_up or now < self.not_before:
             return 0
         room = self.queued_max if self.failures == 0 else 1
         return max(0, min(wanted, room - queued))
@@ -65,10 +65,10 @@ class Brakes:
         further ones. ``elsewhere``: whether the waiting jobs fit in another pool; where they do not, what may pass is
         waited for.
         """
-        if now < self._not_before:
+        if now < self.not_before:
             return  # it was submitted together with the one that failed before
         self.failures += 1
-        self._not_before = now + min(self.delay_max_s, self.delay_first_s * 2 ** (self.failures - 1))
+        self.not_before = now + min(self.delay_max_s, self.delay_first_s * 2 ** (self.failures - 1))
         most = self.failures_max
         if outlook == "final":
             most = self.final_max
@@ -78,7 +78,7 @@ class Brakes:
 
     def joined(self, _now: float) -> None:
         self.failures = 0
-        self._not_before = float("-inf")
+        self.not_before = float("-inf")
 
 
 # The record

@@ -1,6 +1,7 @@
 """The workers of a run as the controller knows them, whoever brought them up. Data, and who is told of changes."""
 
-from collections.abc import Callable, Collection, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -72,9 +73,15 @@ class Members:
 
     _HOW_LOST: ClassVar[str]  # what it means that the scheduler lost a worker
 
-    def __init__(self, listener: Listener, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._listener = listener
         self._clock = clock
+        self._sleep = sleep
         self.members: dict[str, Member] = {}
 
     def of(self, pool: str, *states: State) -> list[Member]:

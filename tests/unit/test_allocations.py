@@ -54,9 +54,9 @@ def test_delays_have_an_end() -> None:
     now = 0.0
     for _ in range(20):
         brakes.failed(now)
-        now = brakes._not_before
+        now = brakes.not_before
     brakes.failed(now)
-    assert brakes._not_before == now + 300.0
+    assert brakes.not_before == now + 300.0
 
 
 def test_pool_is_given_up_after_failures_in_a_row() -> None:
@@ -66,7 +66,7 @@ def test_pool_is_given_up_after_failures_in_a_row() -> None:
     for _ in range(5):
         assert not brakes.given_up
         brakes.failed(now)
-        now = brakes._not_before
+        now = brakes.not_before
     assert brakes.given_up
     assert brakes.allowed(1, 0, now + 1e6) == 0
 
@@ -86,7 +86,7 @@ def test_how_soon_a_pool_is_given_up(outlook: Outlook, elsewhere: bool, tries: i
     now = 0.0
     brakes.failed(now, outlook, elsewhere=elsewhere)
     while not brakes.given_up:
-        now = brakes._not_before
+        now = brakes.not_before
         brakes.failed(now, outlook, elsewhere=elsewhere)
     assert (brakes.failures, now) == (tries, after_s)
 
@@ -97,7 +97,7 @@ def test_a_pool_with_workers_is_not_given_up() -> None:
     now = 0.0
     for _ in range(20):
         brakes.failed(now, "final", up=1)
-        now = brakes._not_before
+        now = brakes.not_before
         assert not brakes.given_up
         assert brakes.allowed(3, 0, now) == 1
     brakes.failed(now)

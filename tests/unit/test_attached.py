@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import settling
+from settling import settle
 
 from snakemake_executor_plugin_dask.backends.attached import (
     Seen,
@@ -135,9 +137,7 @@ def test_a_lost_worker_of_this_machine_is_dead_once_its_supervisor_is_ended(
     assert next(now) < 60, "the lease was not waited for"
 
 
-def test_the_lease_of_a_silent_worker_counts_from_the_last_renewal_that_was_sent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_lease_of_a_silent_worker_counts_from_the_last_renewal_that_was_sent() -> None:
     """It may have waited at a worker that stood still, and arrive after all."""
     now = 1000.0
     sent: list[tuple[float, int]] = []
@@ -162,18 +162,16 @@ def test_the_lease_of_a_silent_worker_counts_from_the_last_renewal_that_was_sent
 
     async def lose() -> None:
         nonlocal now
-        fleet = AttachedWorkers(SimpleNamespace(run=run), SETUP, listener, fail, lambda: now)
+        fleet = AttachedWorkers(SimpleNamespace(run=run), SETUP, listener, fail, lambda: now, nap)
         await fleet.join("tcp://one", "one", {})
         while not lost:
             now += 5.5
             fleet.reserved_at = now
             await fleet.check()
-            await asyncio.sleep(0)
-        with monkeypatch.context() as patched:
-            patched.setattr(asyncio, "sleep", nap)
-            assert await fleet.confirm_dead(fleet.members["one"], ["a-key"]) is None
+            await settle()
+        assert await fleet.confirm_dead(fleet.members["one"], ["a-key"]) is None
 
-    asyncio.run(lose())
+    settling.run(lose())
     assert naps == [sent[-1][0] + SETUP.lease_s + LEASE_MARGIN_S - now]
     numbers = [number for _, number in sent]
     assert numbers == sorted(set(numbers))
@@ -203,9 +201,9 @@ def test_a_worker_that_answers_is_kept_and_tells_what_its_jobs_use() -> None:
             now += 5.5
             workers.reserved_at = now
             await workers.check()
-            await asyncio.sleep(0)
+            await settle()
         return workers.uses()
 
-    ((key, (_, cpu_s, memory_mb)),) = asyncio.run(watch()).items()
+    ((key, (_, cpu_s, memory_mb)),) = settling.run(watch()).items()
     assert not lost
     assert (key, cpu_s, memory_mb) == ("a-key", 22.0, 30.0)

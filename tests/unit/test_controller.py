@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import settling
+from settling import settle
 
 from snakemake_executor_plugin_dask.driver import controller as controller_module
 from snakemake_executor_plugin_dask.driver.cluster import NotNow, Surroundings
@@ -163,12 +165,7 @@ def play(
         return world
 
     with tempfile.TemporaryDirectory() as directory:
-        return asyncio.run(run(state_dir or directory))
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
+        return settling.run(run(state_dir or directory))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -840,7 +837,7 @@ def test_fewer_gpus_than_declared_are_told_and_no_job_waits_for_them() -> None:
         world.controller.enqueue(Enqueue((job("all", 1, gpus=4), job("one", 2, gpus=1))))
         for number in range(2):
             world.worker(f"gpu-{number}", devices=("0", "1"), too_few=told)
-        await asyncio.sleep(0)
+        await settle()
         assert not world.messages(Started)
 
     world = play(script, pool)
@@ -858,7 +855,7 @@ def test_a_job_is_bound_near_to_its_devices() -> None:
     async def script(world: World) -> None:
         world.controller.enqueue(Enqueue((job("a", 1, gpus=1), job("b", 2, gpus=1), job("c", 3))))
         world.worker("gpu-0", devices=("0", "1"), near=((0, 1), (2, 3)))
-        await asyncio.sleep(0)
+        await settle()
 
     world = play(script, pool)
     assert sorted(spec.affinity for _, spec in world.submitted) == [(), (0, 1), (2, 3)]

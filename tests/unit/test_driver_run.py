@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import os
 import platform
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import dask
+import psutil
 import pytest
 from distributed.utils import get_ip
 
 from snakemake_executor_plugin_dask.batch.allocations import Ran
 from snakemake_executor_plugin_dask.driver import pools as pools_module
 from snakemake_executor_plugin_dask.driver.own import cluster as cluster_module
-from snakemake_executor_plugin_dask.driver.own.cluster import OwnCluster
 from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
@@ -32,11 +33,16 @@ SETUP = RunSetup(
 )  # fmt: skip
 
 
-def own_cluster(run: Run) -> OwnCluster:
-    assert isinstance(run.cluster, OwnCluster)
-    return run.cluster
+@pytest.fixture
+def dask_configuration() -> Iterator[None]:
+    """As it was, once the test is over: a driver changes it."""
+    before = copy.deepcopy(dask.config.config)
+    yield
+    dask.config.config.clear()
+    dask.config.config.update(before)
 
 
+@pytest.mark.usefixtures("dask_configuration")
 def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a bounded time the driver gives up, names workers not seen to go, and keeps their record and the lock."""
     monkeypatch.setattr(cluster_module, "_CLOSE_S", 0.05)
@@ -50,11 +56,21 @@ def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, mon
         await asyncio.Event().wait()
         return ()
 
+    members = {name: SimpleNamespace(process=SimpleNamespace(name=name)) for name in ("cpu-1", "cpu-0")}
+    dask_clusters: list[Any] = []
+
+    def fleet(dask_cluster: Any, *_: Any) -> Any:
+        dask_clusters.append(dask_cluster)
+        return SimpleNamespace(members=members, close=hang)
+
+    monkeypatch.setattr(cluster_module, "Fleet", fleet)
+
     async def end() -> tuple[str, ...]:
         run = Run(Begin(SETUP, options, str(state_dir), str(tmp_path / "events.jsonl")), lambda _: None)
-        members = {name: SimpleNamespace(process=SimpleNamespace(name=name)) for name in ("cpu-1", "cpu-0")}
-        own_cluster(run)._fleet = SimpleNamespace(members=members, close=hang)  # type: ignore[assignment]
-        return await asyncio.wait_for(run.close(), 30)
+        await run.start()
+        left = await asyncio.wait_for(run.close(), 30)
+        await dask_clusters[0].close()
+        return left
 
     assert asyncio.run(end()) == ("cpu-0", "cpu-1")
     assert {path.name for path in state_dir.iterdir()} == {"allocations.jsonl", "lock"}
@@ -118,16 +134,13 @@ def test_one_request_too_large_keeps_no_other_from_a_pool(monkeypatch: pytest.Mo
     assert len(asked) == 1
 
 
-@pytest.fixture
-def dask_configuration() -> Iterator[None]:
-    """As it was, once the test is over: a driver changes it."""
-    before = copy.deepcopy(dask.config.config)
-    yield
-    dask.config.config.clear()
-    dask.config.config.update(before)
+def listening() -> set[tuple[str, int]]:
+    """Where this process listens."""
+    found = psutil.net_connections("tcp")
+    return {tuple(one.laddr) for one in found if one.status == psutil.CONN_LISTEN and one.pid == os.getpid()}
 
 
-def bring_up(directory: Path, pool: Pool, then: Callable[[Run], None], **options: Any) -> list[Any]:
+def bring_up(directory: Path, pool: Pool, then: Callable[[], None], **options: Any) -> list[Any]:
     """Start a run, look at it, and end it. Returns what it told Snakemake."""
     told: list[Any] = []
     state_dir = directory / "abc12345"
@@ -138,7 +151,7 @@ def bring_up(directory: Path, pool: Pool, then: Callable[[Run], None], **options
         run = Run(begin, told.append)
         try:
             await run.start()
-            then(run)
+            then()
         finally:
             await run.close(failed=True)
 
@@ -155,7 +168,7 @@ def test_a_scheduler_that_cannot_listen_is_told_and_leaves_nothing(tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port: {port}.*in use"):
-            bring_up(tmp_path, Pool("local", "local", 1, 1, 1, 1000), lambda _: None, scheduler_port=port)
+            bring_up(tmp_path, Pool("local", "local", 1, 1, 1, 1000), lambda: None, scheduler_port=port)
 
 
 @pytest.mark.usefixtures("dask_configuration")
@@ -163,35 +176,18 @@ def test_leases_are_renewed_where_the_scheduler_listens(tmp_path: Path) -> None:
     """On its interface, and on the port after its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    where = []
-
-    def look(run: Run) -> None:
-        leases = own_cluster(run)._leases
-        assert leases is not None
-        assert leases._socket is not None
-        where.append(leases._socket.getsockname())
-
+    before, where = listening(), set()
     pool = Pool("cpu", "slurm", 0, 2, 4, 4000)
-    bring_up(tmp_path, pool, look, scheduler_interface="lo", scheduler_port=port)
-    assert where == [("127.0.0.1", port + 1)]
+    bring_up(tmp_path, pool, lambda: where.update(listening()), scheduler_interface="lo", scheduler_port=port)
+    assert where - before == {("127.0.0.1", port), ("127.0.0.1", port + 1)}
 
 
 @pytest.mark.usefixtures("dask_configuration")
 def test_on_a_cluster_one_address_is_listened_on(tmp_path: Path) -> None:
     """The one that workers are given, where nothing else is said; not all that this host has."""
-    where: set[str] = set()
-
-    def look(run: Run) -> None:
-        cluster = own_cluster(run)
-        assert cluster._leases is not None
-        assert cluster._leases._socket is not None
-        assert cluster._dask is not None
-        tls = [listener for listener in cluster._dask.scheduler.listeners if listener.prefix == "tls://"]
-        where.update(sock.getsockname()[0] for listener in tls for sock in listener.tcp_server._sockets.values())
-        where.add(cluster._leases._socket.getsockname()[0])
-
-    bring_up(tmp_path, Pool("cpu", "slurm", 0, 2, 4, 4000), look)
-    assert where == {get_ip()}
+    before, where = listening(), set()
+    bring_up(tmp_path, Pool("cpu", "slurm", 0, 2, 4, 4000), lambda: where.update(listening()))
+    assert [host for host, _ in where - before] == [get_ip(), get_ip()]
 
 
 @pytest.mark.usefixtures("dask_configuration")
@@ -201,4 +197,4 @@ def test_a_dashboards_port_that_is_taken_is_told(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         pool = Pool("local", "local", 1, 1, 1, 1000)
         with pytest.raises(ConfigurationError, match=f"127.0.0.1:{port}"):
-            bring_up(tmp_path, pool, lambda _: None, dashboard=DashboardAddress("127.0.0.1", port))
+            bring_up(tmp_path, pool, lambda: None, dashboard=DashboardAddress("127.0.0.1", port))

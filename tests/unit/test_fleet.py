@@ -1,10 +1,12 @@
 """Workers asked for, called back and given up, with a cluster and processes that only record."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
+
+import settling
+from settling import settle
 
 from snakemake_executor_plugin_dask.backends.base import AllocationState, Link, WorkerProcess
 from snakemake_executor_plugin_dask.driver.own.fleet import Fleet, moved
@@ -85,7 +87,10 @@ class World:
             silent_s=self.silent.get,
             listen_anew=lambda: None,
         )
-        self.fleet = Fleet(cluster, self.leases, backends, LINK, 60.0, listener, lambda: self.now)
+        self.fleet = Fleet(cluster, self.leases, backends, LINK, 60.0, listener, lambda: self.now, self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.now += seconds
 
     def _raise(self, error: BaseException) -> None:
         raise error
@@ -130,18 +135,13 @@ class World:
         await settle()
 
 
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
 def play(script: Callable[[World], Awaitable[None]], **settings: Any) -> World:
     async def run() -> World:
         world = World(**settings)
         await script(world)
         return world
 
-    return asyncio.run(run())
+    return settling.run(run())
 
 
 def test_a_few_queue_at_once() -> None:
@@ -277,11 +277,7 @@ def test_a_launcher_whose_leases_ran_out_makes_room_for_the_next() -> None:
         world.now += 100.0  # no connection was there, and the lease counts from the loss
         for member in list(world.fleet.members.values()):
             world.fleet.lose(member, "its connection closed")
-            dead = asyncio.ensure_future(world.fleet.confirm_dead(member, ["key"]))
-            while not dead.done():
-                world.now += 30.0
-                await asyncio.sleep(0.01)
-            assert dead.result() is None
+            assert await world.fleet.confirm_dead(member, ["key"]) is None
         await settle()
         assert not world.fleet.members
         assert set(world.removed) == {"cpu-0"}
@@ -341,7 +337,6 @@ async def look(world: World, name: str) -> None:
     """At an allocation that has ended; the next one may be asked for then."""
     world.now += 400.0
     await world.fleet.check()
-    await settle()
     await settle()
     assert name not in world.fleet.members
     world.now += 400.0

@@ -13,8 +13,10 @@ from typing import Any
 
 import dask
 import pytest
+import settling
 from hypothesis import given
 from hypothesis import strategies as st
+from settling import settle
 
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend, QueueView, log_tail
@@ -443,11 +445,15 @@ def test_lsf_may_call_it_a_failure_that_all_have_finished() -> None:
 
 
 class Commands:
-    """Stands in for the batch system's commands; records them and answers by their first word."""
+    """Stands in for the batch system's commands, and for time; records them and answers by their first word."""
 
     def __init__(self, **answers: list[Ran]) -> None:
         self.answers = answers
         self.ran: list[list[str]] = []
+        self.now = 100.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
     async def __call__(self, command: Sequence[str], **_: Any) -> Ran:
         self.ran.append(list(command))
@@ -459,7 +465,8 @@ SUBMITTED = Ran(0, "Submitted batch job 12\n", "")
 
 
 def worker(commands: Commands, state: Path, **more: Any) -> Any:
-    return JobqueueBackend("slurm", run=commands).worker(pool(**more), "main-0", link(state))
+    backend = JobqueueBackend("slurm", commands, lambda: commands.now, commands.sleep)
+    return backend.worker(pool(**more), "main-0", link(state))
 
 
 def test_failed_submission_keeps_the_commands_own_words(tmp_path: Path) -> None:
@@ -574,10 +581,8 @@ def test_numbers_of_a_sites_own_wrapper_are_not_taken_for_the_id(tmp_path: Path)
         assert process.allocation_id == number
 
 
-def test_life_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_life_of_an_allocation(tmp_path: Path) -> None:
     """Queued with the reason, running, cancelled and seen to be gone; the record is empty after that."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._KILL_LOOK_EVERY_S", 0.0)
     answers = ["12|PENDING|Priority", "12|RUNNING|None", "12|COMPLETING|None", "12|CANCELLED|None"]
     commands = Commands(sbatch=[SUBMITTED], squeue=[Ran(0, text, "") for text in answers], scancel=[Ran(0, "", "")])
 
@@ -589,6 +594,7 @@ def test_life_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / "logs/snakemake-ab12cd34-main-123.err").write_text("of another\n")
         state = await process.state()
         assert (state.kind, state.reason) == ("queued", "Priority")
+        commands.now += 60.0
         assert (await process.state()).kind == "running"
         assert len(Record(tmp_path).entries()) == 1
         assert await process.kill()
@@ -623,17 +629,18 @@ def test_what_slurm_took_away_for_others(log: str, answer: str, wanted: bool, tm
     asyncio.run(check())
 
 
-def test_the_node_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_node_of_an_allocation(tmp_path: Path) -> None:
     """Known also after its end, and only where it is one."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._KILL_LOOK_EVERY_S", 0.0)
     answers = ["12|PENDING|Priority|N/A|", "12|RUNNING|None|N/A|c[1-2]", "12|FAILED|NonZeroExitCode|N/A|c-1.x"]
     commands = Commands(sbatch=[SUBMITTED], squeue=[Ran(0, text, "") for text in answers])
 
     async def check() -> None:
         process = worker(commands, tmp_path)
         await process.start()
-        nodes = [(await process.state()).kind + " " + process.node for _ in answers]
+        nodes = []
+        for _ in answers:
+            nodes.append((await process.state()).kind + " " + process.node)
+            commands.now += 60.0
         assert nodes == ["queued ", "running ", "gone c-1.x"]
 
     asyncio.run(check())
@@ -672,10 +679,8 @@ def test_a_refusal_without_some_nodes_is_tried_with_them(tmp_path: Path) -> None
     assert entry.id == "12"
 
 
-def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path) -> None:
     """One that is queued for ever is cancelled, once that is sure, and counts as failed with its reason."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._KILL_LOOK_EVERY_S", 0.0)
     stuck = Ran(0, "12|PENDING|PartitionTimeLimit", "")
     commands = Commands(sbatch=[SUBMITTED], squeue=[stuck, stuck, Ran(0, "", "")], scancel=[Ran(0, "", "")])
 
@@ -684,7 +689,7 @@ def test_allocation_that_can_never_start_is_cancelled(tmp_path: Path, monkeypatc
         await process.start()
         assert (await process.state()).kind == "queued"
         assert ["scancel", "--", "12"] not in commands.ran
-        monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._STUCK_S", 0.0)
+        commands.now += 60.0
         state = await process.state()
         assert state.kind == "gone"
         assert "(it would never start: PartitionTimeLimit; give the pool a walltime within" in state.reason
@@ -713,17 +718,24 @@ def test_one_query_serves_all_allocations() -> None:
 
 def test_an_allocation_seen_to_be_gone_can_still_be_asked_for() -> None:
     """By one who waits for an answer while another takes note of its end."""
-    commands = Commands(squeue=[Ran(0, "", "")])
 
     async def check() -> None:
-        view = QueueView(SYSTEMS["slurm"], None, commands, clock=lambda: 100.0)
-        async with view._lock:  # another one's question is on its way
-            waiting = asyncio.ensure_future(view.look("7", 10.0, 0.0))
-            await asyncio.sleep(0)
-            view.ids.discard("7")
-        assert (await waiting).kind == "gone"
+        answer = asyncio.Event()
 
-    asyncio.run(check())
+        async def answer_late(_: Sequence[str]) -> Ran:
+            await answer.wait()
+            return Ran(0, "", "")
+
+        now = iter(range(100, 10_000, 100))
+        view = QueueView(SYSTEMS["slurm"], None, answer_late, clock=lambda: next(now))
+        others = asyncio.ensure_future(view.look("6", 10.0, 0.0))
+        waiting = asyncio.ensure_future(view.look("7", 10.0, 0.0))
+        await settle()
+        view.ids.discard("7")
+        answer.set()
+        assert (await others).kind == (await waiting).kind == "gone"
+
+    settling.run(check())
 
 
 @pytest.mark.parametrize(
@@ -900,9 +912,8 @@ def test_not_listed_is_not_believed_at_once() -> None:
     assert asyncio.run(seen(empty, Ran(1, "", "Unable to contact slurm controller"))) == ("unknown", 2)
 
 
-def test_a_submission_without_an_answer_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submission_without_an_answer_is_looked_for(tmp_path: Path) -> None:
     """«Socket timed out», and the allocation is queued all the same: it is found by its script, and used."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._FIND_AFTER_S", (0.0, 0.0))
     script = tmp_path / "workers" / "main-0.sh"
     lost = Ran(1, "", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
     queue = Ran(0, f"11|/elsewhere/workers/main-0.sh\n12|{script}\n", "")
@@ -919,11 +930,8 @@ def test_a_submission_without_an_answer_is_looked_for(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("code", [1, 124])
-def test_a_submission_that_is_not_found_stays_recorded(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_submission_that_is_not_found_stays_recorded(code: int, tmp_path: Path) -> None:
     """It may appear later: it is cancelled by its name at the end."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._FIND_AFTER_S", (0.0,))
     commands = Commands(sbatch=[Ran(code, "", "Socket timed out on send/recv")], squeue=[Ran(0, "", "")])
 
     async def check() -> None:

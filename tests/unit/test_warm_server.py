@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import settling
+from settling import settle
 from supervising import run_setup
 
 from snakemake_executor_plugin_dask.model.job_messages import Cold, Done, EndChild, Exited, Forked, Spawned, Start, Warm
@@ -137,7 +139,7 @@ def test_a_job_that_is_stopped_does_not_wait_for_the_warm_process() -> None:
         keeper = warming.Warming(endings, lambda *_: None)
         keeper._current = types.SimpleNamespace(settled=asyncio.Event())  # type: ignore[assignment]
         start = asyncio.create_task(keeper.start(current))
-        await asyncio.sleep(0)
+        await settle()
         endings.stop(current, "cancelled", "enough")
         async with asyncio.timeout(30):
             assert await start is False
@@ -145,7 +147,7 @@ def test_a_job_that_is_stopped_does_not_wait_for_the_warm_process() -> None:
         assert current.killing is not None
         await current.killing
 
-    asyncio.run(stop())
+    settling.run(stop())
 
 
 def test_a_kernel_without_pidfds_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

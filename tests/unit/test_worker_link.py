@@ -7,6 +7,8 @@ import types
 from typing import Any
 
 import pytest
+import settling
+from settling import settle
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.worker import attach, client
@@ -41,7 +43,7 @@ def test_jobs_are_lost_once_their_processes_are_gone(
         worker = link("run", "local-0", supervisor, told.append)
         await worker.open()
         job = asyncio.create_task(worker.run(JobSpec("job", "rule", "1", 1, (), 1, "/log")))
-        await asyncio.sleep(0)
+        await settle()
         theirs.close()
         assert await asyncio.to_thread(held.wait, 30)
         assert not worker.lost.is_set()
@@ -51,4 +53,4 @@ def test_jobs_are_lost_once_their_processes_are_gone(
         assert (outcome.status, len(tries)) == ("lost", 3)
         assert "SIGKILL" in outcome.detail
 
-    asyncio.run(lose())
+    settling.run(lose())

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.attached import (
@@ -40,9 +40,15 @@ class AttachedWorkers(Members):
     _HOW_LOST = "it left the cluster"
 
     def __init__(
-        self, client: Any, setup: RunSetup, listener: Listener, failed: Failed, clock: Callable[[], float]
+        self,
+        client: Any,
+        setup: RunSetup,
+        listener: Listener,
+        failed: Failed,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        super().__init__(listener, clock)
+        super().__init__(listener, clock, sleep)
         self.client = client  # another one once the scheduler was lost and is back
         self._setup = setup
         self._renewed: dict[str, float] = {}  # by worker: when the last renewal was sent that it answered
@@ -118,7 +124,7 @@ class AttachedWorkers(Members):
         run_out = self._sent.get(member.name, self._clock()) + self._setup.lease_s + LEASE_MARGIN_S
         here = self._here.pop(member.name, None)
         if keys and (here is None or not await asyncio.to_thread(attach.end_from_outside, here, set(keys))):
-            await asyncio.sleep(max(0.0, run_out - self._clock()))
+            await self._sleep(max(0.0, run_out - self._clock()))
         self.members.pop(member.name, None)
         return None
 

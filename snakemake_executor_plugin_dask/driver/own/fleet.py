@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
@@ -60,8 +60,9 @@ class Fleet(Members):
         lease_s: float,
         listener: Listener,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        super().__init__(listener, clock)
+        super().__init__(listener, clock, sleep)
         self._cluster = cluster
         self._leases = leases
         self._backends = backends
@@ -241,7 +242,7 @@ class Fleet(Members):
         while self._clock() < deadline:
             if self._leases.dead(name, keys):
                 return None
-            await asyncio.sleep(0.02)
+            await self._sleep(0.02)
         last = self._leases.last_renewal(name)
         run_out = (self._clock() if last is None else last) + self._lease_s + LEASE_MARGIN_S
         while True:
@@ -255,7 +256,7 @@ class Fleet(Members):
                     host = member.facts.host if member.facts else name
                     return f"the processes on {host} are frozen and cannot be ended from here"
                 return None
-            await asyncio.sleep(1.0)
+            await self._sleep(1.0)
 
     async def _hear_last_words(self, member: Member) -> None:
         """What the batch system says of a lost worker's allocation; asked before this run cancels it."""
@@ -267,7 +268,7 @@ class Fleet(Members):
                 member.ended = ending(output)
             if member.ended:
                 return
-            await asyncio.sleep(wait_s)
+            await self._sleep(wait_s)
 
     async def preempted(self, member: Member) -> bool:
         asked = self._asking.get(member.name)
