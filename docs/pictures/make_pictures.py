@@ -2,11 +2,13 @@
 
     ./run pictures report [DIRECTORY]
     ./run pictures dashboard [DIRECTORY]
+    ./run pictures questions [DIRECTORY]
 
 `report` brings up the tests' virtual Slurm in a temporary directory, takes a partition down, and runs a workflow in
-which a job needs more memory than it asks for and an allocation is cancelled. It prints the terminal's text and writes
-`report.png`. `dashboard` runs a hundred jobs here and writes `dashboard.png`. Both need Chromium; the first also
-`slurm-wlm` and `munge`. Everything that was started is ended.
+which a job needs more memory than it asks for and an allocation is cancelled. It prints the terminal's text and
+writes `report.png`. `questions` runs two thousand jobs there, five of which fail, and prints what `snakemake-dask`
+answers while the last ten wait. `dashboard` runs a hundred jobs here and writes `dashboard.png`. The pictures need
+Chromium, the first two `slurm-wlm` and `munge`. Everything that was started is ended.
 """
 # ruff: noqa: INP001, T201 - a script that prints
 
@@ -29,7 +31,7 @@ from clusters.slurm import VirtualSlurm  # noqa: E402
 from running import SnakemakeRun, snakemake, wait_for  # noqa: E402
 from system.browser import browser  # noqa: E402
 
-LIMIT_S = 420
+LIMIT_S = 1200
 
 POOLS = """\
 pools:
@@ -128,6 +130,77 @@ rule report:
     shell: "sleep 2 && touch {output}"
 """
 
+COHORTS = """\
+samples = [f"s{n:03}" for n in range(1, 496)]
+
+rule all:
+    input:
+        expand("counts/{sample}.txt", sample=samples), expand("qc/{sample}.txt", sample=samples),
+        expand("calls/{cohort}.txt", cohort=range(1, 11)),
+
+rule trim:
+    input: "reads/{sample}.fastq"
+    output: "trimmed/{sample}.fastq"
+    log: "logs/trim/{sample}.log"
+    resources: mem_mb=300, runtime=5
+    shell: "cp --sparse=always {input} {output}"
+
+rule align:
+    input: "trimmed/{sample}.fastq"
+    output: "aligned/{sample}.bam"
+    log: "logs/align/{sample}.log"
+    resources: mem_mb=600, runtime=10
+    shell: "./hold $((20 + $(stat -c %s {input}) * 3 / 1000000)) $(stat -c %s {input}) && touch {output}"
+
+rule count:
+    input: "aligned/{sample}.bam"
+    output: "counts/{sample}.txt"
+    log: "logs/count/{sample}.log"
+    resources: mem_mb=300, runtime=5
+    shell: "./count {wildcards.sample} >{output} 2>{log}"
+
+rule qc:
+    input: "aligned/{sample}.bam"
+    output: "qc/{sample}.txt"
+    log: "logs/qc/{sample}.log"
+    resources: mem_mb=200, runtime=5
+    shell: "if [[ {wildcards.sample} == s[13]67 ]]; then ./hold 500 9000000; fi; touch {output}"
+
+rule merge:
+    input: lambda wildcards: expand("aligned/{sample}.bam", sample=samples[int(wildcards.cohort)::10])
+    output: "merged/{cohort}.bam"
+    resources: mem_mb=2500, runtime=20
+    shell: "./hold 150 20000000 && touch {output}"
+
+rule call:
+    input: "merged/{cohort}.bam"
+    output: "calls/{cohort}.txt"
+    threads: 4
+    resources: mem_mb=5000, runtime=30
+    shell: "./hold 700 20000000 && touch {output}"
+"""
+
+HOLD = """\
+#!/bin/bash
+# Hold $1 MB for a time that grows with $2 bytes.
+{ head -c ${1}M /dev/zero; sleep $(($2 / 10000000)).$((1 + $2 / 1000000 % 10)); } | tail -n 1 >/dev/null
+"""
+
+COUNT = """\
+#!/bin/bash
+case $1 in
+    s017 | s233 | s410) echo "reading aligned/$1.bam" >&2; echo "count: $1: no read has a mate" >&2; exit 3 ;;
+esac
+echo 1
+"""
+
+
+#: Which samples failed and why, what ran longest, what wasted memory, why the last ten jobs wait.
+QUESTIONS = (
+    *("status", "jobs --state failed", "explain 49", "jobs --slowest 5", "jobs --wasteful 5"),
+    *("jobs --state waiting", "explain 1985"),
+)
+
 
 @contextlib.contextmanager
 def virtual_slurm() -> Iterator[VirtualSlurm]:
@@ -164,16 +237,40 @@ def watched_run(directory: Path) -> None:
             first = slurm.run("squeue", "--noheader", "--states=RUNNING", "--format=%A").split()[0]
             slurm.run("scancel", first)
             expect(run, lambda: "(train) waits for" in run.output, "the word that it waits")
-            print(status(directory))
+            print(answer(directory, "status"))
             slurm.run("scontrol", "update", "PartitionName=big", "State=UP")
             run.wait(LIMIT_S)
             print(run.output)
 
 
-def status(directory: Path) -> str:
-    """What a second terminal shows."""
-    command = (sys.executable, "-m", "snakemake_executor_plugin_dask", "status", os.fspath(directory))
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def cohorts_run(directory: Path) -> None:
+    """The questions of docs/observe.md: two thousand jobs, five that fail, and ten that wait for a partition."""
+    (directory / "reads").mkdir()
+    for number in range(1, 496):
+        with (directory / "reads" / f"s{number:03}.fastq").open("wb") as reads:
+            reads.truncate(number * 7919 % 97 * 1_000_000 // 4)
+    for name, text in (("hold", HOLD), ("count", COUNT)):
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
+    (directory / "pools.yaml").write_text(POOLS.replace("0-2", "0-3").replace("2 GB", "3 GB"))
+    with virtual_slurm() as slurm:
+        slurm.run("scontrol", "update", "PartitionName=big", "State=DOWN")
+        with snakemake(directory, COHORTS, "--dask-pools", "pools.yaml", "--keep-going") as run:
+            expect(run, lambda: "(call) waits for" in run.output or "(call) wait for" in run.output, "ten that wait")
+            for question in QUESTIONS:
+                print(answer(directory, question))
+            slurm.run("scontrol", "update", "PartitionName=big", "State=UP")
+            run.wait(LIMIT_S)
+
+
+def answer(directory: Path, command: str, columns: int = 130) -> str:
+    """What a second terminal of this width shows."""
+    line = f"stty cols {columns} && snakemake-dask {command}"
+    found = subprocess.run(
+        ("script", "--quiet", "--return", "--command", line, "/dev/null"),
+        cwd=directory, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    return f"$ snakemake-dask {command}\n{found.stdout}"
 
 
 async def picture_of_report(report: Path) -> None:
@@ -205,7 +302,7 @@ def dashboard_run(directory: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./run pictures", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("report", "dashboard"))
+    parser.add_argument("what", choices=("report", "dashboard", "questions"))
     parser.add_argument("directory", nargs="?", type=Path, help="where the run takes place, and stays")
     chosen = parser.parse_args()
     what, keep = chosen.what, chosen.directory
@@ -215,6 +312,8 @@ def main() -> int:
         if what == "report":
             watched_run(directory)
             asyncio.run(picture_of_report(directory / "report.html"))
+        elif what == "questions":
+            cohorts_run(directory)
         else:
             dashboard_run(directory)
     finally:

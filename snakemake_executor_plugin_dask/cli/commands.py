@@ -48,6 +48,15 @@ _RUN_COLUMNS = (
 _STALE_S = 600.0
 _LOOK_EVERY_S = 0.3
 _RUN = "a run's name or the first letters of it, an event log, or a working directory; default: the newest run here"
+_EXAMPLES = """\
+which jobs failed, and why:    snakemake-dask jobs --state failed
+what ran longest:              snakemake-dask jobs --slowest
+what wasted memory:            snakemake-dask jobs --wasteful
+why jobs wait:                 snakemake-dask jobs --state waiting
+why one of them waits:         snakemake-dask explain JOB
+
+`snakemake-dask COMMAND --help` shows the options of one command.
+"""
 _JOB = "a job's number; or its rule, or the value of a wildcard, where only one job has it"
 
 
@@ -80,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="snakemake-dask",
         description="Show what runs of the executor did or do, from their event logs, and write pools files.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -95,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _formats(runs)
     status = command("status", _status, "print pools, workers and what jobs wait for")
     watched = command("watch", _watch, "show a run live: pools, workers, running jobs with what they use, what waits")
-    jobs = command("jobs", _jobs, "print jobs as a table")
+    jobs = command("jobs", _jobs, "print jobs as a table: all, what failed or waits, the slowest, what wastes memory")
     explained = command("explain", _explain, "say why a job waits, pool by pool, or what became of it")
     explained.add_argument("job", metavar="JOB", help=_JOB)
     log = command("log", _log, "print a job's log")

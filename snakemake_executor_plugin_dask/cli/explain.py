@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.decide import routing
 from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.events import Event
@@ -18,7 +19,7 @@ from snakemake_executor_plugin_dask.observe.wording import (
     clean,
     clock,
     count,
-    job_text,
+    full_name,
     rough,
     short_id,
     short_memory,
@@ -30,7 +31,7 @@ def explain(model: RunModel, attempts: Sequence[Attempt], events: Iterable[Event
     last = attempts[-1]
     pools, request = _declared(events, attempts[0].key)
     asked = f", which asks for {routing.describe(request)}" if request is not None else ""
-    lines = [f"Job {short_id(last.jobid)}: {clean(job_text(last, len(last.members)), 2000)}{asked}."]
+    lines = [f"Job {short_id(last.jobid)}: {clean(full_name(last, len(last.members)), 2000)}{asked}."]
     lines += [_past(attempt) for attempt in attempts[:-1]]
     if last.state == "waiting" and model.ended is None:
         lines += [f"It has waited for {rough(max(0.0, now - last.queued))}.", ""]
@@ -44,11 +45,20 @@ def explain(model: RunModel, attempts: Sequence[Attempt], events: Iterable[Event
         lines.append("It was not started before the run ended.")
     else:
         lines.append(_past(last))
-        if last.log_path and last.status != "succeeded":
-            lines.append(
-                f"Its log: {clean(last.log_path)} (`snakemake-dask log {clean(short_id(last.jobid))}` prints it)."
-            )
+        if last.status != "succeeded":
+            lines += _logs(last)
     return "\n".join(lines)
+
+
+def _logs(attempt: Attempt) -> Iterable[str]:
+    """The ends of the rule's own logs, or else of the job's, and where that is."""
+    tails = [(path, tail) for path, tail in attempt.rule_logs if tail.strip()] or [("its log", attempt.log_tail)]
+    for path, tail in tails:
+        if tail.strip():
+            yield f"The last lines of {clean(path)}:"
+            yield from (f"    {line}" for line in clean_block(tail).rstrip().splitlines())
+    if attempt.log_path:
+        yield f"Its log: {clean(attempt.log_path)} (`snakemake-dask log {clean(short_id(attempt.jobid))}` prints it)."
 
 
 def _declared(events: Iterable[Event], key: str) -> tuple[dict[str, Pool], Request | None]:

@@ -11,7 +11,7 @@ from snakemake_executor_plugin_dask.observe import live
 from snakemake_executor_plugin_dask.observe.events import SUFFIX, newest_log, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
-from snakemake_executor_plugin_dask.observe.wording import job_text, short_id
+from snakemake_executor_plugin_dask.observe.wording import full_name, short_id
 
 LOGS = Path(".snakemake", "dask")
 _MATCHES_SHOWN = 5
@@ -91,7 +91,7 @@ def find_job(model: RunModel, name: str) -> list[Attempt]:
     found = found or [job for job in jobs if any(member.jobid == name for member in job.members)]
     found = found or [job for job in jobs if len(name) >= _LEAST_OF_A_NAME and job.jobid.startswith(name)]
     found = found or [job for job in jobs if name == job.rule or name in job.wildcards.values()]
-    found = found or [job for job in jobs if name in job_text(job, len(job.members))]
+    found = found or [job for job in jobs if name in full_name(job, len(job.members))]
     if len(found) == 1:
         return [each for each in model.attempts.values() if (each.rule, each.jobid) == (found[0].rule, found[0].jobid)]
     if found:
@@ -102,5 +102,5 @@ def find_job(model: RunModel, name: str) -> list[Attempt]:
 
 
 def _some(jobs: Sequence[Attempt]) -> str:
-    shown = [f"{short_id(job.jobid)}: {job_text(job)}" for job in jobs[:_MATCHES_SHOWN]]
+    shown = [f"{short_id(job.jobid)}: {full_name(job)}" for job in jobs[:_MATCHES_SHOWN]]
     return "; ".join([*shown, "…"] if len(jobs) > _MATCHES_SHOWN else shown)

@@ -11,22 +11,23 @@ from snakemake_executor_plugin_dask.cli.finding import last_attempts
 from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.events import plain
 from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.records import Attempt, first, ran_s
 from snakemake_executor_plugin_dask.observe.report import COLUMNS
 from snakemake_executor_plugin_dask.observe.wording import (
+    cause,
     clean,
     columns,
-    members_text,
+    named,
     rough,
     share,
     short_id,
     short_memory,
-    wildcard_text,
 )
 
 NOTHING = "-"
 _GAP = 2
-_WHERE_USED = 45  # columns that matter no more than this are left out where all of them are empty
+_ALWAYS = 96  # columns that matter less are left out where there is no room for them, or nothing in them
 _LEAST_WIDE = 12  # a cell that is shortened keeps so much
 
 
@@ -103,11 +104,12 @@ def _has(wildcards: Mapping[str, str], pattern: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``keep``: how much it matters where the terminal is narrow; the least goes first."""
+    """``keep``: how much it matters where the terminal is narrow; what matters least goes first."""
 
     head: str
     keep: int
     right: bool = False
+    least: int = 20  # so wide it stays while others that matter less can be left out
 
 
 Make = Callable[[Attempt], str]
@@ -115,13 +117,20 @@ Make = Callable[[Attempt], str]
 
 def table_columns(model: RunModel, jobs: Sequence[Attempt], *, attempts: bool) -> list[tuple[Column, Make]]:
     """The columns in which these jobs have something to say, each with what makes a cell of it."""
+    waits = {(state.pool, rule): state.what for state in snapshot(model).waiting for rule in state.rules}
+
+    def why(attempt: Attempt) -> str:
+        if attempt.state == "waiting":
+            return f"waits for {waits.get((attempt.pool, attempt.rule), 'room')} in pool {attempt.pool}"
+        return "" if attempt.status == "succeeded" else cause(attempt)
+
     tries = Counter(attempt.jobid for attempt in model.attempts.values() if attempt.placed is not None)
     now = model.end_time
     groups = any(job.members for job in jobs)
     found: list[tuple[Column, Make]] = [
         (Column("JOB", 100, right=not groups), lambda a: short_id(a.jobid)),
         (Column("RULE", 99), lambda a: a.rule),
-        (Column("WILDCARDS", 98), lambda a: members_text(a) if a.members else wildcard_text(a.wildcards)),
+        (Column("WILDCARDS", 98), named),
         (Column("STATE", 97), state),
         (
             Column("TRY" if attempts else "TRIES", 50, right=True),
@@ -134,19 +143,20 @@ def table_columns(model: RunModel, jobs: Sequence[Attempt], *, attempts: bool) -
         (Column("MEMORY", 70, right=True), lambda a: _or_nothing(a.asked_memory_mb, format_memory)),
         (Column("PEAK", 80, right=True), lambda a: _or_nothing(a.peak_memory_mb, short_memory)),
         (
-            Column("AT WORK", _WHERE_USED, right=True),
+            Column("AT WORK", 45, right=True),
             lambda a: "" if a.now is None else _or_nothing(a.now.cores, "{:.1f}".format),
         ),
-        (Column("IN USE", _WHERE_USED, right=True), lambda a: "" if a.now is None else short_memory(a.now.memory_mb)),
-        (Column("GPUS", _WHERE_USED, right=True), lambda a: str(a.gpus)),
+        (Column("IN USE", 44, right=True), lambda a: "" if a.now is None else short_memory(a.now.memory_mb)),
+        (Column("GPUS", 43, right=True), lambda a: str(a.gpus)),
         (Column("WORKER", 30), lambda a: ",".join(a.workers)),
         (Column("HOST", 25), lambda a: a.host),
         (Column("ALLOCATION", 20), lambda a: a.allocation),
+        (Column("WHY", _ALWAYS, least=60), why),
     ]
     return [
         (column, make)
         for column, make in found
-        if column.keep > _WHERE_USED or any(make(job) not in ("", "0") for job in jobs)
+        if column.keep > _ALWAYS or any(make(job) not in ("", "0", NOTHING) for job in jobs)
     ]
 
 
@@ -170,16 +180,24 @@ def fitted(found: Sequence[Column], cells: Sequence[Sequence[str]], width: int |
         return 0 if width is None else sum(sizes[i] + _GAP for i in shown) - _GAP - width
 
     # The longest texts are shortened first, then columns are left out, then the texts are shortened further.
-    for least in (20, _LEAST_WIDE):
+    for last in (False, True):
+        least = [_LEAST_WIDE if last else column.least for column in found]
         while too_wide() > 0:
-            longest = max(shown, key=lambda i: 0 if found[i].right else sizes[i])
-            if found[longest].right or sizes[longest] <= least:
+            texts = [i for i in shown if not found[i].right and sizes[i] > least[i]]
+            if not texts:
                 break
-            sizes[longest] = max(least, sizes[longest] - too_wide())
-        if least == _LEAST_WIDE:
+            longest = max(texts, key=lambda i: sizes[i])
+            sizes[longest] = max(least[longest], sizes[longest] - too_wide())
+        if last:
             break
         while too_wide() > 0 and len(shown) > 4:
-            shown.remove(min(shown, key=lambda i: found[i].keep))
+            least_of_all = min(shown, key=lambda i: found[i].keep)
+            if found[least_of_all].keep >= _ALWAYS:
+                break
+            shown.remove(least_of_all)
+    for i in shown:  # the room of columns that were left out
+        whole = max(len(found[i].head), *map(len, cells[i]))
+        sizes[i] += max(0, min(whole - sizes[i], -too_wide()))
     rows = [[found[i].head for i in shown], *([cells[i][row] for i in shown] for row in range(len(cells[0])))]
     padded = [[_cell(cell, sizes[i], right=found[i].right) for cell, i in zip(row, shown, strict=True)] for row in rows]
     return columns(padded)

@@ -12,15 +12,15 @@ from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, 
 from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.observe.status import pool_row, used_cells, waiting_line
 from snakemake_executor_plugin_dask.observe.wording import (
+    cause,
     clean,
     clock,
     count,
-    job_text,
-    members_text,
+    full_name,
+    named,
     rough,
     short_id,
     short_memory,
-    wildcard_text,
 )
 
 Style = Literal["plain", "bold", "dim", "bad"]
@@ -48,6 +48,7 @@ _WORKERS = (
     Column("IN USE", 75, right=True),
     Column("ENDS IN", 65, right=True),
     Column("RUNNING", 50),
+    Column("ALLOCATION", 45),
 )
 _RUNNING = (
     Column("JOB", 100, right=True),
@@ -107,16 +108,17 @@ def _head(picture: Snapshot, pace: Pace, width: int) -> list[Line]:
     done = picture.succeeded + picture.failed
     part = done / picture.known if picture.known else 0.0
     full = round(part * _BAR)
-    bar = f"[{'#' * full}{'.' * (_BAR - full)}] " if width >= 70 else ""
+    bar = [f"[{'#' * full}{'.' * (_BAR - full)}]"] if width >= 70 else []
     parts = [f"{done:,} of {count(picture.known, 'job')} done"]
     parts += [f"{picture.failed:,} failed"] if picture.failed else []
     parts += [f"{picture.running:,} running", f"{picture.waits:,} waiting"]
     parts += [f"{count(picture.lost_workers, 'worker')} lost"] if picture.lost_workers else []
     end = pace.end(picture.known - done)
     parts += [f"at this pace done by {clock(end)}"] if end is not None else []
+    style: Style = "bad" if picture.failed else "plain"
     return [
         Line(title + hint.rjust(max(0, width - len(title))) if len(title) + len(hint) < width else title, "bold"),
-        Line(bar + ", ".join(parts), "bad" if picture.failed else "plain"),
+        *(Line(line, style) for line in _wrapped(" ".join([*bar, ", ".join(parts)]), width)),
     ]
 
 
@@ -154,6 +156,7 @@ def _worker(worker: WorkerState) -> tuple[str, ...]:
         in_use,
         NOTHING if worker.ends_in_s is None else rough(worker.ends_in_s),
         running or NOTHING,
+        clean(worker.allocation, 60) or NOTHING,
     )
 
 
@@ -175,7 +178,7 @@ def _job(job: Attempt, now: float) -> tuple[str, ...]:
     return (
         clean(short_id(job.jobid), 20),
         clean(job.rule, 100),
-        clean(members_text(job) if job.members else wildcard_text(job.wildcards), 200) or NOTHING,
+        clean(named(job), 200) or NOTHING,
         rough(max(0.0, now - job.started)) if job.started is not None else "starts",
         f"{cores} of {job.cores}",
         memory + asked,
@@ -187,6 +190,8 @@ def _waiting(picture: Snapshot, width: int) -> list[Line]:
     pools = {pool.name: pool for pool in picture.pools}
     said = [waiting_line(state, pools.get(state.pool, PoolState(state.pool)), clock) for state in picture.waiting]
     lines = [part for text in said for part in _wrapped(text, width)]
+    if len(lines) > _WAITING_LINES:
+        lines[_WAITING_LINES - 1] = _cut(f"{lines[_WAITING_LINES - 1]} …", width)
     return [Line(), *map(Line, lines[:_WAITING_LINES])] if lines else []
 
 
@@ -194,11 +199,28 @@ def _failed(model: RunModel, width: int) -> list[Line]:
     """The jobs that failed last, each with the first words of its reason."""
     failed = [a for a in model.attempts.values() if model.jobs.get((a.rule, a.jobid)) == "failed" and a.ended]
     last = sorted(failed, key=lambda attempt: attempt.ended or 0.0)[-_FAILED_LINES:]
-    texts = [
-        f"Failed: job {clean(short_id(a.jobid), 20)}, {clean(job_text(a, 1), 200)}: {clean(a.message or a.status, 300)}"
+    lines = [
+        Line(
+            _cut(f"Failed: job {clean(short_id(a.jobid), 20)}, {clean(full_name(a, 1), 200)}: {_why(a)}", width), "bad"
+        )
         for a in last
     ]
-    return [Line(), *(Line(text[:width], "bad") for text in texts)] if texts else []
+    if len(failed) > len(last):
+        more = len(failed) - len(last)
+        lines.append(Line(_cut(f"… and {more:,} more before: `snakemake-dask jobs --state failed`", width), "dim"))
+    return [Line(), *lines] if lines else []
+
+
+def _named(attempt: Attempt) -> str:
+    return clean(full_name(attempt, 1), 200)
+
+
+def _why(attempt: Attempt) -> str:
+    return clean(cause(attempt) or attempt.status, 300)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

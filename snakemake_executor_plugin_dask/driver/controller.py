@@ -338,7 +338,7 @@ class Controller:
             self._finish(job, outcome, message=message)
         else:
             job.outlived = True
-            self._tell.outlived(rule, request.runtime_s)
+            self._tell.outlived(job.queued.spec(), request.runtime_s)
             self._again(job, "its allocation ended first")
 
     def _lost(self, job: Job, why: str, *, planned: bool) -> None:

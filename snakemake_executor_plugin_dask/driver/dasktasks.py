@@ -3,7 +3,8 @@
 from typing import Any
 
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
-from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, members_text, wildcard_text
+from snakemake_executor_plugin_dask.observe.wording import clean
 from snakemake_executor_plugin_dask.worker import client as task
 
 
@@ -13,7 +14,7 @@ def submit(client: Any, run_id: str, attempt: Attempt, spec: JobSpec) -> Any:
         task.run_job,
         run_id,
         spec,
-        key=attempt.key,
+        key=_key(attempt.key, spec),
         workers=[_address(attempt)],
         allow_other_workers=False,
         pure=False,
@@ -24,6 +25,12 @@ def submit(client: Any, run_id: str, attempt: Attempt, spec: JobSpec) -> Any:
 async def kill(client: Any, run_id: str, attempt: Attempt, reason: str) -> None:
     """Ask the attempt's worker to end it."""
     await client.run(task.kill_job, run_id, attempt.key, reason, workers=[_address(attempt)], on_error="ignore")
+
+
+def _key(key: str, spec: JobSpec) -> str:
+    """What Dask's pages show of a task: its attempt, and behind that which job it is."""
+    which = members_text(spec.members) if spec.members else wildcard_text(spec.wildcards)
+    return clean(f"{key} {which}", 300).rstrip()
 
 
 def _address(attempt: Attempt) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S
 from snakemake_executor_plugin_dask.driver.members import Member
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, job_text
 from snakemake_executor_plugin_dask.model.messages import Level
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.observe.wording import clean, short_id
 
 _OFTEN = 5  # preempted allocations of a pool, after which it is said what that means
 
@@ -52,14 +53,14 @@ class Teller:
             f"{END_BEFORE_S:.0f} s before it.",
         )
 
-    def outlived(self, rule: str, runtime_s: float | None) -> None:
+    def outlived(self, spec: JobSpec, runtime_s: float | None) -> None:
         self.warn(
-            f"A job of rule {rule} did not end within its allocation's life; it {_declares(runtime_s)}. "
-            "It is run once more, in a fresh allocation."
+            f"Job {short_id(spec.jobid)}, {_named(spec)}, did not end within its allocation's life; it "
+            f"{_declares(runtime_s)}. It is run once more, in a fresh allocation."
         )
 
     def runs_again(self, spec: JobSpec, why: str) -> None:
-        self.warn(f"Job {spec.jobid} ({spec.name}) runs again: {why}. Its earlier processes are dead.")
+        self.warn(f"Job {short_id(spec.jobid)}, {_named(spec)}, runs again: {why}. Its earlier processes are dead.")
 
     def worker_joined(self, member: Member) -> None:
         assert member.facts is not None
@@ -97,6 +98,10 @@ class Teller:
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
         self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
+
+
+def _named(spec: JobSpec) -> str:
+    return clean(job_text(spec.name, spec.wildcards, spec.members), 300)
 
 
 # Why a job has failed, where its outcome alone does not say it.

@@ -1,7 +1,6 @@
 """The words in which a failed job is told. Pure."""
 
 import signal
-from collections.abc import Mapping
 
 from snakemake_executor_plugin_dask.model.jobs import Outcome
 
@@ -9,7 +8,6 @@ from snakemake_executor_plugin_dask.model.jobs import Outcome
 COMMAND_ENDED = "its command "
 #: How its word about the members of a group begins.
 MEMBER = "in rule "
-_SHOWN_CHARACTERS = 200
 
 #: What to change, where the plugin's own limits ended a job.
 _ADVICE = {
@@ -39,15 +37,6 @@ def explain(name: str, outcome: Outcome, runs: int = 1, message: str = "") -> st
     if outcome.log_path and outcome.status != "not-started":
         text += f"\nIts log: {outcome.log_path}"
     return text + "\n"
-
-
-def label(name: str, wildcards: Mapping[str, str]) -> str:
-    """«align (sample=a, lane=3)»: a job by its rule, or group, and its wildcards."""
-    values = ", ".join(f"{key}={value}" for key, value in wildcards.items())
-    if not values:
-        return name
-    values = "".join(character if character.isprintable() else "?" for character in values)
-    return f"{name} ({values if len(values) <= _SHOWN_CHARACTERS else values[: _SHOWN_CHARACTERS - 1] + '…'})"
 
 
 def not_started_text(count: int) -> str:

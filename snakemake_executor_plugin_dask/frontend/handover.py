@@ -52,6 +52,13 @@ def wildcards(job: Any) -> dict[str, str]:
     return {} if job.is_group() else dict(job.get_target_spec()[0].wildcards_dict)
 
 
+def group_members(job: Any) -> tuple[GroupMember, ...]:
+    """The jobs of a group job, for people; none of a single job."""
+    if not job.is_group():
+        return ()
+    return tuple(GroupMember(each.name, str(each.jobid), tuple(wildcards(each).items())) for each in job.jobs)
+
+
 class Handover:
     """Describes the jobs of one run."""
 
@@ -190,10 +197,7 @@ class Handover:
             local_copies=copies,
             cluster=request.cluster,
             wildcards=tuple(wildcards(job).items()),
-            members=tuple(
-                GroupMember(each.name, str(each.jobid), tuple(wildcards(each).items()))
-                for each in (job.jobs if job.is_group() else ())
-            ),
+            members=group_members(job),
             rule_logs=tuple(
                 str(path) for single in members(job) for path in single.log if not snakemake_jobs.is_in_storage(path)
             ),

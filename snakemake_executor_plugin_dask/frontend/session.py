@@ -28,12 +28,11 @@ from snakemake_executor_plugin_dask.frontend.ahead import SnakemakesGraph, ready
 from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink, clean_up_after
 from snakemake_executor_plugin_dask.frontend.failures import (
     explain,
-    label,
     not_accepted_text,
     not_started_text,
     queue_text,
 )
-from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once, members, wildcards
+from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once, group_members, members, wildcards
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
 from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
 from snakemake_executor_plugin_dask.frontend.verdicts import over, starts_no_more, unfit_directory, verdict
@@ -46,6 +45,7 @@ from snakemake_executor_plugin_dask.interior import (
     snakemake_settings,
 )
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
+from snakemake_executor_plugin_dask.model.jobs import job_text
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
@@ -70,6 +70,7 @@ from snakemake_executor_plugin_dask.model.requests import (
 )
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.allocation import end_time
+from snakemake_executor_plugin_dask.observe.wording import clean
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 _LOOK_EVERY_S = 0.5
@@ -98,7 +99,7 @@ def as_error(text: str) -> WorkflowError:
 
 
 def _label(job: Any) -> str:
-    return label(job.name, wildcards(job))
+    return clean(job_text(job.name, wildcards(job), group_members(job)), 300)
 
 
 def report_submission(executor: Any, info: SubmittedJobInfo) -> None:

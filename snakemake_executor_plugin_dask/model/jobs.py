@@ -2,14 +2,17 @@
 
 import hashlib
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 
 _HEX_WORD = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)
 _HEX_NAME = re.compile(r"[0-9a-f]{32}")
 _FIRST_WORD = re.compile(r"[^\W\d_]\w*")
+
+Wildcards = Mapping[str, str] | Iterable[tuple[str, str]]
 
 JobStart = Literal["warm", "cold"]
 
@@ -171,6 +174,37 @@ class WorkerFacts:
     plugin_version: str = ""
     snakemake_version: str = ""
     batch_system: str | None = None  # of a worker of others: in whose allocation it runs
+
+
+class Member(Protocol):
+    """A job of a group job, as any part of the plugin holds it."""
+
+    @property
+    def rule(self) -> str: ...
+    @property
+    def wildcards(self) -> Wildcards: ...
+
+
+def job_text(name: str, wildcards: Wildcards, members: Sequence[Member] = (), most: int = 3) -> str:
+    """A job as people know it: «align (sample=A)», for a group «group (2 jobs: align (sample=A), sort (sample=A))».
+
+    It may hold what a terminal would obey. At most ``most`` members are named.
+    """
+    if members:
+        return f"{name} ({len(members):,} job{'s' * (len(members) != 1)}: {members_text(members, most)})"
+    values = wildcard_text(wildcards)
+    return f"{name} ({values})" if values else name
+
+
+def members_text(members: Sequence[Member], most: int = 3) -> str:
+    """The jobs of a group: «align (sample=A), sort (sample=A), and 2 more»."""
+    more = [f"and {len(members) - most:,} more"] if len(members) > most else []
+    return ", ".join([*(job_text(each.rule, each.wildcards) for each in members[:most]), *more])
+
+
+def wildcard_text(wildcards: Wildcards) -> str:
+    """«sample=A, lane=1»; empty without wildcards."""
+    return ", ".join(f"{name}={value}" for name, value in dict(wildcards).items())
 
 
 def task_key(rule: str, run_id: str, jobid: str | int, attempt: int, run: int) -> str:

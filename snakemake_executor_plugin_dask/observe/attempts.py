@@ -5,7 +5,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt, first, ran_s
 from snakemake_executor_plugin_dask.observe.tables import STATES
-from snakemake_executor_plugin_dask.observe.wording import clean, members_text, short_id, wildcard_text
+from snakemake_executor_plugin_dask.observe.wording import clean, named, short_id
 
 SHOWN = 50_000  # of more the page would grow beyond ten megabytes
 
@@ -36,19 +36,17 @@ def jobs_data(model: RunModel) -> dict[str, Any]:
     rules: dict[str, int] = {}
     states: dict[str, int] = {}
     workers: dict[str, int] = {}
-    rows = []
-    for attempt in list(model.attempts.values())[:SHOWN]:
-        named = members_text(attempt) if attempt.members else wildcard_text(attempt.wildcards)
-        rows.append(
-            [
-                clean(short_id(attempt.jobid), 40),
-                rules.setdefault(clean(attempt.rule, 120), len(rules)),
-                clean(named, 200),
-                states.setdefault(_state(attempt), len(states)),
-                *_numbers(attempt, model.end_time),
-                workers.setdefault(clean(attempt.worker, 60), len(workers)) if attempt.worker else -1,
-            ]
-        )
+    rows = [
+        [
+            clean(short_id(attempt.jobid), 40),
+            rules.setdefault(clean(attempt.rule, 120), len(rules)),
+            clean(named(attempt), 200),
+            states.setdefault(_state(attempt), len(states)),
+            *_numbers(attempt, model.end_time),
+            workers.setdefault(clean(attempt.worker, 60), len(workers)) if attempt.worker else -1,
+        ]
+        for attempt in list(model.attempts.values())[:SHOWN]
+    ]
     good = ("succeeded", "running", "waiting", "not started before the run ended")
     return {
         "rows": rows,

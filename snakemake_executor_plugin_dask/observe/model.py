@@ -173,8 +173,10 @@ class RunModel:
                 allocation.running = when
             allocation.reason = ""
 
-    def _allocation_of(self, worker: str) -> Allocation | None:
-        return self._allocation.get(self._launcher.get(worker, worker))
+    def allocation_id(self, worker: str) -> str:
+        """The batch system's identifier of what a worker runs in; empty where it has none."""
+        allocation = self._allocation.get(self._launcher.get(worker, worker))
+        return allocation.id if allocation is not None and self._pool(allocation.pool).batch else ""
 
     def _on_worker_lost(self, event: Event, when: float) -> None:
         planned = bool(event.get("planned"))
@@ -257,8 +259,7 @@ class RunModel:
                 attempt.pool = worker.pool
                 worker.running.add(attempt.key)
                 worker.attempts += 1
-        if (allocation := self._allocation_of(attempt.worker)) and self._pool(attempt.pool).batch:
-            attempt.allocation = allocation.id
+        attempt.allocation = self.allocation_id(attempt.worker)
         self.last_progress = when
 
     def _on_job_started(self, event: Event, when: float) -> None:

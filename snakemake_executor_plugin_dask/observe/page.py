@@ -25,12 +25,11 @@ from snakemake_executor_plugin_dask.observe.wording import (
     clean,
     core_times,
     count,
-    members_text,
+    named,
     rough,
     share,
     short_id,
     starts,
-    wildcard_text,
 )
 
 #: For the rules that held most; told apart with the common colour blindnesses, on light and dark ground. Red is for
@@ -137,9 +136,9 @@ def _data(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> 
         if attempt.key not in seen:
             seen[attempt.key] = len(ids)
             again = f", run {attempt.run}" if attempt.run > 1 else ""
-            named = members_text(attempt) if attempt.members else wildcard_text(attempt.wildcards)
-            which = f" ({named})" if named else ""
-            ids.append(clean(f"{short_id(attempt.jobid)}{again}{which}", 120))
+            which = f" ({text})" if (text := named(attempt)) else ""
+            where = f", allocation {attempt.allocation}" if attempt.allocation else ""
+            ids.append(f"{clean(f'{short_id(attempt.jobid)}{again}{which}', 120)}{clean(where, 60)}")
         # Both ends are rounded, not the length: neighbours must not overlap.
         since = round(((attempt.placed or start) - start) * 1000)
         until = round(((attempt.ended if attempt.ended is not None else model.end_time) - start) * 1000)

@@ -25,6 +25,7 @@ class WorkerState:
     memory_free_mb: int
     gpus: int
     gpus_free: int
+    allocation: str = ""  # the batch system's identifier
     running: tuple[tuple[str, int], ...] = ()
     ends_in_s: float | None = None
     cores_used: float | None = None  # at work now in its jobs; None: nothing was measured
@@ -246,6 +247,7 @@ def _worker_state(model: RunModel, name: str, now: float) -> WorkerState:
         max(0, worker.memory_mb - memory_mb),
         worker.gpus,
         max(0, worker.gpus - gpus),
+        model.allocation_id(name),
         tuple(sorted(Counter(attempt.rule for attempt in attempts).items(), key=lambda rule: (-rule[1], rule[0]))),
         ends_in_s,
         *_used(attempts, now),

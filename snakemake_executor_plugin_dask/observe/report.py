@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.jobs import wildcard_text
 from snakemake_executor_plugin_dask.model.options import REPORT_ENDINGS
 from snakemake_executor_plugin_dask.observe.advice import rule_uses, set_resources
 from snakemake_executor_plugin_dask.observe.events import SCHEMA_VERSION, plain
@@ -17,7 +18,7 @@ from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.page import page
 from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral, steps
-from snakemake_executor_plugin_dask.observe.wording import clean, wildcard_text
+from snakemake_executor_plugin_dask.observe.wording import clean
 
 #: Columns of the table, with how each is made. Times are seconds since the epoch, durations seconds, memory 10^6 bytes.
 COLUMNS: dict[str, Callable[[Attempt], Any]] = {

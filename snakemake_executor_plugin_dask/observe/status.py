@@ -142,10 +142,8 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
     """The whole picture: pools, workers with what they run and have free, waiting jobs with reasons."""
     clock_text = clock_text or clock
     age = rough(picture.now - picture.started)
-    parts = (
-        [f"{picture.succeeded} done", f"{picture.failed} failed"] if picture.failed else [f"{picture.succeeded} done"]
-    )
-    parts += [f"{picture.running} running", f"{picture.waits} waiting"]
+    parts = [f"{picture.succeeded:,} done", *([f"{picture.failed:,} failed"] if picture.failed else [])]
+    parts += [f"{picture.running:,} running", f"{picture.waits:,} waiting"]
     lost = f"; {count(picture.lost_workers, 'worker')} lost so far" if picture.lost_workers else ""
     head = f"Run {clean(picture.run_id)}" + (
         ", ended after" if picture.ended else f" at {clock_text(picture.now)}, for"
@@ -164,6 +162,7 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
     if picture.workers:
         gpus = any(worker.gpus for worker in picture.workers)
         used = any(worker.memory_used_mb is not None for worker in picture.workers)
+        allocations = any(worker.allocation for worker in picture.workers)
         head_row = [
             "WORKER",
             "HOST",
@@ -172,12 +171,11 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
             *(["GPUS FREE"] if gpus else []),
             *(["CORES AT WORK", "MEMORY IN USE"] if used else []),
             "ENDS IN",
+            *(["ALLOCATION"] if allocations else []),
             "RUNNING",
         ]
-        lines += [
-            "",
-            *columns([tuple(head_row), *(_worker_row(worker, gpus=gpus, used=used) for worker in picture.workers)]),
-        ]
+        rows = (_worker_row(worker, gpus=gpus, used=used, allocations=allocations) for worker in picture.workers)
+        lines += ["", *columns([tuple(head_row), *rows])]
     if picture.waiting:
         pools = {pool.name: pool for pool in picture.pools}
         lines += ["", "WAITING"]
@@ -189,7 +187,7 @@ def pool_row(pool: PoolState, clock_text: Callable[[float], str]) -> tuple[str, 
     """Name, cluster, workers, running jobs, waiting jobs, state."""
     workers = f"{pool.workers} of {pool.workers_max}" if pool.workers_max is not None else str(pool.workers)
     state = _pool_state(pool, clock_text)
-    return pool.name, pool.cluster, workers, str(pool.running), str(pool.waiting), state
+    return pool.name, pool.cluster, workers, f"{pool.running:,}", f"{pool.waiting:,}", state
 
 
 def _pool_state(pool: PoolState, clock_text: Callable[[float], str]) -> str:
@@ -202,7 +200,7 @@ def _pool_state(pool: PoolState, clock_text: Callable[[float], str]) -> str:
     return ", ".join(parts) or ("up" if pool.workers else "given back" if pool.came else "not started")
 
 
-def _worker_row(worker: WorkerState, *, gpus: bool, used: bool) -> tuple[str, ...]:
+def _worker_row(worker: WorkerState, *, gpus: bool, used: bool, allocations: bool) -> tuple[str, ...]:
     running = ", ".join(f"{clean(rule)} x{jobs}" if jobs > 1 else clean(rule) for rule, jobs in worker.running) or "-"
     name = worker.name if worker.state == "up" else f"{worker.name} ({worker.state})"
     return (
@@ -213,6 +211,7 @@ def _worker_row(worker: WorkerState, *, gpus: bool, used: bool) -> tuple[str, ..
         *([f"{worker.gpus_free} of {worker.gpus}" if worker.gpus else "-"] if gpus else []),
         *(used_cells(worker) if used else ()),
         "-" if worker.ends_in_s is None else rough(worker.ends_in_s),
+        *([worker.allocation or "-"] if allocations else []),
         running,
     )
 
@@ -227,7 +226,7 @@ def end_line(model: RunModel) -> str:
     """One line about the whole run."""
     counts = model.counts()
     fates = [
-        f"{counts[name]} {name.replace('dropped', 'not started')}"
+        f"{counts[name]:,} {name.replace('dropped', 'not started')}"
         for name in ("failed", "stopped", "dropped", "unfinished")
         if counts[name]
     ]

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from snakemake_executor_plugin_dask.model.jobs import members_text, wildcard_text
 from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, Spread, set_resources
 from snakemake_executor_plugin_dask.observe.model import RunModel
@@ -12,12 +13,10 @@ from snakemake_executor_plugin_dask.observe.use import worker_use
 from snakemake_executor_plugin_dask.observe.wording import (
     clean,
     core_time,
-    members_text,
     rough,
     share,
     short_id,
     short_memory,
-    wildcard_text,
 )
 
 NOTHING = "\N{EN DASH}"
@@ -75,7 +74,7 @@ def _failure(attempt: Attempt) -> dict[str, Any]:
     run = f", run {attempt.run}" if attempt.run > 1 else ""
     facts = [f"job {clean(short_id(attempt.jobid))}, attempt {attempt.attempt}{run}"]
     if attempt.members:
-        facts.append(f"of {clean(members_text(attempt, 10), 1000)}")
+        facts.append(f"of {clean(members_text(attempt.members, 10), 1000)}")
     if attempt.worker:
         where = f", allocation {clean(attempt.allocation)}" if attempt.allocation else ""
         facts.append(f"on {clean(attempt.host or '?')} (worker {clean(attempt.worker)}{where})")

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from snakemake_executor_plugin_dask.model.jobs import job_text, members_text, wildcard_text
 from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.model.units import format_duration, format_memory
 from snakemake_executor_plugin_dask.observe.records import Attempt
@@ -91,27 +92,21 @@ def short_id(jobid: str) -> str:
     return jobid if jobid.isdecimal() else jobid[:8]
 
 
-def wildcard_text(wildcards: Mapping[str, str]) -> str:
-    """«sample=A, lane=1»; empty without wildcards."""
-    return ", ".join(f"{name}={value}" for name, value in wildcards.items())
+def named(attempt: Attempt, members: int = 3) -> str:
+    """What tells a job from others of its rule: its wildcards, or a group's members. Empty: nothing does."""
+    return members_text(attempt.members, members) if attempt.members else wildcard_text(attempt.wildcards)
 
 
-def job_text(attempt: Attempt, members: int = 3) -> str:
-    """A job as people know it: «align (sample=A)», for a group «group (2 jobs: align (sample=A), sort (sample=A))»."""
-    if not attempt.members:
-        return _with_wildcards(attempt.rule, attempt.wildcards)
-    return f"{attempt.rule} ({count(len(attempt.members), 'job')}: {members_text(attempt, members)})"
+def full_name(attempt: Attempt, members: int = 3) -> str:
+    """Rule or group, and what tells the job from others of it."""
+    return job_text(attempt.rule, attempt.wildcards, attempt.members, members)
 
 
-def members_text(attempt: Attempt, most: int = 3) -> str:
-    """The jobs of a group: «align (sample=A), sort (sample=A), and 2 more»."""
-    shown = [_with_wildcards(each.rule, each.wildcards) for each in attempt.members[:most]]
-    more = [f"and {len(attempt.members) - most} more"] if len(attempt.members) > most else []
-    return ", ".join([*shown, *more])
-
-
-def _with_wildcards(rule: str, wildcards: Mapping[str, str]) -> str:
-    return f"{rule} ({wildcard_text(wildcards)})" if wildcards else rule
+def cause(attempt: Attempt) -> str:
+    """Why an attempt did not succeed: the last line of the rule's own log, and what is known of its end."""
+    why = attempt.message or (f"exit code {attempt.exit_code}" if attempt.exit_code else "")
+    lines = [line.strip() for _, tail in attempt.rule_logs for line in tail.splitlines() if line.strip()]
+    return f"{lines[-1]} ({why})" if lines and why else lines[-1] if lines else why
 
 
 def both(words: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ def test_supervisor_killed(tmp_path: Path) -> None:
         assert len(ended(run)) == 2
         reason = "the worker's supervisor process ended (SIGKILL). Its earlier processes are dead."
         assert said(run) == [
-            *(f"Job {jobid} (work) runs again: {reason}" for jobid in (1, 2)),
+            *(f"Job {jobid}, work (i={jobid - 1}), runs again: {reason}" for jobid in (1, 2)),
             "Worker local-0 was lost: its connection closed.",
         ]
         run.expect_gone(10)
@@ -327,14 +327,14 @@ def test_frozen_worker_and_supervisor(tmp_path: Path) -> None:
 
 def said(run: SnakemakeRun) -> list[str]:
     """What a user reads of lost workers and their jobs, in alphabetical order, with N for numbers of seconds."""
-    lines = [line for line in run.output.splitlines() if " was lost: " in line or " runs again: " in line]
+    lines = [line for line in run.output.splitlines() if " was lost: " in line or ", runs again: " in line]
     return sorted(re.sub(r"\d+ s\b", "N s", line) for line in lines)
 
 
 def lost(why: str) -> list[str]:
     """The same, as it is to be where one worker with two jobs was lost."""
     again = f"worker local-0 was lost ({why}). Its earlier processes are dead."
-    jobs = [f"Job {jobid} (work) runs again: {again}" for jobid in (1, 2)]
+    jobs = [f"Job {jobid}, work (i={jobid - 1}), runs again: {again}" for jobid in (1, 2)]
     return [*jobs, f"Worker local-0 was lost: {why}; 2 jobs ran on it."]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_dask.cli.commands import main
+from snakemake_executor_plugin_dask.cli.explain import explain
 from snakemake_executor_plugin_dask.cli.jobtable import Choice, chosen, text_table
 from snakemake_executor_plugin_dask.model.jobs import GroupMember
 from snakemake_executor_plugin_dask.model.pools import Pool
@@ -223,6 +224,28 @@ def test_explain_a_job_that_waits(runs: Path, capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     assert "Pool cpu (it waits in this one): the worker with most room, cpu-0, has 2 of 4 cores free." in text
     assert "Pool gpu: no worker is there." in text
+
+
+def test_why() -> None:
+    """The table says why jobs failed and what others wait for, also where it is narrow; empty columns go."""
+    lines = events(over=False)
+    failed = next(each for each in lines if (each.get("outcome") or {}).get("status") == "failed")
+    logs = [["logs/a.log", "reading\nno read has a mate\n\n"]]
+    failed["outcome"] |= {"detail": "its command failed with exit code 3", "rule_logs": logs}
+    model = RunModel(
+        [*lines, at(9, "waiting", blockers=[{"pool": "cpu", "jobs": 2, "what": "cores", "rules": ["late"]}])]
+    )
+    assert "no read has" in text_table(model, chosen(model, Choice(states=("failed",))), width=70)
+    table = text_table(model, chosen(model, Choice(states=("failed",))), width=100)
+    assert "no read has a mate (its command failed with exit code 3)" in table
+    assert "HOST" not in table
+    table = text_table(model, chosen(model, Choice(states=("waiting",))), width=100)
+    assert "waits for cores in pool cpu" in table
+    assert not {"RAN", "PEAK", "CPU"} & set(table.split()), "nothing is known of these"
+    failed_job = [each for each in model.attempts.values() if each.status == "failed"]
+    told = explain(model, failed_job, lines, 10.0)
+    assert "The last lines of logs/a.log:\n    reading\n    no read has a mate\n" in told
+    assert "no reads" not in told, "the rule's own log says it"
 
 
 def test_every_pool_and_request_is_read_back(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """The words in which a failed job is told."""
 
-from snakemake_executor_plugin_dask.frontend.failures import explain, label
-from snakemake_executor_plugin_dask.model.jobs import Outcome
+from snakemake_executor_plugin_dask.frontend.failures import explain
+from snakemake_executor_plugin_dask.model.jobs import GroupMember, Outcome, job_text
 
 
 def test_exit_code() -> None:
@@ -37,12 +37,13 @@ def test_rules_own_log() -> None:
     assert text.endswith("\nThe last lines of /w/a.log:\n    reason\nThe last lines of its log:\n    more\n")
 
 
-def test_label() -> None:
-    """A rule with its wildcards, in one line of limited length."""
-    assert label("align", {}) == "align"
-    assert label("align", {"sample": "a", "lane": "3"}) == "align (sample=a, lane=3)"
-    assert label("align", {"sample": "a\nb\x1b[0m"}) == "align (sample=a?b?[0m)"
-    assert len(label("align", {"sample": "x" * 1000})) < 220
+def test_a_job_as_people_know_it() -> None:
+    """A rule with its wildcards; a group with some of its members."""
+    assert job_text("align", {}) == "align"
+    assert job_text("align", (("sample", "a"), ("lane", "3"))) == "align (sample=a, lane=3)"
+    members = [GroupMember("align", str(n), (("n", str(n)),)) for n in range(4)]
+    text = "g (4 jobs: align (n=0), align (n=1), align (n=2), and 1 more)"
+    assert job_text("g", {}, members) == text
 
 
 def test_signal() -> None:

@@ -62,6 +62,15 @@ def test_the_screen_fits(width: int, height: int) -> None:
     assert "1 of 40 jobs done"[: width - 1] in lines[1]
 
 
+def test_a_narrow_screen_keeps_the_head() -> None:
+    """Progress is wrapped and not cut; a failure that does not fit ends with an ellipsis."""
+    lines = shown(RunModel(events()), 30, 30)
+    assert " ".join(line.strip() for line in lines[1:4]).startswith(
+        "1 of 40 jobs done, 1 failed, 2 running, 37 waiting"
+    )
+    assert next(line for line in lines if line.startswith("Failed: job 3")).endswith("…")
+
+
 def test_what_the_screen_tells() -> None:
     """Progress, workers, running jobs with wildcards and use, what waits for what, and what failed and why."""
     model = RunModel(events())
