@@ -26,6 +26,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         raise pytest.UsageError(msg)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this Debian lacks the packages for, and keep those together that share a costly fixture."""
     without = dict(line.split(": ", 1) for line in os.environ.get("SNAKEMAKE_DASK_TESTS_WITHOUT", "").splitlines())

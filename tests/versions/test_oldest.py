@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.long
+@pytest.mark.variant
 @pytest.mark.timeout(1500)  # most of it for the installation
 def test_the_oldest_versions() -> None:
     """All private names are there, short jobs start at depth 3, and a few of the core's tests pass."""
