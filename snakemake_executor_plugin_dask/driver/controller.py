@@ -510,6 +510,8 @@ def _identity(queued: QueuedJob) -> dict[str, Any]:
     group = "--local-groupid" in spec.arguments
     told: dict[str, Any] = {"key": queued.key, "rule": queued.name, "jobid": spec.jobid, "attempt": spec.attempt}
     told |= {"group": group, "log": spec.log_path}
+    if spec.input_mb is not None:
+        told["input_mb"] = spec.input_mb
     if spec.wildcards:
         told["wildcards"] = dict(spec.wildcards)
     if spec.members:

@@ -198,6 +198,7 @@ class Handover:
             cluster=request.cluster,
             wildcards=tuple(wildcards(job).items()),
             members=group_members(job),
+            input_mb=snakemake_jobs.input_mb(job),
             rule_logs=tuple(
                 str(path) for single in members(job) for path in single.log if not snakemake_jobs.is_in_storage(path)
             ),

@@ -1,10 +1,14 @@
 """A job of Snakemake's, beyond what its interface declares."""
 
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.interior.declared import Private
+
+_MOST_INPUTS = 1000  # each costs a look at the file system, in the thread that hands jobs over
 
 _JOB = "snakemake.jobs:Job"
 
@@ -39,6 +43,27 @@ def reads_a_queue(job: Any) -> bool:
 def is_in_storage(file: Any) -> bool:
     """Whether a job's file is one of a storage provider's."""
     return bool(STORAGE.of(file))
+
+
+def input_mb(job: Any) -> float | None:
+    """The size of a job's input files in 10^6 bytes.
+
+    None where there are none or very many, one is in storage, is no regular file, or cannot be looked at.
+    """
+    if not 0 < len(job.input) <= _MOST_INPUTS:
+        return None
+    size = 0
+    for file in job.input:
+        if is_in_storage(file):
+            return None
+        try:
+            found = os.stat(file)
+        except OSError:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        size += found.st_size
+    return size / 1e6
 
 
 def updated(single: Any, persistence: Any) -> tuple[tuple[str, str], ...]:

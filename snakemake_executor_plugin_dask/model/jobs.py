@@ -121,6 +121,7 @@ class JobSpec:
     local_copies: str | None = None
     wildcards: tuple[tuple[str, str], ...] = ()
     members: tuple[GroupMember, ...] = ()  # of a group job, for people
+    input_mb: float | None = None  # of its input files, 10^6 bytes; None: not known
     #: The log files that its rule (or its members' rules) declares; shown where it fails.
     rule_logs: tuple[str, ...] = ()
     #: Outputs that it updates. What an earlier run of the attempt, which was killed, made of them is undone.

@@ -2,8 +2,9 @@
 
 Head-room: memory 20 % above the largest peak, runtime 50 % above the longest; of fewer than five measured jobs 50 % and
 100 %. After a memory limit at least 1.5 times that limit, after a time limit at least twice it. Never less than 250 MB
-and 5 minutes: nothing is gained by less. What is asked for already is left as it is where it lies between the
-suggestion and 25 % above it; and where it is less than that least, and sufficed.
+and 5 minutes: nothing is gained by less. Where what jobs used grows with the size of their input, the suggestion is a
+line that none of them exceeded, with the same head-room. What is asked for already is left as it is where it lies
+between the suggestion and 25 % above it; and where it is less than that least, and sufficed.
 """
 
 import math
@@ -11,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import correlation, linear_regression, median
 
 import yaml
 
@@ -20,8 +21,12 @@ from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.observe.wording import rough, short_memory
 
 FEW = 5
+GROWTH_FROM = 10  # jobs: with fewer no growth is seen
+GROWTH_FIT = 0.8  # of the variance that the input's size must explain
+GROWTH_SAVES = 0.75  # the smallest job needs at most this part of what the largest does
 LEAST_MB = 250
 LEAST_MIN = 5
+_MIB = 1.048576  # 10^6 bytes
 #: Words that YAML 1.1 does not read as text.
 _YAML_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
 
@@ -34,6 +39,21 @@ class Spread:
     middle: float
     most: float
     high: float  # 95 % are not above it: one of the values
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A line above all that was measured: ``base`` + ``slope`` for each MiB of input (Snakemake's `input.size_mb`)."""
+
+    base: float
+    slope: float
+    least_mb: float  # input of those measured, 10^6 bytes
+    middle_mb: float
+    most_mb: float
+
+    def at(self, input_mb: float) -> float:
+        """``input_mb`` in 10^6 bytes."""
+        return self.base + self.slope * input_mb / _MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +78,8 @@ class RuleUse:
     suggested_runtime_min: int | None
     exceeded_memory: bool  # an attempt was ended for it
     exceeded_runtime: bool
+    memory_growth: Growth | None = None  # MB to ask for, by input; None: it does not grow, or not enough
+    runtime_growth: Growth | None = None  # minutes
 
 
 def rule_uses(model: RunModel) -> list[RuleUse]:
@@ -98,6 +120,10 @@ def _rule_use(rule: str, attempts: Sequence[Attempt], end: float) -> RuleUse:
         suggested_runtime_min=suggest_runtime_min(times, too_long),
         exceeded_memory=bool(too_big),
         exceeded_runtime=bool(too_long),
+        memory_growth=None if too_big else growth([(a.input_mb, a.peak_memory_mb) for a in good], 1.2, LEAST_MB),
+        runtime_growth=None
+        if too_long
+        else growth([(a.input_mb, a.ran_s / 60 if a.ran_s else None) for a in good], 1.5, LEAST_MIN),
     )
 
 
@@ -115,6 +141,32 @@ def suggest_runtime_min(times_s: Sequence[float], exceeded_s: Sequence[float] = 
     return max(LEAST_MIN, math.ceil(max(candidates) / 60)) if candidates else None
 
 
+def growth(used: Sequence[tuple[float | None, float | None]], room: float, least: float) -> Growth | None:
+    """How much to ask for by size of input, from pairs of input (10^6 bytes) and what was used.
+
+    ``room`` is the factor of head-room. None where the input explains too little of it, or where one value for all
+    jobs, or ``least``, does about as well.
+    """
+    pairs = [(size, value) for size, value in used if size is not None and value is not None]
+    if len(pairs) < GROWTH_FROM or len({size for size, _ in pairs}) < 3:
+        return None
+    sizes, values = [size for size, _ in pairs], [value for _, value in pairs]
+    if len(set(values)) < 2 or correlation(sizes, values) < math.sqrt(GROWTH_FIT):
+        return None
+    slope = linear_regression(sizes, values).slope
+    base = max(0.0, *(value - slope * size for size, value in pairs))
+    line = Growth(_upwards(room * base), _upwards(room * slope * _MIB), min(sizes), median(sizes), max(sizes))
+    return line if max(least, line.at(line.least_mb)) <= GROWTH_SAVES * line.at(line.most_mb) else None
+
+
+def _upwards(value: float) -> float:
+    """With two digits, and not below."""
+    if value <= 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return round(math.ceil(value / step - 1e-9) * step, 10)
+
+
 def set_resources(uses: Sequence[RuleUse]) -> str:
     """A block for a Snakemake profile with what should be changed; empty where all is well.
 
@@ -126,11 +178,19 @@ def set_resources(uses: Sequence[RuleUse]) -> str:
             continue
         changes = []
         asked, wanted = use.asked_memory_mb, use.suggested_memory_mb
-        if wanted is not None and _worth(asked, wanted, LEAST_MB, use.memory_mb, exceeded=use.exceeded_memory):
+        if (line := use.memory_growth) is not None:
+            if _grows_worth(asked, line):
+                why = _why(asked, "peak", use.memory_mb, short_memory, exceeded=False)
+                changes.append(f"    mem_mb: {_formula(line, LEAST_MB)}  # {why}, {_by_input(line)}")
+        elif wanted is not None and _worth(asked, wanted, LEAST_MB, use.memory_mb, exceeded=use.exceeded_memory):
             why = _why(asked, "peak", use.memory_mb, short_memory, exceeded=use.exceeded_memory)
             changes.append(f"    mem_mb: {wanted}  # {why}")
         asked, minutes = use.asked_runtime_s, use.suggested_runtime_min
-        if minutes is not None and _worth(
+        if (line := use.runtime_growth) is not None:
+            if _grows_worth(asked, line, 60):
+                why = _why(asked, "longest", use.runtime_s, rough, exceeded=False)
+                changes.append(f"    runtime: {_formula(line, LEAST_MIN)}  # minutes; {why}, {_by_input(line)}")
+        elif minutes is not None and _worth(
             asked, minutes * 60, LEAST_MIN * 60, use.runtime_s, exceeded=use.exceeded_runtime
         ):
             why = _why(asked, "longest", use.runtime_s, rough, exceeded=use.exceeded_runtime)
@@ -138,6 +198,24 @@ def set_resources(uses: Sequence[RuleUse]) -> str:
         if changes:
             lines += [f"  {yaml_key(use.rule)}:", *changes]
     return "\n".join(["set-resources:", *lines, ""]) if lines else ""
+
+
+def _formula(line: Growth, least: int) -> str:
+    """What Snakemake evaluates for each job."""
+    base = f"{line.base:g} + " if line.base else ""
+    return f"int(max({least}, {base}{line.slope:g} * input.size_mb))"
+
+
+def _by_input(line: Growth) -> str:
+    return f"grows with the input ({short_memory(line.least_mb)} to {short_memory(line.most_mb)})"
+
+
+def _grows_worth(asked: Spread | None, line: Growth, unit: float = 1) -> bool:
+    """Whether to say it: not declared, too little for the largest, or more than the middle one needs; as `_worth`."""
+    if asked is None:
+        return True
+    largest, middle = line.at(line.most_mb) * unit, line.at(line.middle_mb) * unit
+    return asked.least == asked.most and not largest <= asked.most <= middle * 1.25
 
 
 def _worth(asked: Spread | None, wanted: float, least: float, used: Spread | None, *, exceeded: bool) -> bool:

@@ -223,6 +223,7 @@ class RunModel:
             planned_log=_text(event.get("log") or ""),
         )
         attempt.wildcards = _wildcards(event.get("wildcards"))
+        attempt.input_mb = _number(event.get("input_mb"))
         attempt.members = tuple(
             GroupMember(_text(each["rule"]), str(each.get("jobid", "")), _wildcards(each.get("wildcards")))
             for each in event.get("members") or ()
@@ -313,7 +314,7 @@ class RunModel:
         run = int(event.get("run") or before.run + 1)
         again = Attempt(f"{_stem(before.key)}.{run}", before.rule, before.jobid, before.attempt, run, when)
         same = ("pool", "cores", "gpus", "nodes", "runtime_s", "asked_memory_mb", "group")
-        for name in (*same, "wildcards", "members", "planned_log"):
+        for name in (*same, "wildcards", "members", "input_mb", "planned_log"):
             setattr(again, name, getattr(before, name))
         again.memory_mb = before.asked_memory_mb
         self._waits(again)

@@ -59,6 +59,7 @@ class Attempt:
     group: bool = False
     wildcards: Mapping[str, str] = field(default_factory=lambda: _NO_TEXT)
     members: tuple["GroupMember", ...] = ()  # of a group job
+    input_mb: float | None = None
     planned_log: str = ""  # where its log goes, unless that cannot be written
     allocation: str = ""  # the batch system's identifier of what its (first) worker runs in
     placed: float | None = None

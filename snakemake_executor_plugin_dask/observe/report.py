@@ -47,6 +47,7 @@ COLUMNS: dict[str, Callable[[Attempt], Any]] = {
     "cpu_efficiency": lambda a: None if a.cpu_efficiency is None else round(a.cpu_efficiency, 4),
     "mem_mb": lambda a: a.asked_memory_mb,
     "held_memory_mb": lambda a: a.memory_total_mb if a.placed is not None else None,
+    "input_mb": lambda a: a.input_mb,
     "peak_memory_mb": lambda a: a.peak_memory_mb,
     "gpus": lambda a: a.gpus,
     "devices": lambda a: ",".join(a.devices),

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe.advice import (
+    growth,
     rule_uses,
     set_resources,
     suggest_memory_mb,
@@ -91,6 +93,47 @@ def test_the_block_is_what_a_profile_takes():
     """The block is YAML: rules with integers."""
     assert advised(run(6)) == {"a": {"mem_mb": 1200, "runtime": 5}}
     assert advised(run(6, asked_mb=None, asked_s=None)) == {"a": {"mem_mb": 1200, "runtime": 5}}
+
+
+def grown(jobs: int, peak_mb, took_s=lambda _: 100.0):
+    """Events of jobs with 0, 100, 200, … MB of input, which use what the functions say for that."""
+    events = [joined(0, cores=4)]
+    for number in range(jobs):
+        size, start = 100.0 * number, 1.0 + number * 10_000
+        taken = took_s(size)
+        told = {"started": start, "ended": start + taken, "peak_memory_mb": peak_mb(size), "cpu_s": 1.0}
+        events.append(queued(0, number, memory_mb=32_000, runtime_s=36_000.0) | {"input_mb": size})
+        events += [placed(start, number), ended(start + taken, number, **told)]
+    return events
+
+
+def asked(formula: object, input_mb: float) -> object:
+    """What Snakemake would make of a value in a profile."""
+    return eval(str(formula), {"input": SimpleNamespace(size_mb=input_mb * 1e6 / 2**20)})
+
+
+def test_growth_with_the_input_is_suggested_as_a_formula():
+    """Where memory or time grow with the size of the input, the block says how; each job would have had enough."""
+    found = advised(grown(20, lambda size: 300 + 4 * size, lambda size: 600 + 3 * size))["a"]
+    for size in (0.0, 500.0, 1900.0):
+        assert 300 + 4 * size <= asked(found["mem_mb"], size) <= 1.35 * (300 + 4 * size) + 10
+        assert 600 + 3 * size <= asked(found["runtime"], size) * 60 <= 1.6 * (600 + 3 * size) + 120
+
+
+def test_no_growth_is_made_up():
+    """Too few jobs, no connection, one that saves little, or use below the least suggestion: one value for all."""
+    steep = lambda size: 300 + 4 * size  # noqa: E731
+    assert advised(grown(9, steep))["a"]["mem_mb"] == math.ceil(1.2 * steep(800) / 100) * 100
+    for use in (lambda _: 1000.0, lambda size: 1000 + 0.1 * size, lambda size: 1000.0 + size * 7 % 1100):
+        assert isinstance(advised(grown(20, use))["a"]["mem_mb"], int)
+    assert advised(grown(20, lambda size: size / 20))["a"]["mem_mb"] == 250
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 1e5), st.floats(0.0, 1e6)), min_size=10))
+def test_a_line_lies_above_all_that_was_measured(used):
+    """No job that succeeded would fail with what is suggested."""
+    line = growth(used, 1.2, 250)
+    assert line is None or all(line.at(size) >= value * (1 - 1e-9) for size, value in used)
 
 
 def test_what_fits_is_left_alone():
