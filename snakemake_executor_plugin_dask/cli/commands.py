@@ -28,6 +28,7 @@ from snakemake_executor_plugin_dask.cli.jobtable import (
 )
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.printed import clean_block
+from snakemake_executor_plugin_dask.node.versions import plugin_version
 from snakemake_executor_plugin_dask.observe.events import SUFFIX, Tail, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import snapshot
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"snakemake-executor-plugin-dask {plugin_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, do: Any, text: str) -> argparse.ArgumentParser:
