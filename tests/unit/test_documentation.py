@@ -1,22 +1,25 @@
 """What the documentation points at exists."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+HOOKS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["metadata"]["hooks"]
+OWN = f"{HOOKS['custom']['repository']}/blob/main/"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("example-workflows/**/*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link and picture of a page is a file, and every anchor a heading of it."""
+    """Every link and picture that leads into this repository is a file, and every anchor a heading of it."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        if re.match(r"[a-z]+:", target):
+        if re.match(r"[a-z]+:", target) and not target.startswith(OWN):
             continue
-        name, _, anchor = target.partition("#")
-        path = (page.parent / name) if name else page
+        name, _, anchor = target.removeprefix(OWN).partition("#")
+        path = ((ROOT if target.startswith(OWN) else page.parent) / name) if name else page
         assert path.exists(), f"{page.name} points at {target}"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
@@ -32,6 +35,14 @@ def test_named_tests_exist(page: Path) -> None:
         assert not file or file in files, f"{page.name} names {file}"
         texts = [files[file]] if file else list(files.values())
         assert not name or any(f"def {name}(" in text for text in texts), f"{page.name} names {file}::{name}"
+
+
+@pytest.mark.parametrize("name", ["intro", "further"])
+def test_links_hold_in_the_plugin_catalog(name: str) -> None:
+    """Every link of the catalog's two pages is absolute."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"))
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
 
 
 def test_there_are_pages() -> None:
