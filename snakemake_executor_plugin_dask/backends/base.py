@@ -80,6 +80,10 @@ class WorkerProcess:
         """The end of what its allocation has written so far; empty where that is not kept. Reads files."""
         return ""
 
+    async def over(self) -> bool:
+        """Whether its allocation has ended, as the batch system says when asked now: then its output is complete."""
+        return True
+
     async def preempted(self) -> bool:
         """Whether the batch system says that it took, or is about to take, its allocation away for others."""
         return False

@@ -217,6 +217,11 @@ class Allocation(WorkerProcess):
         why = f"it would never start: {reason}" + (f"; {advice}" if advice else "")
         return await self._cancel(why) or AllocationState("unknown", f"{why}, and could not be cancelled")
 
+    async def over(self) -> bool:
+        if self.allocation_id is None or self._gone is not None:
+            return True
+        return (await self._look(_KILL_LOOK_EVERY_S, self._backend.clock())).kind == "gone"
+
     async def preempted(self) -> bool:
         if self.allocation_id is None:
             return False

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +54,15 @@ def attempts(run: SnakemakeRun) -> dict[str, int]:
     for line in started(run):
         count[line.split()[1]] = count.get(line.split()[1], 0) + 1
     return count
+
+
+def wrap(command: str, script: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a shell script before one of Slurm's commands; what it goes on to with `exec "$REAL"` is that command."""
+    wrapper = directory / "bin" / command
+    wrapper.parent.mkdir()
+    wrapper.write_text(f"#!/bin/bash\nREAL={shutil.which(command)}\n{script}\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
 
 
 def test_pools_file_routes_to_two_partitions(
@@ -269,17 +277,19 @@ def test_node_goes_down(slurm: VirtualSlurm, tmp_path: Path) -> None:
     wait_for(lambda: not slurm.queue(), "Slurm to notice that the node is gone")
 
 
-def test_partition_down_for_a_while(slurm: VirtualSlurm, tmp_path: Path) -> None:
+def test_partition_down_for_a_while(slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A partition that is down: a few allocations wait there, why is said once, and work starts when it is up."""
+    asked = tmp_path / "asked"
+    wrap("squeue", f'echo >> {asked}; exec "$REAL" "$@"', tmp_path, monkeypatch)
     slurm.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
     file = pools(tmp_path, one_pool("0-8"))
     with snakemake(tmp_path, logged_jobs(8, "true"), "--dask-pools", file) as run:
         wait_for(lambda: allocations(slurm, "PENDING"), "an allocation in the queue", RUN_S)
         wait_for(lambda: "PartitionDown" in run.output, "the reason", RUN_S)
         assert len(allocations(slurm)) <= 3
-        said = run.output.count("PartitionDown")
-        time.sleep(5)
-        assert run.output.count("PartitionDown") == said == 1, "it is said again and again"
+        before = len(asked.read_text())
+        wait_for(lambda: len(asked.read_text()) >= before + 2, "the queue is asked again")
+        assert run.output.count("PartitionDown") == 1, "it is said again and again"
         slurm.run("scontrol", "update", "PartitionName=cpu", "State=UP")
         assert run.wait() == 0, run.output
 
@@ -287,16 +297,8 @@ def test_partition_down_for_a_while(slurm: VirtualSlurm, tmp_path: Path) -> None
 def test_pool_that_is_refused_is_given_up(slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An account that is refused each time: two tries, then the jobs run in another pool, and it is said why."""
     refusal = "Batch job submission failed: Invalid account or account/partition combination specified"
-    wrapper = tmp_path / "bin/sbatch"
-    wrapper.parent.mkdir()
-    wrapper.write_text(
-        f"""#!/bin/bash
-case "$*" in *--test-only*) ;; *"-p cpu"*) echo "sbatch: error: {refusal}" >&2; exit 1 ;; esac
-exec {shutil.which("sbatch")} "$@"
-"""
-    )
-    wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    refuse = f'case "$*" in *--test-only*) ;; *"-p cpu"*) echo "sbatch: error: {refusal}" >&2; exit 1 ;; esac'
+    wrap("sbatch", f'{refuse}\nexec "$REAL" "$@"', tmp_path, monkeypatch)
     text = one_pool("0-2") + one_pool("0-1", partition="big").partition("pools:")[2].replace("main:", "other:")
     with snakemake(
         tmp_path, logged_jobs(3, "echo $SLURM_JOB_PARTITION >> where"), "--dask-pools", pools(tmp_path, text)

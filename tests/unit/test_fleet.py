@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import settling
 from settling import settle
 
@@ -26,6 +27,14 @@ class Process(WorkerProcess):
 
     stays = False
     taken = False
+    output: Callable[[], str] = staticmethod(lambda: "")
+    ends: Callable[[], bool] = staticmethod(lambda: True)
+
+    def output_tail(self) -> str:
+        return self.output()
+
+    async def over(self) -> bool:
+        return self.ends()
 
     async def preempted(self) -> bool:
         return self.taken
@@ -285,6 +294,25 @@ def test_a_launcher_whose_leases_ran_out_makes_room_for_the_next() -> None:
         assert world.asked == ["cpu-0", "cpu-1"]
 
     play(script, group=("-0", "-1"))
+
+
+@pytest.mark.parametrize(("written", "ended", "heard"), [(0, 60, True), (6, 60, True), (6, 1, False), (60, 90, False)])
+def test_the_batch_systems_last_words_are_waited_for(written: float, ended: float, heard: bool) -> None:
+    """Until its allocation is over, and a little longer, where these seconds after the loss words or end come."""
+
+    async def script(world: World) -> None:
+        await world.ask(1)
+        await world.join("cpu-0")
+        member, lost = world.fleet.members["cpu-0"], world.now
+        process: Any = member.process
+        process.output = lambda: "*** JOB 7 ON c1 CANCELLED AT 10:00 ***" if world.now >= lost + written else ""
+        process.ends = lambda: world.now >= lost + ended
+        world.fleet.lose(member, "its connection closed")
+        assert await world.fleet.confirm_dead(member, []) is None
+        assert bool(member.ended) is heard
+        assert world.now - lost < 12
+
+    play(script)
 
 
 def test_what_was_not_seen_to_be_gone_is_told_at_the_end() -> None:

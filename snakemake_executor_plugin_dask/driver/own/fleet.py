@@ -28,6 +28,8 @@ _STARTUP_S = 30.0  # before a pool's first worker has joined
 _PAUSE_S = 10.0  # between two looks that are a second apart
 _PREEMPTED_S = 5.0  # how long the batch system may take to say whether it took an allocation away
 _OUTPUT_S = 2.0  # how long the end of a lost worker's output may take to read
+_WRITTEN_S = 1.4  # how long what was written may take to be seen in a file, for which a server may stand between
+_LAST_WORDS_S = 10.0  # how long an allocation whose worker was lost may take to be over
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
 
 
@@ -261,21 +263,29 @@ class Fleet(Members):
     async def _hear_last_words(self, member: Member) -> None:
         """What the batch system says of a lost worker's allocation; asked before this run cancels it."""
         member.preempted = await self.preempted(member)
-        # Processes may be dead a moment before the line that says why has reached the file.
-        for wait_s in (0.2, 0.4, 0.8, 0.0) if member.pool.kind.queued else (0.0,):
+        # Processes may be dead before the line that says why is written; once the allocation is over, it is.
+        began, over = self._clock(), False
+        while True:
             with contextlib.suppress(TimeoutError, OSError):
                 output = await asyncio.wait_for(asyncio.to_thread(member.process.output_tail), _OUTPUT_S)
                 member.ended = ending(output)
-            if member.ended:
+            waited_s = self._clock() - began
+            if member.ended or not member.pool.kind.queued or waited_s >= (_WRITTEN_S if over else _LAST_WORDS_S):
                 return
-            await self._sleep(wait_s)
+            await self._sleep(0.2)
+            over = over or await self._within(_LAST_WORDS_S - waited_s, member.process.over())
 
     async def preempted(self, member: Member) -> bool:
         asked = self._asking.get(member.name)
         if asked is None or asked.done():  # many jobs may tell of their end at once
             asked = self._asking[member.name] = asyncio.ensure_future(member.process.preempted())
-        done, _ = await asyncio.wait({asked}, timeout=_PREEMPTED_S)
-        return bool(done) and asked.exception() is None and asked.result()
+        return await self._within(_PREEMPTED_S, asked)
+
+    async def _within(self, limit_s: float, asked: Awaitable[bool]) -> bool:
+        """What a batch system answers; False where it gives none in time, and its late answer serves others."""
+        asking = asyncio.ensure_future(asked)
+        done, _ = await asyncio.wait({asking}, timeout=limit_s)
+        return bool(done) and asking.exception() is None and asking.result()
 
     async def _clean_up(self, member: Member) -> None:
         if member.state == "leaving" and member.facts is not None:
