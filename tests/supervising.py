@@ -1,11 +1,8 @@
 """The worker's end of a supervisor's socket pair, for tests: starts a real supervisor and talks to it."""
 
 import os
-import pickle
-import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -17,7 +14,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.model.job_messages import Ended, Setup, Start, Started
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
-from snakemake_executor_plugin_dask.model.wire import frame
+from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import processes, versions
 
 PATIENCE_S = 60.0
@@ -49,7 +46,8 @@ class FakeWorker:
 
     def __init__(self, directory: Path, *options: str, environment: dict[str, str] | None = None) -> None:
         self.directory = directory
-        self.sock, theirs = socket.socketpair()
+        self._sock, theirs = socket.socketpair()
+        self._channel = Channel(self._sock)
         self.stderr = directory / "supervisor.err"
         with theirs, self.stderr.open("wb") as err:
             self.process = subprocess.Popen(
@@ -68,11 +66,10 @@ class FakeWorker:
         self.ended_at: dict[str, float] = {}
         self.started: dict[str, int] = {}
         self.others: list[object] = []
-        self._data = b""
         self._count = 0
 
     def send(self, message: object) -> None:
-        self.sock.sendall(frame(message))
+        self._channel.send(message)
 
     def start(self, command: str, name: str = "job", **changes: Any) -> str:
         """Start a job that is a shell script, without Snakemake; returns its key."""
@@ -111,14 +108,14 @@ class FakeWorker:
     def _until(self, condition: Callable[[], bool], patience_s: float, problem: str) -> None:
         deadline = time.monotonic() + patience_s
         while not condition():
-            readable, _, _ = select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))
-            assert readable, f"{problem} within {patience_s} s; {self.stderr.read_text()}"
-            data = self.sock.recv(1 << 16)
-            assert data, f"{problem}: the supervisor left; {self.stderr.read_text()}"
-            self._data += data
-            while len(self._data) >= 4 and len(self._data) >= 4 + (size := struct.unpack("!I", self._data[:4])[0]):
-                self._take(pickle.loads(self._data[4 : 4 + size]))
-                self._data = self._data[4 + size :]
+            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                message = self._channel.receive()
+            except TimeoutError:
+                raise AssertionError(f"{problem} within {patience_s} s; {self.stderr.read_text()}") from None
+            except EOFError:
+                raise AssertionError(f"{problem}: the supervisor left; {self.stderr.read_text()}") from None
+            self._take(message)
 
     def _take(self, message: object) -> None:
         match message:
@@ -132,7 +129,7 @@ class FakeWorker:
 
     def close(self) -> None:
         """The worker's end: end of file for the supervisor."""
-        self.sock.close()
+        self._channel.close()
 
     def wait(self) -> int:
         return self.process.wait(PATIENCE_S)

@@ -68,6 +68,7 @@ def test_on_a_laptop(work: Path) -> None:
 
 
 @pytest.mark.slurm
+@pytest.mark.variant
 def test_on_slurm(work: Path, slurm: VirtualSlurm) -> None:
     """Each rule lands in its own pool: CPU nodes, the node with four GPUs, two nodes at once."""
     run(work, "--dask-pools", "config/pools.yaml")

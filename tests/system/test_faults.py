@@ -50,8 +50,14 @@ def test_supervisor_killed(tmp_path: Path) -> None:
         run.expect_gone(10)
 
 
-def test_worker_and_supervisor_killed(tmp_path: Path) -> None:
-    """Both are killed at once: the driver ends what is left of the jobs itself before they run again."""
+def test_worker_and_supervisor_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are killed at once: the driver ends what is left of the jobs itself before they run again.
+
+    Nobody else could clear what they had for temporary files.
+    """
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with snakemake(tmp_path, logged_jobs(2, f"test -e again || {{{{ {STUBBORN}; }}}}")) as run:
         wait_for(lambda: len(started(run)) == 2, "both jobs started")
         wait_for(lambda: len(run.jobs()) > 4, "all processes of the jobs")
@@ -66,6 +72,7 @@ def test_worker_and_supervisor_killed(tmp_path: Path) -> None:
         assert len(ended(run)) == 2
         assert said(run) == lost("its connection closed")
         run.expect_gone(10)
+        assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -278,15 +278,13 @@ def test_node_goes_down(slurm: VirtualSlurm, tmp_path: Path) -> None:
 
 
 def test_partition_down_for_a_while(slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A partition that is down: a few allocations wait there, why is said once, and work starts when it is up."""
+    """A partition that is down: why the allocation waits is said once, and work starts when it is up."""
     asked = tmp_path / "asked"
     wrap("squeue", f'echo >> {asked}; exec "$REAL" "$@"', tmp_path, monkeypatch)
     slurm.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
-    file = pools(tmp_path, one_pool("0-8"))
-    with snakemake(tmp_path, logged_jobs(8, "true"), "--dask-pools", file) as run:
-        wait_for(lambda: allocations(slurm, "PENDING"), "an allocation in the queue", RUN_S)
+    file = pools(tmp_path, one_pool("0-1"))
+    with snakemake(tmp_path, logged_jobs(1, "true"), "--dask-pools", file) as run:
         wait_for(lambda: "PartitionDown" in run.output, "the reason", RUN_S)
-        assert len(allocations(slurm)) <= 3
         before = len(asked.read_text())
         wait_for(lambda: len(asked.read_text()) >= before + 2, "the queue is asked again")
         assert run.output.count("PartitionDown") == 1, "it is said again and again"

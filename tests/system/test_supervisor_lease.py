@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import threading
 from contextlib import contextmanager
 
@@ -21,7 +22,8 @@ class Driver:
         self.tls = make_tls(directory)[1]
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.server = LeaseServer(server_context(self.tls), lambda _: True)
+        self.run_lives = True
+        self.server = LeaseServer(server_context(self.tls), lambda _: self.run_lives)
         self.call(self.server.start("127.0.0.1"))
         asyncio.run_coroutine_threadsafe(self.server.renew(), self.loop)
         self.config = directory / "lease-w-1.json"
@@ -42,7 +44,7 @@ class Driver:
         return set() if connection is None else connection.dead
 
     def cut(self):
-        self.server._loop.call_soon_threadsafe(self.connected().writer.transport.abort)
+        self.connected().writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def test_no_lease_outlives_snakemake(driver, tmp_path):
     with connected(driver, tmp_path, lease_s=7.0) as worker:
         key = worker.start("sleep 1000")
         worker.wait_started(key)
-        driver.server._snakemake = 0
+        driver.run_lives = False
         driver.cut()
         assert worker.outcome(key, 30.0).status == "lost"
 
