@@ -150,7 +150,7 @@ rule align:
     output: "aligned/{sample}.bam"
     log: "logs/align/{sample}.log"
     resources: mem_mb=600, runtime=10
-    shell: "./hold $((20 + $(stat -c %s {input}) * 3 / 1000000)) $(stat -c %s {input}) && touch {output}"
+    shell: "./hold $((20 + $(stat -c %s {input}) * 15 / 1000000)) $(stat -c %s {input}) && touch {output}"
 
 rule count:
     input: "aligned/{sample}.bam"

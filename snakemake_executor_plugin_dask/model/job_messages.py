@@ -81,7 +81,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Uses:
-    """After each `Renew`: what the running attempts use, by key: CPU time in seconds, memory in 10^6 bytes."""
+    """Every few seconds: what the running attempts use, by key: CPU time in seconds, memory in 10^6 bytes."""
 
     by_key: Mapping[str, tuple[float, float]]
 

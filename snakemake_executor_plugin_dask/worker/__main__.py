@@ -103,6 +103,8 @@ async def _serve(
         tls_client_cert=tls["cert"],
         tls_client_key=tls["key"],
     )
+    topic = client.event_topic(setup.run_id)
+    link = client.SupervisorLink(setup.run_id, name, supervisor, lambda message: worker.log_event(topic, message))
     worker = QuietWorker(
         config["scheduler"],
         name=name,
@@ -117,8 +119,7 @@ async def _serve(
         death_timeout=config["death_timeout_s"],
         resources={},
     )
-    topic = client.event_topic(setup.run_id)
-    link = client.SupervisorLink(setup.run_id, name, supervisor, lambda message: worker.log_event(topic, message))
+    worker.metrics |= link.metrics()
     await link.open()
     client.links[setup.run_id] = link
     client.described[setup.run_id] = facts

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,8 +95,23 @@ class SupervisorLink:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
-        #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes; as of the last renewal.
+        #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes. Told every few seconds.
         self.uses: Mapping[str, tuple[float, float]] = {}
+        self._told = time.monotonic()
+        self._cores = 0.0  # at work in all jobs, between the last two times
+
+    def metrics(self) -> dict[str, Callable[[Any], float]]:
+        """What Dask's page of workers is to show beside figures of Dask's own process."""
+        return {
+            "jobs: cores at work": lambda _: round(self._cores, 1),
+            "jobs: memory in MB": lambda _: round(sum(memory_mb for _, memory_mb in self.uses.values())),
+        }
+
+    def _note_uses(self, uses: Mapping[str, tuple[float, float]]) -> None:
+        now = time.monotonic()
+        used_s = sum(max(0.0, cpu_s - self.uses.get(key, (0.0, 0.0))[0]) for key, (cpu_s, _) in uses.items())
+        self._cores = used_s / max(1.0, now - self._told)
+        self.uses, self._told = uses, now
 
     async def open(self) -> None:
         reader, self._writer = await self.supervisor.open()
@@ -157,7 +173,7 @@ class SupervisorLink:
                 what = {"started": message.key, "pid": message.pid, "time": message.time, "worker": self.worker}
                 self._report({**what, **how})
             case Uses():
-                self.uses = message.by_key
+                self._note_uses(message.by_key)
             case Said():
                 self._report({"said": message.text})
             case Ended(outcome):

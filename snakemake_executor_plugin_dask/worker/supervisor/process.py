@@ -101,7 +101,7 @@ class Supervisor:
         self._logs = ThreadPoolExecutor(4)
         self._listings = ThreadPoolExecutor(8)
         self._lease = LeaseClock(60.0)
-        self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver, self._monitor.uses)
+        self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver, self._uses)
         self._soft_limits = {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
 
     async def serve(self) -> None:
@@ -137,13 +137,19 @@ class Supervisor:
                     self._endings.stop(self._endings.attempts[key], "cancelled", reason)
             case Renew(number):
                 self._lease.renew(number)
-                self._tell_worker(Uses(self._monitor.uses()))
+                self._uses()
             case Leave():
                 self._finish("cancelled", "the worker was told to stop")
 
     def _from_driver(self, message: dict[str, Any]) -> None:
         if message.get("stop"):
             self._finish("cancelled", "the driver stopped the worker", grace_s=0.0)
+
+    def _uses(self) -> dict[str, tuple[float, float]]:
+        """What each job uses now, of which the worker hears, too."""
+        found = self._monitor.uses()
+        self._tell_worker(Uses(found))
+        return found
 
     def _tell_worker(self, message: object) -> None:
         if self._writer is not None and not self._writer.is_closing():
