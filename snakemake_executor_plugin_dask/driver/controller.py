@@ -301,7 +301,7 @@ class Controller:
             return  # told twice, or a late word of an attempt that was given up: not taken
         attempt = job.attempt
         if attempt.state is State.LIMBO:
-            if attempt.member is None or attempt.member.state != "up":
+            if attempt.member is None or not attempt.member.up:
                 return  # a lost worker's late word
             if outcome.status != "succeeded":
                 self._dead_on(job, attempt.worker)
@@ -429,7 +429,7 @@ class Controller:
     def _end_remains(self, job: Job) -> None:
         """Have an attempt in limbo ended by its first worker, where that one lives."""
         attempt, limbo = job.attempt, job.attempt.limbo
-        if limbo is not None and attempt.member is not None and attempt.member.state == "up":
+        if limbo is not None and attempt.member is not None and attempt.member.up:
             limbo.on.add(attempt.worker)
             self._tasks.spawn(self._cluster.kill(attempt, limbo.why))
 
@@ -456,9 +456,9 @@ class Controller:
     def worker_joined(self, member: Member) -> None:
         assert member.facts is not None
         pool, workers = self.pools[member.pool.name], self._cluster.workers
-        self.dispatch.joined(member, workers.of(pool.name, "up"))
+        self.dispatch.joined(member, workers.up(pool.name))
         self._tell.worker_joined(member)
-        if member.facts.too_few or (pool.kind.launched and not workers.of(pool.name, "starting")):
+        if member.facts.too_few or (pool.kind.launched and not workers.starting(pool.name)):
             self._route_again(pool)  # only now is it known what its nodes hold
         self.place_soon()
 

@@ -3,20 +3,48 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from enum import Enum
+from typing import Any, ClassVar, Protocol
 
-from snakemake_executor_plugin_dask.backends.base import WorkerProcess
+from snakemake_executor_plugin_dask.backends.base import AllocationState, WorkerProcess
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
 
 SILENT_S = 45.0  # a worker or supervisor that says nothing for so long is given up; shorter than a lease
 LEASE_MARGIN_S = 15.0  # beyond the lease: two clocks, and the time to end processes
 
-#: *Starting* until it joins the scheduler, then *up*; *leaving* once it is given back, *lost* when it went by itself.
-State = Literal["starting", "up", "leaving", "lost"]
+
+class State(Enum):
+    """Where a worker is. `_AFTER` says what may follow."""
+
+    ASKED = "asked"  # its process is being started, or the batch system is being asked for it
+    SUBMITTED = "submitted"  # the process was started, or the batch system has the request
+    RUNNING = "running"  # its process was seen to run, or its allocation to have started
+    UP = "up"  # it has joined the scheduler, and what it holds is known
+    LOST = "lost"  # it went by itself, or was given up; its jobs may live or not
+    LEAVING = "leaving"  # its process is being ended
+    STUCK = "stuck"  # it was, and could not be seen to be gone
+    GONE = "gone"  # nothing of it is left, and it is off the list
 
 
-@dataclass
+_STARTING = (State.ASKED, State.SUBMITTED, State.RUNNING)
+
+_AFTER: dict[State, set[State]] = {
+    State.ASKED: {State.SUBMITTED, State.UP, State.LEAVING, State.GONE},
+    State.SUBMITTED: {State.RUNNING, State.UP, State.LEAVING, State.GONE},
+    State.RUNNING: {State.UP, State.LEAVING, State.GONE},
+    State.UP: {State.LOST, State.LEAVING, State.GONE},
+    State.LOST: {State.LEAVING, State.GONE},
+    State.LEAVING: {State.STUCK, State.GONE},
+    State.STUCK: set(),  # it is told at the end
+    State.GONE: set(),
+}
+
+
+_NOTHING_TOLD = AllocationState("queued")
+
+
+@dataclass(eq=False)
 class Member:
     """One worker."""
 
@@ -24,16 +52,30 @@ class Member:
     pool: Pool
     process: WorkerProcess
     state: State
-    since: float  # monotonic; of the state, of a lost one of the time before
+    since: float  # monotonic: when it was asked for; from its joining on, when it joined
+    target: State = State.UP  # what it should be; gone, once nothing more is wanted of it
     address: str = ""
     facts: WorkerFacts | None = None
-    queue_reason: str = ""  # as the batch system last gave it
-    expected: float | None = None  # when it was likely to start, as that was last told
-    submitted: bool = False  # the process was started, or the batch system has the request
-    running: bool = False  # its allocation has started
-    looked: float = 0.0
+    looked: float = 0.0  # monotonic: when the batch system was last asked about it
+    told: AllocationState = _NOTHING_TOLD  # what the event log last said of its wait
+    asked_preempted: "asyncio.Future[bool] | None" = None
     preempted: bool = False  # the batch system says that it took its allocation away for others
     ended: str = ""  # in the batch system's words, why its allocation ended by itself
+
+    @property
+    def starting(self) -> bool:
+        return self.state in _STARTING
+
+    @property
+    def up(self) -> bool:
+        return self.state is State.UP
+
+    def become(self, state: State) -> None:
+        """Go on to another state; ValueError where that cannot follow."""
+        if state not in _AFTER[self.state]:
+            msg = f"worker {self.name} cannot become {state.value} after {self.state.value}"
+            raise ValueError(msg)
+        self.state = state
 
 
 class Listener(Protocol):
@@ -84,9 +126,13 @@ class Members:
         self._sleep = sleep
         self.members: dict[str, Member] = {}
 
-    def of(self, pool: str, *states: State) -> list[Member]:
-        """The workers of a pool that are in one of the states (without states: of any)."""
-        return [m for m in self.members.values() if m.pool.name == pool and (not states or m.state in states)]
+    def up(self, pool: str) -> list[Member]:
+        """The workers of a pool that are up."""
+        return [member for member in self.members.values() if member.pool.name == pool and member.up]
+
+    def starting(self, pool: str) -> list[Member]:
+        """The workers of a pool that were asked for and have not joined."""
+        return [member for member in self.members.values() if member.pool.name == pool and member.starting]
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Wait until every process of these attempts is known to be dead on a lost worker, and take it off the list.
@@ -108,12 +154,11 @@ class Members:
     def removed(self, address: str) -> None:
         """The scheduler lost a worker's connection."""
         member = self.by_address(address)
-        if member is not None and member.state == "up":
+        if member is not None:
             self.lose(member, self._HOW_LOST)
 
     def lose(self, member: Member, why: str, *, told: bool = False) -> None:
-        """``told``: the user knows already why many go at once."""
-        if member.state in ("lost", "leaving"):
-            return
-        member.state = "lost"  # it joined when it did: whether its allocation had ended by itself follows from that
-        self._listener.worker_lost(member, why, told=told)
+        """Nothing happens to one that is not up or is given back. ``told``: the user knows why many go at once."""
+        if member.up and member.target is State.UP:
+            member.become(State.LOST)
+            self._listener.worker_lost(member, why, told=told)

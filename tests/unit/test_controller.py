@@ -16,7 +16,7 @@ from snakemake_executor_plugin_dask.driver.cluster import NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
-from snakemake_executor_plugin_dask.driver.members import Members
+from snakemake_executor_plugin_dask.driver.members import Member, Members, State
 from snakemake_executor_plugin_dask.driver.own.scaling import Scaling
 from snakemake_executor_plugin_dask.driver.pools import Pools
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
@@ -65,17 +65,8 @@ class World:
     def worker(self, name: str, cores: int = 4, remaining_s: float | None = None, **facts_too: Any) -> Any:
         pool = self.controller.pools[name.rpartition("-")[0]]
         facts = WorkerFacts(name, "host", 1, 2, cores, 4000, remaining_s=remaining_s, **facts_too)
-        member = SimpleNamespace(
-            name=name,
-            pool=pool,
-            process=SimpleNamespace(allocation_id="7"),
-            state="up",
-            since=self.now,
-            address=f"tls://{name}",
-            facts=facts,
-            ended="",
-            preempted=False,
-        )
+        process: Any = SimpleNamespace(allocation_id="7")
+        member = Member(name, pool, process, State.UP, self.now, address=f"tls://{name}", facts=facts)
         self.workers.members[name] = member
         self.controller.worker_joined(member)
         return member
@@ -507,7 +498,7 @@ def test_queued_allocations_that_nothing_needs_are_called_back() -> None:
         await settle()
         for number in (1, 2):
             name = f"cpu-{number}"
-            world.workers.members[name] = SimpleNamespace(name=name, pool=pool, state="starting")  # type: ignore[assignment]
+            world.workers.members[name] = Member(name, pool, SimpleNamespace(), State.SUBMITTED, 1000.0)  # type: ignore[arg-type]
         for world.now in (1000.0, 1059.0):
             world.scale()
             assert not world.called_back
@@ -579,7 +570,7 @@ def test_dasks_own_failure_gives_the_worker_up() -> None:
         world.controller.enqueue(Enqueue((job("a"),)))
         member = world.workers.members["local-0"]
         world.alive["local-0"] = asyncio.Event()
-        await until(lambda: member.state == "lost")
+        await until(lambda: member.state is State.LOST)
         assert not world.messages(Finished)
 
     play(script)

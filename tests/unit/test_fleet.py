@@ -10,7 +10,8 @@ import settling
 from settling import settle
 
 from snakemake_executor_plugin_dask.backends.base import AllocationState, Link, WorkerProcess
-from snakemake_executor_plugin_dask.driver.own.fleet import Fleet, moved
+from snakemake_executor_plugin_dask.driver.members import Member, State
+from snakemake_executor_plugin_dask.driver.own.fleet import Fleet, Step, moved, next_step
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
 
@@ -21,12 +22,15 @@ LINK = Link("ab12cd34", "tls://x:1", None, None, "/state", None)
 class Process(WorkerProcess):
     """One that is submitted at once, or refused."""
 
+    removed: list[str]
+
     async def start(self) -> None:
         if self.outlook == "unknown":
             self.allocation_id = "7"
 
     stays = False
     taken = False
+    error: Exception | None = None  # of its end
     output: Callable[[], str] = staticmethod(lambda: "")
     ends: Callable[[], bool] = staticmethod(lambda: True)
 
@@ -42,7 +46,13 @@ class Process(WorkerProcess):
     async def state(self) -> AllocationState:
         return AllocationState("gone", "allocation 7 ended (NonZeroExitCode)")
 
+    async def close(self) -> None:
+        self.removed.append(self.name)
+        await super().close()
+
     async def kill(self) -> bool:
+        if self.error is not None:
+            raise self.error
         return not self.stays
 
 
@@ -60,7 +70,6 @@ class World:
     warned: list[str] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
     left_out: list[tuple[str, ...]] = field(default_factory=list)  # of each that was asked for
-    workers: dict[str, Any] = field(default_factory=dict)
     group: tuple[str, ...] = ()  # of a launcher
     errors: dict[str, Exception] = field(default_factory=dict)  # by worker, in the place of what it tells of itself
     joined: list[str] = field(default_factory=list)
@@ -80,10 +89,7 @@ class World:
             failed=self._raise,
         )
         cluster: Any = SimpleNamespace(
-            add=self._add,
-            remove=self._remove,
             close=self._close,
-            workers=self.workers,
             client=self,
             last_seen=dict,
         )
@@ -108,22 +114,13 @@ class World:
         process = Process(pool, name, link)
         process.outlook, process.group = "final" if self.refuse else "unknown", self.group
         process.failure = "sbatch: error: invalid account" if self.refuse else None
+        process.removed = self.removed
         self.asked.append(name)
         self.left_out.append(pool.left_out)
         return process
 
-    async def _add(self, process: Process) -> None:
-        self.workers[process.name] = process
-        await process.start()
-
-    async def _remove(self, name: str) -> bool:
-        process = self.workers.pop(name, None)
-        self.removed.append(name)
-        return process is None or await process.kill()
-
     async def _close(self) -> None:
-        for name in list(self.workers):
-            await self._remove(name)
+        self.removed.append("scheduler")
 
     async def run(self, *_: Any, workers: list[str], **__: Any) -> dict[str, Any]:
         """Dask's client: what a worker tells of itself."""
@@ -159,8 +156,8 @@ def test_a_few_queue_at_once() -> None:
     async def script(world: World) -> None:
         await world.ask(10)
         assert world.asked == ["cpu-0", "cpu-1", "cpu-2"]
-        for member in world.fleet.of("cpu", "starting"):
-            member.running = True
+        for member in world.fleet.starting("cpu"):
+            member.become(State.RUNNING)
         await world.ask(7)
         assert len(world.asked) == 3
         await world.join("cpu-0")
@@ -177,7 +174,7 @@ def test_the_last_in_the_queue_are_called_back() -> None:
 
     async def script(world: World) -> None:
         await world.ask(3)
-        world.fleet.members["cpu-2"].running = True
+        world.fleet.members["cpu-2"].become(State.RUNNING)
         world.fleet.call_back(POOL, 1)
         await settle()
         assert world.removed == ["cpu-1"]
@@ -207,7 +204,7 @@ def test_refusals_give_the_pool_up_soon_unless_workers_are_there() -> None:
     async def while_others_queue(world: World) -> None:
         await world.ask(3)
         world.now += 400.0
-        for process in list(world.workers.values())[:2]:
+        for process in [member.process for member in world.fleet.members.values()][:2]:
             process.outlook = "final"
             await world.fleet._never_came(process, "it would never start")
             world.now += 400.0
@@ -320,15 +317,87 @@ def test_what_was_not_seen_to_be_gone_is_told_at_the_end() -> None:
 
     async def script(world: World) -> None:
         await world.ask(2)
-        world.workers["cpu-0"].stays = True
+        stays: Any = world.fleet.members["cpu-0"].process
+        stays.stays = True
         for name in ("cpu-0", "cpu-1"):
             await world.join(name)
             world.fleet.give_back(name, "idle")
         await settle()
-        assert not world.fleet.members
+        assert [(name, member.state) for name, member in world.fleet.members.items()] == [("cpu-0", State.STUCK)]
         assert await world.fleet.close() == ("cpu-0",)
 
     play(script)
+
+
+def test_one_that_fails_keeps_no_other_from_being_given_back(caplog: pytest.LogCaptureFixture) -> None:
+    """Its error is in the log, it is told as left, and the scheduler is closed all the same."""
+
+    async def script(world: World) -> None:
+        await world.ask(2)
+        broken: Any = world.fleet.members["cpu-0"].process
+        broken.error = KeyError("7")
+        assert await world.fleet.close() == ("cpu-0",)
+
+    assert play(script).removed == ["cpu-0", "cpu-1", "scheduler"]
+    assert "cpu-0" in caplog.text
+
+
+def test_a_worker_that_is_given_back_while_it_is_submitted_is_ended_after_that() -> None:
+    """Before, there is no allocation yet that could be cancelled."""
+
+    async def script(world: World) -> None:
+        await world.ask(1)
+        process = world.fleet.members["cpu-0"].process
+        async with process.lock:  # as its start has it
+            world.fleet.give_back("cpu-0", "not needed any more")
+            await settle()
+            assert not world.removed
+            assert not world.fleet.starting("cpu"), "it counts no more"
+        await settle()
+        assert world.removed == ["cpu-0"]
+        assert not world.fleet.members
+
+    play(script)
+
+
+LONG_AGO = 900.0  # of `next_step`'s now
+
+
+@pytest.mark.parametrize(
+    ("state", "target", "more", "step"),
+    [
+        (State.ASKED, State.UP, {}, None),
+        (State.SUBMITTED, State.UP, {}, Step.LOOK),
+        (State.SUBMITTED, State.UP, {"looked": 999.0}, None),
+        (State.RUNNING, State.UP, {}, Step.LOOK),
+        (State.UP, State.UP, {}, None),
+        (State.UP, State.UP, {"silent_s": 46.0}, Step.LOSE),
+        (State.LOST, State.UP, {"silent_s": 46.0}, None),
+        (State.LOST, State.GONE, {}, Step.END),
+        (State.LOST, State.GONE, {"shared": True}, Step.FORGET),
+        (State.UP, State.GONE, {"silent_s": 46.0}, Step.END),
+        (State.ASKED, State.GONE, {}, Step.END),
+        (State.LEAVING, State.GONE, {}, None),
+        (State.STUCK, State.GONE, {}, None),
+    ],
+)
+def test_what_follows_from_what_a_worker_is_and_should_be(
+    state: State, target: State, more: dict[str, Any], step: Step | None
+) -> None:
+    """A lost worker waits for the word that its jobs are dead; one that leaves is left alone."""
+    process: Any = None
+    member = Member("cpu-0", POOL, process, state, LONG_AGO, target, looked=more.get("looked", LONG_AGO))
+    found = next_step(member, shared=more.get("shared", False), silent_s=more.get("silent_s", 0.0), now=1000.0)
+    assert found is step
+
+
+def test_no_state_follows_that_cannot() -> None:
+    """A lost worker is not up again: its jobs may run elsewhere by then."""
+    process: Any = None
+    member = Member("cpu-0", POOL, process, State.UP, 0.0)
+    member.become(State.LOST)
+    with pytest.raises(ValueError, match="cpu-0 cannot become up after lost"):
+        member.become(State.UP)
 
 
 def test_a_supervisor_that_never_connects_is_noticed() -> None:
@@ -412,11 +481,11 @@ def test_a_lost_worker_counts_for_its_node_unless_it_was_planned() -> None:
             await world.ask(3)
             for name in list(world.fleet.members):
                 await world.join(name)
-            bad, cancelled, planned = world.fleet.of("cpu", "up")
+            bad, cancelled, planned = world.fleet.up("cpu")
             for member, node in ((bad, "c1"), (cancelled, "c2"), (planned, "c3")):
                 assert member.facts is not None
                 member.facts = replace(member.facts, host=node)
-                member.state = "lost"
+                member.become(State.LOST)
                 del world.fleet.members[member.name]
             cancelled.ended = "*** JOB 7 ON c2 CANCELLED AT 10:00 ***"
             world.fleet.judged(bad, ["a"], planned=False)

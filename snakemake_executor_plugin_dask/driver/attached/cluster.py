@@ -208,7 +208,7 @@ class AttachedCluster:
         # A lost one comes back only once its jobs are known to be dead: a new renewal would let them live on.
         for address in there - {member.address for member in members} - self._refused:
             self._tasks.spawn(self._newcomer(address))
-        for address in {member.address for member in members if member.state == "up"} - there:
+        for address in {member.address for member in members if member.up} - there:
             self._removed(address)
 
     # Jobs
@@ -300,14 +300,14 @@ class AttachedCluster:
         async with self._asking:
             self._renewal_due = False
             asked, keys = self._clock(), list(self._jobs.sent)
-            seen = len(self._workers.of(ATTACHED, "up")) + len(self._refused)
+            seen = len(self._workers.up(ATTACHED)) + len(self._refused)
             length_s = self._setup.lease_s + OUTLIVES_S
             told = await self._ask("renew", length_s=length_s, keys=keys, seen=seen, more=self._growth.more)
         self._workers.reserved_at = asked
         self._growth.adaptive = told["adaptive"]
         held = unpacked(told["others"])
         for member in self._workers.members.values():
-            if member.state == "up" and member.name in self._jobs.ledger.workers(ATTACHED):
+            if member.up and member.name in self._jobs.ledger.workers(ATTACHED):
                 others = _all_of(member) if member.address in told["closing"] else _others(held, member)
                 self._jobs.ledger.set_others(member.name, others)
         self._jobs.place_soon()

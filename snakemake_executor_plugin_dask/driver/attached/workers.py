@@ -8,6 +8,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.attached import (
@@ -18,7 +19,7 @@ from snakemake_executor_plugin_dask.backends.attached import (
     resource_names,
 )
 from snakemake_executor_plugin_dask.backends.base import WorkerProcess
-from snakemake_executor_plugin_dask.driver.members import LEASE_MARGIN_S, SILENT_S, Listener, Member, Members
+from snakemake_executor_plugin_dask.driver.members import LEASE_MARGIN_S, SILENT_S, Listener, Member, Members, State
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.errors import PoolError
 from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
@@ -32,6 +33,16 @@ _JOIN_S = 60.0  # modules may come from a slow file system
 _RESERVED_S = 20.0
 
 Failed = Callable[[BaseException], None]
+
+
+@dataclass(eq=False, kw_only=True)
+class AttachedMember(Member):
+    """A worker whose lease is renewed through itself."""
+
+    renewed: float  # monotonic: when the last renewal was sent that it answered
+    sent: float  # the same of the last one that was sent: it may arrive all the same
+    uses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # what its attempts used, by key
+    here: int | None = None  # its supervisor, where that can be seen on this machine
 
 
 class AttachedWorkers(Members):
@@ -51,10 +62,7 @@ class AttachedWorkers(Members):
         super().__init__(listener, clock, sleep)
         self.client = client  # another one once the scheduler was lost and is back
         self._setup = setup
-        self._renewed: dict[str, float] = {}  # by worker: when the last renewal was sent that it answered
-        self._uses: dict[str, dict[str, tuple[float, ...]]] = {}  # by worker: what its attempts used
-        self._sent: dict[str, float] = {}  # the same of the last one that was sent: it may arrive all the same
-        self._here: dict[str, int] = {}  # by worker: its supervisor, where that can be seen on this machine
+        self.members: dict[str, AttachedMember] = {}  # type: ignore[assignment]
         self._tasks = Tasks(failed)
         self._began = self._last_round = clock()
         self._joining: dict[str, str] = {}  # by address: the name that the worker gets
@@ -101,12 +109,13 @@ class AttachedWorkers(Members):
         facts = dataclasses.replace(facts, devices=devices_of_worker(resources, facts.devices, taken))
         self._count(resource_names([resources]))
         pool = pool_of_worker(resources, self.names, len(facts.devices))
-        now = self._clock()
-        member = Member(unique, pool, WorkerProcess(pool, unique, None), "up", now, address, facts)  # type: ignore[arg-type]
+        now, pid = self._clock(), facts.supervisor_pid
+        process = WorkerProcess(pool, unique, None)  # type: ignore[arg-type]
+        member = AttachedMember(
+            unique, pool, process, State.UP, now, address=address, facts=facts, renewed=now, sent=now
+        )
+        member.here = pid if facts.host == platform.node() and attach.seen_here(pid) else None
         self.members[unique] = member
-        self._renewed[unique] = self._sent[unique] = now
-        if facts.host == platform.node() and attach.seen_here(facts.supervisor_pid):
-            self._here[unique] = facts.supervisor_pid
         self._listener.event("worker-joined", worker=unique, pool=pool.name, waited_s=0.0, facts=facts)
         self._listener.worker_joined(member)
 
@@ -121,11 +130,12 @@ class AttachedWorkers(Members):
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Its supervisor ends the jobs once the worker is gone, or no renewal comes; on this machine we do."""
-        run_out = self._sent.get(member.name, self._clock()) + self._setup.lease_s + LEASE_MARGIN_S
-        here = self._here.pop(member.name, None)
+        lost = self.members[member.name]
+        run_out, here = lost.sent + self._setup.lease_s + LEASE_MARGIN_S, lost.here
         if keys and (here is None or not await asyncio.to_thread(attach.end_from_outside, here, set(keys))):
             await self._sleep(max(0.0, run_out - self._clock()))
-        self.members.pop(member.name, None)
+        member.become(State.GONE)
+        del self.members[member.name]
         return None
 
     async def check(self) -> None:
@@ -136,34 +146,34 @@ class AttachedWorkers(Members):
             return
         self._last_round = now
         for member in list(self.members.values()):
-            if member.state != "up":
+            if not member.up:
                 continue
-            if now - self._renewed[member.name] > SILENT_S and not asleep:
-                self.lose(member, f"it said nothing for {now - self._renewed[member.name]:.0f} s")
+            if now - member.renewed > SILENT_S and not asleep:
+                self.lose(member, f"it said nothing for {now - member.renewed:.0f} s")
             elif now - self.reserved_at < _RESERVED_S:
                 self._tasks.spawn(self._renew(member))
 
-    async def _renew(self, member: Member) -> None:
-        began = self._sent[member.name] = self._clock()
+    async def _renew(self, member: AttachedMember) -> None:
+        began = member.sent = self._clock()
         # By its number the supervisor knows when it was due, and does not count it from a late arrival.
         number = int((began - self._began) / RENEW_EVERY_S)
         answer = await self._call(member.address, _CALL_S, task.renew, self._setup.run_id, number)
         if isinstance(answer, dict):
-            self._renewed[member.name] = began
-            self._uses[member.name] = {key: (time.time(), *use) for key, use in answer.items()}
+            member.renewed = began
+            member.uses = {key: (time.time(), *use) for key, use in answer.items()}
         else:
             self._listener.event("renewal-failed", error=repr(answer))
 
     def uses(self) -> dict[str, tuple[float, ...]]:
         """What attempts used at the last renewal but one, as `cluster.Cluster` has it."""
-        return {key: use for name in self.members for key, use in self._uses.get(name, {}).items()}
+        return {key: use for member in self.members.values() for key, use in member.uses.items()}
 
     async def close(self) -> tuple[str, ...]:
         """End this run's jobs and supervisors everywhere. Returns the workers on which that was not seen."""
         self._tasks.cancel()
-        members = [member for member in self.members.values() if member.state == "up"]
+        members = [member for member in self.members.values() if member.up]
         done = await asyncio.gather(
             *(self._call(member.address, _CALL_S + 10, attach.detach, self._setup.run_id) for member in members)
         )
-        lost = [member.name for member in self.members.values() if member.state == "lost"]
+        lost = [member.name for member in self.members.values() if member.state is State.LOST]
         return (*lost, *(member.name for member, gone in zip(members, done, strict=True) if gone is not True))

@@ -1,11 +1,9 @@
-"""What Dask has of a run's own cluster: one quiet scheduler, its client, and the processes of all pools' workers.
+"""What Dask has of a run's own cluster: one quiet scheduler and its client.
 
-Starts and ends workers through their `WorkerProcess`; decides nothing. Dask's `SpecCluster` has no part in it: it makes
-workers itself, starts and ends them all behind one lock, and closes a lost one by itself some seconds later.
+Workers are the fleet's. Dask's `SpecCluster` has no part in it: it makes workers itself, starts and ends them all
+behind one lock, and closes a lost one by itself some seconds later.
 """
 
-import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import dask
 from distributed import Client, SchedulerPlugin
 
-from snakemake_executor_plugin_dask.backends.base import WorkerProcess
 from snakemake_executor_plugin_dask.config.dashboard import scheduler_options
 from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
 from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler
@@ -21,8 +18,6 @@ from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.options import DashboardAddress
-
-_log = logging.getLogger(__name__)
 
 
 def _innermost(error: BaseException, stop: type[BaseException]) -> BaseException:
@@ -60,7 +55,7 @@ class Hear:
 
 
 class DaskCluster:
-    """The scheduler, its client, and the workers of all pools."""
+    """The scheduler and its client."""
 
     def __init__(self, security: Any, host: str | None, interface: str | None, port: int) -> None:
         self._security = security
@@ -73,7 +68,6 @@ class DaskCluster:
         }
         self.scheduler: Any = None
         self.client: Any = None
-        self.workers: dict[str, WorkerProcess] = {}
 
     async def start(self, dashboard: DashboardAddress | None, hear: Hear) -> tuple[str, ...]:
         """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled."""
@@ -115,38 +109,11 @@ class DaskCluster:
     def dashboard_link(self) -> str:
         return str(self.scheduler.link)
 
-    async def add(self, process: WorkerProcess) -> None:
-        """Start a worker. Never raises: what went wrong is in ``process.failure``."""
-        self.workers[process.name] = process
-        async with process.lock:
-            await process.start()
-
-    def adopt(self, process: WorkerProcess, suffix: str) -> None:
-        """A launcher has one worker more."""
-        process.group = (*process.group, suffix)
-
-    async def remove(self, name: str) -> bool:
-        """Give a worker back. Returns whether its allocation or process was seen to be gone."""
-        process = self.workers.get(name)
-        if process is None:
-            return True
-        async with process.lock:
-            pass  # one that is being submitted has no allocation yet that could be cancelled
-        self.workers.pop(name, None)
-        await process.close()
-        return await process.kill()
-
     def last_seen(self) -> dict[str, float]:
         """For each worker's name, the time (since the epoch) of its last heartbeat."""
         return {str(state.name): state.last_seen for state in self.scheduler.workers.values()}
 
     async def close(self) -> None:
-        names = list(self.workers)
-        removed = await asyncio.gather(*(self.remove(name) for name in names), return_exceptions=True)
-        for name, error in zip(names, removed, strict=True):
-            if isinstance(error, Exception):
-                # The others are given back nevertheless, and the fleet looks whether this one went.
-                _log.error("Worker %s was not given back", name, exc_info=error)
         if self.client is not None:  # else the scheduler did not start
             await self.client.close()
         if self.scheduler is not None:

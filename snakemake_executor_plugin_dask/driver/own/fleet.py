@@ -1,26 +1,31 @@
 """The life of workers: brought up, joined, watched, lost, given back.
 
-Effects on workers and allocations; decides nothing about jobs.
+Effects on workers and allocations; decides nothing about jobs. Who wants a worker otherwise sets its target, or tells
+what became of it; `next_step` says what follows, and `_reconcile` does it.
 """
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
 from snakemake_executor_plugin_dask.batch.allocations import Brakes
 from snakemake_executor_plugin_dask.batch.reasons import ending, may_be_the_node
 from snakemake_executor_plugin_dask.decide.badnodes import Nodes
-from snakemake_executor_plugin_dask.driver.members import LEASE_MARGIN_S, SILENT_S, Listener, Member, Members
+from snakemake_executor_plugin_dask.driver.members import LEASE_MARGIN_S, SILENT_S, Listener, Member, Members, State
 from snakemake_executor_plugin_dask.driver.own.daskcluster import DaskCluster
 from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.worker import client
+
+_log = logging.getLogger(__name__)
 
 _UNREACHED_S = 20.0  # a supervisor starts before its worker joins, and connects in less
 _SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say that its jobs are dead
@@ -31,6 +36,36 @@ _OUTPUT_S = 2.0  # how long the end of a lost worker's output may take to read
 _WRITTEN_S = 1.4  # how long what was written may take to be seen in a file, for which a server may stand between
 _LAST_WORDS_S = 10.0  # how long an allocation whose worker was lost may take to be over
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
+
+
+class Step(Enum):
+    """What brings a worker nearer to what it should be."""
+
+    LOOK = "look"  # at what became of its allocation
+    LOSE = "lose"  # it is given up, and its jobs are ended
+    FORGET = "forget"  # its process stays, for others
+    END = "end"  # its process, too
+
+
+def next_step(member: Member, *, shared: bool, silent_s: float, now: float) -> Step | None:
+    """What is to be done about a worker now.
+
+    ``shared``: whether other workers of the same launcher work or may come to. ``silent_s``: for how long one that is
+    up has said nothing.
+    """
+    if member.target is State.GONE:
+        if member.state in (State.LEAVING, State.STUCK):
+            return None
+        return Step.FORGET if shared else Step.END
+    if member.up and silent_s > SILENT_S:
+        return Step.LOSE
+    if member.state in (State.SUBMITTED, State.RUNNING) and now - member.looked >= _look_every_s(member, now):
+        return Step.LOOK
+    return None  # one that is lost waits until its jobs are known to be dead
+
+
+def _look_every_s(member: Member, now: float) -> float:
+    return 0.5 if member.pool.kind.beside_snakemake else min(30.0, max(_LOOK_EVERY_S, (now - member.since) / 10))
 
 
 def _node_of(member: Member) -> str:
@@ -46,6 +81,34 @@ def moved(before: float | None, now_expected: float | None, now: float) -> bool:
     if before is None or now_expected is None:
         return before is not now_expected
     return abs(now_expected - before) > max(60.0, (now_expected - now) / 10)
+
+
+async def _ended(process: WorkerProcess) -> bool:
+    """End a process or allocation. Returns whether it was seen to be gone."""
+    async with process.lock:  # one that is being submitted has no allocation yet that could be cancelled
+        if not process.closed:
+            await process.close()
+        return await process.kill()
+
+
+async def _all_ended(processes: Sequence[WorkerProcess]) -> list[WorkerProcess]:
+    """End all of these. Returns those not seen to be gone; one that fails keeps no other from being given back."""
+    ended = await asyncio.gather(*map(_ended, processes), return_exceptions=True)
+    for process, gone in zip(processes, ended, strict=True):
+        if isinstance(gone, Exception):
+            _log.error("Worker %s was not given back", process.name, exc_info=gone)
+    return [process for process, gone in zip(processes, ended, strict=True) if gone is not True]
+
+
+@dataclass
+class _Experience:
+    """What became of a pool's workers so far."""
+
+    brakes: Brakes
+    asked: int = 0  # so many were asked for, or launchers of them
+    startup_s: float | None = None  # from asking for a worker to its joining, as last seen
+    nodes: Nodes = field(default_factory=Nodes)
+    left_out: set[str] = field(default_factory=set)  # the nodes of which that was said
 
 
 class Fleet(Members):
@@ -70,57 +133,110 @@ class Fleet(Members):
         self._backends = backends
         self._link = link
         self._lease_s = lease_s
-        self._numbers: dict[str, int] = {}
-        self._brakes: dict[str, Brakes] = {}
-        self._startup_s: dict[str, float] = {}
-        self._asking: dict[str, asyncio.Future[bool]] = {}  # by worker: whether it was preempted
-        self._nodes: dict[str, Nodes] = {}  # by pool
-        self._left_out: dict[str, set[str]] = {}  # by pool: the nodes of which that was said
+        self._experience: dict[str, _Experience] = {}  # by pool
         self._tasks = Tasks(listener.failed)
         self._checked, self._checked_wall = clock(), time.time()
         self._listening_since = float("-inf")
         self._closing = False
-        self._left: list[WorkerProcess] = []  # given back, and not seen to be gone
 
     # What there is
 
-    def brakes(self, pool: str) -> Brakes:
-        return self._brakes.setdefault(pool, Brakes())
+    def _of_pool(self, pool: Pool) -> _Experience:
+        if pool.name not in self._experience:
+            # No queue and no other user suffers from another try; who waits for what he holds wants to hear soon.
+            brakes = Brakes(delay_first_s=1.0) if pool.kind.beside_snakemake else Brakes()
+            self._experience[pool.name] = _Experience(brakes)
+        return self._experience[pool.name]
 
-    def startup_s(self, pool: str) -> float:
+    def startup_s(self, pool: Pool) -> float:
         """From asking for a worker to its joining, as last seen of this pool."""
-        return self._startup_s.get(pool, _STARTUP_S)
+        return self._of_pool(pool).startup_s or _STARTUP_S
+
+    def _starting(self, process: WorkerProcess) -> list[Member]:
+        """The workers that this process is to bring, and that have not joined."""
+        return [member for member in self.members.values() if member.process is process and member.starting]
+
+    def _shared(self, member: Member) -> bool:
+        """Whether other workers of the same launcher work or may come to."""
+        return bool(member.process.group) and any(
+            other.process is member.process and other is not member and (other.starting or other.up)
+            for other in self.members.values()
+        )
+
+    # What is to be done
+
+    def _reconcile(self, member: Member, silent_s: float = 0.0) -> None:
+        """Compare a worker with what it should be, and take the next step.
+
+        Once a second for each, and at once where a target was set.
+        """
+        now, shared = self._clock(), member.target is State.GONE and self._shared(member)
+        match next_step(member, shared=shared, silent_s=silent_s, now=now):
+            case Step.LOOK:
+                for other in self._starting(member.process):
+                    other.looked = now
+                self._tasks.spawn(self._look(member.process))
+            case Step.LOSE:
+                self.lose(member, f"it said nothing for {silent_s:.0f} s")
+            case Step.FORGET:
+                self._off(member)
+            case Step.END:
+                reason = member.ended or ("lost" if member.state is State.LOST else "leaving")
+                member.become(State.LEAVING)
+                self._tasks.spawn(self._end([member], reason))
+
+    def _let_go(self, member: Member) -> None:
+        member.target = State.GONE
+        self._reconcile(member)
+
+    async def _end(self, members: Sequence[Member], reason: str) -> None:
+        """End the process of workers that leave."""
+        process = members[0].process
+        if not await _ended(process):
+            for member in members:
+                member.become(State.STUCK)
+            return
+        for member in members:
+            self._off(member)
+        self._note("allocation-gone", process, reason=reason, joined=members[0].facts is not None)
+
+    def _note(self, kind: str, process: WorkerProcess, **fields: object) -> None:
+        self._listener.event(kind, worker=process.name, pool=process.pool.name, **fields)
+
+    def _off(self, member: Member) -> None:
+        member.become(State.GONE)
+        del self.members[member.name]
 
     # Bringing up
 
     def add(self, pool: Pool, count: int) -> None:
         """Ask for more workers, as many of them as the brakes allow now."""
-        if any(member.process.group for member in self.of(pool.name)):
+        there = [m for m in self.members.values() if m.pool.name == pool.name and m.state is not State.STUCK]
+        if any(member.process.group for member in there):
             return  # one launcher holds all the workers of a pool; the next comes once nothing of it is left
-        if pool.kind.beside_snakemake:
-            # No queue and no other user suffers from another try; who waits for what he holds wants to hear soon.
-            self._brakes.setdefault(pool.name, Brakes(delay_first_s=1.0))
+        known = self._of_pool(pool)
         # Until one has joined, those that run count too: more of them might not reach the scheduler either.
-        works = pool.name in self._startup_s
-        queued = len({m.process.name for m in self.of(pool.name, "starting") if not (works and m.running)})
-        for _ in range(self.brakes(pool.name).allowed(count, queued, self._clock())):
-            number = self._numbers[pool.name] = self._numbers.get(pool.name, -1) + 1
-            bad = self._nodes_of(pool).bad()
+        works = known.startup_s is not None
+        queued = {m.process.name for m in there if m.starting and not (works and m.state is State.RUNNING)}
+        for _ in range(known.brakes.allowed(count, len(queued), self._clock())):
+            bad = known.nodes.bad()
             wanted = replace(pool, left_out=tuple(bad))
-            process = self._backends[pool.cluster].worker(wanted, f"{pool.name}-{number}", self._link)
+            process = self._backends[pool.cluster].worker(wanted, f"{pool.name}-{known.asked}", self._link)
+            known.asked += 1
             self._tell_of_nodes(pool, bad, process.pool.left_out)
-            now = self._clock()
-            for name in [process.name + suffix for suffix in process.group] or [process.name]:
-                self.members[name] = Member(name, pool, process, "starting", now)
+            for suffix in process.group or ("",):
+                name = process.name + suffix
+                self.members[name] = Member(name, pool, process, State.ASKED, self._clock())
             self._tasks.spawn(self._start(process, pool))
             if process.group:
                 return
 
     async def _start(self, process: WorkerProcess, pool: Pool) -> None:
-        left_out = process.pool.left_out
-        await self._cluster.add(process)
-        if left_out and not process.pool.left_out and process.failure is None and not self._nodes_of(pool).all_needed:
-            self._nodes_of(pool).all_needed = True
+        left_out, nodes = process.pool.left_out, self._of_pool(pool).nodes
+        async with process.lock:
+            await process.start()
+        if left_out and not process.pool.left_out and process.failure is None and not nodes.all_needed:
+            nodes.all_needed = True
             self._listener.warn(
                 f"Pool {pool.name}: the batch system takes no allocation without {', '.join(left_out)}, so no node is "
                 "left out any more."
@@ -128,69 +244,54 @@ class Fleet(Members):
         if process.failure is not None:
             await self._never_came(process, process.failure)
         else:
-            for member in self.members.values():
-                if member.process is process:
-                    member.submitted, member.looked = True, self._clock()
-            self._listener.event(
-                "allocation-submitted", worker=process.name, pool=pool.name, allocation=process.allocation_id
-            )
+            for member in self._starting(process):
+                member.become(State.SUBMITTED)
+                member.looked = self._clock()
+            self._note("allocation-submitted", process, allocation=process.allocation_id)
+
+    async def _look(self, process: WorkerProcess) -> None:
+        """At what became of an allocation whose workers have not joined."""
+        state = await process.state()
+        if not (members := self._starting(process)):
+            return
+        told = members[0].told
+        if state.kind == "gone":
+            why = state.reason + (f"\n{state.log_tail}" if state.log_tail else "")
+            await self._never_came(process, why, preempted=await self.preempted(members[0]))
+        elif state.kind == "queued" and (
+            state.reason != told.reason or moved(told.expected, state.expected, time.time())
+        ):
+            members[0].told = state
+            self._note("allocation-waiting", process, reason=state.reason, expected=state.expected)
+        elif state.kind == "running" and members[0].state is State.SUBMITTED:
+            for member in members:
+                member.become(State.RUNNING)
+            self._note("allocation-running", process)
 
     async def _never_came(self, process: WorkerProcess, why: str, *, preempted: bool = False) -> None:
-        """A worker that failed before it joined."""
-        members = [m for m in self.members.values() if m.process is process and m.state == "starting"]
+        """A worker failed before it joined, or all that a launcher was to bring."""
+        if not (members := self._starting(process)):
+            return  # given back meanwhile
         for member in members:
-            del self.members[member.name]
-        await self._remove(process)
-        if not members:
-            return
+            member.target = State.GONE
+            member.become(State.LEAVING)
+        await self._end(members, why)
         pool = members[0].pool
         if preempted:  # the next one may be luckier, and queues like any other
-            self._listener.event("allocation-gone", worker=process.name, pool=pool.name, reason=why, joined=False)
             self._listener.preempted(members[0])
             return
+        known = self._of_pool(pool)
         if process.node and may_be_the_node(why):
-            self._nodes_of(pool).failed(process.node, why)
-        brakes = self.brakes(pool.name)
-        brakes.failed(
-            self._clock(),
-            process.outlook,
-            up=len(self.of(pool.name, "up")),
-            elsewhere=self._listener.fit_elsewhere(pool),
+            known.nodes.failed(process.node, why)
+        known.brakes.failed(
+            self._clock(), process.outlook, up=len(self.up(pool.name)), elsewhere=self._listener.fit_elsewhere(pool)
         )
-        self._listener.event("allocation-gone", worker=process.name, pool=pool.name, reason=why, joined=False)
-        if brakes.given_up:
-            for member in self.of(pool.name, "starting"):
+        if known.brakes.given_up:
+            for member in self.starting(pool.name):
                 self.give_back(member.name, "its pool is given up")
             self._listener.pool_given_up(pool, why)
         else:
             self._listener.pool_failed(pool, why)
-
-    async def _useless(self, member: Member, address: str, why: str) -> None:
-        """A worker that joined and does not answer. It goes alone where its launcher has others."""
-        if not self._others(member):
-            await self._never_came(member.process, why)
-            return
-        del self.members[member.name]
-        self._listener.pool_failed(member.pool, why)
-        await self._cluster.client.retire_workers([address], close_workers=True, remove=True)
-
-    def _others(self, member: Member) -> list[Member]:
-        """The other workers of the same launcher that work or may come to."""
-        return [
-            other
-            for other in self.members.values()
-            if other.process is member.process and other is not member and other.state in ("starting", "up")
-        ]
-
-    def _started_again(self, name: str) -> Member | None:
-        """A worker that its launcher's keeper started in the place of one that died; it has a name of its own."""
-        for process in self._cluster.workers.values():
-            suffix = name.removeprefix(process.name)
-            if suffix.rpartition("-again")[0] in process.group:
-                self._cluster.adopt(process, suffix)
-                self.members[name] = Member(name, process.pool, process, "starting", self._clock())
-                return self.members[name]
-        return None
 
     async def joined(self, address: str, name: str, run_id: str) -> None:
         """The scheduler has seen a new worker."""
@@ -198,34 +299,54 @@ class Fleet(Members):
         if self._closing:
             self._cluster.scheduler.close_worker(address)  # its launcher would be waited for
             return
-        if member is None:
+        if member is None or member.target is State.GONE:
             # Its submission was not answered, and counted as failed: nobody would give it back.
-            await self._cluster.client.retire_workers([address], close_workers=True, remove=True)
+            await self._retire(address)
             return
-        if member.state != "starting":
+        if not member.starting:
             return
         asked = self._cluster.client.run(client.facts, run_id, workers=[address], on_error="return")
         try:
             facts = (await asyncio.wait_for(asked, SILENT_S)).get(address)
         except TimeoutError:
             facts = TimeoutError(f"it said nothing for {SILENT_S:.0f} s")
-        if self.members.get(name) is not member or member.state != "starting":
+        if member not in self._starting(member.process):
             return  # given back meanwhile
         if not isinstance(facts, WorkerFacts):
-            await self._useless(member, address, f"it joined, and could not be asked what it has: {facts or 'it went'}")
+            why = f"it joined, and could not be asked what it has: {facts or 'it went'}"
+            if not self._shared(member):
+                await self._never_came(member.process, why)
+                return
+            self._let_go(member)  # alone: others of its launcher work
+            self._listener.pool_failed(member.pool, why)
+            await self._retire(address)
             return
+        now, known = self._clock(), self._of_pool(member.pool)
+        member.become(State.UP)
+        known.startup_s, member.since = now - member.since, now
         member.address, member.facts = address, facts
-        member.state, waited = "up", self._clock() - member.since
-        member.since = self._clock()
-        self._startup_s[member.pool.name] = waited
-        self.brakes(member.pool.name).joined(self._clock())
+        known.brakes.joined(now)
         if node := _node_of(member):
-            self._nodes_of(member.pool).joined(node)
-        launcher = {"launcher": member.process.name} if member.process.group else {}
+            known.nodes.joined(node)
+        more = {"launcher": member.process.name} if member.process.group else {}
+        waited_s = round(known.startup_s, 3)
         self._listener.event(
-            "worker-joined", worker=name, pool=member.pool.name, waited_s=round(waited, 3), facts=facts, **launcher
+            "worker-joined", worker=name, pool=member.pool.name, waited_s=waited_s, facts=facts, **more
         )
         self._listener.worker_joined(member)
+
+    def _started_again(self, name: str) -> Member | None:
+        """A worker that its launcher's keeper started in the place of one that died; it has a name of its own."""
+        for member in self.members.values():
+            process, suffix = member.process, name.removeprefix(member.process.name)
+            if member.target is State.UP and suffix.rpartition("-again")[0] in process.group:
+                process.group = (*process.group, suffix)
+                self.members[name] = Member(name, process.pool, process, State.RUNNING, self._clock())
+                return self.members[name]
+        return None
+
+    async def _retire(self, address: str) -> None:
+        await self._cluster.client.retire_workers([address], close_workers=True, remove=True)
 
     # Losing
 
@@ -235,30 +356,25 @@ class Fleet(Members):
             self._leases.stop(member.name)
         await self._hear_last_words(member)
         unknown = await self._see_dead(member, keys) if keys else None
-        self._tasks.spawn(self._clean_up(member))
+        self._let_go(member)
         return unknown
 
     async def _see_dead(self, member: Member, keys: Sequence[str]) -> str | None:
-        name = member.name
-        deadline = self._clock() + _SUPERVISOR_WORD_S
-        while self._clock() < deadline:
-            if self._leases.dead(name, keys):
-                return None
-            await self._sleep(0.02)
-        last = self._leases.last_renewal(name)
-        run_out = (self._clock() if last is None else last) + self._lease_s + LEASE_MARGIN_S
+        name, lost = member.name, self._clock()
         while True:
-            if not member.process.group and await member.process.kill():
+            early = self._clock() < lost + _SUPERVISOR_WORD_S
+            if not early and not member.process.group and await member.process.kill():
                 return None
             if self._leases.dead(name, keys):
                 return None
-            if self._clock() >= run_out:
+            last = self._leases.last_renewal(name)
+            if not early and self._clock() >= (lost if last is None else last) + self._lease_s + LEASE_MARGIN_S:
                 if self._leases.answers(name):
                     # The host answers and the supervisor does not: stopped processes count no lease.
                     host = member.facts.host if member.facts else name
                     return f"the processes on {host} are frozen and cannot be ended from here"
                 return None
-            await self._sleep(1.0)
+            await self._sleep(0.02 if early else 1.0)
 
     async def _hear_last_words(self, member: Member) -> None:
         """What the batch system says of a lost worker's allocation; asked before this run cancels it."""
@@ -276,9 +392,9 @@ class Fleet(Members):
             over = over or await self._within(_LAST_WORDS_S - waited_s, member.process.over())
 
     async def preempted(self, member: Member) -> bool:
-        asked = self._asking.get(member.name)
+        asked = member.asked_preempted
         if asked is None or asked.done():  # many jobs may tell of their end at once
-            asked = self._asking[member.name] = asyncio.ensure_future(member.process.preempted())
+            asked = member.asked_preempted = asyncio.ensure_future(member.process.preempted())
         return await self._within(_PREEMPTED_S, asked)
 
     async def _within(self, limit_s: float, asked: Awaitable[bool]) -> bool:
@@ -287,53 +403,31 @@ class Fleet(Members):
         done, _ = await asyncio.wait({asking}, timeout=limit_s)
         return bool(done) and asking.exception() is None and asking.result()
 
-    async def _clean_up(self, member: Member) -> None:
-        if member.state == "leaving" and member.facts is not None:
-            self._nodes_of(member.pool).left(_node_of(member))
-        if not self._others(member) and await self._remove(member.process):
-            self._listener.event(
-                "allocation-gone",
-                worker=member.name,
-                pool=member.pool.name,
-                reason=member.ended or member.state,
-                joined=member.facts is not None,
-            )
-        self.members.pop(member.name, None)
-        self._asking.pop(member.name, None)
-
-    async def _remove(self, process: WorkerProcess) -> bool:
-        gone = await self._cluster.remove(process.name)
-        if not gone:
-            self._left.append(process)
-        return gone
-
     # Giving back
 
     def give_back(self, name: str, why: str) -> None:
         """Give an idle worker, or one that has not joined yet, back."""
         member = self.members.get(name)
-        if member is None or member.state in ("leaving", "lost"):
+        if member is None or not (member.starting or member.up):
             return
-        member.state, member.since = "leaving", self._clock()
         self._listener.event("worker-leaving", worker=name, pool=member.pool.name, reason=why)
-        self._tasks.spawn(self._clean_up(member))
+        if member.up:
+            self._of_pool(member.pool).nodes.left(_node_of(member))
+        self._let_go(member)
 
     def call_back(self, pool: Pool, count: int) -> None:
         """Give up the last places in the queue; what has started joins, and is given back when idle."""
-        queued = [m for m in self.of(pool.name, "starting") if m.submitted and not m.running and not m.process.group]
+        queued = [m for m in self.starting(pool.name) if m.state is State.SUBMITTED and not m.process.group]
         for member in queued[::-1][:count]:
             self.give_back(member.name, "not needed any more")
 
     # Nodes
 
-    def _nodes_of(self, pool: Pool) -> Nodes:
-        return self._nodes.setdefault(pool.name, Nodes())
-
     def _tell_of_nodes(self, pool: Pool, bad: Mapping[str, str], left_out: Collection[str]) -> None:
         """Once of each node."""
-        told = self._left_out.setdefault(pool.name, set())
+        known = self._of_pool(pool)
         for node, why in bad.items():
-            if node not in told:
+            if node not in known.left_out:
                 said = (
                     f"Node {node} is left out of later allocations of pool {pool.name}: "
                     if node in left_out
@@ -341,16 +435,16 @@ class Fleet(Members):
                 )
                 self._listener.event("node-left-out", pool=pool.name, node=node, reason=why, done=node in left_out)
                 self._listener.warn(said + why)
-        for node in sorted(told - bad.keys()):
+        for node in sorted(known.left_out - bad.keys()):
             self._listener.warn(f"Node {node} is used again by pool {pool.name}.")
-        self._left_out[pool.name] = set(bad)
+        known.left_out = set(bad)
 
     def judged(self, member: Member, jobs: Collection[str], *, planned: bool) -> None:
-        node = _node_of(member)
+        node, nodes = _node_of(member), self._of_pool(member.pool).nodes
         if planned:
-            self._nodes_of(member.pool).left(node)
+            nodes.left(node)
         elif node and may_be_the_node(member.ended):
-            self._nodes_of(member.pool).failed(node, member.ended or "its worker was lost", jobs)
+            nodes.failed(node, member.ended or "its worker was lost", jobs)
 
     # Watching
 
@@ -363,69 +457,27 @@ class Fleet(Members):
             # This process was stopped or starved, or the clock was set: who was heard when says nothing. Listen anew.
             self._listening_since = now
             self._leases.listen_anew()
+        listening = now - self._listening_since > SILENT_S
         seen = self._cluster.last_seen()
         for member in list(self.members.values()):
-            if member.state == "up" and now - self._listening_since > SILENT_S:
-                silent = wall - seen.get(member.name, wall)
-                supervisor = self._leases.silent_s(member.name) or 0.0
-                if max(silent, supervisor) > SILENT_S:
-                    self.lose(member, f"it said nothing for {max(silent, supervisor):.0f} s")
-            elif (
-                member.state == "starting" and member.submitted and now - member.looked >= self._look_every(member, now)
-            ):
-                member.looked = now
-                self._tasks.spawn(self._look(member))
+            silent_s = 0.0
+            if member.up and listening:
+                silent_s = max(wall - seen.get(member.name, wall), self._leases.silent_s(member.name) or 0.0)
+            self._reconcile(member, silent_s)
 
     def unreached(self) -> Member | None:
         """A worker that has joined, and whose supervisor has not come to the lease server in a good while."""
-        now = self._clock()
-        return next(
-            (
-                member
-                for member in self.members.values()
-                if member.state == "up"
-                and now - member.since > _UNREACHED_S
-                and self._leases.silent_s(member.name) is None
-            ),
-            None,
-        )
-
-    def _look_every(self, member: Member, now: float) -> float:
-        return 0.5 if member.pool.kind.beside_snakemake else min(30.0, max(_LOOK_EVERY_S, (now - member.since) / 10))
-
-    async def _look(self, member: Member) -> None:
-        state = await member.process.state()
-        if member.state != "starting":
-            return
-        if state.kind == "gone":
-            why = state.reason + (f"\n{state.log_tail}" if state.log_tail else "")
-            preempted = await self.preempted(member)
-            if member.state == "starting":
-                await self._never_came(member.process, why, preempted=preempted)
-        elif state.kind == "queued" and (
-            state.reason != member.queue_reason or moved(member.expected, state.expected, time.time())
-        ):
-            member.queue_reason, member.expected = state.reason, state.expected
-            self._listener.event(
-                "allocation-waiting",
-                worker=member.process.name,
-                pool=member.pool.name,
-                reason=state.reason,
-                expected=state.expected,
-            )
-        elif state.kind == "running" and not member.running:
-            member.running = True
-            self._listener.event("allocation-running", worker=member.process.name, pool=member.pool.name)
+        now, silent_s = self._clock(), self._leases.silent_s
+        joined = [member for member in self.members.values() if member.up and now - member.since > _UNREACHED_S]
+        return next((member for member in joined if silent_s(member.name) is None), None)
 
     async def close(self) -> tuple[str, ...]:
         """Give everything back. Returns the names of what could not be seen to be gone."""
         self._closing = True
         for member in self.members.values():
-            member.state = "leaving"
-        processes = {
-            process.name: process for process in (*self._left, *(member.process for member in self.members.values()))
-        }
+            member.target = State.GONE
+        left = await _all_ended(list(dict.fromkeys(member.process for member in self.members.values())))
         await self._cluster.close()
         self._tasks.cancel()
-        gone = await asyncio.gather(*(process.kill() for process in processes.values()), return_exceptions=True)
-        return tuple(name for name, dead in zip(processes, gone, strict=True) if dead is not True)
+        left = await _all_ended(left)  # without a scheduler one may have ended by itself
+        return tuple(process.name for process in left)

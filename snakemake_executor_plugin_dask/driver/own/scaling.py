@@ -28,7 +28,7 @@ class Scaling:
 
     def _scale(self, pool: Pool, now: float) -> None:
         dispatch, fleet = self._dispatch, self._fleet
-        starting, up = len(fleet.of(pool.name, "starting")), len(fleet.of(pool.name, "up"))
+        starting, up = len(fleet.starting(pool.name)), len(fleet.up(pool.name))
         advice = demand.recommend(
             pool,
             [] if dispatch.stopping else dispatch.waiting.classes(pool.name),
@@ -37,10 +37,9 @@ class Scaling:
             dispatch.ahead.of(pool.name),
             now,
             dispatch.pools.shapes[pool.name],
-            fleet.startup_s(pool.name),
+            fleet.startup_s(pool),
         )
         for name in advice.give_back:
-            dispatch.ledger.drain(name)
             fleet.give_back(name, "idle")
             dispatch.ledger.remove_worker(name)
         more = advice.workers - (up - len(advice.give_back)) - starting
