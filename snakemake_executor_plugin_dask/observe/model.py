@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.observe.events import Event
-from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, GroupMember, PoolRecord, Use, Worker
+from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, MemberRecord, PoolRecord, Use, Worker
 
 #: Fields that name something, in every kind of event.
 _NAMES = frozenset(("worker", "pool", "key", "rule"))
@@ -225,7 +225,7 @@ class RunModel:
         attempt.wildcards = _wildcards(event.get("wildcards"))
         attempt.input_mb = _number(event.get("input_mb"))
         attempt.members = tuple(
-            GroupMember(_text(each["rule"]), str(each.get("jobid", "")), _wildcards(each.get("wildcards")))
+            MemberRecord(_text(each["rule"]), str(each.get("jobid", "")), _wildcards(each.get("wildcards")))
             for each in event.get("members") or ()
         )
         self._waits(attempt)

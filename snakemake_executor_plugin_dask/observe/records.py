@@ -17,7 +17,7 @@ AttemptState = Literal["waiting", "placed", "running", "ended", "dropped"]
 
 
 @dataclass(frozen=True, slots=True)
-class GroupMember:
+class MemberRecord:
     """One of the jobs of a group job."""
 
     rule: str
@@ -58,7 +58,7 @@ class Attempt:
     asked_memory_mb: int | None = None
     group: bool = False
     wildcards: Mapping[str, str] = field(default_factory=lambda: _NO_TEXT)
-    members: tuple["GroupMember", ...] = ()  # of a group job
+    members: tuple[MemberRecord, ...] = ()  # of a group job
     input_mb: float | None = None
     planned_log: str = ""  # where its log goes, unless that cannot be written
     allocation: str = ""  # the batch system's identifier of what its (first) worker runs in
