@@ -10,6 +10,7 @@ from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
+from snakemake_executor_plugin_dask.driver.outbox import Outbox
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.model.messages import Begin, Say
 from snakemake_executor_plugin_dask.node import state
@@ -34,13 +35,16 @@ class Run:
 
     def __init__(self, begin: Begin, send: Callable[[object], None], make: MakeCluster = make_cluster) -> None:
         self._begin = begin
-        self._send = send
-        self._observer = Observer(begin.event_log, begin.options.report, lambda level, text: send(Say(level, text)))
+        self._outbox = Outbox(send, lambda: len(self.controller.waiting) > 0)
+        self._send = self._outbox.send
+        self._observer = Observer(
+            begin.event_log, begin.options.report, lambda level, text: self._send(Say(level, text))
+        )
         self.say, self.note = self._observer.say, self._observer.note
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._held = state.Held(Path(begin.state_dir))
         around = Surroundings(
-            send=send,
+            send=self._send,
             say=self.say,
             event=self._observer.event,
             failed=self._failed,
@@ -86,6 +90,7 @@ class Run:
         line = self._observer.finish(summary=summary, left=left)
         if counts.attempts:
             self._send(Say("info", line))
+        self._outbox.flush()
         self._held.clear(keep_logs=failed or bool(left))
         self._held.release()
         return left

@@ -59,6 +59,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     Say,
     ShowStatus,
     Started,
+    Together,
 )
 from snakemake_executor_plugin_dask.model.pools import Shape
 from snakemake_executor_plugin_dask.model.printed import clean_block
@@ -236,6 +237,8 @@ class Session:
         for single in self._dag.needrun_jobs():
             job = snakemake_dag.group_of(self._dag, single) or single
             if job.is_local:
+                if self._interior.looks_up_pipes:
+                    snakemake_dag.look_up_pipes(self._dag, single)
                 continue
             if snakemake_jobs.reads_a_queue(single):
                 if complaint := self._keep_here(single, alone=job is single):
@@ -384,10 +387,10 @@ class Session:
 
     def _received(self, message: object) -> None:
         match message:
-            case Started(key=key):
-                self._report_started(key)
-            case Finished():
-                self._report_finished(message)
+            case Together(messages=messages):
+                self._report(messages)
+            case Started() | Finished():
+                self._report((message,))
             case Dropped(keys=keys):
                 with self._lock:
                     self._dropped += [self._jobs.pop(key).job for key in keys if key in self._jobs]
@@ -408,6 +411,20 @@ class Session:
         else:
             self._workflow.scheduler.executor_error_callback(as_error(text))
 
+    def _report(self, messages: Iterable[Started | Finished]) -> None:
+        """Successes in one go at the end: else Snakemake's scheduler, woken by the first, would look at each alone."""
+        succeeded: list[SubmittedJobInfo] = []
+        for message in messages:
+            if isinstance(message, Started):
+                self._report_started(message.key)
+            elif (info := self._report_finished(message)) is not None:
+                succeeded.append(info)
+        for info in succeeded:
+            self._executor.report_job_success(info)
+        if self._interior.wakes_once:
+            snakemake_scheduler.wake_once(self._workflow.scheduler)
+        self._woken.put("look")
+
     def _report_started(self, key: str) -> None:
         with self._lock:
             info = self._jobs.get(key)
@@ -415,19 +432,17 @@ class Session:
         if info is not None:
             report_submission(self._executor, info)
 
-    def _report_finished(self, message: Finished) -> None:
+    def _report_finished(self, message: Finished) -> SubmittedJobInfo | None:
+        """Returns a job that has succeeded, which is still to be reported."""
         with self._lock:
             info = self._jobs.pop(message.key, None)
             if info is not None:
                 self._keys.pop(info.job, None)
             started = message.key in self._started
             self._started.discard(message.key)
-        if info is None:
-            return
-        self._report_ended(info, message, started=started)
-        self._woken.put("look")
+        return None if info is None else self._report_ended(info, message, started=started)
 
-    def _report_ended(self, info: SubmittedJobInfo, message: Finished, *, started: bool) -> None:
+    def _report_ended(self, info: SubmittedJobInfo, message: Finished, *, started: bool) -> SubmittedJobInfo | None:
         outcome = message.outcome
         kind = verdict(message, started=started, failed=self._failed, leaving=self._ended)
         if kind in ("refused", "failed"):
@@ -435,10 +450,10 @@ class Session:
         if kind == "dropped":
             with self._lock:
                 self._dropped.append(info.job)
-            return
+            return None
         if kind == "refused":
             self._refuse(info, text)
-            return
+            return None
         if not started:
             self._executor.report_job_submission(info)
         try:
@@ -449,11 +464,12 @@ class Session:
             )
         if kind == "succeeded":
             self._unchecked.add(info.job, outcome, message.runs)
-            self._executor.report_job_success(info)
-        elif kind == "failed":
+            return info
+        if kind == "failed":
             self._note_error(info, text)
             logs = [outcome.log_path] if outcome.log_path and os.path.exists(outcome.log_path) else []
             self._executor.report_job_error(info, msg=text, aux_logs=logs)
+        return None
 
     def _refuse(self, info: SubmittedJobInfo, text: str) -> None:
         """Tell of a job that failed before it was started: its old outputs stay, and are not marked as incomplete."""

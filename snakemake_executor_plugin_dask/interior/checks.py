@@ -38,6 +38,8 @@ class Interior:
     mends_retries: bool = True
     fails_unstarted: bool = True  # one job alone, which was never started
     keeps_updated: bool = True  # what a failed job has updated
+    looks_up_pipes: bool = True
+    wakes_once: bool = True  # Snakemake's scheduler, for many jobs that ended
 
 
 def of_snakemake() -> Interior:
@@ -78,5 +80,7 @@ def _told(lacking: list[Private]) -> Interior:
         mends_retries=snakemake_dag.RUNNING not in lacking,
         fails_unstarted=not {snakemake_scheduler.LOCK, snakemake_scheduler.HANDLE_ERROR, snakemake_scheduler.OPEN_JOBS}
         & set(lacking),
+        looks_up_pipes=not {snakemake_dag.IS_PIPE, snakemake_calls.PIPES} & set(lacking),
+        wakes_once=snakemake_scheduler.OPEN_JOBS not in lacking,
         keeps_updated=not {snakemake_jobs.BACKUP_PATH, snakemake_jobs.BACK_UP} & set(lacking),
     )

@@ -29,12 +29,12 @@ _DEPLOYED = tuple(
 )
 _CACHE = Private(_RULE, "cache", _LOST, needed=False)
 _CHECKPOINT = Private(_RULE, "is_checkpoint", _LOST, needed=False)
-_PIPES = Private(_JOB, "pipe_or_service_output", _LOST, needed=False)
+PIPES = Private(_JOB, "pipe_or_service_output", _LOST, needed=False)
 _IS_RUN = Private(_JOB, "is_run", _LOST, needed=False)
 _NAMES_OF = Private("snakemake.iocontainers:Namedlist", "_get_names", _LOST, needed=False)
 _RULES = Private("snakemake.workflow:Workflow", "rules", _LOST, needed=False)
 
-NAMES = (*_SPECIAL, *_DEPLOYED, _CACHE, _CHECKPOINT, _PIPES, _IS_RUN, _NAMES_OF, _RULES)
+NAMES = (*_SPECIAL, *_DEPLOYED, _CACHE, _CHECKPOINT, PIPES, _IS_RUN, _NAMES_OF, _RULES)
 
 #: Flags of input files that mean nothing to a job once its input exists, or that plain values express.
 _HARMLESS_FLAGS = frozenset(
@@ -93,7 +93,7 @@ def _needs_dag(job: Any, workflow: Any) -> bool:
     rule = job.rule
     if any(name.of(rule) for name in _SPECIAL):
         return True
-    if QUEUE_INPUT.of(job)() or _PIPES.of(job) or PIPE_GROUP.of(job) is not None:
+    if QUEUE_INPUT.of(job)() or PIPES.of(job) or PIPE_GROUP.of(job) is not None:
         return True
     if caches(workflow) and (cache := _CACHE.of(rule)) and cache.output:
         return True

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from snakemake_executor_plugin_dask.interior.declared import Private
+from snakemake_executor_plugin_dask.interior.snakemake_calls import PIPES
 
 _DAG = "snakemake.dag:DAG"
 
@@ -23,8 +24,15 @@ RUNNING = Private(
     "a failed job whose next attempt waits while a checkpoint ends is lost by Snakemake, and the run fails",
     needed=False,
 )
+IS_PIPE = Private(
+    "snakemake.jobs:Job",
+    "is_pipe_or_service_input",
+    "a rule with tens of thousands of inputs, such as `all`, takes minutes to begin",
+    needed=False,
+    arguments=("path",),
+)
 
-NAMES = (GROUP, DEPENDING, NEEDRUN, READY, RUNNING)
+NAMES = (GROUP, DEPENDING, NEEDRUN, READY, RUNNING, IS_PIPE)
 
 
 def group_of(dag: Any, job: Any) -> Any:
@@ -45,6 +53,15 @@ def is_to_run(dag: Any, job: Any) -> bool:
 def number_ready(dag: Any) -> int:
     """How many jobs could be started now, a group's as one; 0 where that cannot be told any more."""
     return len(READY.of(dag)) if READY.there() else 0
+
+
+def look_up_pipes(dag: Any, job: Any) -> None:
+    """Let a single job that runs in Snakemake's process find out at once which of its inputs are pipes.
+
+    For each input Snakemake goes through all jobs that it comes from: time that grows with the square of their number.
+    """
+    pipes = frozenset(path for other in dag.job_dependencies(job) for path in PIPES.of(other))
+    setattr(job, IS_PIPE.name, pipes.__contains__)
 
 
 def let_run_again(dag: Any, job: Any) -> None:

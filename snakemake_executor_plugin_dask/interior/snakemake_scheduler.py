@@ -50,3 +50,13 @@ def fail_unstarted(scheduler: Any, job: Any) -> None:
     with LOCK.of(scheduler):
         HANDLE_ERROR.of(scheduler)(job, postprocess_job=False)
     OPEN_JOBS.of(scheduler).release()
+
+
+def wake_once(scheduler: Any) -> None:
+    """Leave one of the wake-ups that its loop has yet to follow: each looks at all jobs, whatever was told since."""
+    wakes = OPEN_JOBS.of(scheduler)
+    due = False
+    while wakes.acquire(blocking=False):
+        due = True
+    if due:
+        wakes.release()

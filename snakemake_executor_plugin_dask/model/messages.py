@@ -98,6 +98,13 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Together:
+    """What was told of jobs within a moment, in order."""
+
+    messages: tuple[Started | Finished, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     keys: tuple[str, ...]
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import snakemake.api  # first: its modules import each other
+import snakemake.jobs
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask.frontend import driver_process
@@ -14,6 +17,7 @@ from snakemake_executor_plugin_dask.frontend.failures import not_accepted_text, 
 from snakemake_executor_plugin_dask.frontend.session import new_run_id, report_submission
 from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
 from snakemake_executor_plugin_dask.frontend.verdicts import over, starts_no_more, unfit_directory, verdict
+from snakemake_executor_plugin_dask.interior.snakemake_dag import look_up_pipes
 from snakemake_executor_plugin_dask.model.jobs import Outcome, Status, task_key
 from snakemake_executor_plugin_dask.model.messages import Finished, Later
 from snakemake_executor_plugin_dask.model.requests import Request
@@ -210,3 +214,27 @@ def test_directories_in_which_no_worker_could_start() -> None:
     assert unfit_directory(Path("/a b/$(x)/é'\t,\\")) is None
     assert "holds a line break" in (unfit_directory(Path("/a\nb")) or "")
     assert "not UTF-8" in (unfit_directory(Path("/a\udcff")) or "")
+
+
+class Single:
+    """A job as far as Snakemake looks for pipes among its inputs."""
+
+    is_pipe_or_service_input = snakemake.jobs.Job.is_pipe_or_service_input
+
+    def __init__(self, dag: Any, *pipes: str) -> None:
+        self.dag = dag
+        self.pipe_or_service_output = set(pipes)
+
+
+def test_pipes_among_inputs_are_looked_up_once() -> None:
+    """With the answers that Snakemake gives by going through all jobs for each input."""
+    awaited: dict[Single, dict[Single, set[str]]] = {}
+    dag = SimpleNamespace(dependencies=awaited, job_dependencies=lambda job: awaited[job])
+    job, pipe, plain = Single(dag), Single(dag, "fifo"), Single(dag)
+    awaited[job] = {plain: {"a", "b"}, pipe: {"fifo", "c"}}
+    files = ("a", "b", "c", "fifo", "source")
+    before = [job.is_pipe_or_service_input(file) for file in files]
+    assert before == [False, False, False, True, False]
+    look_up_pipes(dag, job)
+    awaited.clear()
+    assert [job.is_pipe_or_service_input(file) for file in files] == before
