@@ -13,6 +13,8 @@ from pathlib import Path
 
 from running import SnakemakeRun
 
+from snakemake_executor_plugin_dask.model.lease_messages import encoded, hello
+
 #: A TLS 1.2 and 1.3 client's first words, to be cut and changed.
 CLIENT_HELLO = bytes.fromhex(
     "16030100f8010000f40303" + "5a" * 32 + "20" + "a5" * 32 + "0022130213031301c02cc030009fcca9cca8ccaac02bc02f009e"
@@ -21,7 +23,7 @@ CLIENT_HELLO = bytes.fromhex(
     "0303010201030202020402050206020" + "02b00050403040303002d00020101"
 )
 HTTP = b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nUpgrade: websocket\r\n\r\nhello"
-LEASE = b'{"hello": "local-0"}\n{"dead": ["a-b-c"], "last": true}\n'
+LEASE = encoded(hello("local-0", "abcdefg1")) + encoded({"dead": ["a-b-c"], "last": True})
 DASK = (40).to_bytes(8, "little") + (1).to_bytes(8, "little") + b"\x81\xa2op\xa8identity" * 3
 
 

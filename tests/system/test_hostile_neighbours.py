@@ -21,6 +21,8 @@ from distributed.core import rpc
 from distributed.security import Security
 from running import GENEROUS_S, SnakemakeRun, slowness, snakemake, wait_for
 
+from snakemake_executor_plugin_dask.model.lease_messages import encoded, hello
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
 
 NOBODY = 65534
@@ -119,7 +121,10 @@ def talk(port: int, context: ssl.SSLContext | None, first: bytes) -> bytes:
     return said
 
 
-HELLO = json.dumps({"hello": "local-0", "jobs": []}).encode() + b"\n"
+def first_words(run: SnakemakeRun) -> bytes:
+    """What a supervisor of the run says first."""
+    (event,) = run.events("run-started")
+    return encoded(hello("local-0", event["run_id"]))
 
 
 def context_with(files: tuple[str, str, str] | None) -> ssl.SSLContext:
@@ -142,7 +147,7 @@ def test_own_certificate_opens_all_doors(run: SnakemakeRun) -> None:
     """The counter-check: with the run's own certificate each of these ports answers."""
     state = next(run.directory.glob(".snakemake/dask/*/tls-key.pem")).parent
     own = context_with(tuple(str(state / f"tls-{name}.pem") for name in ("ca", "cert", "key")))
-    assert [bool(talk(port, own, HELLO)) for port in tls_ports(run)] == [True] * 3
+    assert [bool(talk(port, own, first_words(run))) for port in tls_ports(run)] == [True] * 3
 
 
 def test_strangers_hear_nothing(run: SnakemakeRun, tmp_path: Path) -> None:
@@ -157,7 +162,7 @@ def test_strangers_hear_nothing(run: SnakemakeRun, tmp_path: Path) -> None:
     for name, context in contexts.items():
         for port in tls_ports(run):
             for who in (as_nobody, lambda function, *rest: function(*rest)):
-                answer = who(talk, port, context, HELLO)
+                answer = who(talk, port, context, first_words(run))
                 # A TLS server tells a client that does not speak TLS no more than an alert (content type 21).
                 assert answer == b"" or (context is None and answer[0] == 21 and len(answer) < 16), (name, answer)
 

@@ -11,6 +11,7 @@ import pytest
 from snakemake_executor_plugin_dask.driver.own.certificate import TLSFiles, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.lease_messages import encoded, hello
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ async def connect(
     context.check_hostname = False
     context.load_cert_chain(tls.cert, tls.key)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
-    writer.write(json.dumps({"hello": name, "run": run}).encode() + b"\n")
+    writer.write(encoded(hello(name, run)))
     assert json.loads(await reader.readline()) == {"renew": 0}
     return reader, writer
 
@@ -55,7 +56,7 @@ def test_a_supervisor_with_many_jobs_is_heard(tls: TLSFiles) -> None:
     async def play(server: LeaseServer) -> None:
         await server.start("127.0.0.1")
         _, writer = await connect(server, tls, "w-1")
-        writer.write(json.dumps({"dead": keys, "last": True}).encode() + b"\n")
+        writer.write(encoded({"dead": keys, "last": True}))
         await until(lambda: server.connections["w-1", "a"].ended)
         assert server.connections["w-1", "a"].dead == set(keys)
 
@@ -130,7 +131,7 @@ def test_a_worker_is_dead_once_all_its_supervisors_say_so(tls: TLSFiles) -> None
         await server.start("127.0.0.1")
         _, first = await connect(server, tls, "w-1", "a")
         await connect(server, tls, "w-1", "b")
-        first.write(json.dumps({"dead": ["x-a-1"], "last": True}).encode() + b"\n")
+        first.write(encoded({"dead": ["x-a-1"], "last": True}))
         await until(lambda: server.connections["w-1", "a"].ended)
         assert server.dead("w-1", ["x-a-1"])
         assert not server.dead("w-1", ["x-a-1", "x-b-1"])

@@ -2,11 +2,7 @@
 
 A supervisor that hears no renewal for the lease's length ends its jobs, so a job whose lease has run out is dead,
 wherever it ran. A supervisor whose worker went says over the same connection that the jobs are dead, which is seconds
-earlier.
-
-They speak JSON lines. From the supervisor: ``{"hello": worker, "run": run id}``, ``{"alive": n, "uses":
-{key: [CPU seconds, 10^6 bytes]}}`` every 5 s, and at its end ``{"dead": [keys], "last": true}``. To it: ``{"renew":
-n}`` every 5 s, ``{"stop": true}``.
+earlier. What they say to each other is in `lease_messages`.
 """
 
 import asyncio
@@ -21,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.lease_messages import RENEW_EVERY_S, encoded
 from snakemake_executor_plugin_dask.node.door import Door
 
-RENEW_EVERY_S = 5.0
 _UNHEARD_S = 15.0  # three words of a supervisor that did not come
 _CUT_MS = 20_000  # so long sent data may be without the other host's receipt, before the network counts as cut
 _BACKLOG = 1024  # all workers may come at once
@@ -227,4 +223,4 @@ class LeaseServer:
 
 def _send(connection: Connection, message: dict[str, Any]) -> None:
     if connection.open:
-        connection.writer.write(json.dumps(message).encode() + b"\n")
+        connection.writer.write(encoded(message))

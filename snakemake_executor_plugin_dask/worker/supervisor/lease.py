@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-RENEW_EVERY_S = 5.0
+from snakemake_executor_plugin_dask.model.lease_messages import RENEW_EVERY_S, encoded, hello
+
 _SLACK_S = 2.0  # by so much a renewal may come later than the one before, as seen from its number
 _SILENCE_S = 20.0  # then the connection is made anew
 _CONNECT_S = 10.0
@@ -144,7 +145,7 @@ class LeaseLine:
         async with asyncio.timeout(_CONNECT_S):
             reader, writer = await asyncio.open_connection(config.host, config.port, ssl=self._context)
         self._writer = writer
-        self._write({"hello": config.worker, "run": config.run})
+        self._write(hello(config.worker, config.run))
         for message in self._unsent:
             self._write(message)
         self._unsent.clear()
@@ -175,7 +176,7 @@ class LeaseLine:
 
     def _write(self, message: dict[str, Any]) -> None:
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(json.dumps(message).encode() + b"\n")
+            self._writer.write(encoded(message))
 
     def _close(self) -> None:
         self._connected.clear()
