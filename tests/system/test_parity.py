@@ -132,6 +132,8 @@ CASES = (
         "keep-incomplete",
         "failures",
         (("--keep-incomplete", "--keep-going", "bad.txt", "signalled.txt", "run-error.txt"),),
+        runs=(),
+        variants=WARM,
     ),
     Case(
         "rerun-incomplete",
@@ -162,7 +164,13 @@ CASES = (
         runs=(),
         variants=WARM,
     ),
-    Case("forcerun", "simple", (("--notemp", "next/1.txt"), ("--forcerun", "number", "--notemp", "next/1.txt"))),
+    Case(
+        "forcerun",
+        "simple",
+        (("--notemp", "next/1.txt"), ("--forcerun", "number", "--notemp", "next/1.txt")),
+        runs=(),
+        variants=WARM,
+    ),
     Case("protected", "simple", ((), ("--forcerun", "number"), ("--force", "sum.txt")), runs=(), variants=WARM),
     Case(
         "directory",

@@ -335,17 +335,19 @@ def test_full_queue(slurm: VirtualSlurm, tmp_path: Path) -> None:
         slurm.run("sbatch", "--cpus-per-task=2", "--mem=3000", "--output=/dev/null", "--wrap", "exec sleep 600")
     wait_for(lambda: len(slurm.queue()) == 3 and all("RUNNING" in line for line in slurm.queue()), "full nodes")
     others = [line.split()[0] for line in slurm.queue()]
-    file = pools(tmp_path, one_pool("0-6"))
-    with snakemake(tmp_path, logged_jobs(6, "true"), "--dask-pools", file) as run:
+    file = pools(tmp_path, one_pool("0-6", cores=2))  # a worker takes a whole node
+    with snakemake(tmp_path, logged_jobs(12, "true"), "--dask-pools", file) as run:
         wait_for(lambda: len(allocations(slurm, "PENDING")) == 3, "queued allocations", RUN_S)
         why = {"Resources", "Priority"}
         wait_for(lambda: why & {event["reason"] for event in run.events("allocation-waiting")}, "the reason", RUN_S)
         assert len(allocations(slurm)) == 3
-        slurm.run("scancel", *others)
+        slurm.run("scancel", others[0])
         assert run.wait() == 0, run.output
+    slurm.run("scancel", *others[1:])
+    wait_for(lambda: not slurm.queue(), "an empty queue")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.variant)])
 def test_snakemake_ends_with_jobs_running_and_queued(
     slurm: VirtualSlurm, tmp_path: Path, number: signal.Signals
 ) -> None:
