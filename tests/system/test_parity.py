@@ -127,7 +127,7 @@ CASES = (
     Case("hostile-few", "hostile", (("--config", "few=yes", *HOSTILE_CONFIG),), runs=COLD),
     Case("failures", "failures", (("--keep-going", *FAILING),), variants=COLD),
     Case("failure", "failures", (("bad.txt",),), runs=(), variants=WARM),
-    Case("failure-retries", "failures", (("exhausted.txt", "--retries", "2"),)),
+    Case("failure-retries", "failures", (("exhausted.txt", "--retries", "2"),), runs=(), variants=WARM),
     Case(
         "keep-incomplete",
         "failures",
@@ -185,6 +185,8 @@ CASES = (
             ("--set-resources", "number:mem_mb=77", "--resources", "mem_mb=100", "--max-threads", "1"),
             ("numbers/9.txt", "--default-resources", "mem_mb=123", "disk_mb=10", "--quiet", "all"),
         ),
+        runs=(),
+        variants=WARM,
     ),
     Case(
         "wait-for-files",
