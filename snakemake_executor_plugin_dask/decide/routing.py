@@ -326,6 +326,26 @@ def few_jobs(
     )
 
 
+def capped_threads(
+    cores: int | None, named: Sequence[tuple[str, Request]], pools: Sequence[Pool], shapes: Mapping[str, Shape]
+) -> str | None:
+    """The hint where `--cores` keeps jobs from the threads that would use idle workers; None: it does not.
+
+    What a job would have without it is not known any more, so those that have as many as it allows are taken.
+    """
+    capped = {rule: None for rule, request in named if request.cores == cores}
+    held = sum(max(1, request.cores) for _, request in named)
+    largest = max((shapes[pool.name].cores or 0 for pool in pools), default=0)
+    if not cores or not capped or cores >= largest or held >= largest:
+        return None
+    rules = ", ".join(list(capped)[:3]) + ", …" * (len(capped) > 3)
+    return (
+        f"--cores {cores} lets no job have more than {_count(cores, 'thread')}, and a worker has "
+        f"{_count(largest, 'core')}, which all jobs together do not use; rules with as many: {rules}. --cores does not "
+        "say how many cores are used at once: leave it out."
+    )
+
+
 def slow_choice(scheduler: str | None, ready: int) -> str | None:
     """The hint where Snakemake itself takes long to choose, before the plugin hears of any job; None: it does not.
 

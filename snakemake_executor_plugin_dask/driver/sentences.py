@@ -1,5 +1,6 @@
 """What a run says to its user of jobs, workers and pools; each thing that holds for many of them is said once."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, job_text
 from snakemake_executor_plugin_dask.model.messages import Level
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.node.mounts import own_file_system
 from snakemake_executor_plugin_dask.observe.wording import clean, short_id
 
 _OFTEN = 5  # preempted allocations of a pool, after which it is said what that means
@@ -95,6 +97,13 @@ class Teller:
         again = self._failures.get(pool.name) == why
         self._failures[pool.name] = why
         self._say("debug" if again else "warning", f"A worker of pool {pool.name} did not come up: {why}")
+        if pool.kind.queued and (kind := own_file_system(directory := os.getcwd())):
+            self._once(
+                "own file system",
+                "",
+                f"The working directory {directory} is on a file system of this host's own ({kind}): workers on other "
+                "nodes see it only if this host exports it. Run where the nodes share a file system.",
+            )
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
         self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")

@@ -273,6 +273,9 @@ class Session:
             raise as_error(complaint)
         if hint := routing.few_jobs(snakemake_settings.jobs(self._workflow), named, self._options.pools, self._shapes):
             self._voice.warning(hint)
+        cores = snakemake_settings.cores(self._workflow)
+        if hint := routing.capped_threads(cores, named, self._options.pools, self._shapes):
+            self._voice.warning(hint)
         ready = snakemake_dag.number_ready(self._dag)
         if hint := routing.slow_choice(snakemake_settings.scheduler(self._workflow), ready):
             self._voice.warning(hint)

@@ -8,6 +8,7 @@ from snakemake_executor_plugin_dask.decide.routing import (
     NoPool,
     Shape,
     adapt_to_local,
+    capped_threads,
     check_all,
     few_jobs,
     local_warning,
@@ -215,6 +216,19 @@ def test_few_jobs_are_hinted_at() -> None:
     assert few_jobs(2, ten, [pool], {"p": shape_of(pool)}) is None
     assert few_jobs(1, ten[:1], [pool], {"p": shape_of(pool)}) is None
     assert few_jobs(1, [("a", Request(2))] * 10, [pool], {"p": shape_of(pool)}) is None
+
+
+def test_threads_that_cores_caps_are_hinted_at() -> None:
+    """Where jobs have as many threads as --cores allows, and all of them together leave cores of a worker idle."""
+    pool = a_pool("p", workers_max=1, cores=8)
+    shapes = {"p": shape_of(pool)}
+    text = capped_threads(2, [("a", Request(2)), ("b", Request(1))], [pool], shapes)
+    assert text is not None
+    assert text.startswith("--cores 2 lets no job have more than 2 threads, and a worker has 8 cores")
+    assert capped_threads(None, [("a", Request(2))], [pool], shapes) is None
+    assert capped_threads(2, [("a", Request(1))], [pool], shapes) is None
+    assert capped_threads(8, [("a", Request(8))], [pool], shapes) is None
+    assert capped_threads(2, [("a", Request(2))] * 4, [pool], shapes) is None
 
 
 def test_an_mpi_job_takes_whole_tasks_on_each_node() -> None:
