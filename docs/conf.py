@@ -22,12 +22,15 @@ copyright = author  # noqa: A001
 extensions = ["myst_parser", "sphinx_copybutton"]
 # How GitHub makes an anchor of a heading, down to this level.
 myst_heading_anchors = 4
+myst_enable_extensions = ["deflist"]
 # intro.md is part of index.md.
 exclude_patterns = ["_build", "intro.md"]
 html_theme = "furo"
 html_title = f"Snakemake on Dask {version}"
 html_theme_options = {"source_repository": repository, "source_branch": "main", "source_directory": "docs/"}
 copybutton_prompt_text = "$ "
+# A file within a shell command is more than its lexer knows.
+suppress_warnings = ["misc.highlighting_failure"]
 # What is not published yet.
 linkcheck_ignore = [re.escape(repository)] if "/OWNER/" in repository else []
 

@@ -45,6 +45,16 @@ def test_links_hold_in_the_plugin_catalog(name: str) -> None:
     assert [target for target in targets if not target.startswith("https://")] == []
 
 
+def test_troubleshooting_names_real_messages() -> None:
+    """Each heading of the page that is ordered by message is part of one that the plugin says."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("snakemake_executor_plugin_dask/**/*.py"))
+    said = re.sub(r"\{[^{}]*\}", "…", re.sub(r'"\n\s*f?"', "", code))
+    headings = re.findall(r"^### (.+)$", page, re.MULTILINE)
+    assert headings
+    assert [heading for heading in headings if heading not in said] == []
+
+
 def test_there_are_pages() -> None:
     """The search for pages finds them: the catalogue's two among them."""
     assert {"README.md", "intro.md", "further.md"} <= {page.name for page in PAGES}
