@@ -1,21 +1,22 @@
-"""Make the example of docs/observe.md and the pictures of documentation, from real runs on this machine.
+"""Make the examples of docs/observe.md and the pictures of documentation, from real runs on this machine.
 
-    ./run pictures report [DIRECTORY]
-    ./run pictures dashboard [DIRECTORY]
-    ./run pictures questions [DIRECTORY]
+    ./run pictures [report|questions|watch|dashboard] [DIRECTORY]
 
-`report` brings up the tests' virtual Slurm in a temporary directory, takes a partition down, and runs a workflow in
-which a job needs more memory than it asks for and an allocation is cancelled. It prints the terminal's text and
-writes `report.png`. `questions` runs two thousand jobs there, five of which fail, and prints what `snakemake-dask`
-answers while the last ten wait. `dashboard` runs a hundred jobs here and writes `dashboard.png`. The pictures need
-Chromium, the first two `slurm-wlm` and `munge`. Everything that was started is ended.
+Without a word all of them. `report` brings up the tests' virtual Slurm in a temporary directory, takes a partition
+down, and runs a workflow in which a job needs more memory than it asks for and an allocation is cancelled. It prints
+the terminal's text and writes `report.png`. `questions` runs two thousand jobs there, five of which fail, and prints
+what `snakemake-dask` answers while the last ten wait. `watch` writes `watch.png`, `dashboard` writes `dashboard.png`;
+both from runs on this machine alone. Everything that was started is ended.
 """
 # ruff: noqa: INP001, T201 - a script that prints
 
 import argparse
 import asyncio
 import contextlib
+import html
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from clusters.slurm import VirtualSlurm  # noqa: E402
 from running import SnakemakeRun, snakemake, wait_for  # noqa: E402
 from system.browser import browser  # noqa: E402
 
+WHAT = ("report", "questions", "watch", "dashboard")
 LIMIT_S = 1200
 
 POOLS = """\
@@ -180,6 +182,26 @@ rule call:
     shell: "./hold 700 20000000 && touch {output}"
 """
 
+LANES = """\
+rule all:
+    input:
+        expand("aligned/{sample}.{lane}.bam", sample=["liver", "kidney", "skin", "lung"], lane=range(1, 10)),
+        "atlas.txt",
+
+rule align:
+    output: "aligned/{sample}.{lane}.bam"
+    log: "logs/{sample}.{lane}.log"
+    resources: mem_mb=300, runtime=5
+    shell: "./count {wildcards.sample}{wildcards.lane} 2>{log} && python work.py 20 140 && touch {output}"
+
+rule atlas:
+    input: expand("aligned/liver.{lane}.bam", lane=range(1, 7))
+    output: "atlas.txt"
+    threads: 4
+    resources: mem_mb=1500, runtime=10
+    shell: "python work.py 10 700 && touch {output}"
+"""
+
 HOLD = """\
 #!/bin/bash
 # Hold $1 MB for a time that grows with $2 bytes.
@@ -189,7 +211,7 @@ HOLD = """\
 COUNT = """\
 #!/bin/bash
 case $1 in
-    s017 | s233 | s410) echo "reading aligned/$1.bam" >&2; echo "count: $1: no read has a mate" >&2; exit 3 ;;
+    s017 | s233 | s410 | skin2) echo "reading aligned/$1.bam" >&2; echo "count: $1: no read has a mate" >&2; exit 3 ;;
 esac
 echo 1
 """
@@ -289,6 +311,57 @@ async def picture_of_dashboard(link: str) -> None:
         await page.screenshot(HERE / "dashboard.png")
 
 
+def watch_run(directory: Path) -> str:
+    """What `snakemake-dask watch` shows in a terminal, with its colours as escape sequences."""
+    (directory / "work.py").write_text(WORK)
+    (directory / "count").write_text(COUNT)
+    (directory / "count").chmod(0o755)
+    workers = ("--dask-workers", "2", "--dask-worker-cores", "4", "--dask-worker-memory", "4 GB", "--keep-going")
+    tmux = ("tmux", "-L", f"pictures-{os.getpid()}", "-f", "/dev/null")
+    with snakemake(directory, LANES, *workers) as run:
+        expect(run, lambda: run.events("job-started"), "a job")
+        command = f"snakemake-dask watch {shlex.quote(os.fspath(directory))}"
+        subprocess.run([*tmux, "new-session", "-d", "-x", "112", "-y", "25", command], check=True)
+
+        def shown() -> str:
+            text = subprocess.run(
+                [*tmux, "capture-pane", "-p", "-e"], check=True, capture_output=True, text=True
+            ).stdout
+            whole = "Failed: " in text and "wait for cores" in text
+            return text if whole and len(re.findall(r"\d MB of 300 MB", text)) > 4 else ""
+
+        try:
+            expect(run, shown, "what running jobs use, and the one that failed")
+            return shown()
+        finally:
+            subprocess.run([*tmux, "kill-server"], check=False)
+
+
+def page_of(screen: str) -> str:
+    """A terminal's screen as a page."""
+    styles = {"1": "font-weight:bold", "2": "opacity:.6", "31": "color:#b3202c"}
+    on: dict[str, str] = {}
+    text, *rest = re.split(r"\x1b\[([\d;]*)m", html.escape(screen.rstrip("\n")))
+    for codes, part in zip(rest[::2], rest[1::2], strict=True):
+        for code in codes.split(";"):
+            if code in ("", "0"):
+                on.clear()
+            elif code == "39":  # the terminal's own colour
+                on.pop("31", None)
+            elif code in styles:
+                on[code] = styles[code]
+        text += f"<span style='{';'.join(on.values())}'>{part}</span>"
+    body = f"<pre style='font:13px/1.35 monospace;margin:0'>{text}</pre>"
+    return f"<meta charset=utf-8><body style='margin:14px;background:#fff'>{body}"
+
+
+async def picture_of_screen(screen: str, directory: Path) -> None:
+    (directory / "screen.html").write_text(page_of(screen))
+    async with browser() as page:
+        await page.open((directory / "screen.html").as_uri(), width=930, height=460)
+        await page.screenshot(HERE / "watch.png")
+
+
 def dashboard_run(directory: Path) -> None:
     """A hundred jobs on four workers here, and the page that Dask shows of them."""
     workers = ("--dask-workers", "4", "--dask-worker-cores", "2", "--dask-worker-memory", "2 GB")
@@ -302,10 +375,15 @@ def dashboard_run(directory: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./run pictures", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("report", "dashboard", "questions"))
+    parser.add_argument("what", nargs="?", choices=WHAT, help="all of them unless given")
     parser.add_argument("directory", nargs="?", type=Path, help="where the run takes place, and stays")
     chosen = parser.parse_args()
-    what, keep = chosen.what, chosen.directory
+    for what in (chosen.what,) if chosen.what else WHAT:
+        make(what, chosen.directory)
+    return 0
+
+
+def make(what: str, keep: Path | None) -> None:
     directory = keep or Path(tempfile.mkdtemp(prefix="pictures-", dir="/tmp"))
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -314,12 +392,13 @@ def main() -> int:
             asyncio.run(picture_of_report(directory / "report.html"))
         elif what == "questions":
             cohorts_run(directory)
+        elif what == "watch":
+            asyncio.run(picture_of_screen(watch_run(directory), directory))
         else:
             dashboard_run(directory)
     finally:
         if keep is None:
             shutil.rmtree(directory, ignore_errors=True)
-    return 0
 
 
 if __name__ == "__main__":

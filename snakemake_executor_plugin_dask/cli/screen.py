@@ -140,7 +140,8 @@ def _pools(picture: Snapshot, width: int) -> list[str]:
 def _workers(picture: Snapshot, width: int, most: int) -> list[Line]:
     shown = sorted(picture.workers, key=lambda worker: (-len(worker.running), worker.name))[:most]
     rows = [_worker(worker) for worker in shown]
-    lines = fitted(_WORKERS, list(zip(*rows, strict=True)), width) if rows else []
+    columns = _WORKERS if any(worker.allocation for worker in shown) else _WORKERS[:-1]
+    lines = fitted(columns, list(zip(*rows, strict=True))[: len(columns)], width) if rows else []
     return _section("worker", lines, len(picture.workers) - len(shown))
 
 

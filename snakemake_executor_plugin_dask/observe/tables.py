@@ -11,6 +11,7 @@ from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, Worker
 from snakemake_executor_plugin_dask.observe.use import worker_use
 from snakemake_executor_plugin_dask.observe.wording import (
+    cause,
     clean,
     core_time,
     rough,
@@ -54,7 +55,7 @@ def failures(model: RunModel) -> dict[str, Any]:
     for (status, rule), attempts in sorted(groups.items(), key=lambda item: (item[0][0] == "lost", -len(item[1]))):
         shown = attempts[: max(1, min(left, 20))]
         left -= len(shown)
-        reason = attempts[0].message or (f"exit code {attempts[0].exit_code}" if attempts[0].exit_code else "")
+        reason = cause(attempts[0])
         parts.append(
             {
                 "state": STATES.get(status, status),

@@ -84,7 +84,7 @@ def test_twenty_thousand_jobs_stay_below_ten_megabytes(large):
 
 
 def test_looking_closer(large):
-    """Dragging over the timeline zooms, the button goes back, and a rule's button picks it out."""
+    """Dragging over the timeline zooms, and so do keys; the button goes back, and a rule's button picks it out."""
     click = """(() => {
       const c = document.getElementById('timeline'), r = c.getBoundingClientRect();
       const reset = document.getElementById('reset');
@@ -98,12 +98,16 @@ def test_looking_closer(large):
       seen.push(document.getElementById('tip').textContent.includes('core'));
       reset.click();
       seen.push(reset.hidden);
+      for (const key of ['+', 'ArrowRight', 'Escape']) {
+        c.dispatchEvent(new KeyboardEvent('keydown', {key}));
+        seen.push(reset.hidden);
+      }
       const rule = document.querySelector('.legend button[data-rule]');
       rule.click();
       seen.push(rule.getAttribute('aria-pressed'));
       return seen;
     })()"""
-    assert look(large / "report.html", click) == [True, False, True, True, "true"]
+    assert look(large / "report.html", click) == [True, False, True, True, False, False, True, "true"]
 
 
 def test_jobs_are_found_sorted_and_paged(large):

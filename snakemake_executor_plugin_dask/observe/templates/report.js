@@ -15,7 +15,8 @@
   const gap = band > 8 ? 3 : band > 3 ? 1 : 0;
   const top = 12, bottom = 24;
   const height = top + count * band + bottom;
-  const left = () => wide * 0.1;
+  let names = 0;  // the width of the workers' names; as wide as the charts' margin where there is room
+  const left = () => Math.max(wide * 0.1, Math.min(names + 12, wide * 0.3));
   const right = 12;
   const x = (t) => left() + ((t - view[0]) / (view[1] - view[0])) * (wide - left() - right);
   const time = (px) => view[0] + ((px - left()) / (wide - left() - right)) * (view[1] - view[0]);
@@ -42,6 +43,7 @@
     c.scale(scale, scale);
     c.font = "12px system-ui, 'DejaVu Sans', sans-serif";
     c.textBaseline = "middle";
+    names = Math.max(...data.workers.map((worker) => c.measureText(worker.name).width));
     const soft = style("--soft"), lines = style("--line"), bad = style("--bad"), empty = style("--band");
     const step = tick(view[1] - view[0]);
     for (let t = Math.ceil(view[0] / step) * step; t <= view[1]; t += step) {
@@ -156,6 +158,19 @@
     draw();
   });
   canvas.addEventListener("pointercancel", () => { drag = null; draw(); });
+  canvas.addEventListener("keydown", (event) => {
+    const [from, to] = view, long = to - from, middle = (from + to) / 2;
+    const next = {
+      "+": [middle - long / 4, middle + long / 4], "-": [middle - long, middle + long],
+      ArrowLeft: [from - long / 4, to - long / 4], ArrowRight: [from + long / 4, to + long / 4], Escape: whole,
+    }[event.key];
+    if (!next || next[1] - next[0] < 0.5) return;
+    event.preventDefault();
+    const wanted = Math.min(next[1] - next[0], whole[1]);
+    const start = Math.max(0, Math.min(next[0], whole[1] - wanted));
+    view = wanted === whole[1] ? whole : [start, start + wanted];
+    draw();
+  });
   canvas.addEventListener("dblclick", () => { view = whole; draw(); });
   reset.addEventListener("click", () => { view = whole; draw(); });
   for (const button of buttons)
