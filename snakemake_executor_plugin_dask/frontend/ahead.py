@@ -10,6 +10,7 @@ from snakemake_executor_plugin_dask.model.messages import Later
 from snakemake_executor_plugin_dask.model.requests import Request
 
 _MOST = 500  # jobs that are looked at; more would change nothing
+_MOST_AWAITED = 5_000  # by one of them: this is asked with every 200 jobs that are handed over
 
 
 class Graph(Protocol):
@@ -76,13 +77,13 @@ def ready_next(
 
 
 def _awaited(later: Any, graph: Graph, keys: Mapping[Any, str]) -> set[str]:
-    """Keys of all that a job waits for; none where some of it was not handed over yet."""
+    """Keys of all that a job waits for; none where some of it was not handed over yet, or where it is too much."""
     own = set(graph.parts(later))
     after = set()
-    for other in itertools.chain.from_iterable(map(graph.awaited, own)):
+    for number, other in enumerate(itertools.chain.from_iterable(map(graph.awaited, own))):
         if other not in own:
             key = keys.get(graph.whole(other))
-            if key is None:
+            if key is None or number >= _MOST_AWAITED:
                 return set()
             after.add(key)
     return after

@@ -1,6 +1,6 @@
 """What a run is called, how Snakemake is told that a job started, and what becomes of a run whose driver is lost."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,7 +168,7 @@ def test_a_stopped_run_is_over_once_only_dropped_jobs_are_left() -> None:
 class Dependencies:
     """A graph of jobs by name; some are members of groups, and some have run or need not run."""
 
-    def __init__(self, groups: Mapping[str, str], done: str, **waits_for: str) -> None:
+    def __init__(self, groups: Mapping[str, str], done: str, **waits_for: Collection[str]) -> None:
         self.groups, self.done, self.waits_for = groups, done, waits_for
 
     def parts(self, whole: str) -> Iterable[str]:
@@ -201,6 +201,16 @@ def test_a_group_becomes_ready_as_one() -> None:
     known = {"f": Request(2), "c": Request(1)}
     assert ready_next(["a"], graph, {"a": "key-a"}, known) == (Later(Request(2), ("key-a",)),)
     assert ready_next(["I"], graph, {"I": "key-i"}, known) == (Later(Request(1), ("key-i",)),)
+
+
+def test_one_that_waits_for_thousands_is_not_looked_ahead_to() -> None:
+    """Nobody goes through a hundred thousand inputs again and again: 5,000 are the most."""
+    keys = {str(number): f"key-{number}" for number in range(5_001)}
+    known = {"few": Request(1), "many": Request(2)}
+    graph = Dependencies({}, "", few=list(keys)[:5_000], many=list(keys))
+    (found,) = ready_next(["0"], graph, keys, known)
+    assert found.request == known["few"]
+    assert len(found.after) == 5_000
 
 
 def test_one_job_is_told_in_the_singular() -> None:
