@@ -171,10 +171,15 @@ class Worker(SimpleNamespace):
 
 
 @pytest.fixture
-def plugin() -> SharedLeasesPlugin:
-    """In a scheduler of three idle workers, two of them on one host, that would close any of them."""
-    workers = [Worker(address=f"tcp://{n}", name=n, host=n[0], status=Status.running) for n in ("a1", "a2", "b1")]
-    found = SharedLeasesPlugin()
+def workers() -> list[Worker]:
+    """Three idle ones, two of them on one host."""
+    return [Worker(address=f"tcp://{n}", name=n, host=n[0], status=Status.running) for n in ("a1", "a2", "b1")]
+
+
+@pytest.fixture
+def plugin(workers: list[Worker], clock: Clock) -> SharedLeasesPlugin:
+    """In a scheduler of these workers, that would close any of them."""
+    found = SharedLeasesPlugin(clock)
 
     def to_close(attribute: str = "address", **_: Any) -> list[str]:
         return [getattr(worker, attribute) for worker in found.valid_workers_downscaling(scheduler, workers)]
@@ -204,15 +209,17 @@ def test_no_worker_with_jobs_is_closed(plugin: SharedLeasesPlugin) -> None:
     assert plugin.workers_to_close(target=0, attribute="name", key=key) == ["b1"]
 
 
-def test_nothing_is_placed_on_a_worker_that_is_being_closed(plugin: SharedLeasesPlugin) -> None:
+def test_nothing_is_placed_on_a_worker_that_is_being_closed(
+    plugin: SharedLeasesPlugin, workers: list[Worker], clock: Clock
+) -> None:
     """From the moment on at which the cluster was told that it may; other workers take jobs as before."""
     assert not ask(plugin, "renew", length_s=90.0, keys=["k", "m"])["adaptive"]
-    plugin._scheduler.workers["tcp://b1"].status = Status.closing_gracefully
+    workers[-1].status = Status.closing_gracefully
     assert plugin.adaptive_target("5s") == 1
     told = ask(plugin, "renew", length_s=90.0, keys=["k", "m"])
     assert (told["adaptive"], told["closing"]) == (True, ["tcp://b1"])
     plugin.workers_to_close(target=2, attribute="name")
     held = packed({"tcp://a1": Amounts(cores=1)})
     assert not ask(plugin, "reserve", key="k", amounts=held, capacity=held)
-    plugin._closing.clear()
+    clock.now += 60.0  # it was not closed after all
     assert ask(plugin, "reserve", key="k", amounts=held, capacity=held)

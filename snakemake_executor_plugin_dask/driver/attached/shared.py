@@ -152,8 +152,9 @@ class SharedLeasesPlugin(SchedulerPlugin):
     name = PLUGIN_NAME
     idempotent = True  # the second run finds what the first put there
 
-    def __init__(self) -> None:
-        self.leases = SharedLeases()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.leases = SharedLeases(clock)
+        self._clock = clock
         self._scheduler: Any = None
         self._asked = -math.inf  # when the cluster last wanted to know its size
         self._closing: dict[str, float] = {}  # by address: when the cluster was told that it may close this worker
@@ -168,7 +169,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
 
     def adaptive_target(self, target_duration: Any = None) -> int:
         """In the place of the scheduler's own, which adaptive clusters ask: at least what the runs' jobs need."""
-        self._asked = time.monotonic()
+        self._asked = self._clock()
         self.leases.expire()
         own: int = self._target(target_duration)
         return max(own, self.leases.target())
@@ -181,7 +182,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
             found: list[Any] = self._to_close(**how)
         finally:
             self._key = _address
-        attribute, now = how.get("attribute", "address"), time.monotonic()
+        attribute, now = how.get("attribute", "address"), self._clock()
         named = set(found)
         if key is not None or "target" in how or "n" in how:  # else they are only counted
             for state in self._scheduler.workers.values():
@@ -198,7 +199,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
     def _closes(self, address: str) -> bool:
         """Whether the worker is about to go."""
         state = self._scheduler.workers.get(address)
-        named = time.monotonic() - self._closing.get(address, -math.inf) < _CLOSING_S
+        named = self._clock() - self._closing.get(address, -math.inf) < _CLOSING_S
         return state is not None and (named or state.status is not Status.running)
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
@@ -217,7 +218,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
                 return {
                     "others": packed(self.leases.used_by_others(run)),
                     "closing": [address for address in self._scheduler.workers if self._closes(address)],
-                    "adaptive": time.monotonic() - self._asked < _ADAPTIVE_S,
+                    "adaptive": self._clock() - self._asked < _ADAPTIVE_S,
                 }
             case "reserve":
                 if any(self._closes(place) for place in more["amounts"]):
