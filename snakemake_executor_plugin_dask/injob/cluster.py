@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import socket
@@ -85,7 +86,7 @@ class Keeper:
             return False
         self._killed.add(name)
         self._over.append(name)
-        text = f"memory of {self._peaks[name] / 1e6:.0f} MB exceeded the limit of {limit_mb} MB (mem_mb)"
+        text = f"memory of {math.ceil(self._peaks[name] / 1e6)} MB exceeded the limit of {limit_mb} MB (mem_mb)"
         sys.stderr.write(f"Dask worker {name} of this job: {text}; it is ended.\n")
         sys.stderr.flush()
         if len(self._over) >= _OVER_MOST:

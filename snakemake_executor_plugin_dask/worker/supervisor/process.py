@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import math
 import os
 import resource
 import secrets
@@ -554,7 +555,7 @@ class Supervisor:
     def _out_of_memory(self, current: Attempt, excess: Excess) -> None:
         after = self._loop.time() - current.began
         text = (
-            f"memory of {excess.held / 1e6:.0f} MB exceeded the limit of {excess.limit / 1e6:.0f} MB (mem_mb) "
+            f"memory of {math.ceil(excess.held / 1e6)} MB exceeded the limit of {excess.limit / 1e6:.0f} MB (mem_mb) "
             f"{attempt.seconds(after)} after the start"
         )
         self._endings.stop(current, "out-of-memory", text, grace_s=_MEMORY_GRACE_S)
