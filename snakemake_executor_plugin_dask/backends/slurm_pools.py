@@ -28,7 +28,7 @@ from snakemake_executor_plugin_dask.model.batch_systems.scripts import option_gi
 from snakemake_executor_plugin_dask.model.batch_systems.slurm import CLUSTERS, SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
-from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
+from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node, with_cluster
 
 Key = tuple[tuple[str, str], ...]
 Named = Sequence[tuple[str, Request]]  # requests with their rules, as far as those are known
@@ -133,7 +133,7 @@ def make_pools(
         nodes = _Nodes(template, dict(key), of_key, setting, run)
         groups: dict[tuple[int, str | None], list[tuple[str, Request]]] = {}
         models = list(dict.fromkeys(request.gpu_model for _, request in of_key if request.gpu_model))
-        for rule, request in of_key:
+        for rule, request in ((rule, _for_one_worker(each, nodes.kinds, template)) for rule, each in of_key):
             # One model or none: one pool for all of them. Several models: a pool for each.
             model = request.gpu_model or (models[0] if models else None)
             groups.setdefault((nodes.needed(request, model), model), []).append((rule, request))
@@ -144,6 +144,24 @@ def make_pools(
                 growth = _FURTHER if further else 1.0
                 pools.append(_make(template, name, tuple(sorted(wide.items())), model, part, nodes, setting, growth))
     return pools
+
+
+def _for_one_worker(request: Request, kinds: Sequence[NodeKind], template: Pool) -> Request:
+    """Of a job whose Dask cluster may lie on several workers: with as many Dask workers as a node holds."""
+    cluster = request.cluster
+    if cluster is None or template.workers_max < 2 or not kinds:
+        return request
+    rooms = [
+        Amounts(
+            template.cores or kind.cores,
+            usable_memory_mb(template.memory_mb or _mb(kind)) or UNKNOWN,
+            template.gpus or _of_model(kind, request.gpu_model),
+        )
+        for kind in kinds
+    ]
+    fitting = max(cluster.fitting(room) for room in rooms)
+    here = replace(cluster, workers=fitting) if fitting else replace(cluster, workers=1, script_cores=0)
+    return with_cluster(request, here)
 
 
 def _parts(kinds: Sequence[NodeKind], named: Named, model: str | None, nodes: int, template: Pool) -> Sequence[Named]:

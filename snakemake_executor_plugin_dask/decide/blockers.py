@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from snakemake_executor_plugin_dask.decide import gangs
 from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
 from snakemake_executor_plugin_dask.decide.reservations import lets_pass, start_on
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Queue, Reservation, Waiting, described
@@ -15,8 +16,8 @@ class Blocker:
 
     ``short`` has of `worker` (none is there), `cores`, `memory`, `gpus`, `nodes`, `coreless` (a place among the jobs
     with `threads: 0`, which are bounded in number), `life` (of the allocations that are there), `fresh` (a new
-    allocation), `workers` (so many at once), `reserved` (kept for another job), and the names of resources that the
-    pool lists; empty: they fit, and start at the next look.
+    allocation), `workers` (so many at once), `dask_workers` (room for all that a job has of its own), `reserved` (kept
+    for another job), and the names of resources that the pool lists; empty: they fit, and start at the next look.
     """
 
     pool: str
@@ -45,6 +46,8 @@ def blockers(waiting: Waiting, ledger: Ledger, now: float, most: int = 50) -> li
 def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: float) -> Blocker:
     told = described(cls)
     need = cls.need
+    if need.gang is not None:
+        return _gang_blocker(cls, states, now)
     best: tuple[tuple[str, ...], WorkerState] | None = None
     fitting = 0
     kept: Reservation | None = None
@@ -96,6 +99,31 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
         free=free,
         frees_at=None if math.isinf(start) else start,
         reserved_for=reserved_for[0] if reserved_for else None,
+    )
+
+
+def _gang_blocker(cls: JobClass, states: Sequence[WorkerState], now: float) -> Blocker:
+    """As `_blocker`, for a job whose Dask cluster may lie on several workers."""
+    told, gang = described(cls), cls.need.gang
+    assert gang is not None
+    living = [state for state in states if state.lives(cls.request, now, fresh=cls.fresh)]
+    rooms = [(state, state.free) for state in living]
+    fitting = sum(place.workers for place in gangs.more(cls.need, gang.workers, rooms))
+    if not states:
+        short: tuple[str, ...] = ("worker",)
+    elif not living:
+        short = ("fresh" if cls.needs_fresh else "life",)
+    else:
+        short = ("reserved",) if gangs.plan(cls.need, rooms) else ("dask_workers",)
+    found = gangs.start(cls, states, now)
+    return Blocker(
+        pool=cls.pool.name,
+        names=told.names,
+        count=cls.count,
+        short=short,
+        need={"dask_workers": gang.workers},
+        free={"dask_workers": fitting},
+        frees_at=None if found is None or math.isinf(found[0]) else found[0],
     )
 
 

@@ -6,10 +6,11 @@ start, so each place is taken to run jobs for a few start-up times.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.decide.ledger import (
+    Gang,
     Ledger,
     Need,
     WorkerState,
@@ -149,21 +150,22 @@ def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s:
         fresh = cls.fresh or needs_fresh(cls.request, pool)
         # Short jobs follow one another in a place; one without a known end has it for itself.
         share = 1.0 if fresh or planned_s is None else min(1.0, planned_s / worth_s)
-        number = (cls.count * share if cls.count > 1 or coarse else 1.0) * need.workers
-        memory_mb = None if need.shares_memory else need.node.memory_mb
-        size: object = (memory_mb, planned_s)
-        if coarse:
-            steps = None if memory_mb is None or not shape.memory_mb else memory_mb * _STEPS // shape.memory_mb
-            hours = None if planned_s is None else int(planned_s * _STEPS // (pool.walltime_s or 86400.0))
-            size = (steps, hours)
-        alike = (need.workers, need.nodes, need.node.cores, need.node.gpus, need.takes.extra)
-        key: tuple[object, ...] = (fresh, alike, memory_mb is None, size)
-        sample.setdefault(key, need)
-        sums = places.setdefault(key, [0.0, 0.0, 0.0, 0.0])
-        sums[0] += number
-        sums[1] += cls.count
-        sums[2] += cls.count * (memory_mb or 0)
-        sums[3] = max(sums[3], planned_s or 0.0)
+        jobs = cls.count * share if cls.count > 1 or coarse else 1.0
+        for part, times in ((need, need.workers),) if need.gang is None else _parts(need, need.gang):
+            memory_mb = None if part.shares_memory else part.node.memory_mb
+            size: object = (memory_mb, planned_s)
+            if coarse:
+                steps = None if memory_mb is None or not shape.memory_mb else memory_mb * _STEPS // shape.memory_mb
+                hours = None if planned_s is None else int(planned_s * _STEPS // (pool.walltime_s or 86400.0))
+                size = (steps, hours)
+            alike = (part.workers, part.nodes, part.node.cores, part.node.gpus, part.takes.extra)
+            key: tuple[object, ...] = (fresh, alike, memory_mb is None, size)
+            sample.setdefault(key, part)
+            sums = places.setdefault(key, [0.0, 0.0, 0.0, 0.0])
+            sums[0] += (jobs if need.gang is None else max(1.0, jobs)) * times  # all parts of a job at once
+            sums[1] += cls.count
+            sums[2] += cls.count * (memory_mb or 0)
+            sums[3] = max(sums[3], planned_s or 0.0)
     items = []
     for key, (number, count, memory_sum, longest) in places.items():
         need, fresh = sample[key], bool(key[0])
@@ -175,6 +177,12 @@ def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s:
     return sorted(
         items, key=lambda item: max(item.need.node.share_of(empty), item.need.takes.share_of(empty)), reverse=True
     )
+
+
+def _parts(need: Need, gang: Gang) -> Iterator[tuple[Need, int]]:
+    """Of a job whose Dask cluster may lie on several workers: its parts, and how many of each there are."""
+    for amounts, times in ((gang.each, gang.workers), (gang.script, 1)):
+        yield replace(need, node=amounts, takes=amounts, gang=None), times
 
 
 def _pack(items: list[_Item], bins: list[_Bin], pool: Pool, shape: Shape, room: int) -> list[_Bin]:

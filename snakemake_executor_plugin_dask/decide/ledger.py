@@ -5,9 +5,9 @@ free and never with what a worker declares in total. Devices are leased by ident
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from snakemake_executor_plugin_dask.decide.routing import counts_devices, nodes_needed
+from snakemake_executor_plugin_dask.decide.routing import counts_devices, nodes_needed, places
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
@@ -37,6 +37,18 @@ class Holding:
     hosts: tuple[str, ...]
     limit_s: float | None  # counted from placing; the job ends then, whatever its runtime says. None: no such limit
     until: float | None  # when it ends at the latest, by its runtime; None: not known
+    #: Of a job whose Dask cluster may lie on several workers: how many of its Dask workers each was given at the start.
+    #: The first one has the script, ``workers`` names it alone, and ``memory_mb`` is what is held there.
+    dask_workers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """What a job with a Dask cluster takes, wherever its parts lie. Without mem_mb their memory is a share."""
+
+    workers: int
+    each: Amounts
+    script: Amounts  # with the scheduler; and what the job holds once
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,8 @@ class Need:
     node: Amounts  # on each node
     takes: Amounts  # of the worker: of a wide one whole nodes, whatever the job uses of them
     shares_memory: bool  # no memory is declared
+    #: Of a job whose Dask cluster may lie on several workers. ``node`` and ``takes`` are then the least of a part.
+    gang: Gang | None = None
 
 
 def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> Need:
@@ -61,6 +75,11 @@ def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, m
     extra = tuple((name, amount) for name, amount in request.extra if name in listed)
     declared_mb = memory_on_node(request, nodes)
     node = Amounts(cores_on_node(request, nodes), declared_mb or 0, -(-request.gpus // nodes))
+    if request.cluster is not None and places(pool) > 1:
+        script = replace(request.cluster.script, coreless=int(not request.cluster.script_cores), extra=extra)
+        gang = Gang(request.cluster.workers, request.cluster.each, script)
+        least = gang.each.least(gang.script)
+        return Need(1, 1, least, least, declared_mb is None, gang)
     wide = pool.nodes is not None
     return Need(
         workers=1 if wide else nodes,
@@ -96,6 +115,15 @@ class Others:
 
     amounts: Amounts = NOTHING
     devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A worker's part of a job's Dask cluster."""
+
+    state: "WorkerState"
+    workers: int
+    amounts: Amounts
 
 
 @dataclass(slots=True)
@@ -151,6 +179,14 @@ class WorkerState:
     def part(self, need: Need) -> Amounts:
         """What the need takes of this worker."""
         return need.takes.with_memory_mb(self.memory_for(need)) if need.shares_memory and not self.wide else need.takes
+
+    def gang_parts(self, gang: Gang, *, shares_memory: bool) -> tuple[Amounts, Amounts]:
+        """What a Dask worker of a job takes here, and what its script does."""
+        if not shares_memory:
+            return gang.each, gang.script
+        for_each, cores = self.total.memory_mb, max(self.total.cores, 1)
+        each, script = (part.with_memory_mb(for_each * part.cores // cores) for part in (gang.each, gang.script))
+        return each, script
 
     def has_room(self, need: Need) -> bool:
         """Whether the amounts fit now; life and draining are other questions."""
@@ -282,36 +318,86 @@ class Ledger:
             limit_s=limit_s,
             until=None if run_s is None else now + run_s,
         )
-        parts = []
+        self._parts[key] = holding, []
         for state, (devices, on) in zip(states, picked, strict=True):
-            held = Part(holding, state.part(need), devices, on if state.wide else ())
-            state.free -= held.amounts
-            if state.wide:
-                state.free_hosts = [host for host in state.free_hosts if host not in held.hosts]
-            else:
-                state.free_devices = [device for device in state.free_devices if device not in held.devices]
-            state.held[key] = held
-            state.used_since = now if state.used_since is None else state.used_since
-            state.idle_since = None
-            parts.append((state, held))
-        self._parts[key] = holding, parts
+            self._take(state, Part(holding, state.part(need), devices, on if state.wide else ()), now)
         return holding
+
+    def hold_gang(self, key: str, gang: Sequence[Place], request: Request, now: float) -> Holding:
+        """As `hold`, for all places of a job's Dask cluster at once; the script goes to the first."""
+        if key in self._parts:
+            msg = f"{key} holds something already"
+            raise ValueError(msg)
+        home = gang[0]
+        picked = {
+            place.state.name: _pick_devices(place.state.devices, place.state.free_devices, place.amounts.gpus)
+            for place in gang
+        }
+        limit_s = home.state.limit_s(request, now)
+        run_s = min((s for s in (request.runtime_s, limit_s) if s is not None), default=None)
+        holding = Holding(
+            key=key,
+            workers=(home.state.name,),
+            cores_by_worker={place.state.name: place.amounts.cores for place in gang},
+            memory_mb=home.amounts.memory_mb,
+            devices={place.state.name: picked[place.state.name] for place in gang if counts_devices(place.state.pool)},
+            hosts=home.state.hosts,
+            limit_s=limit_s,
+            until=None if run_s is None else now + run_s,
+            dask_workers={place.state.name: place.workers for place in gang},
+        )
+        self._parts[key] = holding, []
+        for place in gang:
+            self._take(place.state, Part(holding, place.amounts, picked[place.state.name], ()), now)
+        return holding
+
+    def add_place(self, key: str, place: Place, now: float) -> tuple[str, ...]:
+        """Take room for more Dask workers of a job, on a worker where it has none; returns their devices.
+
+        Raises KeyError where the key holds nothing.
+        """
+        holding, _ = self._parts[key]
+        devices = _pick_devices(place.state.devices, place.state.free_devices, place.amounts.gpus)
+        self._take(place.state, Part(holding, place.amounts, devices, ()), now)
+        return devices
+
+    def _take(self, state: WorkerState, held: Part, now: float) -> None:
+        state.free -= held.amounts
+        if state.wide:
+            state.free_hosts = [host for host in state.free_hosts if host not in held.hosts]
+        else:
+            state.free_devices = [device for device in state.free_devices if device not in held.devices]
+        state.held[held.holding.key] = held
+        state.used_since = now if state.used_since is None else state.used_since
+        state.idle_since = None
+        self._parts[held.holding.key][1].append((state, held))
 
     def release(self, key: str, now: float) -> None:
         """Every process of the attempt is gone. Raises KeyError where the key holds nothing."""
         _, parts = self._parts.pop(key)
         for state, held in parts:
-            del state.held[key]
-            state.free += held.amounts
-            if state.wide:
-                state.free_hosts = _in_order(state.hosts, (*state.free_hosts, *held.hosts))
-            else:
-                freed = [device for device in held.devices if device not in state.others.devices]
-                state.free_devices = _in_order(state.devices, (*state.free_devices, *freed))
-                state.free = replace(state.free, gpus=len(state.free_devices))
-            if not state.held:
-                state.idle_since = now
-            self._gain(state)
+            self._give(state, held, now)
+
+    def release_place(self, key: str, worker: str, now: float) -> None:
+        """The job's Dask workers on this worker are gone, and it goes on without. KeyError where it has none there."""
+        _, parts = self._parts[key]
+        position = next((index for index, (state, _) in enumerate(parts) if state.name == worker), None)
+        if position is None:
+            raise KeyError(worker)
+        self._give(*parts.pop(position), now)
+
+    def _give(self, state: WorkerState, held: Part, now: float) -> None:
+        del state.held[held.holding.key]
+        state.free += held.amounts
+        if state.wide:
+            state.free_hosts = _in_order(state.hosts, (*state.free_hosts, *held.hosts))
+        else:
+            freed = [device for device in held.devices if device not in state.others.devices]
+            state.free_devices = _in_order(state.devices, (*state.free_devices, *freed))
+            state.free = replace(state.free, gpus=len(state.free_devices))
+        if not state.held:
+            state.idle_since = now
+        self._gain(state)
 
     def set_others(self, name: str, others: Others) -> None:
         """What other runs hold on a worker that is shared with them; replaces what was said before. Raises KeyError."""

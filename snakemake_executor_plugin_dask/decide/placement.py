@@ -8,11 +8,14 @@ it. Only workers with more room than at the last look, and classes with a new fi
 import heapq
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+from snakemake_executor_plugin_dask.decide import gangs
 from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
-from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Need, WorkerState
+from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Need, Place, WorkerState
 from snakemake_executor_plugin_dask.decide.reservations import (
     idle_at,
+    in_time,
     lets_pass,
     lives_from,
     room_beside,
@@ -20,9 +23,12 @@ from snakemake_executor_plugin_dask.decide.reservations import (
     time_to_pass_s,
 )
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Order, Queue, Reservation, Waiting, WaitingClass
+from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 
-__all__ = ["Blocker", "Waiting", "WaitingClass", "blockers", "place"]
+__all__ = ["Blocker", "Waiting", "WaitingClass", "blockers", "place", "place_missing"]
 
 #: A job that waits for others whose end is not known may be passed for so long; then a worker is kept for it.
 PATIENCE_S = 60.0
@@ -39,6 +45,31 @@ def place(waiting: Waiting, ledger: Ledger, now: float) -> list[tuple[QueuedJob,
     for queue in waiting.queues():
         placed += _Round(queue, waiting, ledger, now).run()
     return placed
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Dask workers that a running job has lost."""
+
+    key: str  # of its holding
+    request: Request
+    pool: Pool
+    workers: int
+
+
+def place_missing(
+    missing: Missing, waiting: Waiting, ledger: Ledger, now: float
+) -> list[tuple[Place, tuple[str, ...]]]:
+    """Places for as many of them as have room now, held in the ledger, each with its devices."""
+    need = ledger.need(missing.request, missing.pool)
+    reserved = waiting.reserved(missing.pool.name)
+    rooms = [
+        (state, state.free if (kept := reserved.get(state.name)) is None else _beside(kept, state))
+        for state in ledger.states(missing.pool.name).values()
+        if not state.draining and missing.key not in state.held and state.lives(missing.request, now, fresh=False)
+    ]
+    places = gangs.more(need, missing.workers, rooms)
+    return [(place, ledger.add_place(missing.key, place, now)) for place in places]
 
 
 class _Round:
@@ -86,7 +117,9 @@ class _Round:
             if not self.live:
                 return False
             order, cls = queue.heads[position]
-            everywhere = cls in queue.unchecked or cls in self.candidates or cls.need.workers > 1
+            everywhere = (
+                cls in queue.unchecked or cls in self.candidates or cls.need.workers > 1 or cls.need.gang is not None
+            )
             # After a start this position holds another class, or the same one with its next job.
             if (everywhere or self.hope.for_class(cls, order)) and self._start(cls):
                 continue
@@ -128,15 +161,22 @@ class _Round:
         if entry is None:
             return False
         if cls not in self.candidates:
-            everywhere = cls in self.queue.unchecked or cls.need.workers > 1
+            everywhere = cls in self.queue.unchecked or cls.need.workers > 1 or cls.need.gang is not None
             self.candidates[cls] = list(self.roomy if everywhere else self.live)
         if cls.spreads:
             cls.need = self.ledger.need(cls.request, cls.pool)
-        chosen = self._choose(cls, entry.order)
-        if not chosen:
-            return False
-        self.last[cls] = chosen[0]
-        holding = self.ledger.hold(entry.job.key, chosen, entry.job.request, cls.need, self.now)
+        if cls.need.gang is not None:
+            places = self._choose_places(cls, entry.order)
+            if not places:
+                return False
+            chosen = [place.state for place in places]
+            holding = self.ledger.hold_gang(entry.job.key, places, entry.job.request, self.now)
+        else:
+            chosen = self._choose(cls, entry.order)
+            if not chosen:
+                return False
+            self.last[cls] = chosen[0]
+            holding = self.ledger.hold(entry.job.key, chosen, entry.job.request, cls.need, self.now)
         self.placed.append((entry.job, holding))
         for state in chosen:
             kept = self.queue.reserved.get(state.name)
@@ -167,15 +207,25 @@ class _Round:
             return [min(fitting, key=lambda state: _left_over(state, need))]
         return sorted(fitting, key=lambda state: _left_over(state, need))[:wanted]
 
+    def _choose_places(self, cls: JobClass, order: Order) -> list[Place]:
+        """As `_choose`, for a job whose Dask cluster may lie on several workers."""
+        candidates = self.candidates[cls]
+        candidates[:] = [state for state in candidates if self._fits(state, cls)]
+        return gangs.plan(cls.need, [(state, self._room(state, cls, order)) for state in candidates])
+
+    def _room(self, state: WorkerState, cls: JobClass, order: Order) -> Amounts:
+        """What a class may take of a worker, beside the job that it is kept for."""
+        kept = self.queue.reserved.get(state.name)
+        if kept is None or not _binds(kept, cls, order) or in_time(kept, cls, self.now):
+            return state.free
+        return _beside(kept, state)
+
     def _fits(self, state: WorkerState, cls: JobClass) -> bool:
         return not state.draining and state.has_room(cls.need) and state.lives(cls.request, self.now, fresh=cls.fresh)
 
     def _passes(self, state: WorkerState, cls: JobClass, order: Order) -> bool:
         kept = self.queue.reserved.get(state.name)
-        if kept is None or kept.cls is cls:
-            return True
-        head = kept.cls.head()
-        return head is None or order < head.order or lets_pass(kept, state, cls, self.now)
+        return kept is None or not _binds(kept, cls, order) or lets_pass(kept, state, cls, self.now)
 
     def _unlock(self, names: Iterable[str]) -> None:
         """Workers that are no longer kept are open to the classes further on."""
@@ -207,7 +257,7 @@ class _Round:
     def _plan(self) -> None:
         """Keep workers for the first of the jobs that do not fit now."""
         queue = self.queue
-        budget = _PLANNED_WORKERS
+        budget, full = _PLANNED_WORKERS, False
         for _, cls in queue.heads[:_PLANNED_CLASSES]:
             if budget < 0:
                 break
@@ -216,11 +266,15 @@ class _Round:
                 continue
             # One that waits on for so long gets a further worker, until the first of them has room.
             most = max(1, min(_MAX_RESERVATIONS, len(self.states) // 2))
-            if newest is None and queue.reserved and len(queue.reserved) + cls.need.workers > most:
+            if newest is None and (full or (queue.reserved and len(queue.reserved) + cls.need.workers > most)):
                 continue
             reservation, looked_at = self._reservation(cls)
             budget -= looked_at
-            if reservation is not None:
+            if reservation is None:
+                continue
+            # Those that come after a job for which there is no room among the reservations get none before it.
+            full = newest is None and bool(queue.reserved) and len(queue.reserved) + len(reservation.workers) > most
+            if not full:
                 for name in reservation.workers:
                     queue.reserved[name] = reservation
 
@@ -232,6 +286,8 @@ class _Round:
         ]
         if cls.needs_fresh and any(state.end is not None for state in states):
             return (None if patient else self._for_a_new_one(cls, states)), 0
+        if cls.need.gang is not None:
+            return self._of_places(cls, states, patient=patient), len(states)
         plans = [(*found, state) for state in states if (found := start_on(state, cls, self.now))]
         if len(plans) < cls.need.workers:
             return None, len(plans)
@@ -242,6 +298,15 @@ class _Round:
         awaited = {key for _, keys, _ in chosen for key in keys}
         names = tuple(state.name for *_, state in chosen)
         return Reservation(cls, names, start, awaited, whole=False, made=self.now), len(plans)
+
+    def _of_places(self, cls: JobClass, states: list[WorkerState], *, patient: bool) -> Reservation | None:
+        """As `_reservation`, for a job whose Dask cluster may lie on several workers."""
+        found = gangs.start(cls, states, self.now)
+        if found is None or (math.isinf(found[0]) and patient):
+            return None
+        start, awaited, places = found
+        parts = {place.state.name: place.amounts for place in places}
+        return Reservation(cls, tuple(parts), start, awaited, whole=False, made=self.now, parts=parts)
 
     def _for_a_new_one(self, cls: JobClass, states: list[WorkerState]) -> Reservation | None:
         """Keep a worker from getting jobs, so that it goes idle and a new one may come, where no further one may."""
@@ -288,6 +353,19 @@ class _Hope:
             if in_time and cores <= free_cores and memory_mb <= free_mb and gpus <= free_gpus:
                 return True
         return False
+
+
+def _beside(kept: Reservation, state: WorkerState) -> Amounts:
+    """What is free for others now."""
+    return NOTHING if kept.whole else state.free.least(room_beside(kept, state))
+
+
+def _binds(kept: Reservation, cls: JobClass, order: Order) -> bool:
+    """Whether the class's first job must not delay the one that a worker is kept for."""
+    if kept.cls is cls:
+        return False
+    head = kept.cls.head()
+    return head is not None and order > head.order
 
 
 def _life_s(state: WorkerState, now: float) -> float:

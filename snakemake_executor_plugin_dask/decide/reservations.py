@@ -9,11 +9,16 @@ from snakemake_executor_plugin_dask.model.amounts import Amounts
 
 def lets_pass(reservation: Reservation, state: WorkerState, cls: JobClass, now: float) -> bool:
     """Whether a job of another class may start on this worker without delaying the one it is kept for."""
-    if cls.request.runtime_s is not None and cls.request.runtime_s <= time_to_pass_s(reservation, now):
+    if in_time(reservation, cls, now):
         return True
     if reservation.whole:
         return False
     return state.part(cls.need) <= room_beside(reservation, state)
+
+
+def in_time(reservation: Reservation, cls: JobClass, now: float) -> bool:
+    """Whether a job is known to end before the one for which workers are kept starts."""
+    return cls.request.runtime_s is not None and cls.request.runtime_s <= time_to_pass_s(reservation, now)
 
 
 def time_to_pass_s(reservation: Reservation, now: float) -> float:
@@ -23,7 +28,8 @@ def time_to_pass_s(reservation: Reservation, now: float) -> float:
 
 def room_beside(reservation: Reservation, state: WorkerState) -> Amounts:
     """What the worker has left beside the job that it is kept for, once the awaited holdings are over."""
-    room = state.free - state.part(reservation.cls.need)
+    part = reservation.parts.get(state.name)
+    room = state.free - (state.part(reservation.cls.need) if part is None else part)
     for key in reservation.awaited & state.held.keys():
         room += state.held[key].amounts
     return room
@@ -49,7 +55,7 @@ def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list
     awaited: list[str] = []
     start = now
     if not part <= room:
-        known = sorted((_end(held), key) for key, held in state.held.items())
+        known = sorted((end_of(held), key) for key, held in state.held.items())
         for until, key in known:
             room += state.held[key].amounts
             awaited.append(key)
@@ -63,10 +69,11 @@ def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list
     return start, awaited
 
 
-def _end(held: Part) -> float:
+def end_of(held: Part) -> float:
+    """When it is over at the latest; infinite: not known."""
     return math.inf if held.holding.until is None else held.holding.until
 
 
 def idle_at(state: WorkerState) -> float:
     """When the worker's last job ends at the latest; infinite: not known."""
-    return max((_end(held) for held in state.held.values()), default=0.0)
+    return max((end_of(held) for held in state.held.values()), default=0.0)

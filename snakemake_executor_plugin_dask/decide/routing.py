@@ -43,6 +43,11 @@ def counts_devices(pool: Pool) -> bool:
     return bool(pool.gpus) or (pool.gpus is None and pool.kind.finds_devices)
 
 
+def places(pool: Pool) -> int:
+    """Over so many of the pool's workers a job's own Dask cluster may lie."""
+    return 1 if pool.kind.found or pool.nodes is not None else pool.workers_max
+
+
 def shape_of(pool: Pool, seen: Shape | None = None) -> Shape:
     """A new worker of this pool: what was seen of one wins over what the pool declares."""
     gpus = pool.gpus
@@ -138,10 +143,12 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
         return (Shortage("it is made for other Slurm resources"),)
     if pool.nodes is not None and request.nodes == 1 and not request.mpi:
         return (Shortage("it takes only jobs that declare nodes or mpi"),)
+    short: list[Shortage] = []
+    if request.cluster is not None and (number := places(pool)) > 1:
+        short, request = _cluster_shortages(request, request.cluster, number, shape)
     nodes = nodes_needed(request, pool, shape.cores, shape.gpus, shape.memory_mb)
     most = pool.workers_max if pool.kind.launched and pool.nodes is None else shape.nodes
     room = replace(shape, nodes=min(nodes, most))
-    short: list[Shortage] = []
     too_wide = nodes > most
     if too_wide:
         what = f"nodes={nodes}" if request.nodes > 1 else f"an MPI job of {nodes} nodes"
@@ -175,6 +182,20 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
         settings = (f"runtime={largest}",) if largest > 0 else ()
         short.append(Shortage(text, settings, largest * 60 / request.runtime_s))
     return tuple(short)
+
+
+def _cluster_shortages(
+    request: Request, cluster: JobCluster, nodes: int, shape: Shape
+) -> tuple[list[Shortage], Request]:
+    """Where some of a job's Dask workers fit: that not all do. And the request that one worker is left to hold."""
+    fitting = cluster.fitting(shape.amounts, nodes)
+    if not fitting:
+        return [], with_cluster(request, replace(cluster, workers=1))
+    one = replace(request, cores=cluster.cores, memory_mb=cluster.memory_mb, gpus=cluster.gpus, cluster=None)
+    if fitting == cluster.workers:
+        return [], one
+    text = f"{_of_cluster(cluster)} are too much for its {nodes} workers, which hold {_count(fitting, 'Dask worker')}"
+    return [Shortage(text, (f"dask_workers={fitting}",), fitting / cluster.workers)], one
 
 
 def _of_tasks(request: Request, nodes: int) -> str:

@@ -16,7 +16,10 @@ def work(request: Request, pool: Pool, shape: Shape) -> float:
     """A job's work: the largest of its shares of a worker's cores, memory and GPUs, times the seconds it may run."""
     memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
     need = need_of(request, pool, pool.cores, pool.gpus, memory_mb)
-    share = need.workers * max(need.node.share_of(shape.amounts), need.takes.share_of(shape.amounts))
+    if need.gang is not None:
+        share = (need.gang.each * need.gang.workers + need.gang.script).share_of(shape.amounts)
+    else:
+        share = need.workers * max(need.node.share_of(shape.amounts), need.takes.share_of(shape.amounts))
     seconds = planned_runtime_s(request, pool)
     return share * (_UNKNOWN_S if seconds is None else seconds)
 

@@ -8,7 +8,7 @@ import itertools
 import math
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from snakemake_executor_plugin_dask.decide.ledger import Need, WorkerState, need_of, needs_fresh, planned_runtime_s
@@ -85,6 +85,7 @@ class Reservation:
     awaited: set[str]  # keys of the holdings that end before
     whole: bool  # the worker is to become idle, to be replaced by a new one
     made: float
+    parts: Mapping[str, Amounts] = field(default_factory=dict)  # by worker, where these are not all the same
 
 
 class Queue:
@@ -221,6 +222,11 @@ class Waiting:
     def queues(self) -> Iterable[Queue]:
         """For `place` and `blockers`."""
         return [queue for queue in self._queues.values() if queue.heads]
+
+    def reserved(self, pool: str) -> Mapping[str, Reservation]:
+        """The workers of a pool that are kept for waiting jobs."""
+        queue = self._queues.get(pool)
+        return {} if queue is None else queue.reserved
 
     def placed(self, entry: Entry) -> None:
         """For `place`: the job has left."""

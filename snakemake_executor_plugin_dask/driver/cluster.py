@@ -7,7 +7,7 @@ All of it is called on the driver's event loop.
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.members import Members
@@ -74,6 +74,9 @@ class Cluster(Protocol):
 
         May be repeated. An attempt without a process is not remembered, and may still start.
         """
+
+    async def tell_cluster(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
+        """Tell the attempt's own Dask cluster (`worker/supervisor/jobcluster.py`), where it lies on several workers."""
 
     def scale(self) -> None:
         """Ask for as many workers as the waiting jobs need, as far as the cluster can be asked.

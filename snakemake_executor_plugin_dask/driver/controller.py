@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Job, Limbo, State
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.outfit import outfit, runtime_limit
+from snakemake_executor_plugin_dask.driver.parts import Parts
 from snakemake_executor_plugin_dask.driver.pools import Resources
 from snakemake_executor_plugin_dask.driver.sentences import Teller
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
@@ -60,6 +61,15 @@ class Controller:
         dispatch.runs[setup.run_id] = self
         self.pools, self.ledger, self.waiting = dispatch.pools, dispatch.ledger, dispatch.waiting
         self.ahead, self.place_soon = dispatch.ahead, dispatch.place_soon
+        self.parts = Parts(
+            self.ledger,
+            self.waiting,
+            cluster,
+            around,
+            over=self._ended,
+            dead=self._dead_on,
+            room=self.place_soon,
+        )
         self.jobs: dict[str, Job] = {}  # by the key that Snakemake's side knows
         self.sent: dict[str, Job] = {}  # by the key of an attempt that was sent and is not known to be over
         self._unmade: dict[Resources, list[Job]] = {}  # jobs for whose resources Slurm is being asked
@@ -219,14 +229,18 @@ class Controller:
         attempt.become(State.SENT)
         self.sent[attempt.key] = job
         self.counts.attempts += 1
+        memory_mb = holding.memory_mb
+        if holding.dask_workers and request.memory_mb is not None:
+            memory_mb = request.memory_mb // len(holding.dask_workers)  # on average
         self.event(
             "job-placed",
             key=attempt.key,
             worker=member.name,
             workers=holding.cores_by_worker,
-            memory_mb=holding.memory_mb,
+            memory_mb=memory_mb,
             devices=holding.devices,
         )
+        spec = self.parts.begin(job, member.pool, holding, spec)
         spec = dataclasses.replace(spec, runtime_limit_s=limit.limit_s)
         self._tasks.spawn(self._follow(job, self._cluster.submit(attempt, spec)))
 
@@ -240,6 +254,8 @@ class Controller:
             self.failed(error)
 
     def _received(self, message: Mapping[str, Any]) -> None:
+        if self.parts.received(message):
+            return
         if "started" in message:
             job = self.sent.get(message["started"])
             if job is not None and job.attempt.state is State.LIMBO:
@@ -306,6 +322,8 @@ class Controller:
             if outcome.status != "succeeded":
                 self._dead_on(job, attempt.worker)
                 return
+        if self.parts.ended(attempt, outcome):
+            return
         lost = outcome.status == "lost" and not attempt.killed
         self.event("job-ended", outcome=outcome)
         self._over(job, State.LOST if lost else State.ENDED)
@@ -385,8 +403,9 @@ class Controller:
         lost = [
             (job, job.attempt)
             for job in self.sent.values()
-            if job.attempt.holding and member.name in job.attempt.holding.workers
+            if job.attempt.holding and member.name in job.attempt.holding.workers and not self.parts.ending(job.attempt)
         ]
+        parts = self.parts.lost_worker(member)
         keys = [attempt.key for _, attempt in lost]
         planned = _at_its_end(member, self.clock())
         planned |= member.pool.kind.found and not lost  # others take away what is idle
@@ -403,11 +422,15 @@ class Controller:
                 attempt.become(State.LIMBO)
                 attempt.limbo = Limbo(member.name, why, planned, on=set())
             attempt.limbo.on.add(member.name)
+            attempt.limbo.on |= self.parts.lost_script(attempt)
             self._end_remains(job)
 
         async def confirmed() -> None:
             # Nothing of them lives there, or that cannot be known.
-            unknown = await self._cluster.workers.confirm_dead(member, keys)
+            of_parts = [part.attempt.key for part in parts]
+            unknown = await self._cluster.workers.confirm_dead(member, keys + of_parts)
+            for part in parts:
+                self.parts.confirmed(part, unknown=unknown is not None)
             ran = [job.queued.key for job, attempt in lost if not attempt.state.final]
             self._cluster.workers.judged(member, ran, planned=planned or member.preempted)
             if member.preempted and not planned:

@@ -1,5 +1,6 @@
 """Attempts as Dask's tasks: how a client submits one, and has it ended."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
@@ -25,6 +26,12 @@ def submit(client: Any, run_id: str, attempt: Attempt, spec: JobSpec) -> Any:
 async def kill(client: Any, run_id: str, attempt: Attempt, reason: str) -> None:
     """Ask the attempt's worker to end it."""
     await client.run(task.kill_job, run_id, attempt.key, reason, workers=[_address(attempt)], on_error="ignore")
+
+
+async def tell_cluster(client: Any, run_id: str, attempt: Attempt, message: Mapping[str, Any]) -> None:
+    """Tell the attempt's own Dask cluster."""
+    where = [_address(attempt)]
+    await client.run(task.tell_cluster, run_id, attempt.key, message, workers=where, on_error="ignore")
 
 
 def _key(key: str, spec: JobSpec) -> str:

@@ -11,8 +11,10 @@ from snakemake_executor_plugin_dask.decide import placement
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger
 from snakemake_executor_plugin_dask.decide.lookahead import LookAhead
 from snakemake_executor_plugin_dask.decide.turns import Turns
+from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
 from snakemake_executor_plugin_dask.driver.jobs import Job
 from snakemake_executor_plugin_dask.driver.members import Member
+from snakemake_executor_plugin_dask.driver.parts import Parts
 from snakemake_executor_plugin_dask.driver.pools import Pools
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool
@@ -30,6 +32,11 @@ class Jobs(Protocol):
 
     def start(self, queued: QueuedJob, holding: Holding) -> None:
         """It has room now, and waits no longer. Called on the event loop; does not wait."""
+
+    @property
+    def parts(self) -> Parts:
+        """Those of their own Dask clusters."""
+        ...
 
 
 class Dispatch:
@@ -63,6 +70,13 @@ class Dispatch:
     def over(self) -> bool:
         """Whether there are runs, and none of them has a job or will have one."""
         return self.stopping and not any(run.jobs for run in self.runs.values())
+
+    def wanted(self, pool: str) -> list[WaitingClass]:
+        """What room is needed for in a pool: jobs that wait, and Dask workers that jobs have lost."""
+        if self.stopping:
+            return []
+        lost = [each for run in self.runs.values() for each in run.parts.missing(pool)]
+        return self.waiting.classes(pool) + lost
 
     def wait(self, run_id: str, queued: QueuedJob, pool: Pool, *, fresh: bool) -> None:
         """A job waits for room in the pool; ``fresh``: in a new allocation."""
@@ -114,6 +128,8 @@ class Dispatch:
     def _place(self) -> None:
         self._placing = None
         try:
+            for run in self.runs.values():
+                run.parts.place_missing()
             for queued, holding in placement.place(self.waiting, self.ledger, self.clock()):
                 if self._turns is not None:
                     self._turns.started(self._turn_of.pop(queued.key))

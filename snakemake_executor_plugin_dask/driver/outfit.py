@@ -73,10 +73,10 @@ def outfit(
 
 def _size(holding: Holding, request: Request, worker: str) -> Size:
     """What a job holds, as seen from its first worker. An MPI job without `tasks` has a rank for each core."""
-    cores = sum(holding.cores_by_worker.values())
+    cores = sum(holding.cores_by_worker[name] for name in holding.workers)
     mpi = request.mpi or request.nodes > 1 or len(holding.hosts) > 1
     tasks = request.tasks or (cores if mpi else None)
-    here = holding.cores_by_worker[worker] if len(holding.cores_by_worker) > 1 else cores // max(1, len(holding.hosts))
+    here = holding.cores_by_worker[worker] if len(holding.workers) > 1 else cores // max(1, len(holding.hosts))
     return Size(
         cores=max(1, here),
         tasks=tasks,

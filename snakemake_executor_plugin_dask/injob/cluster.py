@@ -1,8 +1,9 @@
 """The Dask cluster of a job's own: its scheduler, which keeps its workers. Runs in the job's Python, by its path.
 
-``python cluster.py DIRECTORY`` is the scheduler, ``python cluster.py DIRECTORY NAME`` one of its workers. The directory
-holds the settings, and the socket to the worker's supervisor, which ends all this with the job. Nothing else of the
-plugin is there: imports the standard library, Dask and distributed of the job's own environment.
+``python cluster.py DIRECTORY`` is the scheduler, or on another node than the script's what keeps the workers there;
+``python cluster.py DIRECTORY NAME`` is one of the workers. The directory holds the settings, and the socket to the
+worker's supervisor, which ends all this with the job. Nothing else of the plugin is there: imports the standard
+library, Dask and distributed of the job's own environment.
 """
 
 import asyncio
@@ -18,19 +19,19 @@ import sys
 from typing import Any
 
 _LOOK_S = 0.2
-_OVER_MOST = 3  # workers over their memory, before the job fails
+_OVER_MOST = 3  # workers over their memory, before none is replaced any more
+_CONTAINERS = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 _START_S = 60.0  # a job does not wait longer for all its workers, once some are there
 _PR_SET_PDEATHSIG = 1
 
 
 class Keeper:
-    """The workers of one cluster: started, looked at, replaced."""
+    """The workers of one cluster on one node: started, looked at, replaced."""
 
     def __init__(self, directory: str, settings: dict[str, Any], supervisor: socket.socket) -> None:
         self._directory, self._settings, self._supervisor = directory, settings, supervisor
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}  # by name
+        self._processes: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}  # by name: its place, and itself
         self._peaks: dict[str, int] = {}
-        self._registered: set[str] = set()
         self._over: list[str] = []
         self._killed: set[str] = set()
         self._runs = [0] * settings["workers"]
@@ -38,47 +39,47 @@ class Keeper:
     def start(self, index: int) -> None:
         """Start the worker of a place, for the first time or once more."""
         self._runs[index] += 1
-        name = str(index) if self._runs[index] == 1 else f"{index}.{self._runs[index]}"
+        part = self._settings["part"]
+        name = f"{part}-{index}" if part else str(index)
+        if self._runs[index] > 1:
+            name += f".{self._runs[index]}"
         environment = dict(os.environ)
         environment.pop("DASK_DISTRIBUTED__CLIENT__PRELOAD", None)  # a client in a task finds the cluster started
         environment |= self._settings["environment"][index]
-        self._processes[name] = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, os.path.abspath(__file__), self._directory, name],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
             env=environment,
         )
+        self._processes[name] = index, process
         self._peaks[name] = 0
 
-    def look(self, workers: "set[str]") -> str:
-        """Replace workers that ended, and end those over their memory; returns why the cluster cannot go on.
-
-        ``workers``: those that have registered with the scheduler.
-        """
-        self._registered |= workers
-        for name, process in list(self._processes.items()):
+    def look(self) -> str:
+        """Replace workers that ended, and end those over their memory; returns why the cluster cannot go on."""
+        for name, (index, process) in list(self._processes.items()):
             code = process.poll()
             if code is not None:
                 del self._processes[name]
-                if name not in self._registered and name not in self._killed:
+                if name not in self._killed and not self._was_ready(name):
                     return f"Dask worker {name} ended with exit code {code} before it was ready"
                 if len(self._over) < _OVER_MOST:
                     sys.stderr.write(f"Dask worker {name} of this job ended ({_ending(code)}) and is replaced.\n")
                     sys.stderr.flush()
-                    self.start(int(name.partition(".")[0]))
+                    self.start(index)
             elif self._exceeds(name, process):
                 process.kill()
         return ""
 
-    def all_there(self) -> bool:
-        return all(name in self._registered for name in self._processes)
+    def _was_ready(self, name: str) -> bool:
+        return os.path.exists(_ready_mark(self._directory, name))
 
     def end(self) -> None:
-        for process in self._processes.values():
+        for _, process in self._processes.values():
             process.kill()
 
     def _exceeds(self, name: str, process: "subprocess.Popen[bytes]") -> bool:
-        """Whether a worker is to be ended; after the last one that may be, the job is."""
+        """Whether a worker is to be ended, which the supervisor is told: it counts them."""
         limit_mb = self._settings["memory_mb"]
         held = _held(process.pid)
         self._peaks[name] = max(self._peaks[name], held)
@@ -89,9 +90,7 @@ class Keeper:
         text = f"memory of {math.ceil(self._peaks[name] / 1e6)} MB exceeded the limit of {limit_mb} MB (mem_mb)"
         sys.stderr.write(f"Dask worker {name} of this job: {text}; it is ended.\n")
         sys.stderr.flush()
-        if len(self._over) >= _OVER_MOST:
-            others = ", ".join(self._over[:-1])
-            self.tell({"over": f"Dask worker {name}: {text}, as workers {others} had before"})
+        self.tell({"over": name, "text": text})
         return True
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -113,8 +112,27 @@ def _ending(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
+async def keep_part(directory: str, settings: dict[str, Any], supervisor: socket.socket) -> str:
+    """Run the workers of a node without the scheduler until the supervisor's socket closes; or returns what failed."""
+    keeper = Keeper(directory, settings, supervisor)
+    for index in range(settings["workers"]):
+        keeper.start(index)
+    reader, _ = await asyncio.open_unix_connection(sock=supervisor)
+    gone = asyncio.ensure_future(reader.read())
+    try:
+        keeper.tell({"started": os.getpid()})
+        while not gone.done():
+            if problem := keeper.look():
+                keeper.tell({"failed": problem})
+                return problem
+            await asyncio.wait({gone}, timeout=_LOOK_S)
+    finally:
+        keeper.end()
+    return ""
+
+
 async def keep(directory: str, settings: dict[str, Any], supervisor: socket.socket) -> None:
-    """Run the scheduler and its workers until the supervisor's socket closes."""
+    """Run the scheduler and the workers of its node until the supervisor's socket closes."""
     keeper = Keeper(directory, settings, supervisor)
     for index in range(settings["workers"]):
         keeper.start(index)  # they get ready while this process does
@@ -126,28 +144,59 @@ async def keep(directory: str, settings: dict[str, Any], supervisor: socket.sock
         def start_http_server(self, *_: Any, **__: Any) -> None:
             """Open nothing."""
 
-    answered = False
+    answered, problem = False, ""
     reader, _ = await asyncio.open_unix_connection(sock=supervisor)
-    gone = asyncio.ensure_future(reader.read())  # it says nothing, so this is its end
     try:
-        async with QuietScheduler(
-            host="127.0.0.1", port=settings["port"], protocol="tls", dashboard=False
-        ) as scheduler:
-            keeper.tell({"started": os.getpid()})
+        port = int(settings["scheduler"].rpartition(":")[2])
+        async with QuietScheduler(host=settings["host"], port=port, protocol="tls", dashboard=False) as scheduler:
+            gone = asyncio.ensure_future(_hear(reader, scheduler))
+            started: dict[str, Any] = {"started": os.getpid()}
+            if settings["part"] is not None:
+                started |= {"python": sys.executable, "environment": dict(os.environ)}
+                if any(os.environ.get(name) for name in _CONTAINERS):
+                    problem = (
+                        "a script in a container has Dask workers on its own node only, and here they are on several: "
+                        "ask for fewer or smaller ones (dask_workers, threads, mem_mb)"
+                    )
+            keeper.tell(started if not problem else {"failed": problem})
             began = asyncio.get_running_loop().time()
             while not gone.done():
-                there = {str(worker.name) for worker in scheduler.workers.values()}
-                if problem := keeper.look(there):
+                problem = problem or keeper.look()
+                if problem:
                     _answer(problem)
                     keeper.tell({"failed": problem})
                     return
+                there = len(scheduler.workers)
                 late = there and asyncio.get_running_loop().time() - began > _START_S
-                if not answered and (keeper.all_there() or late):
+                if not answered and (there >= settings["expected"] or late):
                     answered = True
                     _answer("ready")
                 await asyncio.wait({gone}, timeout=_LOOK_S if answered else _LOOK_S / 10)
+            if gone.result():
+                _answer(gone.result())
     finally:
         keeper.end()
+
+
+async def _hear(reader: asyncio.StreamReader, scheduler: Any) -> str:
+    """What the supervisor says of parts on other nodes, until it goes; returns what failed, if that is why."""
+    while line := await reader.readline():
+        message = json.loads(line)
+        if "failed" in message:
+            return str(message["failed"])
+        for address, worker in list(scheduler.workers.items()):
+            if str(worker.name).startswith(f"{message['gone']}-"):
+                await scheduler.remove_worker(address=address, stimulus_id=f"node-lost-{message['gone']}")
+    return ""
+
+
+def _mark_ready(directory: str, name: str) -> None:
+    with open(_ready_mark(directory, name), "w"):
+        pass
+
+
+def _ready_mark(directory: str, name: str) -> str:
+    return os.path.join(directory, f"{name}.ready")
 
 
 def _answer(text: str) -> None:
@@ -157,7 +206,7 @@ def _answer(text: str) -> None:
         os.dup2(2, 1)
 
 
-async def work(settings: dict[str, Any], name: str) -> None:
+async def work(directory: str, settings: dict[str, Any], name: str) -> None:
     """Run one Dask worker until its scheduler ends it."""
     from distributed import Worker
 
@@ -172,12 +221,12 @@ async def work(settings: dict[str, Any], name: str) -> None:
         "name": name,
         "nthreads": settings["cores"],
         "memory_limit": "auto" if memory_mb is None else memory_mb * 10**6,
-        "host": "127.0.0.1",
+        "host": settings["host"],
         "local_directory": settings["local_directory"],
     }
-    worker = QuietWorker(f"tls://127.0.0.1:{settings['port']}", **given, **settings["options"])
-    async with worker:
-        await worker.finished()  # type: ignore[no-untyped-call]
+    async with QuietWorker(settings["scheduler"], **given, **settings["options"]) as worker:
+        _mark_ready(directory, name)
+        await worker.finished()
 
 
 def main() -> None:
@@ -194,12 +243,14 @@ def main() -> None:
         # As Dask's own nanny does, before numerical libraries are loaded.
         for key, value in dask.config.get("distributed.nanny.pre-spawn-environ", {}).items():
             os.environ.setdefault(key, str(value))
-        asyncio.run(work(settings, names[0]))
+        asyncio.run(work(directory, settings, names[0]))
         return
     supervisor = socket.socket(socket.AF_UNIX)
     os.chdir(directory)  # a socket's path may not be long
     supervisor.connect("supervisor")
     os.chdir(settings["workdir"])
+    if settings["part"]:
+        sys.exit(1 if asyncio.run(keep_part(directory, settings, supervisor)) else 0)
     asyncio.run(keep(directory, settings, supervisor))
 
 

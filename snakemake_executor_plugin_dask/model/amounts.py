@@ -65,6 +65,18 @@ class Amounts:
             return False
         return not self.extra or not self.short_of(other)
 
+    def least(self, other: Self) -> "Amounts":
+        """The smaller of both, amount by amount."""
+        there = dict(other.extra)
+        return Amounts(
+            min(self.cores, other.cores),
+            min(self.memory_mb, other.memory_mb),
+            min(self.gpus, other.gpus),
+            min(self.nodes, other.nodes),
+            min(self.coreless, other.coreless),
+            tuple((name, min(amount, there[name])) for name, amount in self.extra if name in there),
+        )
+
     def times_in(self, other: Self) -> int:
         """How often this is found in the other; UNKNOWN where nothing is asked for."""
         return min((max(0, there) // wanted for _, wanted, there in self._beside(other)), default=UNKNOWN)

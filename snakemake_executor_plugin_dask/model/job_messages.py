@@ -5,6 +5,7 @@ Each pair of them holds the only two ends of a socket pair (see `wire`) and runs
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, JobStart, Outcome, RunSetup
 
@@ -31,6 +32,14 @@ class Kill:
 
     key: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TellCluster:
+    """Something that an attempt's own Dask cluster is to know (`worker/supervisor/jobcluster.py`)."""
+
+    key: str
+    message: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,14 @@ class Said:
     """A warning for the user."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class OfCluster:
+    """Something of an attempt's own Dask cluster that the driver is to know (`worker/supervisor/jobcluster.py`)."""
+
+    key: str
+    message: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,25 @@ from snakemake_executor_plugin_dask.model.amounts import Amounts
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """What a node needs to know of a job's Dask cluster whose parts lie on several nodes.
+
+    ``part`` 0 has the script and the scheduler. The others know where that one listens, and how its Python was started.
+    """
+
+    host: str  # the address by which the other nodes reach this one
+    workers: int  # of all parts together
+    part: int = 0
+    scheduler: str = ""
+    python: str = ""
+    environment: tuple[tuple[str, str | None], ...] = ()  # what the script's has beyond what its node gave it
+
+
+@dataclass(frozen=True, slots=True)
 class JobCluster:
     """So many Dask workers of one size, beside the job's script, which shares its part with the cluster's scheduler."""
 
-    workers: int
+    workers: int  # on its way to a node: those there
     cores: int  # of each worker, and its threads
     memory_mb: int | None = None  # of each worker, 10^6 bytes. None: not declared
     gpus: int = 0  # of each worker
@@ -20,16 +35,20 @@ class JobCluster:
     @property
     def total(self) -> Amounts:
         """What script, scheduler and workers hold together; memory that is not declared counts as none."""
-        return self._each * self.workers + self._script
+        return self.each * self.workers + self.script
 
-    def fitting(self, room: Amounts) -> int:
-        """How many such workers, and not more than are wanted, fit beside the script into so much."""
-        return min(self.workers, self._each.times_in(room - self._script))
+    def fitting(self, room: Amounts, nodes: int = 1) -> int:
+        """How many such workers, and not more than are wanted, fit beside the script on so many nodes of this size."""
+        if not self.script <= room:
+            return 0
+        return min(self.workers, self.each.times_in(room - self.script) + (nodes - 1) * self.each.times_in(room))
 
     @property
-    def _each(self) -> Amounts:
+    def each(self) -> Amounts:
+        """Of one worker."""
         return Amounts(self.cores, self.memory_mb or 0, self.gpus)
 
     @property
-    def _script(self) -> Amounts:
+    def script(self) -> Amounts:
+        """Of the script and the scheduler together."""
         return Amounts(self.script_cores, self.script_memory_mb or 0)

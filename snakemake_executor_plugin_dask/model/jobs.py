@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster, Spread
 
 _HEX_WORD = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)
 _HEX_NAME = re.compile(r"[0-9a-f]{32}")
@@ -114,7 +114,9 @@ class JobSpec:
     environment: tuple[tuple[str, str | None], ...] = ()
     size: Size | None = None  # None: the variables of a batch system stay as they are
     cluster: JobCluster | None = None  # of its own, for a bare `Client()` in it
-    certificate: tuple[str, str] | None = None  # of that cluster, and its key, as PEM; made on the worker
+    spread: Spread | None = None  # None: the whole cluster is on the job's node
+    #: Of that cluster, and its key, as PEM. Made on the worker, but where other nodes need it, too.
+    certificate: tuple[str, str] | None = None
     affinity: tuple[int, ...] = ()  # the cores that its processes may use; empty: all of the worker's
     #: Directory for its local copies of storage files, removed with the attempt; may hold variables ($TMPDIR), and be
     #: relative. None: it shares them.

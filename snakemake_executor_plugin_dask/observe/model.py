@@ -340,6 +340,18 @@ class RunModel:
         self.jobs[job] = fate
         self._fates[fate] += 1
 
+    def _on_dask_workers_lost(self, event: Event, _: float) -> None:
+        attempt, name = self.attempts[event["key"]], event["worker"]
+        attempt.workers = {other: cores for other, cores in attempt.workers.items() if other != name}
+        if worker := self.current.get(name):
+            worker.running.discard(attempt.key)
+
+    def _on_dask_workers_placed(self, event: Event, _: float) -> None:
+        attempt, name = self.attempts[event["key"]], event["worker"]
+        attempt.workers = {**attempt.workers, name: int(event["cores"])}
+        if worker := self.current.get(name):
+            worker.running.add(attempt.key)
+
     def _leave(self, attempt: Attempt) -> None:
         self.waiting.pop(attempt.key, None)
         self.running.pop(attempt.key, None)

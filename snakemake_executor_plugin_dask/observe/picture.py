@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
-from snakemake_executor_plugin_dask.observe.wording import about, amount, both
+from snakemake_executor_plugin_dask.observe.wording import about, amount, both, count
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,7 @@ _WHAT = {
     "life": "an allocation that lasts long enough",
     "fresh": "a fresh allocation",
     "workers": "several workers at once",
+    "dask_workers": "room for all their Dask workers",
     "reserved": "a worker that is kept",
 }
 
@@ -181,7 +182,10 @@ def _waiting_of(pool: str, short: tuple[str, ...], several: Sequence[Blocked], n
     worst = max(several, key=lambda blocker: tuple(blocker.need.get(what, 0) for what in short))
     needs = [amount(what, worst.need[what]) for what in short if what in worst.need]
     details = []
-    if needs:
+    if short == ("dask_workers",):
+        wanted, there = worst.need["dask_workers"], worst.free["dask_workers"]
+        details.append(f"a job needs {count(wanted, 'Dask worker')}, and there is room for {there}")
+    elif needs:
         most = "" if len(several) == 1 else "up to "
         free = [amount(what, worst.free.get(what, 0)) for what in short if what in worst.need]
         details.append(f"they need {most}{both(needs)}, the worker with most room has {both(free)} free")

@@ -22,11 +22,13 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Ended,
     Kill,
     Leave,
+    OfCluster,
     Renew,
     Said,
     Setup,
     Start,
     Started,
+    TellCluster,
     Uses,
 )
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
@@ -123,7 +125,7 @@ class SupervisorLink:
             return self._lost(spec.key)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[spec.key] = outcome
-        if spec.cluster is not None:
+        if spec.cluster is not None and spec.certificate is None:
             from snakemake_executor_plugin_dask.node.certificate import self_signed
 
             spec = dataclasses.replace(spec, certificate=self_signed())
@@ -140,6 +142,9 @@ class SupervisorLink:
 
     def kill(self, key: str, reason: str) -> None:
         self._send(Kill(key, reason))
+
+    def tell_cluster(self, key: str, message: Mapping[str, Any]) -> None:
+        self._send(TellCluster(key, message))
 
     def renew(self, number: int) -> None:
         self._send(Renew(number))
@@ -176,6 +181,8 @@ class SupervisorLink:
                 self._note_uses(message.by_key)
             case Said():
                 self._report({"said": message.text})
+            case OfCluster():
+                self._report({"cluster": message.key, **message.message})
             case Ended(outcome):
                 outcome = dataclasses.replace(outcome, worker=self.worker, allocation=self._allocation())
                 future = self._waiting.pop(outcome.key, None)
@@ -233,6 +240,12 @@ async def kill_job(run_id: str, key: str, reason: str) -> None:
     """End a job's processes; its outcome follows."""
     if run_id in links:
         links[run_id].kill(key, reason)
+
+
+async def tell_cluster(run_id: str, key: str, message: Mapping[str, Any]) -> None:
+    """Tell an attempt's own Dask cluster."""
+    if run_id in links:
+        links[run_id].tell_cluster(key, message)
 
 
 async def renew(run_id: str, number: int) -> Mapping[str, tuple[float, float]]:

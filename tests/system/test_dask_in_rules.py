@@ -1,10 +1,12 @@
 """Dask inside a rule: a bare `Client()` in a job with `dask_workers` has workers of the job's own."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from clusters.slurm import VirtualSlurm
 from running import SnakemakeRun, processes_of, snakemake, wait_for
 
 from .test_attached import Cluster
+
+EXAMPLE = Path(__file__).parents[2] / "example-workflows" / "dask-in-a-rule"
 
 SCRIPT = """
 import os, sys, time
@@ -23,6 +27,11 @@ def big():
     while True:
         held += b"x" * 5_000_000
         time.sleep(0.005)
+
+def slow(number, go):
+    while not os.path.exists(go):
+        time.sleep(0.1)
+    return number
 
 if __name__ == "__main__":
     output = sys.argv[1] if len(sys.argv) > 1 else snakemake.output[0]
@@ -40,6 +49,14 @@ if __name__ == "__main__":
             os.rename("address.part", "address")
             while not Path("refused").exists():
                 time.sleep(0.1)
+        if kind == "lossy":
+            futures = client.map(slow, range(10), [str(Path("go").resolve())] * 10)
+            Path("pid").write_text(str(os.getpid()))
+            total = sum(client.gather(futures))
+            client.wait_for_workers(5)
+        if kind == "again" and not Path("pid").exists():
+            Path("pid").write_text(str(os.getpid()))
+            client.submit(time.sleep, 3600).result()
         if kind == "greedy":
             client.submit(big).result()
         if kind == "long":
@@ -48,6 +65,8 @@ if __name__ == "__main__":
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         sizes = sorted((worker["nthreads"], worker["memory_limit"]) for worker in workers)
         answer = client.submit(sum, [1, 2]).result()
+        if kind == "lossy":
+            answer = total
         if kind == "other":
             answer = set(client.run(lambda: __import__("sys").executable).values())
         Path(output).write_text(f"{answer} {sizes} {type(client.cluster).__name__}")
@@ -111,7 +130,7 @@ POOL = """
 pools:
   main:
     cluster: slurm
-    workers: 0-1
+    workers: 0-WORKERS
     cores: 2
     memory: 1400 MB
     walltime: 10m
@@ -204,7 +223,7 @@ def test_a_cluster_goes_with_its_job(tmp_path: Path, how: str) -> None:
 @pytest.mark.slurm
 def test_on_slurm(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """On a node of its own, in an allocation; what does not fit there is told before the first job."""
-    tmp_path.joinpath("pools.yaml").write_text(POOL)
+    tmp_path.joinpath("pools.yaml").write_text(POOL.replace("WORKERS", "1"))
     snakefile = of_python(ONE, tmp_path)
     less = ("--dask-pools", "pools.yaml", "--set-resources", "one:dask_script_mem_mb=300")
     with snakemake(tmp_path, snakefile, "some.txt", *less) as run:
@@ -228,3 +247,120 @@ def test_on_an_attached_cluster(tmp_path: Path) -> None:
     finally:
         cluster.end()
     assert (tmp_path / "some.txt").read_text() == "3 [(1, 300000000), (1, 300000000)] NoneType"
+
+
+NODES = """
+pools:
+  main:
+    cluster: slurm
+    workers: 0-3
+    cores: 2
+    memory: 1400 MB
+    walltime: 10m
+    idle_timeout: 5s
+    options: {queue: cpu}
+"""
+
+
+def on_nodes(directory: Path, output: str, workers: int) -> AbstractContextManager[SnakemakeRun]:
+    """A job with so many Dask workers of one core, on Slurm's nodes with two."""
+    directory.joinpath("pools.yaml").write_text(NODES)
+    resources = ("--set-resources", "one:dask_script_mem_mb=300", f"one:dask_workers={workers}")
+    return snakemake(directory, of_python(ONE, directory), output, "--dask-pools", "pools.yaml", *resources)
+
+
+@pytest.mark.slurm
+def test_over_several_nodes(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Where no node holds all: script and workers on three of them. What does not fit there is told before."""
+    assert slurm.queue() == []
+    with on_nodes(tmp_path, "some.txt", 6) as run:
+        assert run.wait() == 1
+        assert "To make it fit: --set-resources one:dask_workers=5" in run.output
+    with on_nodes(tmp_path, "some.txt", 5) as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (tmp_path / "some.txt").read_text() == f"3 {[(1, 300000000)] * 5} NoneType"
+    (placed,) = run.events("job-placed")
+    assert sorted(placed["workers"].values()) == [2, 2, 2]
+
+
+@pytest.mark.slurm
+def test_the_example_over_three_nodes(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """The same Snakefile, where each node has room for one Dask worker, or for the script."""
+    assert slurm.queue() == []
+    directory = tmp_path / "example"
+    shutil.copytree(EXAMPLE, directory, ignore=shutil.ignore_patterns("results", ".snakemake"))
+    directory.joinpath("pools.yaml").write_text(NODES.replace("cores: 2", "cores: 1").replace("1400", "900"))
+    snakefile = (EXAMPLE / "workflow" / "Snakefile").read_text()
+    arguments = ("--snakefile", "workflow/Snakefile", "--dask-pools", "pools.yaml")
+    with snakemake(directory, snakefile, *arguments) as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (directory / "results" / "density.svg").exists()
+    nodes = {event["key"].partition("-")[0]: len(event["workers"]) for event in run.events("job-placed")}
+    assert (nodes["points"], nodes["density"], nodes["fit"]) == (1, 3, 3)
+
+
+@pytest.mark.slurm
+def test_workers_over_their_memory_are_counted_over_all_nodes(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """The third one ends the job, wherever the first two were."""
+    assert slurm.queue() == []
+    with on_nodes(tmp_path, "greedy.txt", 5) as run:
+        assert run.wait() == 1, run.output
+        run.expect_gone(60)
+    (ended,) = run.events("job-ended")
+    assert ended["outcome"]["status"] == "out-of-memory"
+    assert "exceeded the limit of 300 MB (mem_mb), as workers" in ended["outcome"]["detail"]
+
+
+def placed_on(run: SnakemakeRun) -> tuple[str, list[str]]:
+    """The allocation of the script, and those of the job's other nodes, once its client has all workers."""
+    wait_for(lambda: (run.directory / "pid").exists() and (run.directory / "pid").read_text(), "the script")
+    (placed,) = run.events("job-placed")
+    of = {event["worker"]: event["facts"]["allocation_id"] for event in run.events("worker-joined")}
+    return of[placed["worker"]], [of[name] for name in placed["workers"] if name != placed["worker"]]
+
+
+@pytest.mark.slurm
+def test_a_lost_node_takes_its_dask_workers_and_not_the_job(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Dask computes again what was there, and others take their place on a new node."""
+    with on_nodes(tmp_path, "lossy.txt", 5) as run:
+        _, others = placed_on(run)
+        slurm.run("scancel", others[0])
+        wait_for(lambda: run.events("dask-workers-lost"), "the loss")
+        (tmp_path / "go").touch()
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (tmp_path / "lossy.txt").read_text() == f"45 {[(1, 300000000)] * 5} NoneType"
+    assert len(run.events("job-placed")) == 1
+    assert len(run.events("dask-workers-placed")) == 1
+
+
+@pytest.mark.slurm
+def test_a_job_that_loses_its_scripts_node_runs_again(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """As other jobs do, once its Dask workers on other nodes are dead, too."""
+    with on_nodes(tmp_path, "again.txt", 5) as run:
+        home, _ = placed_on(run)
+        former = set(clusters(run))
+        slurm.run("scancel", home)
+        wait_for(lambda: len(run.events("job-placed")) == 2, "its second run")
+        assert not former & set(clusters(run))
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (tmp_path / "again.txt").read_text() == f"3 {[(1, 300000000)] * 5} NoneType"
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("how", ["script", "ctrl-c"])
+def test_parts_on_other_nodes_go_with_their_job(slurm: VirtualSlurm, tmp_path: Path, how: str) -> None:
+    """However that ends: its script killed, or the run interrupted. Nothing is left, of processes or in the queue."""
+    with on_nodes(tmp_path, "long.txt", 5) as run:
+        placed_on(run)
+        assert len(clusters(run)) == 8  # three nodes with what keeps the workers, and five workers
+        if how == "script":
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        else:
+            run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 1
+        run.expect_gone(60)
+    assert slurm.queue() == []

@@ -45,6 +45,7 @@ class World:
     sent: list[Any] = field(default_factory=list)
     submitted: list[tuple[str, JobSpec]] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
+    told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # the Dask clusters of jobs
     standing: set[str] = field(default_factory=set)  # workers that answer nothing
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     confirmed: str | None = None  # why the death of a lost worker's jobs cannot be known
@@ -116,6 +117,9 @@ def play(
             if attempt.worker in world.standing:
                 await asyncio.Event().wait()
 
+        async def tell_cluster(attempt: Attempt, message: Any) -> None:
+            world.told.append((attempt.key, message))
+
         async def make_pools(requests: Sequence[Request], further: bool) -> tuple[list[Pool], dict[Request, str]]:
             world.asked.append(requests)
             await world.answer.wait()
@@ -141,7 +145,7 @@ def play(
             make_pools=make_pools,
             clock=lambda: world.now,
         )
-        cluster: Any = SimpleNamespace(submit=submit, kill=kill)
+        cluster: Any = SimpleNamespace(submit=submit, kill=kill, tell_cluster=tell_cluster)
         dispatch = Dispatch(Pools(options, make_pools), around.clock, failures.append)
         world.controller = Controller(replace(SETUP, **setup), options, cluster, dispatch, around)
         fleet: Any = Members(world.controller, lambda: world.now)

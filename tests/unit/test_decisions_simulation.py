@@ -3,16 +3,28 @@
 import heapq
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from deciding import MIG, UUIDS, a_job, a_pool, facts_of, fits, worker
 
+from snakemake_executor_plugin_dask.decide.gangs import plan
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger
-from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, Waiting, blockers, place
+from snakemake_executor_plugin_dask.decide.placement import (
+    PATIENCE_S,
+    Missing,
+    Waiting,
+    blockers,
+    place,
+    place_missing,
+)
 from snakemake_executor_plugin_dask.decide.reservations import lets_pass
-from snakemake_executor_plugin_dask.decide.routing import shape_of, shortages
+from snakemake_executor_plugin_dask.decide.routing import places, shape_of, shortages
+from snakemake_executor_plugin_dask.decide.waiting import JobClass, Order, Queue
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import with_cluster
 
 LONGEST_S = 200
 
@@ -34,6 +46,7 @@ class Simulation:
         self.numbers = itertools.count()
         self.by_pool = {pool.name: pool for pool in pools}
         self.names = itertools.count()
+        self.missing: dict[str, Missing] = {}  # Dask workers that were lost
 
     def join(self, pool: Pool) -> None:
         name = f"{pool.name}-{next(self.names)}"
@@ -50,6 +63,9 @@ class Simulation:
         assert pool.cores
         assert pool.memory_mb
         extra = dict(pool.resources)
+        if places(pool) > 1 and self.random.random() < 0.2:
+            self.arrive_with_dask(pool)
+            return
         job = a_job(
             priority=self.random.choice([0, 0, 0, 5]),
             cores=self.random.choice([0, 1, 1, 2, pool.cores]) * nodes,
@@ -64,7 +80,36 @@ class Simulation:
         self.waiting.add(job, pool, self.now)
         self.arrived[job.key] = self.now
 
+    def arrive_with_dask(self, pool: Pool) -> None:
+        """A job with Dask workers of its own, as many as so many workers of the pool can hold."""
+        assert pool.cores
+        assert pool.memory_mb
+        cluster = JobCluster(
+            workers=self.random.randint(1, 6),
+            cores=self.random.randint(1, pool.cores),
+            memory_mb=self.random.choice([None, 100, pool.memory_mb // 2]),
+            gpus=self.random.randint(0, pool.gpus or 0),
+            script_cores=self.random.randint(0, 2),
+            script_memory_mb=100,
+        )
+        extra = tuple((name, 1) for name, _ in pool.resources)
+        runtime_s = self.random.choice([None, 60.0, LONGEST_S])
+        there = len(self.ledger.workers(pool.name))
+        number = cluster.fitting(shape_of(pool).amounts, there)
+        if not number:
+            return
+        cluster = replace(cluster, workers=number)
+        job = a_job(priority=self.random.choice([0, 5]), runtime_s=runtime_s, extra=extra)
+        job = replace(job, request=with_cluster(job.request, cluster))
+        assert not shortages(job.request, pool, shape_of(pool))
+        self.waiting.add(job, pool, self.now)
+        self.arrived[job.key] = self.now
+
     def place(self) -> None:
+        for missing in self.missing.values():
+            for lost, _ in place_missing(missing, self.waiting, self.ledger, self.now):
+                assert lost.workers
+        self.missing.clear()
         for job, holding in place(self.waiting, self.ledger, self.now):
             key = job.key
             assert key not in self.running
@@ -80,6 +125,7 @@ class Simulation:
         self.now, _, key = heapq.heappop(self.ends)
         if key in self.running:
             del self.running[key]
+            self.missing.pop(key, None)
             self.ledger.release(key, self.now)
 
     def lose_a_worker(self) -> None:
@@ -90,10 +136,16 @@ class Simulation:
         name = self.random.choice(names)
         pool = worker(self.ledger, name).pool
         for key in self.ledger.remove_worker(name):
-            job, _ = self.running.pop(key)
+            job, holding = self.running[key]
+            if name not in holding.workers:
+                self.ledger.release_place(key, name, self.now)
+                self.missing[key] = Missing(key, job.request, pool, 1)
+                continue
+            del self.running[key]
             self.ledger.release(key, self.now)
             again = a_job(
-                f"{key}+", **{field: getattr(job.request, field) for field in ("cores", "memory_mb", "nodes", "mpi")}
+                f"{key}+",
+                **{field: getattr(job.request, field) for field in ("cores", "memory_mb", "nodes", "mpi", "cluster")},
             )
             self.waiting.add(again, pool, self.now)
         self.join(pool)
@@ -102,8 +154,15 @@ class Simulation:
         """Recount from the leases alone what is held, and compare with what the workers have."""
         by_worker: dict[str, list[Holding]] = {}
         for _, holding in self.running.values():
+            if holding.dask_workers:
+                continue
             for name in holding.workers:
                 by_worker.setdefault(name, []).append(holding)
+        gangs = [(job.request, holding) for job, holding in self.running.values() if holding.dask_workers]
+        for request, holding in gangs:
+            assert request.cluster is not None
+            assert sum(holding.dask_workers.values()) == request.cluster.workers
+            assert sum(holding.cores_by_worker.values()) == request.cores
         for name in self.ledger.workers():
             state = worker(self.ledger, name)
             holdings = by_worker.get(name, [])
@@ -114,8 +173,13 @@ class Simulation:
                 assert set(hosts) <= set(state.facts.hosts)
                 assert len(hosts) + len(state.free_hosts) == state.pool.nodes
                 continue
-            assert sum(holding.cores_by_worker[name] for holding in holdings) <= state.facts.cores
-            assert sum(holding.memory_mb for holding in holdings) <= state.facts.memory_mb
+            of_gangs = [part for part in state.held.values() if part.holding.dask_workers]
+            devices += [device for part in of_gangs for device in part.devices]
+            cores = sum(part.amounts.cores for part in of_gangs)
+            assert sum(holding.cores_by_worker[name] for holding in holdings) + cores <= state.facts.cores
+            memory_mb = sum(part.amounts.memory_mb for part in of_gangs)
+            assert sum(holding.memory_mb for holding in holdings) + memory_mb <= state.facts.memory_mb
+            assert {holding.key for holding in holdings} | {part.holding.key for part in of_gangs} == set(state.held)
             assert len(devices) == len(set(devices)), "a device is held twice"
             assert sorted([*devices, *state.free_devices]) == sorted(state.facts.devices), "a device is lost"
             for holding in holdings:
@@ -123,12 +187,16 @@ class Simulation:
                 assert len(holding.devices.get(name, ())) == -(-job.request.gpus // job.request.nodes)
             for resource, amount in state.pool.resources:
                 held = sum(dict(self.running[holding.key][0].request.extra).get(resource, 0) for holding in holdings)
+                held += sum(part.amounts.of(resource) for part in of_gangs)
                 assert held + state.free.of(resource) == amount
 
     def check_nothing_fits(self) -> None:
         """No job waits that would fit, but where a worker is kept for one before it."""
         for queue in self.waiting.queues():
             for order, cls in queue.heads:
+                if cls.need.gang is not None:
+                    self.check_no_places(queue, cls, order)
+                    continue
                 open_to_it = 0
                 for name, state in self.ledger.states(queue.pool.name).items():
                     if not fits(self.ledger, name, cls.request, self.now):
@@ -141,6 +209,13 @@ class Simulation:
                             continue
                     open_to_it += 1
                 assert open_to_it < cls.need.workers, f"{cls.request} fits and waits"
+
+    def check_no_places(self, queue: Queue, cls: JobClass, order: Order) -> None:
+        """As `check_nothing_fits`, for a job with Dask workers of its own."""
+        states = self.ledger.states(queue.pool.name).values()
+        rooms = [(state, state.free) for state in states if state.name not in queue.reserved]
+        rooms = [(state, room) for state, room in rooms if state.lives(cls.request, self.now, fresh=cls.fresh)]
+        assert not plan(cls.need, rooms), f"{cls.request} fits and waits"
 
     def check_blockers(self) -> None:
         """Each waiting class is told what it waits for."""
@@ -248,3 +323,23 @@ def test_jobs_on_several_workers_neither_deadlock_nor_starve(seed: int) -> None:
             simulation.waiting.add(a_job(), pool, 0.0)
     simulation.run(0)
     assert len(simulation.started) == 60
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_jobs_with_dask_workers_neither_deadlock_nor_starve(seed: int) -> None:
+    """Jobs whose Dask workers need up to four of four workers at once all run, beside a stream of small ones."""
+    chance = random.Random(seed)
+    pool = a_pool("cpu", cores=4, workers_max=4)
+    simulation = Simulation(seed, [pool], turmoil=False)
+    for _ in range(4):
+        simulation.join(pool)
+    for _ in range(6):
+        request = with_cluster(a_job().request, JobCluster(chance.randint(1, 7), 2))
+        simulation.waiting.add(replace(a_job(), request=request), pool, 0.0)
+    large = {key for cls in simulation.waiting.classes("cpu") for key in simulation.waiting.keys("cpu", cls.request)}
+    while not large <= simulation.started.keys():
+        for _ in range(3):
+            simulation.waiting.add(a_job(cores=chance.randint(1, 2), runtime_s=None), pool, simulation.now)
+        simulation.place()
+        simulation.step()
+        assert simulation.now < 6 * (LONGEST_S + PATIENCE_S + 60)

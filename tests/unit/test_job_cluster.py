@@ -65,7 +65,7 @@ def test_options_are_arguments_of_a_worker() -> None:
 
 def test_it_is_said_how_many_would_fit() -> None:
     """The message lists all parts, and the setting that fits."""
-    pool = a_pool("cpu", cores=8, memory_mb=20_000)
+    pool = a_pool("cpu", cores=8, memory_mb=20_000, workers_max=1)
     shapes = {"cpu": shape_of(pool)}
     assert route(asks(2, dask_workers=3), [pool], shapes) == "cpu"
     with pytest.raises(NoPool, match="4 Dask workers with 2 cores each, and 1 core for the script") as error:
@@ -75,6 +75,22 @@ def test_it_is_said_how_many_would_fit() -> None:
         route(asks(2, dask_workers=1, mem_mb=15_000), [pool], shapes, name="mean")
     with pytest.raises(NoPool, match="--set-threads mean=7"):
         route(asks(9, dask_workers=1), [pool], shapes, name="mean")
+
+
+def test_several_workers_of_a_pool_hold_more() -> None:
+    """Script and Dask workers each fit on one; the message counts those that all of them hold."""
+    pool = a_pool("cpu", cores=8, memory_mb=20_000, workers_max=3)
+    shapes = {"cpu": shape_of(pool)}
+    assert route(asks(2, dask_workers=11), [pool], shapes) == "cpu"
+    assert route(asks(8, dask_workers=2), [pool], shapes) == "cpu"
+    with pytest.raises(NoPool, match="are too much for its 3 workers, which hold 11 Dask workers") as error:
+        route(asks(2, dask_workers=12), [pool], shapes, name="mean")
+    assert "--set-resources mean:dask_workers=11" in str(error.value)
+    with pytest.raises(NoPool, match="--set-threads mean=7"):
+        route(asks(9, dask_workers=2), [pool], shapes, name="mean")
+    attached = a_pool("others", "attached", cores=8, memory_mb=20_000, workers_max=3)
+    with pytest.raises(NoPool, match="dask_workers=3"):
+        route(asks(2, dask_workers=4), [attached], {"others": shape_of(attached)})
 
 
 @pytest.mark.parametrize(
@@ -109,7 +125,7 @@ def test_files_of_a_cluster(tmp_path: Path) -> None:
     spec = JobSpec("k", "n", "1", 1, (), 1, "log", memory_limit_mb=9, environment=devices, certificate=("cert", "key"))
 
     async def prepare() -> tuple[dict[str, str | None], list[str]]:
-        cluster = ClusterOfJob(print)
+        cluster = ClusterOfJob(print, print)
         changes = await cluster.prepare(spec, JobCluster(2, 1, 100, 1), str(parent), "log", {}, "/")
         for path in next(parent.iterdir()).glob("*.pem"):
             assert not path.stat().st_mode & 0o77

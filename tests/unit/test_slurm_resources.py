@@ -47,6 +47,14 @@ def make(
     return make_pools(template, named, setting=setting, run=sinfo, further=further)
 
 
+def test_dask_workers_of_a_job_lie_on_several_workers() -> None:
+    """A worker is made for as many of them as a node holds."""
+    (pool,) = make({"slurm_partition": "cpu", "threads": 8, "mem_mb": 1000, "dask_workers": 12})
+    assert pool.cores == 41
+    (request,) = (request_from_resources({"dask_workers": 12, "mem_mb": 1000}, 8),)
+    assert not routing.shortages(replace(request, slurm=pool.slurm), pool, routing.shape_of(pool))
+
+
 def test_jobs_that_agree_share_a_pool() -> None:
     """Partition, account and the like make a pool; cores, memory and GPUs do not."""
     pools = make(

@@ -258,6 +258,9 @@ class AttachedCluster:
         except Exception as error:  # noqa: BLE001 - a client that has lost its scheduler raises what it happens to meet
             self._failed(error)
 
+    async def tell_cluster(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
+        """Nothing: a job's own Dask cluster lies on one worker here."""
+
     def _failed(self, error: BaseException) -> None:
         """A call that the cluster of others did not answer ends no run: what is reserved there runs out by itself.
 

@@ -139,6 +139,10 @@ class OwnCluster:
         assert self._dask is not None
         await dasktasks.kill(self._dask.client, self._setup.run_id, attempt, reason)
 
+    async def tell_cluster(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
+        assert self._dask is not None
+        await dasktasks.tell_cluster(self._dask.client, self._setup.run_id, attempt, message)
+
     def scale(self) -> None:
         if self._scaling is not None:
             self._scaling.scale()

@@ -31,7 +31,7 @@ class Scaling:
         starting, up = len(fleet.starting(pool.name)), len(fleet.up(pool.name))
         advice = demand.recommend(
             pool,
-            [] if dispatch.stopping else dispatch.waiting.classes(pool.name),
+            dispatch.wanted(pool.name),
             dispatch.ledger,
             starting,
             dispatch.ahead.of(pool.name),

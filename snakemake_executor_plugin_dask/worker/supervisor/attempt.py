@@ -63,6 +63,7 @@ class Attempt:
     log: str = ""
     directory: str | None = None  # of its own, removed after it
     cluster: ClusterOfJob | None = None  # of its own, with dask_workers
+    command: list[str] = field(default_factory=list)  # of what is no job but a part of one's Dask cluster
     copies: str | None = None  # directory of its local copies of storage files, removed after it, too
     started: float = 0.0
     began: float = 0.0

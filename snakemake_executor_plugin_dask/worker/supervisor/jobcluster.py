@@ -1,7 +1,13 @@
 """A job's own Dask cluster, as its supervisor sees it: what its processes need, and what they tell.
 
-The cluster is started by the job itself (`injob`), so it is of the job's processes, and ends with them. Writes a
-directory that only the user can enter, and removes it with the attempt.
+The cluster is started by the job itself (`injob`), so it is of the job's processes, and ends with them. Where it lies
+on several nodes, each of the others has a part of it: an attempt of its own, whose command is the same `injob` with the
+script's Python. Writes a directory that only the user can enter, and removes it with the attempt.
+
+Messages to and from the driver and the cluster's process are the same, as JSON there. From the cluster: ``{"started":
+pid}``, with ``python`` and ``environment`` where other nodes need them, ``{"failed": why}``, ``{"over": worker, "text":
+what it held}``. To it: ``{"gone": part}``, a part was lost with its node, ``{"failed": why}``, one could not start, and
+``over`` from other parts.
 """
 
 import asyncio
@@ -18,11 +24,16 @@ from typing import Any
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.node.devices import VISIBLE, device_environment
-from snakemake_executor_plugin_dask.node.environment import expand
+from snakemake_executor_plugin_dask.node.environment import expand, job_environment
 from snakemake_executor_plugin_dask.node.private import write_private
 
 _IN_JOB = Path(__file__).parents[2] / "injob"
 _PRELOAD = "snakemake_dask_preload.py"  # becomes a module of the job's process
+_LOOPBACK = "127.0.0.1"
+_LINE_MAX = 1 << 22  # an environment is in one of them
+_OVER_MOST = 3  # workers over their memory, before the job fails
+#: What another node has of its own.
+_OF_NODE = {"TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "SHLVL", "_", "HOSTNAME"}
 
 Changes = tuple[tuple[str, str | None], ...]
 
@@ -30,9 +41,15 @@ Changes = tuple[tuple[str, str | None], ...]
 class ClusterOfJob:
     """One attempt's: its directory, its port, and the socket over which it tells."""
 
-    def __init__(self, over: Callable[[str], None]) -> None:
-        """``over(text)`` is called when too many of its workers were over their memory."""
+    def __init__(self, over: Callable[[str], None], say: Callable[[Mapping[str, Any]], None]) -> None:
+        """``over(text)`` is called when too many of its workers were over their memory; ``say`` tells the driver."""
         self._over = over
+        self._say = say
+        self._overs: list[str] = []
+        self._part: int | None = None  # None: the cluster is on this node alone
+        self._given: dict[str, str] = {}  # the job's environment
+        self._writers: list[asyncio.StreamWriter] = []
+        self.command: list[str] = []  # of a part without the script
         self._directory = ""
         self._spill = ""
         self._port: socket.socket | None = None
@@ -53,18 +70,25 @@ class ClusterOfJob:
         assert spec.certificate is not None
         for name, text in zip(("cert.pem", "key.pem"), spec.certificate, strict=True):
             write_private(here / name, text.encode())
+        spread = spec.spread
+        self._part = None if spread is None else spread.part
         options = json.loads(cluster.options or "{}")
         spill = expand(str(options.pop("local_directory", "")), base)
         if spill:
             os.makedirs(spill, exist_ok=True)
         self._spill = tempfile.mkdtemp(prefix="snakemake-dask-", dir=spill or self._directory)
         devices, changes = _devices(spec.environment, cluster)
+        host = _LOOPBACK if spread is None else spread.host
+        self._address = spread.scheduler if spread is not None and spread.part else self._reserve_port(host)
         settings = {
             "workers": cluster.workers,
+            "expected": cluster.workers if spread is None else spread.workers,
+            "part": self._part,
+            "host": host,
+            "scheduler": self._address,
             "cores": cluster.cores,
             "memory_mb": cluster.memory_mb,
             "enforce": spec.memory_limit_mb is not None,
-            "port": self._reserve_port(),
             "options": options,
             "environment": devices,
             "local_directory": self._spill,
@@ -81,25 +105,60 @@ class ClusterOfJob:
             listening.bind(f"/proc/self/fd/{descriptor}/supervisor")  # a socket's path may not be long
         finally:
             os.close(descriptor)
-        self._server = await asyncio.start_unix_server(self._listen, sock=listening)
-        self._address = f"tls://127.0.0.1:{settings['port']}"
-        return (*changes, *_dask_environment(here, self._address))
+        self._server = await asyncio.start_unix_server(self._listen, sock=listening, limit=_LINE_MAX)
+        changes = (*changes, *_dask_environment(here, self._address))
+        if spread is not None and spread.part:
+            changes = (*spread.environment, *changes)
+            self.command = [spread.python, os.fspath(here / "cluster.py"), self._directory]
+        self._given = job_environment(base, spec.key, (*spec.environment, *changes))
+        return changes
 
-    def _reserve_port(self) -> int:
-        """A port that nobody else is given, and that the scheduler can listen on while it is held here."""
-        self._port = socket.socket()
+    def _reserve_port(self, host: str) -> str:
+        """An address that nobody else is given, and that the scheduler can listen on while it is held here."""
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        self._port = socket.socket(family)
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._port.bind(("127.0.0.1", 0))
-        return int(self._port.getsockname()[1])
+        self._port.bind(address)
+        return f"tls://{f'[{host}]' if ':' in host else host}:{self._port.getsockname()[1]}"
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         with contextlib.closing(writer):
             while line := await reader.readline():
                 message: dict[str, Any] = json.loads(line)
-                self.started = self.started or "started" in message
                 self.failed = message.get("failed", self.failed)
-                if over := message.get("over"):
-                    self._over(over)
+                if "started" in message:
+                    self.started = True
+                    if self._part == 0:
+                        self._say_started(message)
+                if "over" in message:
+                    if self._part:
+                        self._say(message)
+                    else:
+                        self.tell(message)
+
+    def _say_started(self, message: Mapping[str, Any]) -> None:
+        """The other nodes start their parts with the same Python, and with what the job has made of its environment."""
+        found: dict[str, str] = message["environment"]
+        changed: dict[str, str | None] = {
+            name: value for name, value in found.items() if self._given.get(name) != value
+        }
+        changed |= dict.fromkeys(self._given.keys() - found.keys())
+        environment = [(name, value) for name, value in changed.items() if name not in _OF_NODE]
+        self._say({"started": self._address, "python": message["python"], "environment": environment})
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """What the driver, or another part of the cluster, has to say."""
+        if "over" not in message:
+            self.failed = message.get("failed", self.failed)
+            for writer in self._writers:
+                if not writer.is_closing():
+                    writer.write(json.dumps(message).encode() + b"\n")
+            return
+        self._overs.append(message["over"])
+        if len(self._overs) >= _OVER_MOST:
+            others = ", ".join(self._overs[:-1])
+            self._over(f"Dask worker {message['over']}: {message['text']}, as workers {others} had before")
 
     def why(self, words: str) -> str:
         """Of a job that failed, and wrote ``words`` last: what its cluster has to do with it; empty: nothing."""

@@ -31,12 +31,14 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Ended,
     Kill,
     Leave,
+    OfCluster,
     Ready,
     Renew,
     Said,
     Setup,
     Start,
     Started,
+    TellCluster,
     Uses,
 )
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
@@ -136,6 +138,9 @@ class Supervisor:
             case Kill(key, reason):
                 if key in self._endings.attempts:
                     self._endings.stop(self._endings.attempts[key], "cancelled", reason)
+            case TellCluster(key, told):
+                if key in self._endings.attempts and (cluster := self._endings.attempts[key].cluster) is not None:
+                    cluster.tell(told)
             case Renew(number):
                 self._lease.renew(number)
                 self._uses()
@@ -387,7 +392,7 @@ class Supervisor:
         if spec.cluster is not None:
             await self._prepare_cluster(current, spec.cluster, setup.workdir)
         self._check_verdict(current)
-        if not await self._warming.start(current):
+        if current.command or not await self._warming.start(current):
             self._check_verdict(current)
             await self._start_cold_job(current, setup)
         if spec.runtime_limit_s is not None:
@@ -397,7 +402,10 @@ class Supervisor:
 
     async def _prepare_cluster(self, current: Attempt, cluster: JobCluster, workdir: str) -> None:
         """Let the job start a Dask cluster of its own."""
-        current.cluster = ClusterOfJob(lambda text: self._endings.stop(current, "out-of-memory", text, _MEMORY_GRACE_S))
+        current.cluster = ClusterOfJob(
+            lambda text: self._endings.stop(current, "out-of-memory", text, _MEMORY_GRACE_S),
+            lambda message: self._tell_worker(OfCluster(current.key, message)),
+        )
         try:
             changes = await current.cluster.prepare(
                 current.spec, cluster, self._directory, current.log, self._environment, workdir
@@ -406,6 +414,7 @@ class Supervisor:
             msg = f"its Dask cluster could not be prepared on {attempt.HOST}: {error}"
             raise NotStarted(msg) from error
         current.spec = dataclasses.replace(current.spec, environment=(*current.spec.environment, *changes))
+        current.command = current.cluster.command
 
     def _check_verdict(self, current: Attempt) -> None:
         if current.verdict is not None:
@@ -429,7 +438,7 @@ class Supervisor:
                 overrides = os.memfd_create("overrides")
                 os.write(overrides, spec.overrides)
                 os.lseek(overrides, 0, os.SEEK_SET)
-            command = attempt.cold_command(setup, spec, overrides)
+            command = current.command or attempt.cold_command(setup, spec, overrides)
             if self._scratch is not None:
                 current.directory = tempfile.mkdtemp(prefix=f"{spec.jobid}-", dir=self._scratch)
             launch = processes.Launch(

@@ -1,0 +1,165 @@
+"""A job's own Dask cluster on several workers, in the controller: its parts are started, ended, lost and replaced."""
+
+import asyncio
+from typing import Any
+
+from settling import settle
+
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.messages import Enqueue, Finished, QueuedJob
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request, with_cluster
+
+from .test_controller import World, play
+
+POOL = Pool("cpu", "slurm", 0, 3, cores=4, memory_mb=4000)
+KEY = "mean-0abc12345-1-1.1"
+PART = f"{KEY}+1"
+
+
+def mean() -> QueuedJob:
+    """Five cores in all, so that two workers are needed."""
+    spec = JobSpec(KEY, "mean", "1", 1, (), 1, "/log/mean", cluster=JobCluster(2, 2))
+    return QueuedJob.of(spec, with_cluster(Request(cores=2), JobCluster(2, 2)), 0)
+
+
+async def begun(world: World) -> tuple[str, str]:
+    """The job runs on two workers, and its scheduler listens; returns the script's worker and the other one."""
+    for name in ("cpu-0", "cpu-1"):
+        world.worker(name)
+    world.controller.enqueue(Enqueue((mean(),)))
+    await settle()
+    ((address, spec),) = world.submitted
+    assert spec.cluster == JobCluster(1, 2)
+    assert spec.spread is not None
+    assert (spec.spread.workers, spec.spread.part) == (2, 0)
+    world.start(KEY)
+    listens(world)
+    await settle()
+    (_, (other, part)) = world.submitted
+    assert part.key == PART
+    assert part.spread is not None
+    assert (part.spread.scheduler, part.spread.python, part.spread.environment) == ("tls://s:1", "py", (("A", "1"),))
+    assert part.certificate == spec.certificate
+    world.start(PART)
+    return address.removeprefix("tls://"), other.removeprefix("tls://")
+
+
+def listens(world: World) -> None:
+    message: dict[str, Any] = {"started": "tls://s:1", "python": "py", "environment": [["A", "1"]]}
+    world.controller.received({"cluster": KEY} | message)
+
+
+def test_a_job_is_over_once_its_parts_are() -> None:
+    """They are ended, and what they held is free; their CPU time counts as the job's."""
+
+    async def script(world: World) -> None:
+        await begun(world)
+        world.end(KEY, cpu_s=1.0)
+        await settle()
+        assert world.killed == [PART]
+        assert not world.messages(Finished)
+        world.end(PART, "cancelled", cpu_s=2.0)
+        (finished,) = world.messages(Finished)
+        assert (finished.outcome.status, finished.outcome.cpu_s) == ("succeeded", 3.0)
+        states = world.controller.ledger.states("cpu").values()
+        assert all(state.free == state.total for state in states)
+
+    play(script, POOL)
+
+
+def test_without_a_client_there_are_no_parts() -> None:
+    """A script that starts no cluster ends as any other job."""
+
+    async def script(world: World) -> None:
+        for name in ("cpu-0", "cpu-1"):
+            world.worker(name)
+        world.controller.enqueue(Enqueue((mean(),)))
+        await settle()
+        world.start(KEY)
+        world.end(KEY)
+        assert len(world.messages(Finished)) == 1
+        assert all(not state.held for state in world.controller.ledger.states("cpu").values())
+
+    play(script, POOL)
+
+
+def test_a_lost_part_is_replaced() -> None:
+    """Once it is known to be dead, and where there is room; the job goes on, and its scheduler is told."""
+
+    async def script(world: World) -> None:
+        home, other = await begun(world)
+        world.alive[other] = asyncio.Event()
+        world.lose(world.workers.members[other])
+        world.worker("cpu-2")
+        await settle()
+        assert world.told == [(KEY, {"gone": 1})]
+        assert len(world.submitted) == 2
+        assert not world.controller.parts.missing("cpu")
+        world.alive[other].set()
+        await settle()
+        address, part = world.submitted[-1]
+        assert (address, part.key) == ("tls://cpu-2", f"{KEY}+2")
+        assert not world.messages(Finished)
+        assert home in world.workers.members
+
+    play(script, POOL)
+
+
+def test_where_there_is_no_room_a_worker_is_asked_for() -> None:
+    """Lost Dask workers are counted with what waits."""
+
+    async def script(world: World) -> None:
+        _, other = await begun(world)
+        world.lose(world.workers.members[other])
+        await settle()
+        (wanted,) = world.controller.dispatch.wanted("cpu")
+        assert (wanted.request.cores, wanted.count) == (2, 1)
+
+    play(script, POOL)
+
+
+def test_the_loss_of_the_scripts_worker_ends_the_parts_first() -> None:
+    """The job runs again once nothing of its earlier attempt lives on any worker."""
+
+    async def script(world: World) -> None:
+        home, _ = await begun(world)
+        world.lose(world.workers.members[home])
+        world.worker("cpu-2")
+        await settle()
+        assert world.killed == [PART]
+        assert len(world.submitted) == 2
+        world.end(PART, "cancelled")
+        await settle()
+        assert world.submitted[-1][1].key == KEY.replace("-1.1", "-1.2")
+
+    play(script, POOL)
+
+
+def test_a_part_over_its_memory_is_replaced() -> None:
+    """With the processes that its Dask workers began; it counts as one of them over its memory."""
+
+    async def script(world: World) -> None:
+        await begun(world)
+        world.end(PART, "out-of-memory", detail="too much")
+        await settle()
+        assert [message for _, message in world.told] == [{"over": "1", "text": "too much"}, {"gone": 1}]
+        assert world.submitted[-1][1].key == f"{KEY}+2"
+
+    play(script, POOL)
+
+
+def test_a_part_that_cannot_start_is_told() -> None:
+    """The job's scheduler ends then with the reason; a worker over its memory counts with those of other nodes."""
+
+    async def script(world: World) -> None:
+        await begun(world)
+        world.controller.received({"cluster": PART, "over": "1-0", "text": "too much"})
+        world.end(PART, "not-started", detail="no such file", host="n2")
+        await settle()
+        over, failed = (message for _, message in world.told)
+        assert over == {"over": "1-0", "text": "too much"}
+        assert failed == {"failed": "its Dask workers on n2 could not go on: no such file"}
+
+    play(script, POOL)
