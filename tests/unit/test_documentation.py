@@ -45,6 +45,12 @@ def test_links_hold_in_the_plugin_catalog(name: str) -> None:
     assert [target for target in targets if not target.startswith("https://")] == []
 
 
+def test_every_page_is_on_the_site() -> None:
+    """A new page is in a table of contents, without which the site is not built."""
+    listed = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").splitlines()
+    assert {page.stem for page in ROOT.glob("docs/*.md")} - {"index", "intro"} <= set(listed)
+
+
 def test_troubleshooting_names_real_messages() -> None:
     """Each heading of the page that is ordered by message is part of one that the plugin says."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
