@@ -9,7 +9,7 @@ from snakemake_executor_plugin_dask.decide import routing
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.model.requests import Request
-from snakemake_executor_plugin_dask.model.units import format_memory
+from snakemake_executor_plugin_dask.model.units import count, format_memory
 from snakemake_executor_plugin_dask.observe.events import Event
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, WorkerState, snapshot
@@ -18,7 +18,6 @@ from snakemake_executor_plugin_dask.observe.status import queue_clause, waiting_
 from snakemake_executor_plugin_dask.observe.wording import (
     clean,
     clock,
-    count,
     full_name,
     rough,
     short_id,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from snakemake_executor_plugin_dask.cli.jobtable import NOTHING, Column, fitted
-from snakemake_executor_plugin_dask.model.units import format_memory
+from snakemake_executor_plugin_dask.model.units import count, format_memory
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WorkerState, snapshot
 from snakemake_executor_plugin_dask.observe.records import Attempt
@@ -15,7 +15,6 @@ from snakemake_executor_plugin_dask.observe.wording import (
     cause,
     clean,
     clock,
-    count,
     full_name,
     named,
     rough,

@@ -171,13 +171,13 @@ def _fit_machine(pools: tuple[Pool, ...], machine: Machine, warnings: list[str])
         )
         for pool in here
     }
-    has_cores = f"this machine has {_count(machine.cores, 'core')}"
+    has_cores = f"this machine has {units.count(machine.cores, 'core')}"
     has_memory = f"this machine has {machine.memory_mb} MB"
     for pool in sized.values():
         if (pool.cores or 0) > machine.cores:
             warnings.append(
-                f"{_whose(pool, pools)} is to have {_count(pool.cores or 0, 'core')}, but {has_cores} for this process "
-                "(as affinity and cgroup limit it): jobs share them."
+                f"{_whose(pool, pools)} is to have {units.count(pool.cores or 0, 'core')}, but {has_cores} for this "
+                "process (as affinity and cgroup limit it): jobs share them."
             )
         if (pool.memory_mb or 0) > machine.memory_mb:
             msg = (
@@ -342,7 +342,3 @@ def _flags(names: list[str]) -> str:
 
 def _verb(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -9,7 +9,7 @@ from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, job_text
 from snakemake_executor_plugin_dask.model.messages import Level
 from snakemake_executor_plugin_dask.model.pools import Pool
-from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.model.units import count, format_duration
 from snakemake_executor_plugin_dask.node.mounts import own_file_system
 from snakemake_executor_plugin_dask.observe.wording import clean, short_id
 
@@ -72,7 +72,7 @@ class Teller:
                 self._once(kind, member.pool.name, f"Pool {member.pool.name}: {text}")
 
     def worker_lost(self, member: Member, why: str, jobs: int, *, told: bool) -> None:
-        ran = f"; {jobs} job{'s' * (jobs != 1)} ran on it" if jobs else ""
+        ran = f"; {count(jobs, 'job')} ran on it" if jobs else ""
         self._say("debug" if told else "warning", f"Worker {member.name} was lost: {why}{ran}.")
 
     def last_words(self, member: Member) -> None:

@@ -63,12 +63,12 @@ def plan_text(options: Options, known: Known, scripts: Path | None = None) -> tu
 def _pool(pool: Pool, shape: Shape) -> str:
     size = []
     if shape.cores is not None:
-        size.append(_count(shape.cores, "core"))
+        size.append(units.count(shape.cores, "core"))
     if pool.memory_mb is not None and shape.memory_mb is not None:
         memory, usable = units.format_memory(pool.memory_mb), units.format_memory(shape.memory_mb)
         size.append(f"{memory} of memory ({usable} usable)")
     if shape.gpus:
-        size.append(_count(shape.gpus, f"{shape.gpu_model} GPU" if shape.gpu_model else "GPU"))
+        size.append(units.count(shape.gpus, f"{shape.gpu_model} GPU" if shape.gpu_model else "GPU"))
     size += [f"{name}={amount}" for name, amount in shape.extra]
     each = f" on each of {pool.nodes} nodes" if pool.nodes is not None else ""
     text = f"{pool.name}: {pool.cluster}"
@@ -82,10 +82,6 @@ def _pool(pool: Pool, shape: Shape) -> str:
     if pool.slurm:
         text += f"; for jobs with {', '.join(f'{name}={value}' for name, value in pool.slurm)}"
     return text + "."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _jobs(known: Known, pools: Sequence[Pool], shapes: Mapping[str, Shape]) -> tuple[list[str], list[str]]:
@@ -108,14 +104,14 @@ def _jobs(known: Known, pools: Sequence[Pool], shapes: Mapping[str, Shape]) -> t
                     refused[str(error)] = count
                     where = f"no pool can hold {'it' if count == 1 else 'them'}"
             if place < KINDS_SHOWN:
-                jobs = f"{_count(count, 'job')} of rule {rule}"
+                jobs = f"{units.count(count, 'job')} of rule {rule}"
                 lines.append(f"{jobs}, {'each ' if count > 1 else ''}{routing.describe(request)}: {where}.")
         if further := sum(count for _, count in requests[KINDS_SHOWN:]):
             verb = "asks" if further == 1 else "ask"
-            lines.append(f"{_count(further, 'further job')} of rule {rule}, which {verb} for other amounts.")
+            lines.append(f"{units.count(further, 'further job')} of rule {rule}, which {verb} for other amounts.")
         if refused:
             others = sum(refused.values()) - next(iter(refused.values()))
-            more = f"\n  (the same holds for {_count(others, 'more job')} of this rule)" if others else ""
+            more = f"\n  (the same holds for {units.count(others, 'more job')} of this rule)" if others else ""
             impossible.append(next(iter(refused)) + more)
     for rule, count in Counter(known.unknown).items():
         what = (
@@ -123,7 +119,7 @@ def _jobs(known: Known, pools: Sequence[Pool], shapes: Mapping[str, Shape]) -> t
             if count == 1
             else "they ask for is known only once their input is"
         )
-        lines.append(f"{_count(count, 'job')} of rule {rule}: what {what} there.")
+        lines.append(f"{units.count(count, 'job')} of rule {rule}: what {what} there.")
     return lines, impossible
 
 
@@ -182,7 +178,7 @@ def _trial() -> None:
     machine = this_machine()
     memory = units.format_memory(machine.memory_mb)
     print(  # noqa: T201 - it goes into the allocation's output
-        f"This allocation has started, on {socket.gethostname()}: {_count(machine.cores, 'core')}, {memory}, "
+        f"This allocation has started, on {socket.gethostname()}: {units.count(machine.cores, 'core')}, {memory}, "
         f"Python {platform.python_version()} ({sys.executable}). In a run a worker would start here."
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster, Spread
+from snakemake_executor_plugin_dask.model.units import count
 
 _HEX_WORD = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)
 _HEX_NAME = re.compile(r"[0-9a-f]{32}")
@@ -179,7 +180,7 @@ class WorkerFacts:
     batch_system: str | None = None  # of a worker of others: in whose allocation it runs
 
 
-class Member(Protocol):
+class AnyGroupMember(Protocol):
     """A job of a group job, as any part of the plugin holds it."""
 
     @property
@@ -188,18 +189,18 @@ class Member(Protocol):
     def wildcards(self) -> Wildcards: ...
 
 
-def job_text(name: str, wildcards: Wildcards, members: Sequence[Member] = (), most: int = 3) -> str:
+def job_text(name: str, wildcards: Wildcards, members: Sequence[AnyGroupMember] = (), most: int = 3) -> str:
     """A job as people know it: «align (sample=A)», for a group «group (2 jobs: align (sample=A), sort (sample=A))».
 
     It may hold what a terminal would obey. At most ``most`` members are named.
     """
     if members:
-        return f"{name} ({len(members):,} job{'s' * (len(members) != 1)}: {members_text(members, most)})"
+        return f"{name} ({count(len(members), 'job')}: {members_text(members, most)})"
     values = wildcard_text(wildcards)
     return f"{name} ({values})" if values else name
 
 
-def members_text(members: Sequence[Member], most: int = 3) -> str:
+def members_text(members: Sequence[AnyGroupMember], most: int = 3) -> str:
     """The jobs of a group: «align (sample=A), sort (sample=A), and 2 more»."""
     more = [f"and {len(members) - most:,} more"] if len(members) > most else []
     return ", ".join([*(job_text(each.rule, each.wildcards) for each in members[:most]), *more])

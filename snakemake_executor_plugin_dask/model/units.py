@@ -208,3 +208,8 @@ def _sixty(text: str) -> str:
     else:
         return ""
     return f" (in a profile YAML reads an unquoted {written} as {number})"
+
+
+def count(number: int, noun: str) -> str:
+    """«1 job», «2 jobs», «12,000 jobs»."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from snakemake_executor_plugin_dask.model.units import format_memory
+from snakemake_executor_plugin_dask.model.units import count, format_memory
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, rule_uses
 from snakemake_executor_plugin_dask.observe.attempts import jobs_data, jobs_table
 from snakemake_executor_plugin_dask.observe.charts import use_charts
@@ -24,7 +24,6 @@ from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, 
 from snakemake_executor_plugin_dask.observe.wording import (
     clean,
     core_times,
-    count,
     named,
     rough,
     share,

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from snakemake_executor_plugin_dask.model.units import count
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
-from snakemake_executor_plugin_dask.observe.wording import about, amount, both, count
+from snakemake_executor_plugin_dask.observe.wording import about, amount, both
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from snakemake_executor_plugin_dask.batch.reasons import meaning
-from snakemake_executor_plugin_dask.model.units import format_memory
+from snakemake_executor_plugin_dask.model.units import count, format_memory
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, WorkerState
 from snakemake_executor_plugin_dask.observe.use import allocation_wait_s, integral
@@ -17,7 +17,6 @@ from snakemake_executor_plugin_dask.observe.wording import (
     clock,
     columns,
     core_times,
-    count,
     rough,
     share,
     short_memory,

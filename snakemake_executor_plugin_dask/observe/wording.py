@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from snakemake_executor_plugin_dask.model.jobs import job_text, members_text, wildcard_text
 from snakemake_executor_plugin_dask.model.printed import clean_block
-from snakemake_executor_plugin_dask.model.units import format_duration, format_memory
+from snakemake_executor_plugin_dask.model.units import count, format_duration, format_memory
 from snakemake_executor_plugin_dask.observe.records import Attempt
 
 _TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -29,11 +29,6 @@ def core_times(*core_seconds: float) -> str:
     """«4 core-hours», «2 of 4 core-hours»: in the unit that suits the last one."""
     size, unit = next((known for known in _CORE_TIMES if core_seconds[-1] >= known[0] / 10), _CORE_TIMES[-1])
     return f"{' of '.join(_digits(each / size) for each in core_seconds)} {unit}"
-
-
-def count(number: int, noun: str) -> str:
-    """«1 job», «2 jobs», «12,000 jobs»."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _digits(number: float) -> str:

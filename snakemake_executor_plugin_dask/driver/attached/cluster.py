@@ -38,6 +38,7 @@ from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.model.units import count
 from snakemake_executor_plugin_dask.worker import client as task
 
 _CALL_S = 20.0
@@ -341,7 +342,7 @@ class AttachedCluster:
             self._lost_at = self._clock()
             self._ran = {job.queued.key for job in self._jobs.sent.values()}
             what = f"has not answered for {_MUTE_S:.0f} s" if mute else "closed its connection"
-            ran = f" while {_number_of_jobs(len(self._ran))} ran on its workers" if self._ran else ""
+            ran = f" while {count(len(self._ran), 'job')} ran on its workers" if self._ran else ""
             again = ", and runs these jobs again," if self._ran else ""
             text = (
                 f"The Dask scheduler at {self._address} was lost: it {what}{ran}. The run goes on{again} if it is back "
@@ -372,7 +373,7 @@ class AttachedCluster:
         else:
             jobs = self._jobs.jobs
             waiting = sum(job.waits for key, job in jobs.items() if key not in self._ran)
-            ended = f"the {_number_of_jobs(len(self._ran))} on its workers ended with it" if self._ran else "no job ran"
+            ended = f"the {count(len(self._ran), 'job')} on its workers ended with it" if self._ran else "no job ran"
             kept = f", and {waiting} more waited" if waiting else ""
             msg = (
                 f"The Dask scheduler at {self._address} was lost, and is not back with workers after {_BACK_S:.0f} s: "
@@ -401,10 +402,6 @@ class AttachedCluster:
                 self._event("renewal-failed", error=repr(error))
         await _close(self._client)
         return left
-
-
-def _number_of_jobs(number: int) -> str:
-    return "1 job" if number == 1 else f"{number} jobs"
 
 
 def _in_words(error: BaseException) -> str:
