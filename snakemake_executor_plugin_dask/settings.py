@@ -58,9 +58,15 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     )
     scheduler: Optional[str] = _setting(
         None,
-        "ADDRESS|FILE",
+        "ADDRESS|FILE|NAME",
         "Attach to a Dask scheduler that already runs, by its address (tcp:// or tls://) or its scheduler file, and "
-        "run jobs on its workers instead of bringing up any.",
+        "run jobs on its workers instead of bringing up any; or the name of a cluster that stays (see --dask-keep).",
+    )
+    keep: str = _setting(
+        "0",
+        "DURATION",
+        "For how long the cluster stays after the last run that uses it ends, as 2h or 30m; a later run that asks for "
+        "the same cluster uses it. 0: nothing stays.",
     )
     workers: Optional[str] = _setting(
         None,

@@ -9,7 +9,7 @@ A backend checks a pool, shows what it would run, and makes one `WorkerProcess` 
 import asyncio
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,14 +24,15 @@ WORKER_MODULE = "snakemake_executor_plugin_dask.worker"
 class Link:
     """How a worker reaches the driver. Paths are absolute, and workers can read them."""
 
-    run_id: str
+    run_id: str  # the run's, or that of a cluster that serves several
     scheduler: str  # Dask's address, as tls://10.0.0.1:39123
     lease: tuple[str, int] | None  # host and port of the driver's lease server; None on an attached cluster
     tls: tuple[str, str, str] | None  # ca, certificate, key
     state_dir: str  # mode 0700
-    setup: str | None  # the pickled RunSetup
+    setup: str | None  # the pickled RunSetup; None: runs come later, and bring it
     death_timeout_s: float = 60.0  # a worker that finds no scheduler for so long ends
     python: str = sys.executable
+    runs: set[str] = field(default_factory=set)  # the ids of those whose jobs the worker may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ def worker_config(pool: Pool, name: str, link: Link, **more: Any) -> dict[str, A
     """The worker's configuration; ``more`` adds or replaces entries. ``cores: None``: what the node really has."""
     tls = None if link.tls is None else dict(zip(("ca", "cert", "key"), link.tls, strict=True))
     return {
+        "cluster": link.run_id,
         "scheduler": link.scheduler,
         "lease": None if link.lease is None else list(link.lease),
         "tls": tls,

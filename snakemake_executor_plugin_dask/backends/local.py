@@ -21,7 +21,7 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, take_inventory
 from snakemake_executor_plugin_dask.node.private import append_private, read_end
-from snakemake_executor_plugin_dask.node.processes import kill_run
+from snakemake_executor_plugin_dask.node.processes import kill_worker
 
 _CLOSE_S = 5.0  # a worker that was asked to close gets so long
 _KILL_S = 10.0  # and one that was killed
@@ -87,7 +87,7 @@ class LocalWorker(WorkerProcess):
             with contextlib.suppress(TimeoutError):  # the kernel may hold it: a frozen cgroup, a file server that hangs
                 await asyncio.wait_for(process.wait(), _KILL_S)
         # The others are signalled in any case, so that what is held does nothing any more once it is released.
-        gone = await asyncio.to_thread(kill_run, self.link.run_id, self.name)
+        gone = await asyncio.to_thread(kill_worker, self.link.run_id, self.name, tuple(self.link.runs))
         return gone and process.returncode is not None
 
     async def close(self) -> None:

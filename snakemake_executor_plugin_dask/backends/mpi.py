@@ -39,7 +39,7 @@ from snakemake_executor_plugin_dask.node.hosts import (
 )
 from snakemake_executor_plugin_dask.node.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.node.private import append_private, read_end, write_private
-from snakemake_executor_plugin_dask.node.processes import kill_run
+from snakemake_executor_plugin_dask.node.processes import kill_worker
 
 Kind = Literal["srun", "openmpi", "hydra", "other"]
 
@@ -313,7 +313,11 @@ class LaunchedWorkers(WorkerProcess):
                 process.kill()
                 await process.wait()
         here = allocation_nodes(self._environ) == 1
-        gone = [await asyncio.to_thread(kill_run, self.link.run_id, self.name + suffix) for suffix in self.group]
+        link = self.link
+        gone = [
+            await asyncio.to_thread(kill_worker, link.run_id, self.name + suffix, tuple(link.runs))
+            for suffix in self.group
+        ]
         return all(gone) and (asked or here)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from snakemake_executor_plugin_dask.cli import slurm_site
+from snakemake_executor_plugin_dask.cli import clusters, slurm_site
 from snakemake_executor_plugin_dask.cli.explain import explain
 from snakemake_executor_plugin_dask.cli.finding import LOGS, fate, find_job, find_log, read_run
 from snakemake_executor_plugin_dask.cli.jobtable import (
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0; 1 with one sentence on standard error."""
     options = _parser().parse_args(arguments)
     try:
-        options.do(options)
+        code: int | None = options.do(options)
         sys.stdout.flush()
     except ConfigurationError as error:
         return _fail(str(error))
@@ -83,13 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'The event log'}: {error.strerror or error}.")
     except KeyboardInterrupt:
         return 1
+    else:
+        return code or 0
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="snakemake-dask",
-        description="Show what runs of the executor did or do, from their event logs, and write pools files.",
+        description="Show what runs of the executor did or do, look after clusters that stay, and write pools files.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -123,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     events.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until the run ends")
     _choices(jobs)
+    clusters.add_start(command("start", clusters.start, "bring up a cluster that stays, before any run"))
+    command("clusters", clusters.clusters, "list the clusters that stay, and which runs use them")
+    clusters.add_stop(command("stop", clusters.stop, "end clusters that stay, and give everything back"))
     slurm_site.add_arguments(command("pools", slurm_site.write, "write a pools file from what this site's Slurm has"))
     return parser
 

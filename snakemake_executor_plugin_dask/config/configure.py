@@ -72,12 +72,19 @@ def configure(
     pools = _fit_machine(pools, machine, warnings)
     if not all(pool.kind.here for pool in pools):  # whose scheduler listens on loopback only
         check_interface(place.interface, machine.interfaces)
+    keep_s = _read(settings, "keep", _parse_keep)
+    if keep_s and any(pool.kind.found or pool.kind.launched for pool in pools):
+        warnings.append(
+            "--dask-keep is ignored: workers of a launcher or of a cluster of others end with what holds them."
+        )
+        keep_s = 0.0
     system = pools[0].kind.system
     runtime, memory, cgroup = _read(settings, "enforce", _parse_enforce)
     options = Options(
         pools=pools,
         make_slurm_pools=settings.pools is None and system is not None and system.pools_for_resources,
         scheduler=None if settings.scheduler is None else _read(settings, "scheduler", _parse_scheduler),
+        keep_s=keep_s,
         scheduler_interface=place.interface,
         scheduler_host=place.host,
         scheduler_port=place.port,
@@ -219,6 +226,10 @@ def _parse_scheduler(text: str) -> str:
     """As it is named: a scheduler that comes back has another address, so the file is read anew each time."""
     scheduler_address(text)
     return text if "://" in text else str(_absolute(text))
+
+
+def _parse_keep(text: str) -> float:
+    return 0.0 if text.strip() == "0" else units.parse_duration_s(text)
 
 
 def _parse_enforce(text: str) -> tuple[bool, bool, bool]:

@@ -1,8 +1,8 @@
 """What waiting jobs wait for, as data for the status and the report. Pure."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.decide import gangs
 from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
@@ -34,12 +34,23 @@ class Blocker:
 _WORDS = {"memory_mb": "memory"}
 
 
-def blockers(waiting: Waiting, ledger: Ledger, now: float, most: int = 50) -> list[Blocker]:
-    """What the waiting jobs wait for: the first ``most`` classes of each pool, in order."""
+def blockers(
+    waiting: Waiting, ledger: Ledger, now: float, most: int = 50, among: Container[str] | None = None
+) -> list[Blocker]:
+    """What the waiting jobs wait for: the first ``most`` classes of each pool, in order.
+
+    ``among``: the keys of the jobs that are meant; None: all. Others wait in the same order, and are not counted.
+    """
     found: list[Blocker] = []
     for queue in waiting.queues():
         states = [state for state in ledger.states(queue.pool.name).values() if not state.draining]
-        found += [_blocker(queue, cls, states, now) for _, cls in queue.heads[:most]]
+        for _, cls in queue.heads[:most]:
+            blocker = _blocker(queue, cls, states, now)
+            if among is not None:
+                jobs = [entry.job for _, entry in cls.heap if entry.waits and entry.job.key in among]
+                blocker = replace(blocker, count=len(jobs), names=tuple(dict.fromkeys(job.name for job in jobs[:20])))
+            if blocker.count:
+                found.append(blocker)
     return found
 
 

@@ -271,6 +271,11 @@ class Ledger:
         self._gained.get(state.pool.name, set()).discard(name)
         return list(state.held)
 
+    def idle_from(self, now: float) -> None:
+        """What is idle counts as idle from now on: a run has come that may need it."""
+        for state in self._workers.values():
+            state.idle_since = None if state.idle_since is None else now
+
     def drain(self, name: str) -> None:
         """Place nothing more on this worker. Raises KeyError."""
         self._workers[name].draining = True

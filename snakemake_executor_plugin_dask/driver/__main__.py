@@ -12,7 +12,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from snakemake_executor_plugin_dask.interior import checks
@@ -52,10 +53,50 @@ def main() -> int:
     except EOFError:
         return 0
     assert isinstance(begin, Begin)
-    return asyncio.run(_drive(begin, sock))
+    return asyncio.run(_drive(begin, sock) if begin.kept is None else _relay(begin, sock))
 
 
-async def _drive(begin: Begin, sock: socket.socket) -> int:
+async def _relay(begin: Begin, sock: socket.socket) -> int:
+    """For a run on a cluster that stays, and has its own process."""
+    from snakemake_executor_plugin_dask.driver.relay import Relay, enter
+
+    assert begin.kept is not None
+    entered, told = None, ""
+    try:
+        entered = await enter(begin)
+    except ConfigurationError as error:
+        told = str(error)
+    if isinstance(entered, list):  # it is another host's business: this run has a cluster of its own
+        return await _drive(replace(begin, kept=None), sock, entered)
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 26)
+
+    def send(message: object) -> None:
+        if not writer.is_closing():
+            writer.write(frame(message))
+
+    relay = Relay(begin, send)
+    failed = True
+    try:
+        if entered is None:
+            raise ConfigurationError(told)  # noqa: TRY301 - told as the others are
+        await relay.run(entered, reader)
+        failed = False
+    except ConfigurationError as error:
+        send(Fatal(str(error)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, Snakemake is told
+        traceback.print_exc()
+        send(Fatal(f"the driver process failed: {error!r} (its log: {begin.state_dir}/driver.log)"))
+    left = relay.close(failed=failed)
+    send(Stopped(left))
+    try:
+        await asyncio.wait_for(writer.drain(), 5.0)
+    except (TimeoutError, ConnectionError):
+        pass  # Snakemake is gone
+    writer.close()
+    return int(failed)
+
+
+async def _drive(begin: Begin, sock: socket.socket, notes: Sequence[str] = ()) -> int:
     reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 26)
 
     def send(message: object) -> None:
@@ -69,8 +110,9 @@ async def _drive(begin: Begin, sock: socket.socket) -> int:
         warning = _check(attached=attached)
         run = _new_run(begin, send)
         bound_log()  # those loggers, too, that came with Dask
-        if warning:
-            run.say("warning", warning)
+        for text in (warning, *notes):
+            if text:
+                run.say("warning", text)
         await run.start()
         await _serve(run, reader)
     except ConfigurationError as error:

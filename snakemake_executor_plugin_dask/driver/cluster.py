@@ -31,6 +31,9 @@ class Journal(Protocol):
         """Add an event; never raises for the file."""
 
 
+#: Shows a sentence to the user, and keeps it in the event log.
+Say = Callable[[Level, str], None]
+
 #: Pools for these requests and their names in the making, and why some of the requests can have none. The second
 #: argument: whether they are larger ones beside those of the same Slurm resources. May take as long as Slurm does.
 MakePools = Callable[[Sequence[Request], bool], Awaitable[tuple[Sequence[Pool], Mapping[Request, str]]]]
@@ -41,7 +44,7 @@ class Surroundings:
     """What a run's parts act through. None of it waits or raises, but for ``make_pools``."""
 
     send: Callable[[object], None]  # to Snakemake
-    say: Callable[[Level, str], None]  # to the user, and into the event log
+    say: Say
     event: Journal
     failed: Callable[[BaseException], None]  # an error of the driver's own: the run ends with it
     state_dir: str

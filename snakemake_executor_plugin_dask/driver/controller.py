@@ -394,6 +394,14 @@ class Controller:
         self._around.send(Finished(key, dataclasses.replace(outcome, key=key), job.attempt.number, message))
         self._changed.set()
 
+    def abandon(self) -> None:
+        """The run is over, and every process of its attempts is gone, told or not: nothing is held for them."""
+        for job in list(self.sent.values()):
+            self._over(job, State.LOST)
+            self.jobs.pop(job.queued.key, None)
+        self.parts.abandon()
+        self._tasks.cancel()
+
     # A worker is lost
 
     def worker_lost(self, member: Member, why: str, *, told: bool = False) -> None:

@@ -175,6 +175,11 @@ class Parts:
             if found.missing and found.pool.name == pool
         ]
 
+    def abandon(self) -> None:
+        """The run is over: every process of its parts is gone, and nothing is held for them."""
+        self._jobs.clear()
+        self._tasks.cancel()
+
     # One part
 
     def _add(self, found: _Job, worker: str, workers: int, devices: tuple[str, ...]) -> Part:

@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from snakemake_executor_plugin_dask.interior import (
     snakemake_scheduler,
     snakemake_settings,
 )
+from snakemake_executor_plugin_dask.kept import recognise
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.model.jobs import job_text
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
@@ -140,9 +142,13 @@ class Session:
             )
             raise as_error(msg)
         try:
-            self._options, warnings = configure_here(settings)
+            kept = settings.scheduler if settings.scheduler and recognise.is_name(settings.scheduler) else None
+            self._options, warnings = configure_here(replace(settings, scheduler=None) if kept else settings)
+            if kept:
+                self._options = recognise.named(kept, self._options, os.environ)
         except ConfigurationError as error:
             raise as_error(str(error)) from None
+        self._asked = self._options  # before anything is completed by what this machine or batch system has
         for warning in warnings:
             self._voice.warning(warning)
         self._run_id = new_run_id()
@@ -346,12 +352,16 @@ class Session:
     def _driver(self) -> DriverLink:
         if self._link is None:
             self._make_state_directory()
+            kept, notes = recognise.choose(self._asked, self._options, os.environ)
+            for note in notes:
+                self._voice.info(note)
             begin = Begin(
                 setup=self._handover.setup(dict(os.environ)),
                 options=self._options,
                 state_dir=os.fspath(self._state_dir),
                 event_log=f"{self._state_dir}.events.jsonl",
                 jobs=self._known_jobs,
+                kept=kept,
             )
             self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed)
             self._voice.kept_by(self._link.send)

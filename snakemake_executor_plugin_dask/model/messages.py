@@ -5,11 +5,14 @@ Both run the same code on the same machine, joined by a socket pair that only th
 
 import pickle
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.requests import Request
+
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_dask.model.kept import Kept
 
 # Executor to driver
 
@@ -27,6 +30,7 @@ class Begin:
     state_dir: str  # .snakemake/dask/<run id>, mode 0700
     event_log: str
     jobs: int = 0  # that are known before the first one, a group's as one
+    kept: "Kept | None" = None  # the cluster that the run is to use, if that is one that stays
 
 
 @dataclass(frozen=True, slots=True)

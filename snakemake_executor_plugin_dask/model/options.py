@@ -31,6 +31,8 @@ class Options:
     scheduler_interface: str | None = None
     scheduler_host: str | None = None
     scheduler_port: int = 0
+    kept: str | None = None  # the name of the cluster that stays, where `--dask-scheduler` gives one
+    keep_s: float = 0.0  # for how long the cluster stays after this run
     job_start: JobStart = "warm"
     enforce_runtime: bool = True
     enforce_memory: bool = True

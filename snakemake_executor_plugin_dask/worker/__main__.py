@@ -25,7 +25,7 @@ from snakemake_executor_plugin_dask.node.descriptors import raise_limit
 from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, near_cores, take_inventory
 from snakemake_executor_plugin_dask.node.own_log import bound_log
 from snakemake_executor_plugin_dask.node.private import read_private, write_private
-from snakemake_executor_plugin_dask.worker import client
+from snakemake_executor_plugin_dask.worker import client, runs
 
 
 def main() -> int:
@@ -42,6 +42,13 @@ def main() -> int:
     raise_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
     name = known.name or rank.worker_name(config["name"], os.environ)
+    scratch = _scratch(config["local_directory"])
+    if config["setup"] is None:  # runs come later
+        processes.become_subreaper()
+        try:
+            return asyncio.run(_serve(config, name, started, scratch, None, known.config.parent))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     setup: RunSetup = pickle.loads(read_private(config["setup"]))
     if config.get("own_python"):
         setup = replace(setup, python=sys.executable)  # the pool names another one than Snakemake's
@@ -49,10 +56,9 @@ def main() -> int:
     lease = {"host": host, "port": port, "worker": name, "run": setup.run_id, **config["tls"]}
     lease_path = known.config.with_name(f"lease-{name}.json")
     write_private(lease_path, json.dumps(lease).encode())
-    scratch = _scratch(config["local_directory"])
     supervisor = client.SupervisorProcess(setup, os.fspath(lease_path), scratch=scratch)
     try:
-        return asyncio.run(_serve(config, name, setup, supervisor, started, scratch))
+        return asyncio.run(_serve(config, name, started, scratch, (setup, supervisor), known.config.parent))
     finally:
         lease_path.unlink(missing_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -69,11 +75,12 @@ def _scratch(wanted: str | None) -> str:
 async def _serve(
     config: dict[str, Any],
     name: str,
-    setup: RunSetup,
-    supervisor: client.SupervisorProcess,
     started: float,
     scratch: str,
+    only: tuple[RunSetup, client.SupervisorProcess] | None,
+    directory: Path,
 ) -> int:
+    """``only``: the run that the worker is for, and its supervisor; None: runs come later, by `runs`."""
     import dask
     from distributed.security import Security
 
@@ -87,7 +94,7 @@ async def _serve(
     from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
     from snakemake_executor_plugin_dask.interior.dask_listening import guard
 
-    facts = _facts(config, name, setup, supervisor, started)
+    facts = _facts(config, name, started, only)
     dask.config.set(WORKER_CONFIGURATION)
     quieten()
     bound_log()
@@ -103,8 +110,6 @@ async def _serve(
         tls_client_cert=tls["cert"],
         tls_client_key=tls["key"],
     )
-    topic = client.event_topic(setup.run_id)
-    link = client.SupervisorLink(setup.run_id, name, supervisor, lambda message: worker.log_event(topic, message))
     worker = QuietWorker(
         config["scheduler"],
         name=name,
@@ -119,10 +124,17 @@ async def _serve(
         death_timeout=config["death_timeout_s"],
         resources={},
     )
-    worker.metrics |= link.metrics()
-    await link.open()
-    client.links[setup.run_id] = link
-    client.described[setup.run_id] = facts
+    worker.metrics |= client.METRICS
+    client.described[config["cluster"]] = facts
+    link: client.SupervisorLink | None = None
+    if only is None:
+        runs.serving = runs.Serving(name, config, directory, scratch, facts, worker)
+    else:
+        run_id = only[0].run_id
+        topic = client.event_topic(run_id)
+        link = client.SupervisorLink(run_id, name, only[1], lambda message: worker.log_event(topic, message))
+        await link.open()
+        client.links[run_id], client.described[run_id] = link, facts
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(worker.close(reason="SIGTERM")))
     try:
@@ -134,6 +146,11 @@ async def _serve(
             "file\n"
         )
         return 1
+    if link is None:
+        await worker.finished()  # type: ignore[no-untyped-call]
+        await asyncio.gather(*map(runs.end, list(client.links)))
+        runs.clear(directory)
+        return 0
     lost = asyncio.create_task(link.lost.wait())
     finished = asyncio.create_task(worker.finished())  # type: ignore[no-untyped-call]
     await asyncio.wait({lost, finished}, return_when=asyncio.FIRST_COMPLETED)
@@ -145,7 +162,7 @@ async def _serve(
 
 
 def _facts(
-    config: dict[str, Any], name: str, setup: RunSetup, supervisor: client.SupervisorProcess, started: float
+    config: dict[str, Any], name: str, started: float, only: tuple[RunSetup, client.SupervisorProcess] | None
 ) -> WorkerFacts:
     from snakemake_executor_plugin_dask.model.pools import usable_memory_mb
     from snakemake_executor_plugin_dask.node.machine import this_machine
@@ -159,12 +176,12 @@ def _facts(
         name=name,
         host=host,
         pid=os.getpid(),
-        supervisor_pid=supervisor.process.pid,
+        supervisor_pid=0 if only is None else only[1].process.pid,
         cores=config["cores"] or cores,
         memory_mb=usable_memory_mb(config["memory_mb"] or memory_mb),
         devices=found.devices,
         too_few=complaint(config.get("gpus"), found, host) or "",
-        cold=processes.why_cold() if setup.job_start == "warm" else "",
+        cold=processes.why_cold() if only is None or only[0].job_start == "warm" else "",
         near=near_cores(found.devices, os.sched_getaffinity(0)) if found.devices else (),
         remaining_s=remaining,
         hosts=allocation.allocation_hosts(os.environ) if config["nodes"] else (),

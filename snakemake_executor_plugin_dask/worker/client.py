@@ -100,19 +100,12 @@ class SupervisorLink:
         #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes. Told every few seconds.
         self.uses: Mapping[str, tuple[float, float]] = {}
         self._told = time.monotonic()
-        self._cores = 0.0  # at work in all jobs, between the last two times
-
-    def metrics(self) -> dict[str, Callable[[Any], float]]:
-        """What Dask's page of workers is to show beside figures of Dask's own process."""
-        return {
-            "jobs: cores at work": lambda _: round(self._cores, 1),
-            "jobs: memory in MB": lambda _: round(sum(memory_mb for _, memory_mb in self.uses.values())),
-        }
+        self.cores_at_work = 0.0  # in all jobs, between the last two times
 
     def _note_uses(self, uses: Mapping[str, tuple[float, float]]) -> None:
         now = time.monotonic()
         used_s = sum(max(0.0, cpu_s - self.uses.get(key, (0.0, 0.0))[0]) for key, (cpu_s, _) in uses.items())
-        self._cores = used_s / max(1.0, now - self._told)
+        self.cores_at_work = used_s / max(1.0, now - self._told)
         self.uses, self._told = uses, now
 
     async def open(self) -> None:
@@ -230,10 +223,21 @@ class SupervisorLink:
 
 links: dict[str, SupervisorLink] = {}
 
+#: What Dask's page of workers is to show beside figures of Dask's own process: of all runs' jobs.
+METRICS: dict[str, Callable[[Any], float]] = {
+    "jobs: cores at work": lambda _: round(sum(link.cores_at_work for link in links.values()), 1),
+    "jobs: memory in MB": lambda _: round(
+        sum(memory_mb for link in links.values() for _, memory_mb in link.uses.values())
+    ),
+}
+
 
 async def run_job(run_id: str, spec: JobSpec) -> Outcome:
     """The Dask task: one attempt of one job."""
-    return await links[run_id].run(spec)
+    link = links.get(run_id)
+    if link is None:  # its supervisor has ended while the job was on its way
+        return Outcome(spec.key, "lost", host=platform.node(), detail="the worker's supervisor process ended")
+    return await link.run(spec)
 
 
 async def kill_job(run_id: str, key: str, reason: str) -> None:

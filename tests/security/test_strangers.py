@@ -65,6 +65,23 @@ def test_silence_and_noise_end_no_run_on_this_machine(directory: Path, attacker:
     run.expect_gone(20)
 
 
+@pytest.mark.usefixtures("few_descriptors")
+def test_a_cluster_that_stays_is_closed_to_others(
+    directory: Path, attacker: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head's door, too: no noise ends it or its run, and nobody else reads what is written down of it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(directory / "state"))
+    body = "while ! test -e go; do sleep 0.1; done"
+    with snakemake(directory, logged_jobs(3, body), "--dask-worker-cores", "1", "--dask-keep", "1h") as run:
+        wait_for(lambda: started(run), "a job started")
+        ports = listening(run)
+        assert set(ports.values()) == {"127.0.0.1"}
+        assert len(ports) == 4, ports  # scheduler, leases, the head's door, worker
+        assert attacker.does(os.access, str(directory / "state" / "snakemake-dask"), os.X_OK) is False
+        attack(run, attacker, 1000)
+        jobs_go_on(run, 3)
+
+
 def test_who_only_looks_like_a_supervisor_is_not_believed(directory: Path, attacker: Account) -> None:
     """A process of another user's that calls itself a supervisor of this run, and carries its jobs' key."""
     body = "while ! test -e go; do sleep 0.1; done"
@@ -88,7 +105,7 @@ def test_who_only_looks_like_a_supervisor_is_not_believed(directory: Path, attac
             begun = time.monotonic()
             jobs_go_on(run, 1)
             assert "not seen to be gone" not in run.output
-            assert processes.kill_run(run_id, "local-0", timeout_s=60.0)
+            assert processes.kill_worker(run_id, "local-0", [run_id], timeout_s=60.0)
             assert time.monotonic() - begun < 60 * slowness()
             assert disguised.poll() is None  # it is none of the run's business
         finally:

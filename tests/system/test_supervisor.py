@@ -15,7 +15,7 @@ from running import slowness
 from supervising import RUN_ID, alive, fake_worker, marked_processes, pids_in, run_setup, wait_for
 
 from snakemake_executor_plugin_dask.model.job_messages import Kill, Leave, Renew
-from snakemake_executor_plugin_dask.node.processes import kill_run
+from snakemake_executor_plugin_dask.node.processes import kill_worker
 from snakemake_executor_plugin_dask.worker.attach import end_from_outside
 
 PYTHON = sys.executable
@@ -451,7 +451,7 @@ def test_many_short_jobs(worker):
     assert worker.stderr.read_text() == ""
 
 
-def test_kill_run_ends_a_frozen_supervisor_and_its_jobs(tmp_path):
+def test_killing_a_worker_ends_a_frozen_supervisor_and_its_jobs(tmp_path):
     """When worker and supervisor both stand still, another process can end everything of this worker, and only that."""
     run = tmp_path / RUN_ID
     run.mkdir()
@@ -467,6 +467,6 @@ def test_kill_run_ends_a_frozen_supervisor_and_its_jobs(tmp_path):
             leader, (daemon,) = worker.wait_started(key), pids_in(tmp_path / "pids", 1)
             worker.process.send_signal(signal.SIGKILL)
             worker.wait()
-            assert kill_run(RUN_ID, "w-1")
+            assert kill_worker(RUN_ID, "w-1", [RUN_ID])
             assert not any(map(alive, (leader, daemon)))
             assert alive(bystander)

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import dask
+import dask_jobqueue  # noqa: F401 - its first import adds its defaults to Dask's configuration
 import psutil
 import pytest
 from distributed.utils import get_ip
 
 from snakemake_executor_plugin_dask.batch.allocations import Ran
 from snakemake_executor_plugin_dask.driver import pools as pools_module
-from snakemake_executor_plugin_dask.driver.own import cluster as cluster_module
+from snakemake_executor_plugin_dask.driver.own import core as core_module
 from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
@@ -45,7 +46,7 @@ def dask_configuration() -> Iterator[None]:
 @pytest.mark.usefixtures("dask_configuration")
 def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a bounded time the driver gives up, names workers not seen to go, and keeps their record and the lock."""
-    monkeypatch.setattr(cluster_module, "_CLOSE_S", 0.05)
+    monkeypatch.setattr(core_module, "_CLOSE_S", 0.05)
     state_dir = tmp_path / "abc12345"
     state_dir.mkdir()
     (state_dir / "allocations.jsonl").write_text('{"submitting": "cpu-0"}\n')
@@ -63,7 +64,7 @@ def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, mon
         dask_clusters.append(dask_cluster)
         return SimpleNamespace(members=members, close=hang)
 
-    monkeypatch.setattr(cluster_module, "Fleet", fleet)
+    monkeypatch.setattr(core_module, "Fleet", fleet)
 
     async def end() -> tuple[str, ...]:
         run = Run(Begin(SETUP, options, str(state_dir), str(tmp_path / "events.jsonl")), lambda _: None)

@@ -39,7 +39,7 @@ def test_a_worker_that_does_not_die_is_not_waited_for(monkeypatch: pytest.Monkey
 
     async def kill() -> bool:
         worker = LocalWorker(Pool("local", "local", cores=1), "local-0", LINK)
-        monkeypatch.setattr(local, "kill_run", lambda *_: bool(killed.append(True)))
+        monkeypatch.setattr(local, "kill_worker", lambda *_: bool(killed.append(True)))
         held = SimpleNamespace(returncode=None, kill=lambda: killed.append(True), wait=asyncio.Event().wait)
         worker._process = held  # type: ignore[assignment]
         return await asyncio.wait_for(worker.kill(), 30)

@@ -32,6 +32,7 @@ VALUES: dict[str, str | bool] = {
     "walltime": "04:00:00",
     "options": '{queue: boost, account: cin_staff, interface: ib0, job_extra_directives: ["--tasks-per-node=1"]}',
     "idle_timeout": "90",
+    "keep": "2h",
     "job_start": "cold",
     "enforce": "none",
     "lost_worker_retries": "0",

@@ -20,11 +20,12 @@ def test_what_jobs_use_is_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(client.time, "monotonic", lambda: now[0])
     link = client.SupervisorLink("run", "local-0", types.SimpleNamespace(), print)  # type: ignore[arg-type]
+    monkeypatch.setattr(client, "links", {"run": link})
 
     def told(at: float, **uses: tuple[float, float]) -> list[float]:
         now[0] = at
         link._received(Uses(uses))
-        return [metric(None) for metric in link.metrics().values()]
+        return [metric(None) for metric in client.METRICS.values()]
 
     assert told(105.0, a=(5.0, 100.0)) == [1.0, 100.0]
     assert told(110.0, a=(12.5, 120.0), b=(2.5, 80.4)) == [2.0, 200.0]

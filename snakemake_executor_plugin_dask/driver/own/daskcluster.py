@@ -4,7 +4,7 @@ Workers are the fleet's. Dask's `SpecCluster` has no part in it: it makes worker
 behind one lock, and closes a lost one by itself some seconds later.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,18 +40,17 @@ class _Ears(SchedulerPlugin):
         self._hear.worker_removed(worker)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        if topic == self._hear.topic:
-            self._hear.event(msg)
+        if (heard := self._hear.topics.get(topic)) is not None:
+            heard(msg)
 
 
 @dataclass(frozen=True, slots=True)
 class Hear:
     """Whom to tell, on the event loop."""
 
-    topic: str
+    topics: Mapping[str, Callable[[Any], None]]  # of events, and who gets them
     worker_added: Callable[[str, str], object]  # address, name
     worker_removed: Callable[[str], None]  # address
-    event: Callable[[Any], None]
 
 
 class DaskCluster:

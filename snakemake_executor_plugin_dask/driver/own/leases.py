@@ -136,25 +136,30 @@ class LeaseServer:
             with contextlib.suppress(RuntimeError):  # it is closed
                 self._loop.call_soon_threadsafe(_send, connection, {"stop": True})
 
-    def forget(self, run: str) -> None:
-        """A run is over, and its supervisors have left."""
-        for key in [key for key in self.connections if key[1] == run]:
-            del self.connections[key]
+    def forget(self, run: str, worker: str | None = None) -> None:
+        """A run is over, and its supervisors have left; or the one on this worker has."""
+        for key in list(self.connections):
+            if key[1] == run and worker in (None, key[0]):
+                del self.connections[key]
 
     def listen_anew(self) -> None:
         """Forget for how long nobody was heard: this process stood still itself."""
         for connection in list(self.connections.values()):
             connection.heard = time.monotonic()
 
-    def uses(self) -> dict[str, tuple[float, ...]]:
-        """What jobs used when their supervisors last said so, by key: when, CPU time in s, memory in 10^6 bytes."""
-        lines = [line for line in list(self.connections.values()) if line.open]
+    def uses(self, run: str) -> dict[str, tuple[float, ...]]:
+        """What a run's jobs used when that was last said, by key: when, CPU time in s, memory in 10^6 bytes."""
+        lines = [line for line in list(self.connections.values()) if line.open and line.run == run]
         return {key: (line.used, *use) for line in lines for key, use in line.uses.items()}
 
     def silent_s(self, worker: str) -> float | None:
-        """Seconds since the most silent of its supervisors said anything; None: none has connected."""
+        """Seconds since the most silent of its supervisors said anything; None: none has connected.
+
+        Those of runs that live: the others end by themselves, whatever they say.
+        """
         now = time.monotonic()
-        return max((now - connection.heard for connection in self._of(worker)), default=None)
+        heard = [connection.heard for connection in self._of(worker) if self._alive(connection.run)]
+        return now - min(heard) if heard else None
 
     def last_renewal(self, worker: str) -> float | None:
         """Monotonic time at which a renewal was last sent that may have arrived."""

@@ -1,5 +1,7 @@
 """How many workers there are: what the waiting jobs need is asked for, and what is idle is given back."""
 
+from collections.abc import Callable
+
 from snakemake_executor_plugin_dask.decide import demand
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.own.fleet import Fleet
@@ -9,9 +11,11 @@ from snakemake_executor_plugin_dask.model.pools import Pool
 class Scaling:
     """Asks a fleet for what the jobs of all runs need."""
 
-    def __init__(self, dispatch: Dispatch, fleet: Fleet) -> None:
+    def __init__(self, dispatch: Dispatch, fleet: Fleet, bounds: Callable[[Pool], Pool] = lambda pool: pool) -> None:
+        """``bounds``: the pool with the bounds that hold for it now."""
         self._dispatch = dispatch
         self._fleet = fleet
+        self._bounds = bounds
         self._not_before = float("-inf")
         self._surplus_since: dict[str, float] = {}  # by pool: since when more workers start than are needed
 
@@ -22,7 +26,7 @@ class Scaling:
             return
         for pool in dispatch.pools.values():
             if pool.name not in dispatch.pools.given_up:
-                self._scale(pool, now)
+                self._scale(self._bounds(pool), now)
         # Thousands of different requests take a while to pack: at most a twentieth of the time goes there.
         self._not_before = now + 20 * (dispatch.clock() - now)
 

@@ -1,0 +1,239 @@
+"""`snakemake-dask start`, `clusters` and `stop`: clusters that stay. Starts and ends them, and prints."""
+
+import argparse
+import asyncio
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_dask.cli.jobtable import Column, fitted
+from snakemake_executor_plugin_dask.config.configure import configure_here
+from snakemake_executor_plugin_dask.config.plainyaml import YamlError, load
+from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
+from snakemake_executor_plugin_dask.kept import directory, joining, recognise
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.kept import Ask, End, Kept, Told, name_of
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.settings import ExecutorSettings
+
+#: The settings that say what the cluster is.
+_SETTINGS = (
+    "cluster", "pools", "workers", "worker_cores", "worker_memory", "worker_gpus", "walltime", "options",
+    "idle_timeout", "dashboard", "keep",
+)  # fmt: skip
+_COLUMNS = (
+    Column("CLUSTER", 100),
+    Column("HOST", 60),
+    Column("UP FOR", 70, right=True),
+    Column("UNTIL", 90),
+    Column("WORKERS", 80, right=True),
+    Column("RUNS", 85),
+    Column("CORE-HOURS", 50, right=True),
+    Column("IDLE", 40, right=True),
+)
+_ANSWER_S = 30.0
+_END_S = 180.0
+_LOOK_EVERY_S = 0.2
+
+
+def add_start(parser: argparse.ArgumentParser) -> None:
+    """The settings of clusters, under their own names."""
+    for field in dataclasses.fields(ExecutorSettings):
+        if field.name in _SETTINGS:
+            metavar = field.metadata.get("metavar")
+            flag = "--dask-" + field.name.replace("_", "-")
+            parser.add_argument(flag, dest=field.name, metavar=metavar, help=field.metadata["help"].replace("%", "%%"))
+    parser.add_argument("--profile", metavar="DIR", help="a profile of Snakemake: its settings of this executor hold")
+    parser.add_argument("--wait", action="store_true", help="return once the least number of workers is there")
+
+
+def add_stop(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of clusters, as `snakemake-dask clusters` shows them")
+    parser.add_argument("--all", action="store_true", help="all clusters that are up")
+    parser.add_argument("--force", action="store_true", help="also where runs use them, without asking")
+
+
+def start(options: argparse.Namespace) -> int | None:
+    """Bring a cluster up before any run."""
+    given = {name: value for name in _SETTINGS if (value := getattr(options, name)) is not None}
+    given = _of_profile(options.profile) | given
+    if given.get("keep", "0") == "0":
+        msg = "For how long is the cluster to stay? Say it by --dask-keep, as 8h."
+        raise ConfigurationError(msg)
+    asking, warnings = configure_here(ExecutorSettings(**given))
+    for warning in warnings:
+        _say(warning)
+    asked = recognise.asked_for(asking, os.environ)
+    where = directory.root(os.environ) / name_of(asked)
+    was_up = directory.read(where) is not None and directory.fate(where) != "dead"
+    kept = Kept(where.name, os.fspath(where), asked, _completed(asking), asking.keep_s)
+    link, said = asyncio.run(_joined(kept))
+    for text in said:
+        _say(text)
+    if not link:
+        return 1
+    _print(f"Cluster {kept.name} is up{' already' if was_up else ''}. {_least(kept, was_up=was_up)}")
+    if options.wait and not was_up:
+        return _wait(kept)
+    return None
+
+
+def _completed(options: Options) -> Options:
+    """The pools completed and checked as a run's are. ConfigurationError where one cannot work."""
+    if all(pool.cluster == "local" and not pool.gpus for pool in options.pools):
+        return options
+    return ask(Question(options, ())).options
+
+
+async def _joined(kept: Kept) -> tuple[bool, list[str]]:
+    link, said = await joining.join(kept, least=True)
+    if link is not None:
+        link[1].close()
+    return link is not None, said
+
+
+def _of_profile(profile: str | None) -> dict[str, str]:
+    """The settings of this executor that a profile holds. ConfigurationError."""
+    if profile is None:
+        return {}
+    names = ("config.v9+.yaml", "config.v8+.yaml", "config.yaml")
+    found = next((path for name in names if (path := Path(profile, name)).exists()), None)
+    if found is None:
+        msg = f"--profile {profile} has no config.yaml."
+        raise ConfigurationError(msg)
+    try:
+        values = load(found.read_text(encoding="utf-8")) or {}
+    except (YamlError, OSError, UnicodeDecodeError) as error:
+        msg = f"{found} cannot be read: {error}."
+        raise ConfigurationError(msg) from error
+    own = {str(key).replace("_", "-"): value for key, value in values.items()}
+    return {name: str(own[key]) for name in _SETTINGS if (key := "dask-" + name.replace("_", "-")) in own}
+
+
+def _least(kept: Kept, *, was_up: bool) -> str:
+    if was_up:
+        return ""
+    least = sum(pool.workers_min for pool in kept.options.pools)
+    if not least:
+        return "Its workers come with the first run."
+    return f"{least} worker{'' if least == 1 else 's'} {'is' if least == 1 else 'are'} asked for."
+
+
+def _wait(kept: Kept) -> int | None:
+    least = sum(pool.workers_min for pool in kept.options.pools)
+    while True:
+        told = asyncio.run(_asked(Path(kept.directory), Ask()))
+        if told is None:
+            _say(f"Cluster {kept.name} is not up any more (see {kept.directory}/head.log).")
+            return 1
+        if told.workers.get("up", 0) >= least:
+            return None
+        time.sleep(_LOOK_EVERY_S)
+
+
+def clusters(_: argparse.Namespace) -> int | None:
+    """List what is up."""
+    rows = []
+    for where, record, fate in directory.all_clusters(os.environ):
+        told = None if fate == "dead" else asyncio.run(_asked(where, Ask()))
+        rows.append(_row(where, record, fate, told))
+    if not rows:
+        _print("No cluster is up.")
+        return None
+    for line in fitted(list(_COLUMNS), list(map(list, zip(*rows, strict=True))), None):
+        _print(line)
+    return None
+
+
+def _row(where: Path, record: directory.Record | None, fate: str, told: Told | None) -> list[str]:
+    host = "?" if record is None else record.head.host
+    age = "?" if record is None else format_duration(int(time.time() - record.since))
+    if told is None:
+        return [where.name, host, age, "its head is dead" if fate == "dead" else "does not answer", "?", "?", "?", "?"]
+    until = "ends now" if told.ending else "runs use it"
+    if told.until_s is not None and not told.ending:
+        until = f"{format_duration(max(0, int(told.until_s)))} more"
+    runs = ", ".join(f"{run.run_id} ({run.jobs} jobs, {run.workdir})" for run in told.runs) or "none"
+    workers = ", ".join(f"{number} {state}" for state, number in told.workers.items()) or "none"
+    held, idle = (f"{seconds / 3600:.2f}" for seconds in (told.held_core_s, told.idle_core_s))
+    return [where.name, host, age, until, workers, runs, held, idle]
+
+
+def stop(options: argparse.Namespace) -> int | None:
+    """Give everything back."""
+    there = {where.name: (where, fate) for where, _, fate in directory.all_clusters(os.environ)}
+    names = sorted(there) if options.all else options.names
+    if not names and not options.all:
+        msg = "Which cluster? Name it, or say --all (`snakemake-dask clusters` lists them)."
+        raise ConfigurationError(msg)
+    if unknown := [name for name in names if name not in there]:
+        up = f"those that are up: {', '.join(there)}" if there else "none is up"
+        msg = f"No cluster is called {', '.join(unknown)}; {up}."
+        raise ConfigurationError(msg)
+    ended = [_stop(*there[name], force=options.force) for name in names]
+    return 0 if all(ended) else 1
+
+
+def _stop(where: Path, fate: str, *, force: bool) -> bool:
+    if fate == "dead":
+        left = joining.clear_up(where)
+        for sentence in left:
+            _say(sentence)
+        if not left:
+            _print(f"Cluster {where.name} was dead; what it had left is gone.")
+        return not left
+    told = asyncio.run(_asked(where, Ask()))
+    if told is None:
+        record = directory.read(where)
+        host = "its host" if record is None else record.head.host
+        _say(f"Cluster {where.name} does not answer from here; stop it on {host}.")
+        return False
+    if told.runs and not force:
+        runs = ", ".join(f"{run.run_id} with {run.jobs} jobs in {run.workdir}" for run in told.runs)
+        if not sys.stdin.isatty():
+            _say(f"Cluster {where.name} is used by {runs}; --force ends these, too.")
+            return False
+        if input(f"Cluster {where.name} is used by {runs}. End them? [y/N] ").strip().lower() not in ("y", "yes"):
+            return False
+    asyncio.run(_asked(where, End(force=True)))
+    deadline = time.monotonic() + _END_S
+    while where.exists() and directory.fate(where) != "dead":
+        if time.monotonic() > deadline:
+            _say(f"Cluster {where.name} has not ended within {_END_S:.0f} s (see {where}/head.log).")
+            return False
+        time.sleep(_LOOK_EVERY_S)
+    if where.exists():  # something is left to look at
+        return _stop(where, "dead", force=True)
+    _print(f"Cluster {where.name} has ended.")
+    return True
+
+
+async def _asked(where: Path, what: Any) -> Told | None:
+    """What the head tells; None where it does not answer."""
+    try:
+        link = await joining.connect(where)
+        if link is None:
+            return None
+        reader, writer = link
+        try:
+            writer.write(frame(what))
+            async with asyncio.timeout(_ANSWER_S):
+                told = await receive(reader)
+        finally:
+            writer.close()
+    except (OSError, EOFError):
+        return None
+    return told if isinstance(told, Told) else None
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201 - it is what was asked for
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201

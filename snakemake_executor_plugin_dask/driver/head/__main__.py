@@ -1,0 +1,81 @@
+"""The head's process: ``python -P -m snakemake_executor_plugin_dask.driver.head``, a pickled `kept.Start` on its input.
+
+Started by the first run that wants a cluster to stay, or by `snakemake-dask start`, and lives on after it. However it
+ends, workers and allocations are given back first. Exit codes: 0; 1 after an error, whose traceback is in its log.
+"""
+
+import asyncio
+import os
+import pickle
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from snakemake_executor_plugin_dask.interior import checks
+from snakemake_executor_plugin_dask.kept import directory as kept
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.kept import Start
+from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node.descriptors import raise_limit
+from snakemake_executor_plugin_dask.node.own_log import bound_log
+
+
+def main() -> int:
+    start: Start = pickle.load(sys.stdin.buffer)
+    sys.stdin.close()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    bound_log()
+    raise_limit()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it holds keys
+    directory = Path(start.kept.directory)
+    held = state.Held(directory)
+    failed = asyncio.run(_serve(start))
+    if not failed:
+        kept.forget(directory)
+    held.release()
+    return int(failed)
+
+
+def _log(text: str) -> None:
+    sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    sys.stdout.flush()
+
+
+async def _serve(start: Start) -> bool:
+    """Returns whether something is left to look at."""
+    interior = checks.of_dask()
+    if interior.refusal:
+        _log(f"error: {interior.refusal}")
+        return True
+    from snakemake_executor_plugin_dask.driver.head.head import Head
+
+    head = Head(start, _log)
+    bound_log()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, head.end)
+    failed = False
+    try:
+        await head.start()
+        _log(f"Cluster {start.kept.name} is up, process {os.getpid()}.")
+        ticking = asyncio.create_task(head.tick())
+        done, _ = await asyncio.wait({ticking, head.broken, head.over}, return_when=asyncio.FIRST_COMPLETED)
+        ticking.cancel()
+        for each in done:
+            each.result()
+    except ConfigurationError as error:
+        _log(f"error: {error}")
+        failed = True
+    except Exception:  # noqa: BLE001 - whatever it is, all is given back
+        traceback.print_exc()
+        failed = True
+    left = await head.close()
+    for worker in left:
+        _log(f"error: Worker {worker} was not seen to be gone.")
+    return failed or bool(left)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,338 @@
+"""A cluster that stays, while it is up: its door, its runs, and when it is over. Listens, ends workers."""
+
+import asyncio
+import dataclasses
+import math
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from snakemake_executor_plugin_dask.decide.blockers import blockers
+from snakemake_executor_plugin_dask.decide.turns import Turns
+from snakemake_executor_plugin_dask.driver.cluster import Surroundings
+from snakemake_executor_plugin_dask.driver.controller import Controller
+from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
+from snakemake_executor_plugin_dask.driver.head.runs import AllRuns, Share
+from snakemake_executor_plugin_dask.driver.outbox import Outbox
+from snakemake_executor_plugin_dask.driver.own.certificate import server_context
+from snakemake_executor_plugin_dask.driver.own.core import Core
+from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
+from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.model.kept import (
+    Alive,
+    Ask,
+    End,
+    Event,
+    Join,
+    Look,
+    RunThere,
+    Start,
+    Told,
+    Welcome,
+)
+from snakemake_executor_plugin_dask.model.messages import DropWaiting, Enqueue, Fatal, Level, Say, Stop, Stopped
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.node.door import Door
+from snakemake_executor_plugin_dask.node.former import this_process
+
+_TICK_S = 1.0
+_SCALE_EVERY_S = 0.2
+_SILENT_S = 45.0  # a run that says nothing for so long has lost its host, or its network
+_LEASE_S = 60.0  # of workers; each run's supervisors have their own
+_BACKLOG = 128
+
+Send = Callable[[object], None]
+
+
+class Head:
+    """One cluster, from its start until it is over."""
+
+    def __init__(self, start: Start, log: Callable[[str], None]) -> None:
+        """``log`` keeps a line for whoever looks after the cluster."""
+        kept = start.kept
+        self._kept, self._log = kept, log
+        self._least = start.least  # the least number of workers is held although no run is there
+        self._keep_s = kept.keep_s
+        self._began = time.monotonic()
+        self._since = time.time()
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        options = kept.options
+        self.dispatch = Dispatch(
+            Pools(options, made_by_slurm(options.slurm_template)), time.monotonic, self._failed, Turns()
+        )
+        self.core = Core(kept.name, options, kept.directory, self._say, self._failed)
+        self.runs = AllRuns(self.core, self.dispatch, self._failed)
+        self._served: dict[str, _Served] = {}
+        self._heard: dict[str, float] = {}  # by run; read on the thread of the leases
+        self._until: float | None = self._began + max(self._keep_s, _SILENT_S)
+        self._held_core_s = self._idle_core_s = 0.0
+        self._counted = self._began
+        self._socket: socket.socket | None = None
+        self._conversations: set[asyncio.Task[None]] = set()
+
+    def _say(self, level: Level, text: str) -> None:
+        self._log(f"{level}: {text}")
+        for served in self._served.values():
+            served.send(Say(level, text))
+
+    def _failed(self, error: BaseException) -> None:
+        """An error of the head's own: it ends, and all runs with it."""
+        if not self.broken.done():
+            self.broken.set_exception(error)
+
+    async def start(self) -> None:
+        """Listen, and write down where. ConfigurationError; `close` follows all the same."""
+        await self.core.start(self.dispatch, self.runs, self._lives, _LEASE_S, bounds=self._bounds)
+        self._context = server_context(self.core.files)
+        family = socket.AF_INET6 if ":" in self.core.host else socket.AF_INET
+        self._socket = socket.create_server((self.core.host, 0), family=family, backlog=_BACKLOG)
+        self._door = Door(self._socket, self._meet)
+        address = (self.core.host, self._socket.getsockname()[1])
+        record = directory.Record(
+            self._kept.name, self._kept.asked, self._kept.options, this_process(), address, self._since
+        )
+        directory.write(Path(self._kept.directory), record)
+
+    def _lives(self, run_id: str) -> bool:
+        heard = self._heard.get(run_id)
+        return heard is not None and time.monotonic() - heard < _SILENT_S
+
+    def _bounds(self, pool: Pool) -> Pool:
+        """The pool as it is scaled now: without a run nothing is asked for, and nothing that is idle given back."""
+        if self._served:
+            return pool
+        return dataclasses.replace(pool, workers_min=pool.workers_min if self._least else 0, idle_timeout_s=math.inf)
+
+    # Time goes on
+
+    async def tick(self) -> None:
+        """Scale and watch until the keep time is over."""
+        checked = 0.0
+        while True:
+            await asyncio.sleep(_SCALE_EVERY_S if self._served else _TICK_S)
+            self.core.scale()
+            now = time.monotonic()
+            if now - checked < _TICK_S:
+                continue
+            checked = now
+            await self.core.watch()
+            self._count(now)
+            for served in list(self._served.values()):
+                if now - self._heard[served.run_id] > _SILENT_S:
+                    served.cut()
+                else:
+                    served.look(now)
+            if not self._served and not self._least:
+                for pool in self.dispatch.pools.values():
+                    self.core.fleet.call_back(pool, len(self.core.fleet.starting(pool.name)))
+            if self._until is not None and now > self._until:
+                self._log("The keep time is over.")
+                self.end()
+
+    def end(self) -> None:
+        """Give everything back from now on."""
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def heard(self, run_id: str) -> None:
+        """The run has just said something: it lives."""
+        self._heard[run_id] = time.monotonic()
+
+    def _count(self, now: float) -> None:
+        passed_s, self._counted = now - self._counted, now
+        for pool in self.dispatch.pools:
+            for state in self.dispatch.ledger.states(pool).values():
+                nodes, free = (state.total.nodes, state.free.nodes) if state.wide else (1, 0)
+                self._held_core_s += passed_s * state.total.cores * nodes
+                self._idle_core_s += passed_s * (free * state.total.cores if state.wide else state.free.cores)
+
+    # Whoever comes
+
+    async def _meet(self, connection: socket.socket, _: object) -> None:
+        """Ends with the TLS handshake, in which the cluster's certificate is shown."""
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> asyncio.StreamReaderProtocol:
+            return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=1 << 26), self._came)
+
+        try:
+            await loop.connect_accepted_socket(protocol, connection, ssl=self._context)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _came(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversation = asyncio.ensure_future(self._converse(reader, writer))
+        self._conversations.add(conversation)
+        conversation.add_done_callback(self._conversations.discard)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def send(message: object) -> None:
+            if not writer.is_closing():
+                writer.write(frame(message))
+
+        try:
+            match await receive(reader):
+                case Join() as join:
+                    await self._serve(join, reader, writer, send)
+                case Ask():
+                    send(self.told())
+                case End(force=force):
+                    await self._end(send, force=force)
+            await writer.drain()
+        except (EOFError, OSError):
+            pass
+        except Exception as error:  # noqa: BLE001 - one run's message must not end the others
+            send(Fatal(f"the head of the cluster failed: {error!r} (its log: {self._kept.directory}/head.log)"))
+            self._log(f"error: {error!r}")
+        finally:
+            writer.close()
+
+    async def _serve(self, join: Join, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, send: Send) -> None:
+        if self.over.done():
+            return  # it joins the next one
+        run_id = join.begin.setup.run_id
+        self._keep_s = max(self._keep_s, join.keep_s)
+        self._least, self._until = False, None
+        self.heard(run_id)
+        self.dispatch.pools.given_up.clear()  # a new try with each run
+        self.dispatch.ledger.idle_from(time.monotonic())
+        self._add_pools(join)
+        served = self._served[run_id] = _Served(self, join, writer, send)
+        try:
+            up = sum(member.up for member in self.core.fleet.members.values())
+            send(Welcome(up, time.monotonic() - self._began))
+            await served.serve(reader)
+        finally:
+            try:
+                left = await served.close()
+            finally:
+                del self._served[run_id], self._heard[run_id]
+                if not self._served:
+                    self._until = time.monotonic() + self._keep_s
+            send(self.told())
+            send(Stopped(left))
+
+    def _add_pools(self, join: Join) -> None:
+        """A run's pools for Slurm resources are shaped from its jobs; one that is there already is shared."""
+        pools = self.dispatch.pools
+        for pool in join.begin.options.pools:
+            if any(dataclasses.replace(pool, name=there.name) == there for there in pools.values()):
+                continue
+            name, number = pool.name, 2
+            while name in pools:
+                name, number = f"{pool.name}-{number}", number + 1
+            pools.put(dataclasses.replace(pool, name=name))
+
+    def told(self) -> Told:
+        """The cluster now."""
+        states: dict[str, int] = {}
+        for member in self.core.fleet.members.values():
+            state = "starting" if member.starting else member.state.value
+            states[state] = states.get(state, 0) + 1
+        return Told(
+            pools=tuple(self.dispatch.pools),
+            workers=states,
+            cores=sum(
+                state.total.cores * (state.total.nodes if state.wide else 1)
+                for pool in self.dispatch.pools
+                for state in self.dispatch.ledger.states(pool).values()
+            ),
+            runs=[served.there() for served in self._served.values()],
+            held_core_s=self._held_core_s,
+            idle_core_s=self._idle_core_s,
+            until_s=None if self._until is None else self._until - time.monotonic(),
+            keep_s=self._keep_s,
+            ending=self.over.done(),
+        )
+
+    async def _end(self, send: Send, *, force: bool) -> None:
+        if not self._served or force:
+            self._log("It was told to stop.")
+            self.end()
+        send(self.told())
+
+    async def close(self) -> tuple[str, ...]:
+        """End all runs, give everything back, and remove what is written down. Returns workers not seen to be gone."""
+        for served in list(self._served.values()):
+            served.end(f"Cluster {self._kept.name} was stopped.")
+        others = self._conversations - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=2 * _SILENT_S)
+        if self._socket is not None:
+            self._door.close()
+            self._socket.close()
+        return await self.core.close()
+
+
+class _Served:
+    """One run, as long as it is there."""
+
+    def __init__(self, head: Head, join: Join, writer: asyncio.StreamWriter, send: Send) -> None:
+        self.run_id = join.begin.setup.run_id
+        self.send = send
+        self._begin, self._head, self._writer = join.begin, head, writer
+        self._outbox = Outbox(send, lambda: len(head.dispatch.waiting) > 0)
+        around = Surroundings(
+            send=self._outbox.send,
+            say=lambda level, text: send(Say(level, text)),
+            event=lambda kind, **fields: send(Event(kind, fields)),
+            failed=self._failed,
+            state_dir=join.begin.state_dir,
+            make_pools=made_by_slurm(join.begin.options.slurm_template),
+        )
+        self.share = Share(head.runs, join.begin.setup, join.begin.jobs)
+        self.controller = Controller(join.begin.setup, join.begin.options, self.share, head.dispatch, around)
+
+    def _failed(self, error: BaseException) -> None:
+        """This run ends with it, and no other."""
+        self.end(f"the head of the cluster failed: {error!r}")
+
+    def end(self, why: str) -> None:
+        """The run has to end; it is told so."""
+        self.send(Fatal(why))
+        self._writer.close()
+
+    async def serve(self, reader: asyncio.StreamReader) -> None:
+        """Until the run says stop, or is gone."""
+        await self.share.start(self.controller)
+        while True:
+            try:
+                message = await receive(reader)
+            except EOFError:
+                message = Stop(kill=True)
+            self._head.heard(self.run_id)
+            match message:
+                case Enqueue():
+                    self.controller.enqueue(message)
+                    self._head.core.scale()
+                case DropWaiting():
+                    self.controller.drop_waiting()
+                case Alive():
+                    pass
+                case Stop(kill=kill):
+                    self.controller.stopping = True
+                    if kill:
+                        await self.controller.kill_running()
+                    return
+
+    def look(self, now: float) -> None:
+        if not self.controller.stopping:
+            found = blockers(self.controller.waiting, self.controller.ledger, now, among=self.controller.jobs)
+            self.send(Look(found, now, self.share.uses()))
+
+    def cut(self) -> None:
+        """As if it were gone."""
+        self._writer.transport.abort()
+
+    def there(self) -> RunThere:
+        return RunThere(self.run_id, self._begin.setup.workdir, len(self.controller.jobs))
+
+    async def close(self) -> tuple[str, ...]:
+        self.controller.drop_waiting()
+        left = await self.share.close()
+        self._outbox.flush()
+        return left

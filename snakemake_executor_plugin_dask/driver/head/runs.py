@@ -1,0 +1,198 @@
+"""What the cluster says of its workers, told to every run, and each run's part of the cluster. Acts on workers.
+
+A worker belongs to all runs: it is joined, lost and seen dead once, whatever the number of runs that have jobs on it.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from snakemake_executor_plugin_dask.driver.cluster import NotNow
+from snakemake_executor_plugin_dask.driver.controller import Controller
+from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
+from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
+from snakemake_executor_plugin_dask.driver.members import Member, Members
+from snakemake_executor_plugin_dask.driver.own.core import Core
+from snakemake_executor_plugin_dask.driver.tasks import Tasks
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.worker import runs as on_worker
+
+_BEGIN_S = 60.0  # modules may come from a slow file system
+_END_S = 30.0
+
+
+class AllRuns:
+    """A `members.Listener`."""
+
+    def __init__(self, core: Core, dispatch: Dispatch, failed: Callable[[BaseException], None]) -> None:
+        self.core = core
+        self.dispatch = dispatch
+        self.failed = failed
+        self.controllers: dict[str, Controller] = {}  # by the run's id
+        self._confirming: dict[str, asyncio.Task[str | None]] = {}  # by worker
+        self._keys: dict[str, list[str]] = {}  # by lost worker: the attempts that are to be seen dead
+        self._tasks = Tasks(failed)
+
+    def worker_joined(self, member: Member) -> None:
+        self.dispatch.joined(member, self.core.fleet.up(member.pool.name))
+        for controller in self._all():
+            controller.worker_joined(member)
+
+    def worker_lost(self, member: Member, why: str, *, told: bool = False) -> None:
+        self.dispatch.drain(member.name)
+        self._keys[member.name] = []
+        for controller in self._all():
+            controller.worker_lost(member, why, told=told)
+        # It begins once each of the runs, whose tasks were spawned before, has asked for its attempts.
+        self._confirming[member.name] = self._tasks.spawn(self._confirm(member))
+
+    async def _confirm(self, member: Member) -> str | None:
+        try:
+            return await self.core.fleet.confirm_dead(member, self._keys.pop(member.name))
+        finally:
+            self.dispatch.gone(member.name)
+            self._confirming.pop(member.name, None)
+
+    async def confirmed(self, name: str, keys: Sequence[str] = ()) -> str | None:
+        """Why these attempts on a lost worker may still live; None once they are known to be dead."""
+        self._keys.get(name, []).extend(keys)
+        confirming = self._confirming.get(name)
+        return None if confirming is None else await asyncio.shield(confirming)
+
+    def fit_elsewhere(self, pool: Pool) -> bool:
+        return bool(self.controllers) and all(controller.fit_elsewhere(pool) for controller in self._all())
+
+    def preempted(self, member: Member) -> None:
+        for controller in self._all():
+            controller.preempted(member)
+
+    def warn(self, text: str) -> None:
+        for controller in self._all():
+            controller.warn(text)
+
+    def pool_failed(self, pool: Pool, why: str) -> None:
+        for controller in self._all():
+            controller.pool_failed(pool, why)
+
+    def pool_given_up(self, pool: Pool, why: str) -> None:
+        self.dispatch.pools.given_up[pool.name] = why
+        for controller in self._all():
+            controller.pool_given_up(pool, why)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        for controller in self._all():
+            controller.event(kind, **fields)
+
+    def _all(self) -> list[Controller]:
+        return list(self.controllers.values())
+
+
+class _Workers(Members):
+    """The fleet as one run sees it."""
+
+    def __init__(self, everybody: AllRuns) -> None:
+        self._everybody = everybody
+        self._fleet = everybody.core.fleet
+        self.members = self._fleet.members
+
+    async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
+        return await self._everybody.confirmed(member.name, keys)
+
+    async def preempted(self, member: Member) -> bool:
+        return await self._fleet.preempted(member)
+
+    def judged(self, member: Member, jobs: Collection[str], *, planned: bool) -> None:
+        self._fleet.judged(member, jobs, planned=planned)
+
+    def lose(self, member: Member, why: str, *, told: bool = False) -> None:
+        self._fleet.lose(member, why, told=told)
+
+
+class Share:
+    """One run's part of the cluster. A `cluster.Cluster`."""
+
+    workers: Members
+
+    def __init__(self, everybody: AllRuns, setup: RunSetup, known_jobs: int) -> None:
+        self._everybody, self._core = everybody, everybody.core
+        self._setup, self._run_id = setup, setup.run_id
+        self._known_jobs = known_jobs
+        self._begun: dict[str, asyncio.Task[None]] = {}  # by worker: its supervisor for this run is being started
+        self._tasks = Tasks(lambda _: None)  # whoever awaits one of them is told
+        self.workers = _Workers(everybody)
+
+    async def start(self, jobs: Controller) -> None:
+        self._jobs = jobs
+        self._core.hear(self._run_id, self._received)
+        self._core.link.runs.add(self._run_id)
+        self._everybody.controllers[self._run_id] = jobs
+        up = [member for member in self._core.fleet.members.values() if member.up]
+        for member in up:
+            jobs.event("worker-joined", worker=member.name, pool=member.pool.name, waited_s=0.0, facts=member.facts)
+        for member in up[: self._known_jobs]:  # the supervisor and its warm process get ready before the first job
+            self._begin(member)
+
+    def _begin(self, member: Member) -> "asyncio.Task[None]":
+        if member.name not in self._begun:
+            self._begun[member.name] = self._tasks.spawn(self._have_supervisor(member))
+        return self._begun[member.name]
+
+    async def _have_supervisor(self, member: Member) -> None:
+        try:
+            await self._core.call(member.address, on_worker.begin, self._setup, within_s=_BEGIN_S)
+        except BaseException:
+            self._begun.pop(member.name, None)
+            raise
+
+    def _received(self, message: Mapping[str, Any]) -> None:
+        if "leaving" in message:  # this run's supervisor alone, and not the worker
+            self._begun.pop(message["leaving"], None)
+            self._core.leases.forget(self._run_id, message["leaving"])
+        else:
+            self._jobs.received(message)
+
+    async def submit(self, attempt: Attempt, spec: JobSpec) -> Outcome | None:
+        if attempt.member is not None:
+            await asyncio.shield(self._begin(attempt.member))
+        if attempt.state is not State.SENT:
+            raise NotNow
+        return await self._core.submit(self._run_id, attempt, spec)
+
+    async def kill(self, attempt: Attempt, reason: str) -> None:
+        await self._core.kill(self._run_id, attempt, reason)
+
+    async def tell_cluster(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
+        await self._core.tell_cluster(self._run_id, attempt, message)
+
+    def scale(self) -> None:
+        self._core.scale()
+
+    async def watch(self) -> None:
+        """The head does, for all runs."""
+
+    def uses(self) -> Mapping[str, Sequence[float]]:
+        return self._core.uses(self._run_id)
+
+    async def close(self) -> tuple[str, ...]:
+        """End the run's jobs and supervisors. A worker where they do not end is given up, with all that runs on it."""
+        members = [m for name in self._begun if (m := self.workers.members.get(name)) is not None and m.up]
+        ended = await asyncio.gather(*(self._end_on(member) for member in members))
+        lost = [member for member, gone in zip(members, ended, strict=True) if not gone]
+        for member in lost:
+            self._core.fleet.lose(member, "a supervisor of a run that is over does not leave it")
+        unknown = await asyncio.gather(*(self._everybody.confirmed(member.name) for member in lost))
+        self._jobs.abandon()
+        self._everybody.controllers.pop(self._run_id, None)
+        self._everybody.dispatch.end(self._run_id)
+        self._core.forget(self._run_id)
+        left = tuple(member.name for member, why in zip(lost, unknown, strict=True) if why is not None)
+        if not left:
+            self._core.link.runs.discard(self._run_id)
+        return left
+
+    async def _end_on(self, member: Member) -> bool:
+        try:
+            return bool(await self._core.call(member.address, on_worker.end, self._run_id, within_s=_END_S))
+        except Exception:  # noqa: BLE001 - whatever the worker raises, or Dask for it
+            return not member.up

@@ -1,0 +1,226 @@
+"""A cluster that is brought up here: scheduler, leases, fleet, put together and taken apart again. Serves its runs.
+
+One run's own, or one that stays for several (`head`).
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import wait
+
+from snakemake_executor_plugin_dask.backends import backend_for
+from snakemake_executor_plugin_dask.backends.base import Link
+from snakemake_executor_plugin_dask.batch.allocations import cancel_unanswered
+from snakemake_executor_plugin_dask.driver import dasktasks
+from snakemake_executor_plugin_dask.driver.cluster import Say
+from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
+from snakemake_executor_plugin_dask.driver.jobs import Attempt
+from snakemake_executor_plugin_dask.driver.members import Listener
+from snakemake_executor_plugin_dask.driver.own.certificate import TLSFiles, make_tls, server_context
+from snakemake_executor_plugin_dask.driver.own.daskcluster import DaskCluster, Hear
+from snakemake_executor_plugin_dask.driver.own.fleet import Fleet
+from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
+from snakemake_executor_plugin_dask.driver.own.scaling import Scaling
+from snakemake_executor_plugin_dask.driver.tasks import Tasks
+from snakemake_executor_plugin_dask.interior import dask_network
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node.private import write_private
+from snakemake_executor_plugin_dask.worker import client as task
+
+_LOOPBACK = "127.0.0.1"
+_CLOSE_S = 100.0  # less than Snakemake waits for this process
+_RELEASE_AFTER_S = 0.2
+
+
+class Core:
+    """The cluster. Workers come with the first jobs."""
+
+    fleet: Fleet  # from `start` on
+    leases: LeaseServer
+    host: str  # where the scheduler listens
+    files: TLSFiles
+
+    def __init__(
+        self, cluster_id: str, options: Options, state_dir: str, say: Say, failed: Callable[[BaseException], None]
+    ) -> None:
+        self.id = cluster_id
+        self._options = options
+        self._state_dir = Path(state_dir)
+        self._say = say
+        self._tasks = Tasks(failed)
+        self._dask: DaskCluster | None = None
+        self._started = False
+        self._leases_started = False
+        self._topics: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        self._unreached_told = False
+        self._ended: list[Any] = []  # futures of which nothing more is wanted
+
+    async def start(
+        self,
+        dispatch: Dispatch,
+        listener: Listener,
+        alive: Callable[[str], bool],
+        lease_s: float,
+        setup: Path | None = None,
+        bounds: Callable[[Pool], Pool] = lambda pool: pool,
+    ) -> None:
+        """Listen; ConfigurationError where that cannot be. ``close`` follows all the same.
+
+        ``alive``: whether a run lives, see `LeaseServer`. ``setup``: the pickled one of the only run. None: several
+        come and go, and ``link.runs`` has the ids of those whose jobs workers may have. ``bounds``: see `Scaling`.
+        """
+        options = self._options
+        self._lease_s = lease_s
+        security, self.files = make_tls(self._state_dir)
+        backends = {pool.cluster: backend_for(pool.cluster) for pool in options.pools}
+        here = all(getattr(backends[pool.cluster], "on_this_machine", False) for pool in options.pools)
+        interface = options.scheduler_interface or next(
+            (found for pool in options.pools if (found := backends[pool.cluster].interface(pool))), None
+        )
+        # One address, and no other: a port on all of them is open to more people than have anything to do with it.
+        host = _LOOPBACK if here else options.scheduler_host or (None if interface else dask_network.own_address())
+        cluster = self._dask = DaskCluster(security, host, None if host else interface, options.scheduler_port)
+        hear = Hear(
+            topics=self._topics,
+            worker_added=lambda address, name: self._tasks.spawn(self._joined(address, name)),
+            worker_removed=self._removed,
+        )
+        dask.config.set({"temporary-directory": os.fspath(self._state_dir)})  # and not one that all users share
+        for note in await cluster.start(options.dashboard, hear):
+            self._say("warning", note)
+        self.host = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0].strip("[]")  # of IPv6
+        self.leases = LeaseServer(server_context(self.files), alive)
+        self._leases_started = True
+        # What a firewall lets through to the scheduler it lets through here, too.
+        port = options.scheduler_port
+        await self.leases.start(self.host, port + 1 if port else 0)
+        self._tasks.spawn(self.leases.renew())
+        self.link = Link(
+            run_id=self.id,
+            scheduler=cluster.scheduler_address,
+            lease=(self.host, self.leases.port),
+            tls=(self.files.ca, self.files.cert, self.files.key),
+            state_dir=os.fspath(self._state_dir),
+            setup=None if setup is None else os.fspath(setup),
+            runs=set() if setup is None else {self.id},
+        )
+        self.fleet = Fleet(cluster, self.leases, backends, self.link, lease_s, listener)
+        self._scaling = Scaling(dispatch, self.fleet, bounds)
+        self._started = True
+        if options.dashboard is not None:
+            self._tell_dashboard(cluster)
+
+    def _tell_dashboard(self, cluster: DaskCluster) -> None:
+        path = self._state_dir / "dashboard"
+        write_private(path, f"{cluster.dashboard_link}\n".encode())
+        told = "It shows running jobs; those that wait or have ended are in `snakemake-dask status`."
+        self._say("info", f"Dask's dashboard: the link is in {path}. {told}")
+
+    def _removed(self, address: str) -> None:
+        if self._started:
+            self.fleet.removed(address)
+
+    async def _joined(self, address: str, name: str) -> None:
+        await self.fleet.joined(address, name, self.id)
+        self.scale()
+
+    def hear(self, run_id: str, received: Callable[[Mapping[str, Any]], None]) -> None:
+        """``received`` gets what workers say of a run's jobs, until `forget`."""
+        self._topics[task.event_topic(run_id)] = received
+
+    def forget(self, run_id: str) -> None:
+        """A run is over, and its supervisors have left."""
+        self._topics.pop(task.event_topic(run_id), None)
+        self.leases.forget(run_id)
+
+    async def call(self, address: str, function: Callable[..., Any], *arguments: Any, within_s: float) -> Any:
+        """What a function gives on one worker. Raises what it raises there; TimeoutError, OSError."""
+        assert self._dask is not None
+        async with asyncio.timeout(within_s):
+            done = await self._dask.client.run(function, *arguments, workers=[address])
+        return done[address]
+
+    async def submit(self, run_id: str, attempt: Attempt, spec: JobSpec) -> Outcome | None:
+        """As `cluster.Cluster` has it."""
+        assert self._dask is not None
+        future = dasktasks.submit(self._dask.client, run_id, attempt, spec)
+        try:
+            with self._dask.client.as_current():
+                ended = wait(future)
+            await ended
+            if future.status == "finished" and attempt.state.final:
+                return None  # the result need not be fetched
+            outcome: Outcome = await future.result()
+            return outcome
+        finally:
+            self._release_later(future)
+
+    def _release_later(self, future: Any) -> None:
+        """Many at once: each would be a message to its worker, and the next job's would wait for it."""
+        self._ended.append(future)
+        if len(self._ended) == 1:
+            asyncio.get_running_loop().call_later(_RELEASE_AFTER_S, self._release)
+
+    def _release(self) -> None:
+        ended, self._ended = self._ended, []
+        for future in ended:
+            future.release()
+
+    async def kill(self, run_id: str, attempt: Attempt, reason: str) -> None:
+        """As `cluster.Cluster` has it."""
+        assert self._dask is not None
+        await dasktasks.kill(self._dask.client, run_id, attempt, reason)
+
+    async def tell_cluster(self, run_id: str, attempt: Attempt, message: Mapping[str, Any]) -> None:
+        """As `cluster.Cluster` has it."""
+        assert self._dask is not None
+        await dasktasks.tell_cluster(self._dask.client, run_id, attempt, message)
+
+    def scale(self) -> None:
+        if self._started:
+            self._scaling.scale()
+
+    async def watch(self) -> None:
+        await self.fleet.check()
+        self._tell_unreached()
+
+    def _tell_unreached(self) -> None:
+        member = None if self._unreached_told else self.fleet.unreached()
+        if member is not None and member.facts is not None and member.facts.supervisor_pid:
+            self._unreached_told = True
+            where = f"port {self.leases.port} of this machine"
+            text = (
+                f"Worker {member.name} on {member.facts.host} reaches the scheduler, and not {where}, over which its "
+                f"jobs' leases are renewed: it ends after {self._lease_s:.0f} s. Where a firewall is in between, say "
+                "in the pools file under `scheduler` a `port` that it lets through, and the next one."
+            )
+            self._say("warning", text)
+
+    def uses(self, run_id: str) -> Mapping[str, Sequence[float]]:
+        return self.leases.uses(run_id) if self._leases_started else {}
+
+    async def close(self) -> tuple[str, ...]:
+        """As `cluster.Cluster` has it."""
+        left: tuple[str, ...] = ()
+        if self._started:
+            names = {member.process.name for member in self.fleet.members.values()}
+            try:
+                left = await asyncio.wait_for(self._give_back(), _CLOSE_S)
+            except TimeoutError:  # a batch system that does not answer must not keep this process for ever
+                left = tuple(sorted(names))
+        elif self._dask is not None:
+            await self._dask.close()
+        if self._leases_started:
+            await self.leases.close()
+        return left
+
+    async def _give_back(self) -> tuple[str, ...]:
+        left = await self.fleet.close()
+        await asyncio.to_thread(cancel_unanswered, self._state_dir)
+        return left

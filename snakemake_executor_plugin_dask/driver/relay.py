@@ -1,0 +1,191 @@
+"""A run on a cluster that stays: joins it, or brings its head up first, and stands between it and Snakemake.
+
+Imports nothing of Dask. Writes the run's event log and report, in the run's own directory, which the head may not see.
+"""
+
+import asyncio
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.kept.joining import clear_up, join, stays
+from snakemake_executor_plugin_dask.model.kept import Alive, Event, Join, Look, Told, Welcome
+from snakemake_executor_plugin_dask.model.messages import (
+    Begin,
+    Dropped,
+    DropWaiting,
+    Enqueue,
+    Fatal,
+    Finished,
+    Say,
+    ShowStatus,
+    Started,
+    Stop,
+    Stopped,
+    Together,
+)
+from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.observe.observer import Observer
+
+_ALIVE_EVERY_S = 5.0
+_AGAIN_S = 0.1
+#: Events of which the end of the log has the number.
+_COUNTED = {"job-queued": "jobs", "job-placed": "attempts", "worker-lost": "lost_workers"}
+_SILENT_S = 60.0  # a head that says nothing for so long is lost, although the connection stands
+
+
+@dataclass
+class Entered:
+    """A run has been let in."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    welcome: Welcome
+    said: list[str]  # warnings
+
+
+async def enter(begin: Begin) -> Entered | list[str]:
+    """Join the cluster; or the reasons why that is not for this host to do. ConfigurationError."""
+    kept = begin.kept
+    assert kept is not None
+    while True:
+        link, said = await join(kept)
+        if link is None:
+            return said
+        reader, writer = link
+        try:
+            writer.write(frame(Join(begin, kept.keep_s)))
+            welcome: Welcome = await receive(reader)
+        except EOFError:  # it was about to end
+            writer.close()
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            return Entered(reader, writer, welcome, said)
+
+
+class Relay:
+    """One run, as long as it is on the cluster."""
+
+    def __init__(self, begin: Begin, send: Callable[[object], None]) -> None:
+        assert begin.kept is not None
+        self._begin, self._kept, self._send = begin, begin.kept, send
+        self._observer = Observer(begin.event_log, begin.options.report, lambda level, text: send(Say(level, text)))
+        self._held = state.Held(Path(begin.state_dir))
+        self._writer: asyncio.StreamWriter | None = None
+        self._last: Look | None = None
+        self._told: Told | None = None
+        self._heard = time.monotonic()
+        self._counts = {"jobs": 0, "attempts": 0, "lost_workers": 0}
+        self._fatal = False
+        self._left: tuple[str, ...] = ()
+        setup = begin.setup
+        self._observer.event(
+            "run-started",
+            run_id=setup.run_id,
+            host=platform.node(),
+            workdir=setup.workdir,
+            options=begin.options,
+            jobs=begin.jobs,
+            versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version},
+            cluster=self._kept.name,
+        )
+
+    async def run(self, entered: Entered, snakemake: asyncio.StreamReader) -> None:
+        """Until the head has given this run's part back."""
+        self._writer = entered.writer
+        for text in entered.said:
+            self._observer.say("warning", text)
+        up, age = entered.welcome.up, format_duration(int(entered.welcome.age_s))
+        self._observer.say("info", f"Cluster {self._kept.name}, up for {age}, has {up} worker{'' if up == 1 else 's'}.")
+        hearing = asyncio.create_task(self._hear(entered.reader))
+        telling = asyncio.create_task(self._tell(snakemake))
+        pulse = asyncio.create_task(self._pulse())
+        await asyncio.wait({hearing, telling, pulse}, return_when=asyncio.FIRST_COMPLETED)
+        if telling.done() and not hearing.done():
+            await asyncio.wait({hearing, pulse}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (hearing, telling, pulse):
+            task.cancel()
+        if not (hearing.done() and hearing.exception() is None):
+            self._lost()
+
+    def _lost(self) -> None:
+        """Jobs of a head that is gone end with their workers. What it has in a queue is cancelled, where it is dead."""
+        if not self._fatal:
+            self._send(Fatal(f"The head of cluster {self._kept.name} was lost, and with it all running jobs."))
+        where = Path(self._kept.directory)
+        if directory.fate(where) == "dead":
+            for text in clear_up(where):
+                self._observer.say("warning", text)
+
+    def _to_head(self, message: object) -> None:
+        assert self._writer is not None
+        if not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    async def _pulse(self) -> None:
+        """Say that the run lives; returns where the head does not."""
+        while time.monotonic() - self._heard < _SILENT_S:
+            self._to_head(Alive())
+            await asyncio.sleep(_ALIVE_EVERY_S)
+
+    async def _tell(self, snakemake: asyncio.StreamReader) -> None:
+        """What Snakemake's process says, until it says stop or is gone."""
+        while True:
+            try:
+                message: Any = await receive(snakemake)
+            except EOFError:
+                message = Stop(kill=True)
+            match message:
+                case Say(level=level, text=text):
+                    self._observer.note(level, text)
+                case ShowStatus():
+                    look = self._last or Look((), time.monotonic(), {})
+                    self._send(Say("info", self._observer.show(look.blockers, look.now)))
+                case Enqueue() | DropWaiting():
+                    self._to_head(message)
+                case Stop():
+                    self._to_head(message)
+                    return
+
+    async def _hear(self, head: asyncio.StreamReader) -> None:
+        """What the head says, until this run's part was given back. Raises EOFError where it is lost."""
+        while True:
+            message: Any = await receive(head)
+            self._heard = time.monotonic()
+            match message:
+                case Event(kind=kind, fields=fields):
+                    if kind in _COUNTED:
+                        self._counts[_COUNTED[kind]] += not fields.get("planned", False)
+                    self._observer.event(kind, **fields)
+                case Look():
+                    self._last = message
+                    self._observer.look(message.blockers, message.now, message.uses)
+                case Say(level=level, text=text):
+                    self._observer.say(level, text)
+                case Started() | Finished() | Together() | Dropped() | Fatal():
+                    self._fatal |= isinstance(message, Fatal)
+                    self._send(message)
+                case Told():
+                    self._told = message
+                case Stopped(left=left):
+                    self._left = left
+                    return
+
+    def close(self, *, failed: bool) -> tuple[str, ...]:
+        """Write the end of the log, and the report. Returns the workers on which the run's end was not seen."""
+        if self._writer is not None:
+            self._writer.close()
+        line = self._observer.finish(summary=self._counts, left=self._left)
+        if self._counts["attempts"]:
+            self._send(Say("info", line))
+        if self._told is not None:
+            self._send(Say("info", stays(self._kept.name, self._told)))
+        self._held.clear(keep_logs=failed or bool(self._left))
+        self._held.release()
+        return self._left

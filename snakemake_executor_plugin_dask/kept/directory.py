@@ -1,0 +1,166 @@
+"""Where clusters that stay are written down, and what tells one from another on this machine.
+
+One directory for each, `$XDG_STATE_HOME/snakemake-dask/<name>`, that nobody else can enter. In it: its certificate, its
+record, its lock (`state.Held`), its log. Its name follows from what was asked for, and making the directory is what
+decides which of two runs that start at once brings the cluster up: no network file system does that twice.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import snakemake_executor_plugin_dask
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.kept import Asked
+from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node.former import Fate, Process, this_process
+from snakemake_executor_plugin_dask.node.private import opened, read_private, write_private
+
+_RECORD = "record.pickle"
+_COMING_S = 120.0  # a head that has not said anything for so long will not come
+
+#: By which batch systems' commands choose a cluster, an account or a partition.
+_PREFIXES = ("SBATCH_", "DASK_")
+_VARIABLES = frozenset(
+    "SLURM_CONF SLURM_CLUSTERS PBS_DEFAULT PBS_SERVER SGE_ROOT SGE_CELL LSF_ENVDIR LSB_DEFAULTQUEUE LSB_DEFAULTPROJECT "
+    "CONDOR_CONFIG OARCONFFILE".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a head has written down of its cluster. Times in seconds since the epoch."""
+
+    name: str
+    asked: Asked
+    options: Options
+    head: Process
+    address: tuple[str, int]
+    since: float
+
+
+def root(environment: Mapping[str, str]) -> Path:
+    """The directory of all clusters of the user."""
+    given = environment.get("XDG_STATE_HOME", "")
+    base = Path(given) if given.startswith("/") else Path(os.path.expanduser("~"), ".local", "state")
+    return base / "snakemake-dask"
+
+
+def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str, dict[str, str]]:
+    """The part of `Asked` that the machine says. ``here``: the cluster has workers on this machine."""
+    variables = {
+        name: json.dumps(value)
+        for name, value in environment.items()
+        if name in _VARIABLES or name.startswith(_PREFIXES)
+    }
+    versions = {}
+    for package in ("snakemake", "distributed", "dask-jobqueue", "snakemake-executor-plugin-dask"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = json.dumps(version(package))
+    found = {
+        "installation": {"python": json.dumps(sys.executable), "code": json.dumps(_code()), **versions},
+        "Dask's configuration": {"files": json.dumps(_dask_configuration(environment))},
+        "user": {"uid": str(os.getuid()), "groups": json.dumps(sorted({os.getegid(), *os.getgroups()}))},
+        "variables": variables,
+    }
+    if here:
+        process = this_process()
+        found["host"] = {name: json.dumps(getattr(process, name)) for name in ("host", "boot", "namespace")}
+    return found
+
+
+def _code() -> str:
+    """Tells this package's files from those of another state of them, which may bear the same version."""
+    digest = hashlib.sha256()
+    package = Path(snakemake_executor_plugin_dask.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _dask_configuration(environment: Mapping[str, str]) -> str:
+    """Tells the files of Dask's configuration from others, without Dask; variables are compared by themselves."""
+    places = [Path(environment.get("DASK_ROOT_CONFIG", "/etc/dask")), Path(sys.prefix, "etc", "dask")]
+    places.append(Path(environment.get("DASK_CONFIG") or os.path.expanduser("~/.config/dask")))
+    digest = hashlib.sha256()
+    for place in places:
+        files = (
+            sorted([*place.glob("*.yaml"), *place.glob("*.yml"), *place.glob("*.json")]) if place.is_dir() else [place]
+        )
+        for path in files:
+            with contextlib.suppress(OSError):
+                digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+# One cluster
+
+
+def make(directory: Path) -> bool:
+    """Make a cluster's directory; False where another one has. ConfigurationError where it cannot be."""
+    try:
+        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with opened(directory.parent) as above:
+            os.mkdir(directory.name, 0o700, dir_fd=above)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        msg = (
+            f"A cluster that stays (--dask-keep) is written down in {directory.parent}, which cannot be used: "
+            f"{error.strerror or error}; set XDG_STATE_HOME to a directory of your own, or omit --dask-keep."
+        )
+        raise ConfigurationError(msg) from error
+    return True
+
+
+def there(directory: Path) -> bool:
+    """Whether anything is written down in it."""
+    return directory.exists()
+
+
+def write(directory: Path, record: Record) -> None:
+    """From now on runs find it. Raises OSError."""
+    write_private(directory / _RECORD, pickle.dumps(record))
+
+
+def read(directory: Path) -> Record | None:
+    """None where there is none, or it is not the user's own, or of another version."""
+    try:
+        record = pickle.loads(read_private(directory / _RECORD))
+    except Exception:  # noqa: BLE001 - unpickling what another version wrote raises whatever it happens to meet
+        return None
+    return record if isinstance(record, Record) else None
+
+
+def fate(directory: Path) -> Fate:
+    """What became of its head. One that is only starting is alive."""
+    for path, found, former in state.former_runs(directory.parent):
+        if path.name == directory.name:
+            if former is not None:
+                return found
+            break
+    try:
+        young = time.time() - directory.stat().st_mtime < _COMING_S
+    except OSError:
+        return "dead"
+    return "alive" if young else "dead"
+
+
+def all_clusters(environment: Mapping[str, str]) -> Iterator[tuple[Path, Record | None, Fate]]:
+    """Those that are written down, by name. Raises NotPrivate where others can change what is written there."""
+    for path, found, former in state.former_runs(root(environment)):
+        yield path, read(path), found if former is not None else fate(path)
+
+
+def forget(directory: Path) -> None:
+    """Remove what is written down of it. Raises OSError."""
+    state.clear(directory, keep_logs=False)

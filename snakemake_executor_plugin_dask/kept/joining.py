@@ -1,0 +1,113 @@
+"""How a run, or the command for people, gets to a cluster that stays: connects, starts its head, clears up after one.
+
+Starts processes, cancels allocations. Imports nothing of Dask.
+"""
+
+import asyncio
+import contextlib
+import os
+import pickle
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from snakemake_executor_plugin_dask.batch.allocations import cancel_run
+from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.kept import Kept, Start, Told
+from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.node.private import append_private, read_end
+
+_CONNECT_S = 20.0
+_COME_S = 120.0  # how long a new head gets to listen
+_LOOK_EVERY_S = 0.05
+_TAIL_BYTES = 2000
+
+Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def connect(where: Path) -> Link | None:
+    """A connection to the head of the cluster in this directory; None: there is none yet. OSError."""
+    record = directory.read(where)
+    if record is None:
+        return None
+    context = ssl.create_default_context(cafile=os.fspath(where / "tls-ca.pem"))
+    context.check_hostname = False  # the certificate is the cluster's own, and so is its authority
+    context.load_cert_chain(where / "tls-cert.pem", where / "tls-key.pem")
+    async with asyncio.timeout(_CONNECT_S):
+        return await asyncio.open_connection(*record.address, ssl=context, limit=1 << 26)
+
+
+def launch(kept: Kept, *, least: bool = False) -> "subprocess.Popen[bytes]":
+    """Start a head, which lives on after this process."""
+    where = Path(kept.directory)
+    command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.driver.head"]
+    with open(append_private(where / "head.log"), "ab") as log:
+        head = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=where, start_new_session=True
+        )
+    assert head.stdin is not None
+    with head.stdin as pipe:
+        pipe.write(pickle.dumps(Start(kept, least)))
+    return head
+
+
+async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, list[str]]:
+    """A connection to the cluster's head, which is started where there is none, and what is to be said.
+
+    No connection: it is another host's business, and cannot be asked. ConfigurationError where a head did not come up.
+    """
+    where, said = Path(kept.directory), list[str]()
+    if (fate := directory.fate(where)) == "dead" and directory.there(where):
+        said += clear_up(where)
+    head = launch(kept, least=least) if not kept.named and directory.make(where) else None
+    deadline = time.monotonic() + _COME_S
+    while True:
+        with contextlib.suppress(OSError):
+            if (link := await connect(where)) is not None:
+                return link, said
+        if head is not None and head.poll() is not None:
+            msg = f"The cluster that is to stay did not come up: {_tail(where) or f'exit code {head.returncode}'}"
+            clear_up(where)
+            raise ConfigurationError(msg)
+        if head is None and fate == "unknown":
+            record = directory.read(where)
+            host = "another host" if record is None else record.head.host
+            return None, [*said, f"Cluster {kept.name} is on {host}, which cannot be asked from here."]
+        if not directory.there(where) and not kept.named:
+            return await join(kept, least=least)  # it ended meanwhile
+        if time.monotonic() > deadline or not directory.there(where):
+            msg = f"The head of cluster {kept.name} does not answer (see {where}/head.log)."
+            raise ConfigurationError(msg)
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def clear_up(where: Path) -> list[str]:
+    """What a head that is dead left: allocations are cancelled, and what is written down goes. Returns sentences."""
+    said = cancel_run(where)
+    if not said:
+        directory.forget(where)
+    return said
+
+
+def _tail(where: Path) -> str:
+    with contextlib.suppress(OSError):
+        return read_end(where / "head.log", _TAIL_BYTES)[0].decode(errors="replace").strip()
+    return ""
+
+
+def stays(name: str, told: Told) -> str:
+    """What stays after a run, for how long, what it can cost, and how it is ended."""
+    if told.ending:
+        return f"Cluster {name} ends now."
+    up = told.workers.get("up", 0)
+    workers = f"{up} worker{'' if up == 1 else 's'}"
+    if told.until_s is None:
+        others = len(told.runs)
+        return f"Cluster {name} stays for {others} other run{'' if others == 1 else 's'}, with {workers}."
+    return (
+        f"Cluster {name} stays for {format_duration(int(told.until_s))} at most, with {workers}: up to "
+        f"{told.cores * told.until_s / 3600:.1f} core-hours. `snakemake-dask stop {name}` ends it."
+    )

@@ -1,0 +1,69 @@
+"""Which cluster that stays a run is to use, from its settings and this machine. Reads what is written down of them."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+
+from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.kept import Asked, Kept, asked_of_pools, differences, name_of
+from snakemake_executor_plugin_dask.model.options import Options
+
+_NAME = re.compile(r"[0-9a-f]{7}[0-9]")
+
+
+def is_name(scheduler: str) -> bool:
+    """Whether `--dask-scheduler` names a cluster that stays, and neither an address nor a file."""
+    return _NAME.fullmatch(scheduler) is not None and not os.path.exists(scheduler)
+
+
+def asked_for(options: Options, environment: Mapping[str, str]) -> Asked:
+    """What a cluster with these settings is recognised by."""
+    here = any(pool.kind.here for pool in options.pools)
+    return asked_of_pools(options) | directory.this_installation(environment, here=here)
+
+
+def named(name: str, options: Options, environment: Mapping[str, str]) -> Options:
+    """The options with the pools of this cluster. ConfigurationError where none of this name is up."""
+    record = directory.read(directory.root(environment) / name)
+    if record is None or directory.fate(directory.root(environment) / name) == "dead":
+        up = [path.name for path, _, fate in directory.all_clusters(environment) if fate != "dead"]
+        there = f"those that are up: {', '.join(up)}" if up else "none is up"
+        msg = f"--dask-scheduler is {name!r}, and no cluster of this name is up; {there} (`snakemake-dask clusters`)."
+        raise ConfigurationError(msg)
+    theirs = record.options
+    pools = theirs.pools if theirs.slurm_template is None else (theirs.slurm_template,)
+    return dataclasses.replace(
+        options,
+        pools=pools,
+        make_slurm_pools=theirs.slurm_template is not None,
+        scheduler_interface=theirs.scheduler_interface,
+        scheduler_host=theirs.scheduler_host,
+        scheduler_port=theirs.scheduler_port,
+        kept=name,
+    )
+
+
+def choose(asking: Options, options: Options, environment: Mapping[str, str]) -> tuple[Kept | None, list[str]]:
+    """The cluster that a run uses, None: one of its own; and why it uses none of those that are up.
+
+    ``asking``: the options as the user gave them; ``options``: with all that was completed since.
+    """
+    root = directory.root(environment)
+    if options.kept is not None:
+        record = directory.read(root / options.kept)
+        asked: Asked = {} if record is None else record.asked
+        return Kept(options.kept, os.fspath(root / options.kept), asked, options, options.keep_s, named=True), []
+    usable = all((pool.kind.here or pool.kind.queued) and not pool.kind.found for pool in options.pools)
+    if not usable or not (options.keep_s or root.is_dir()):
+        return None, []
+    asked = asked_for(asking, environment)
+    name = name_of(asked)
+    if options.keep_s or ((root / name).is_dir() and directory.fate(root / name) != "dead"):
+        return Kept(name, os.fspath(root / name), asked, options, options.keep_s), []
+    return None, [
+        f"Cluster {path.name} is up and is not used: it differs in {'; '.join(differences(record.asked, asked)[:3])}."
+        for path, record, fate in directory.all_clusters(environment)
+        if record is not None and fate == "alive"
+    ]

@@ -1,0 +1,115 @@
+"""The runs that a worker of a cluster that stays has jobs of. Runs in the worker, by `Client.run`.
+
+Each run gets a supervisor of its own, with a lease of its own, and leaves nothing behind. The worker is a subreaper:
+what a supervisor that died had started becomes its child.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.node.private import opened, write_private
+from snakemake_executor_plugin_dask.worker import client
+from snakemake_executor_plugin_dask.worker.attach import AttachedLink
+
+_STOP_S = 15.0
+
+
+@dataclass
+class Serving:
+    """What this worker tells each supervisor."""
+
+    name: str
+    config: dict[str, Any]  # the worker's
+    directory: Path  # for the leases' configurations
+    scratch: str  # what lies below it goes with the worker
+    facts: WorkerFacts
+    worker: Any  # Dask's
+
+
+serving: Serving | None = None
+_beginning: dict[str, asyncio.Task[WorkerFacts]] = {}
+_watching: set[asyncio.Task[None]] = set()
+
+
+async def begin(setup: RunSetup) -> WorkerFacts:
+    """Have a supervisor for the run. May be repeated; one that has ended is replaced."""
+    link = client.links.get(setup.run_id)
+    if link is not None and not link.lost.is_set():
+        return client.described[setup.run_id]
+    if setup.run_id not in _beginning:
+        starting = _beginning[setup.run_id] = asyncio.ensure_future(_begin(setup))
+        starting.add_done_callback(lambda _: _beginning.pop(setup.run_id, None))
+    return await asyncio.shield(_beginning[setup.run_id])
+
+
+async def _begin(setup: RunSetup) -> WorkerFacts:
+    assert serving is not None
+    here, run_id = serving, setup.run_id
+    if here.config.get("own_python"):
+        setup = replace(setup, python=sys.executable)  # the pool names another one than Snakemake's
+    host, port = here.config["lease"]
+    with opened(here.directory / run_id, make=True):
+        pass
+    lease = here.directory / run_id / f"lease-{here.name}.json"
+    config = {"host": host, "port": port, "worker": here.name, "run": run_id, **here.config["tls"]}
+    write_private(lease, json.dumps(config).encode())
+    scratch = tempfile.mkdtemp(prefix=f"{run_id}-", dir=here.scratch)
+    supervisor = client.SupervisorProcess(setup, os.fspath(lease), scratch=scratch)
+    topic = client.event_topic(run_id)
+    link = AttachedLink(run_id, here.name, supervisor, lambda message: here.worker.log_event(topic, message))
+    await link.open()
+    facts = replace(here.facts, supervisor_pid=supervisor.process.pid)
+    client.links[run_id], client.described[run_id] = link, facts
+    watch = asyncio.create_task(_forget(run_id, link, lease))
+    _watching.add(watch)
+    watch.add_done_callback(_watching.discard)
+    return facts
+
+
+async def end(run_id: str) -> bool:
+    """End the run's jobs and its supervisor; False where it does not leave."""
+    if run_id in _beginning:
+        await asyncio.wait({_beginning[run_id]})
+    link = client.links.get(run_id)
+    if link is None:
+        return True
+    link.stop()
+    try:
+        await asyncio.wait_for(link.lost.wait(), _STOP_S)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _forget(run_id: str, link: client.SupervisorLink, lease: Path) -> None:
+    """Once the supervisor is gone, also by itself."""
+    await link.lost.wait()
+    await asyncio.to_thread(link.supervisor.process.wait)
+    if client.links.get(run_id) is link:
+        del client.links[run_id]
+        client.described.pop(run_id, None)
+        await asyncio.to_thread(_clear, lease)
+
+
+def _clear(lease: Path) -> None:
+    lease.unlink(missing_ok=True)
+    try:
+        lease.parent.rmdir()  # the last worker of the run here
+    except OSError:
+        pass
+
+
+def clear(directory: Path) -> None:
+    """What a worker that ends leaves of runs that it still served."""
+    assert serving is not None
+    for lease in directory.glob(f"*/lease-{serving.name}.json"):
+        _clear(lease)
+    shutil.rmtree(serving.scratch, ignore_errors=True)

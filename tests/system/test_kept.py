@@ -1,0 +1,306 @@
+"""Clusters that stay: one run after another, several at once, and the end of each of their parts."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters.slurm import VirtualSlurm
+from running import GENEROUS_S, SnakemakeRun, ended, logged_jobs, processes_of, started, wait_for
+
+pytestmark = pytest.mark.timeout(900)
+
+KEEP = ("--dask-keep", "1h")
+#: Two cores, whatever this machine has, so that it is known how many jobs run at once.
+SMALL = ("--dask-worker-cores", "2", "--dask-worker-memory", "2 GB")
+
+
+class Clusters:
+    """What is written down of this test's clusters, and their processes."""
+
+    def __init__(self, state: Path) -> None:
+        self.root = state / "snakemake-dask"
+        self.state = state
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+
+    def processes(self, what: str = "") -> list[int]:
+        return [pid for pid, command in processes_of(str(self.state)).items() if what in command]
+
+    def heads(self) -> list[int]:
+        return self.processes("plugin_dask.driver.head")
+
+    def workers(self) -> list[int]:
+        return self.processes("plugin_dask.worker --config")
+
+    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "snakemake_executor_plugin_dask", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=GENEROUS_S, check=False
+        )
+
+    def log(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in self.root.glob("*/head.log"))
+
+
+@pytest.fixture
+def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clusters]:
+    """The user's state directory; after the test nothing is left of any cluster in it."""
+    state = tmp_path / "state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    monkeypatch.setenv("WHO", "somebody")
+    found = Clusters(state)
+    try:
+        yield found
+        done = found.command("stop", "--all", "--force")
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}{found.log()}"
+        wait_for(lambda: not found.processes(), f"no process: {processes_of(str(state))}")
+        assert found.names() == []
+    finally:
+        for pid in found.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def snakemake(directory: Path, snakefile: str, *arguments: str) -> Iterator[SnakemakeRun]:
+    """A run that is ended, whatever the test does; the cluster that it may have brought up stays for the fixture."""
+    run = SnakemakeRun(directory, snakefile, *arguments)
+    try:
+        yield run
+    finally:
+        run.process.kill()
+        run.process.wait(GENEROUS_S)
+
+
+def finished(run: SnakemakeRun) -> SnakemakeRun:
+    assert run.wait() == 0, run.output
+    return run
+
+
+TELLS = """
+rule tell:
+    output: "told.txt"
+    shell: "echo $(pwd) $(umask) $(ulimit -c) $WHO $PPID > {output}"
+"""
+
+
+def test_runs_after_each_other_share_a_cluster_and_nothing_else(
+    clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second and third run take the first one's worker; directory, umask, limits, variables are their own."""
+    monkeypatch.setenv("WHO", "first")
+    with snakemake(tmp_path / "first", TELLS, *KEEP) as run:
+        finished(run)
+        assert "stays for" in run.output
+    head, workers = clusters.heads(), clusters.workers()
+    assert len(head) == 1
+    assert len(workers) == 1
+    monkeypatch.setenv("WHO", "second")
+    before = os.umask(0o077)
+    try:
+        with snakemake(tmp_path / "second", TELLS, *KEEP) as run:
+            finished(run)
+            assert "Cluster " in run.output
+            assert "has 1 worker" in run.output
+    finally:
+        os.umask(before)
+    monkeypatch.setenv("WHO", "third")
+    with snakemake(tmp_path / "third", TELLS) as run:  # one that keeps nothing uses what is there
+        finished(run)
+    assert clusters.heads() == head
+    assert clusters.workers() == workers
+    told = {name: (tmp_path / name / "told.txt").read_text().split() for name in ("first", "second", "third")}
+    assert [told[name][0] for name in told] == [str(tmp_path / name) for name in told]
+    assert [told[name][1] for name in told] == [f"{before:04o}", "0077", f"{before:04o}"]
+    assert [told[name][3] for name in told] == ["first", "second", "third"]
+    assert clusters.processes("worker.supervisor") == []  # each run's went with it
+    listed = clusters.command("clusters").stdout
+    assert clusters.names()[0] in listed
+    assert "1 up" in listed
+
+
+def test_two_runs_at_once_take_turns_and_end_apart(clusters: Clusters, tmp_path: Path) -> None:
+    """The second run's jobs start beside the first one's many; SIGKILL of one run ends its jobs and no other's."""
+    body = "sleep 0.3"
+    with snakemake(tmp_path / "large", logged_jobs(300, body), *KEEP, *SMALL) as large:
+        wait_for(lambda: len(started(large)) > 4, "the large run's jobs")
+        with snakemake(tmp_path / "small", logged_jobs(6, body), *KEEP, *SMALL) as small:
+            finished(small)
+            assert len(ended(large)) < 300
+            assert len(clusters.heads()) == 1
+            assert len(clusters.workers()) == 1
+        large.process.kill()
+        large.process.wait()
+        wait_for(lambda: not large.jobs(), "the killed run's jobs are gone")
+        wait_for(lambda: not clusters.processes("worker.supervisor"), "its supervisor is gone")
+        # What it held is free again.
+        with snakemake(tmp_path / "after", logged_jobs(2, "true"), *SMALL) as after:
+            finished(after)
+
+
+def test_runs_that_ask_for_different_clusters_are_told_so(clusters: Clusters, tmp_path: Path) -> None:
+    """A run without --dask-keep that asks for something else brings its own up, and says in what they differ."""
+    with snakemake(tmp_path / "first", TELLS, *KEEP, *SMALL) as run:
+        finished(run)
+    with snakemake(tmp_path / "second", TELLS, "--dask-worker-cores", "1", "--dask-worker-memory", "2 GB") as run:
+        finished(run)
+        assert "differs in pool local: cores 2, 1" in run.output
+    assert len(clusters.workers()) == 1
+
+
+def test_a_run_may_name_the_cluster(clusters: Clusters, tmp_path: Path) -> None:
+    """By name it is taken whatever the settings; a name of none that is up fails with the list of those."""
+    done = clusters.command("start", *KEEP, *SMALL, "--wait")
+    assert done.returncode == 0, done.stderr
+    (name,) = clusters.names()
+    assert name in done.stdout
+    workers = clusters.workers()
+    assert len(workers) == 1
+    with snakemake(tmp_path / "run", TELLS, "--dask-scheduler", name) as run:
+        finished(run)
+    assert clusters.workers() == workers
+    other = "0000000" + str((int(name[7]) + 1) % 10)
+    with snakemake(tmp_path / "other", TELLS, "--dask-scheduler", other) as run:
+        assert run.wait() != 0
+        assert f"those that are up: {name}" in run.output
+
+
+def test_stop_does_not_end_runs_unless_told(clusters: Clusters, tmp_path: Path) -> None:
+    """Without a terminal it refuses where runs use the cluster, and names them; with --force they end with a reason."""
+    with snakemake(tmp_path / "run", logged_jobs(1, "sleep 600"), *KEEP) as run:
+        wait_for(lambda: started(run), "the job")
+        (name,) = clusters.names()
+        refused = clusters.command("stop", name)
+        assert refused.returncode == 1
+        assert str(tmp_path / "run") in refused.stderr
+        assert run.process.poll() is None
+        ended_ = clusters.command("stop", name, "--force")
+        assert ended_.returncode == 0, ended_.stderr
+        assert run.wait() != 0
+        assert f"Cluster {name} was stopped" in run.output
+        assert not run.jobs()
+
+
+def test_a_head_that_is_killed_ends_its_runs_and_the_next_run_starts_another(
+    clusters: Clusters, tmp_path: Path
+) -> None:
+    """The run says so, no process of a worker or job is left, and what was written down is replaced."""
+    with snakemake(tmp_path / "run", logged_jobs(2, "sleep 600"), *KEEP) as run:
+        wait_for(lambda: started(run), "the jobs")
+        (head,) = clusters.heads()
+        os.kill(head, signal.SIGKILL)
+        assert run.wait() != 0
+        assert "was lost" in run.output
+        run.expect_gone(30)
+    assert clusters.workers() == []
+    with snakemake(tmp_path / "next", TELLS, *KEEP) as run:
+        finished(run)
+    assert clusters.heads() not in ([], [head])
+
+
+def test_the_cluster_ends_after_the_keep_time(clusters: Clusters, tmp_path: Path) -> None:
+    """By itself, and leaves neither process nor file."""
+    with snakemake(tmp_path / "run", TELLS, "--dask-keep", "2s") as run:
+        finished(run)
+    wait_for(lambda: not clusters.processes(), "no process")
+    assert clusters.names() == []
+
+
+def test_runs_that_start_at_once_make_one_cluster(clusters: Clusters, tmp_path: Path) -> None:
+    """Whoever makes the directory first starts the head, and the others wait for it."""
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(snakemake(tmp_path / f"run{number}", logged_jobs(3, "true"), *KEEP))
+            for number in range(4)
+        ]
+        for run in runs:
+            finished(run)
+    assert len(clusters.heads()) == 1
+    assert len(clusters.workers()) == 1
+
+
+def test_a_supervisor_that_is_killed_costs_its_run_alone(clusters: Clusters, tmp_path: Path) -> None:
+    """Its jobs run again, with a new supervisor; the other run on the worker hears nothing of it."""
+    wait = 'while [ ! -e "{}" ]; do sleep 0.1; done'
+    go = tmp_path / "go"
+    with (
+        snakemake(tmp_path / "hit", logged_jobs(1, wait.format(go)), *KEEP, *SMALL) as hit,
+        snakemake(tmp_path / "spared", logged_jobs(1, wait.format(go)), *KEEP, *SMALL) as spared,
+    ):
+        wait_for(lambda: started(hit) and started(spared), "both jobs")
+        theirs = hit.events("job-started")[0]["key"].split("-")[1].lstrip("0")
+        (supervisor,) = (
+            pid for pid, command in processes_of(theirs).items() if "worker.supervisor" in command and theirs in command
+        )
+        os.kill(supervisor, signal.SIGKILL)
+        wait_for(lambda: len(started(hit)) == 2, "its job runs again")
+        go.touch()
+        finished(hit)
+        finished(spared)
+        assert len(started(spared)) == 1
+        assert not spared.events("worker-lost")
+
+
+def test_an_idle_head_takes_little(clusters: Clusters, tmp_path: Path) -> None:
+    """Its memory is bounded, it dumps no core, and it holds nothing of a run's environment that has ended."""
+    with snakemake(tmp_path / "run", TELLS, *KEEP) as run:
+        finished(run)
+    (head,) = clusters.heads()
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{head}/status").read_text().splitlines())
+    assert int(status["VmRSS"].split()[0]) < 120_000
+    limits = Path(f"/proc/{head}/limits").read_text()
+    assert next(line for line in limits.splitlines() if line.startswith("Max core file size")).split()[4] == "0"
+
+
+@pytest.mark.slurm
+def test_on_slurm_three_runs_wait_once(clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """The second run, with a rule mended and fewer jobs, and the third take the allocation of the first."""
+    pools = ("--dask-pools", str(pools_of(tmp_path, "0-2")))
+    hosts = []
+    for number, jobs in enumerate((3, 1, 2)):
+        with snakemake(tmp_path / f"run{number}", logged_jobs(jobs, "hostname"), *pools, *KEEP) as run:
+            finished(run)
+            hosts += [outcome["allocation"] for event in run.events("job-ended") if (outcome := event["outcome"])]
+    queue = [line.split()[0] for line in slurm.queue()]
+    assert set(hosts[3:]) <= set(hosts[:3])
+    assert set(queue) == set(hosts[:3])
+    assert clusters.command("stop", "--all").returncode == 0
+    assert not slurm.queue()
+
+
+@pytest.mark.slurm
+def test_on_slurm_a_dead_heads_allocations_are_cancelled(
+    clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path
+) -> None:
+    """`stop` cancels from the record what a head that was killed had submitted, running or queued."""
+    done = clusters.command("start", *KEEP, "--dask-pools", str(pools_of(tmp_path, "1-2")), "--wait")
+    assert done.returncode == 0, done.stderr
+    assert slurm.queue()
+    (head,) = clusters.heads()
+    os.kill(head, signal.SIGKILL)
+    wait_for(lambda: not clusters.heads(), "the head is gone")
+    assert clusters.command("stop", "--all").returncode == 0
+    wait_for(lambda: not slurm.queue(), "the queue is empty")
+
+
+def pools_of(directory: Path, workers: str) -> Path:
+    path = directory / "pools.yaml"
+    path.write_text(
+        f"""
+pools:
+  main:
+    cluster: slurm
+    workers: {workers}
+    cores: 1
+    memory: 900 MB
+    walltime: 30m
+    options: {{queue: cpu}}
+"""
+    )
+    return path
