@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ _COMING_S = 120.0  # a head that has not said anything for so long will not come
 
 #: By which batch systems' commands choose a cluster, an account or a partition.
 _PREFIXES = ("SBATCH_", "DASK_")
+_LIMITS = ("RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_STACK")
 _VARIABLES = frozenset(
     "SLURM_CONF SLURM_CLUSTERS PBS_DEFAULT PBS_SERVER SGE_ROOT SGE_CELL LSF_ENVDIR LSB_DEFAULTQUEUE LSB_DEFAULTPROJECT "
     "CONDOR_CONFIG OARCONFFILE".split()
@@ -75,6 +77,9 @@ def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str
     if here:
         process = this_process()
         found["host"] = {name: json.dumps(getattr(process, name)) for name in ("host", "boot", "namespace")}
+        # What the head's workers and their jobs could not have beyond its own.
+        hard = {name: resource.getrlimit(getattr(resource, name))[1] for name in _LIMITS}
+        found["limits"] = {"cores": json.dumps(sorted(os.sched_getaffinity(0))), "hard limits": json.dumps(hard)}
     return found
 
 

@@ -7,10 +7,12 @@ import asyncio
 import contextlib
 import os
 import pickle
+import re
 import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.batch.allocations import cancel_run
@@ -18,12 +20,14 @@ from snakemake_executor_plugin_dask.kept import directory
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Kept, Start, Told
 from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.node.allocation import allocation_id, batch_system
 from snakemake_executor_plugin_dask.node.private import append_private, read_end
 
 _CONNECT_S = 20.0
 _COME_S = 120.0  # how long a new head gets to listen
 _LOOK_EVERY_S = 0.05
 _TAIL_BYTES = 2000
+_KILLS = re.compile(r"^\s*KillUserProcesses\s*=\s*(yes|true|on|1)\s*$", re.MULTILINE | re.IGNORECASE)
 
 Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -62,7 +66,11 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, list[st
     where, said = Path(kept.directory), list[str]()
     if (fate := directory.fate(where)) == "dead" and directory.there(where):
         said += clear_up(where)
-    head = launch(kept, least=least) if not kept.named and directory.make(where) else None
+    head = None
+    if not kept.named and directory.make(where):
+        head = launch(kept, least=least)
+        if (ends := ends_with(os.environ)) is not None:
+            said.append(f"Cluster {kept.name} ends with {ends}, whatever its keep time.")
     deadline = time.monotonic() + _COME_S
     while True:
         with contextlib.suppress(OSError):
@@ -82,6 +90,18 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, list[st
             msg = f"The head of cluster {kept.name} does not answer (see {where}/head.log)."
             raise ConfigurationError(msg)
         await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def ends_with(environment: Mapping[str, str], root: Path = Path("/")) -> str | None:
+    """What ends the processes of this session, a new head's too, whatever they do; None: nothing known."""
+    if (system := batch_system(environment)) is not None:
+        return f"this allocation of {system.name} ({allocation_id(environment)})"
+    for directory_ in ("usr/lib/systemd", "run/systemd", "etc/systemd"):
+        for path in sorted([root / directory_ / "logind.conf", *(root / directory_ / "logind.conf.d").glob("*.conf")]):
+            with contextlib.suppress(OSError):
+                if _KILLS.search(path.read_text(encoding="utf-8", errors="replace")):
+                    return "your login on this host, which ends all its processes (KillUserProcesses in systemd)"
+    return None
 
 
 def clear_up(where: Path) -> list[str]:

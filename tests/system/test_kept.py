@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def finished(run: SnakemakeRun) -> SnakemakeRun:
 TELLS = """
 rule tell:
     output: "told.txt"
-    shell: "echo $(pwd) $(umask) $(ulimit -c) $WHO $PPID > {output}"
+    shell: "echo $(pwd) $(umask) $(ulimit -n) $WHO $TMPDIR ${ONLY_FIRST-unset} > {output}"
 """
 
 
@@ -94,31 +95,38 @@ def test_runs_after_each_other_share_a_cluster_and_nothing_else(
     clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second and third run take the first one's worker; directory, umask, limits, variables are their own."""
-    monkeypatch.setenv("WHO", "first")
-    with snakemake(tmp_path / "first", TELLS, *KEEP) as run:
-        finished(run)
-        assert "stays for" in run.output
-    head, workers = clusters.heads(), clusters.workers()
-    assert len(head) == 1
-    assert len(workers) == 1
-    monkeypatch.setenv("WHO", "second")
-    before = os.umask(0o077)
+    own = {name: tmp_path / "tmp" / name for name in ("first", "second", "third")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    umask = os.umask(0o022)
     try:
-        with snakemake(tmp_path / "second", TELLS, *KEEP) as run:
-            finished(run)
-            assert "Cluster " in run.output
-            assert "has 1 worker" in run.output
+        for name, mask, files in (("first", 0o022, 1000), ("second", 0o077, 2000), ("third", 0o027, 1000)):
+            own[name].mkdir(parents=True)
+            monkeypatch.setenv("WHO", name)
+            monkeypatch.setenv("TMPDIR", str(own[name]))
+            os.umask(mask)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+            if name == "first":
+                monkeypatch.setenv("ONLY_FIRST", "set")
+            else:
+                monkeypatch.delenv("ONLY_FIRST", raising=False)
+            keep = () if name == "third" else KEEP  # one that keeps nothing uses what is there
+            with snakemake(tmp_path / name, TELLS, *keep) as run:
+                finished(run)
+                assert "stays for" in run.output
+                assert ("has 1 worker" in run.output) == (name != "first")
+            if name == "first":
+                head, workers = clusters.heads(), clusters.workers()
+                assert len(head) == 1
+                assert len(workers) == 1
     finally:
-        os.umask(before)
-    monkeypatch.setenv("WHO", "third")
-    with snakemake(tmp_path / "third", TELLS) as run:  # one that keeps nothing uses what is there
-        finished(run)
+        os.umask(umask)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert clusters.heads() == head
     assert clusters.workers() == workers
-    told = {name: (tmp_path / name / "told.txt").read_text().split() for name in ("first", "second", "third")}
-    assert [told[name][0] for name in told] == [str(tmp_path / name) for name in told]
-    assert [told[name][1] for name in told] == [f"{before:04o}", "0077", f"{before:04o}"]
-    assert [told[name][3] for name in told] == ["first", "second", "third"]
+    for name, mask, files in (("first", "0022", "1000"), ("second", "0077", "2000"), ("third", "0027", "1000")):
+        told = (tmp_path / name / "told.txt").read_text().split()
+        only = "set" if name == "first" else "unset"
+        assert told == [str(tmp_path / name), mask, files, name, str(own[name]), only]
     assert clusters.processes("worker.supervisor") == []  # each run's went with it
     listed = clusters.command("clusters").stdout
     assert clusters.names()[0] in listed
@@ -272,6 +280,35 @@ def test_on_slurm_three_runs_wait_once(clusters: Clusters, slurm: VirtualSlurm, 
     assert set(queue) == set(hosts[:3])
     assert clusters.command("stop", "--all").returncode == 0
     assert not slurm.queue()
+
+
+@pytest.mark.slurm
+def test_on_slurm_pools_come_with_the_runs(clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Pools for Slurm resources are shaped from jobs: a run shares those that are there, and adds what it needs."""
+    resources = ("--dask-cluster", "slurm", "--dask-workers", "0-1")
+    done = clusters.command("start", *KEEP, *resources)
+    assert done.returncode == 0, done.stderr
+    assert "Its workers come with the first run." in done.stdout
+    body = """
+rule all:
+    input: expand("{partition}.txt", partition=config["partitions"].split())
+rule ask:
+    output: "{partition}.txt"
+    resources: mem_mb=300, runtime=5, slurm_partition=lambda wildcards: wildcards.partition
+    shell: "echo $SLURM_JOB_PARTITION $SLURM_JOB_ID > {output}"
+"""
+    said = []
+    for number, partitions in enumerate(("cpu", "cpu big")):
+        config = ("--config", f"partitions={partitions}")
+        with snakemake(tmp_path / f"run{number}", body, *resources, *config) as run:
+            finished(run)
+        said.append(
+            {path.stem: path.read_text().split() for path in run.directory.glob("*.txt") if path.stem in partitions}
+        )
+    assert said[0]["cpu"] == said[1]["cpu"]  # the same allocation
+    assert said[1]["big"][0] == "big"
+    assert len(slurm.queue()) == 2
+    assert clusters.command("stop", "--all").returncode == 0
 
 
 @pytest.mark.slurm

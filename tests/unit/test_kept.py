@@ -9,7 +9,7 @@ import pytest
 
 from snakemake_executor_plugin_dask.cli.commands import main
 from snakemake_executor_plugin_dask.config.configure import configure
-from snakemake_executor_plugin_dask.kept import directory, recognise
+from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import asked_of_pools, differences, name_of
 from snakemake_executor_plugin_dask.model.options import Options
@@ -172,3 +172,17 @@ def test_a_dead_clusters_directory_is_cleared(
     assert main(["stop", where.name]) == 0
     assert "was dead" in capsys.readouterr().out
     assert not where.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"), [("#KillUserProcesses=no\n", False), ("[Login]\nKillUserProcesses = yes\n", True), (None, False)]
+)
+def test_what_ends_a_head_is_known(tmp_path: Path, text: str | None, ends: bool) -> None:
+    """The allocation that it is started in, and a host that ends users' processes at logout."""
+    (tmp_path / "etc/systemd/logind.conf.d").mkdir(parents=True)
+    if text is not None:
+        (tmp_path / "etc/systemd/logind.conf.d/site.conf").write_text(text)
+    assert (joining.ends_with({}, tmp_path) is not None) == ends
+    inside = joining.ends_with({"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n1"}, tmp_path)
+    assert inside is not None
+    assert "allocation of slurm (17)" in inside

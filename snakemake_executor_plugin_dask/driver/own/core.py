@@ -78,10 +78,11 @@ class Core:
         options = self._options
         self._lease_s = lease_s
         security, self.files = make_tls(self._state_dir)
-        backends = {pool.cluster: backend_for(pool.cluster) for pool in options.pools}
-        here = all(getattr(backends[pool.cluster], "on_this_machine", False) for pool in options.pools)
+        pools = options.pools if options.slurm_template is None else (*options.pools, options.slurm_template)
+        backends = {pool.cluster: backend_for(pool.cluster) for pool in pools}
+        here = all(getattr(backends[pool.cluster], "on_this_machine", False) for pool in pools)
         interface = options.scheduler_interface or next(
-            (found for pool in options.pools if (found := backends[pool.cluster].interface(pool))), None
+            (found for pool in pools if (found := backends[pool.cluster].interface(pool))), None
         )
         # One address, and no other: a port on all of them is open to more people than have anything to do with it.
         host = _LOOPBACK if here else options.scheduler_host or (None if interface else dask_network.own_address())
