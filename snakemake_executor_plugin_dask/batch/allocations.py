@@ -76,6 +76,10 @@ class Brakes:
             most = self.passing_max
         self.given_up = self.given_up or (self.failures >= most and not up)
 
+    def try_again(self) -> None:
+        """One more, at once: what was in the way may be gone. Its failure counts beside those before."""
+        self.given_up, self.not_before = False, float("-inf")
+
     def joined(self, _now: float) -> None:
         self.failures = 0
         self.not_before = float("-inf")

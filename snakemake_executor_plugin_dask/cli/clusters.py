@@ -68,6 +68,8 @@ def start(options: argparse.Namespace) -> int | None:
     asking, warnings = configure_here(ExecutorSettings(**given))
     for warning in warnings:
         _say(warning)
+    if not asking.keep_s:
+        return 1
     asked = recognise.asked_for(asking, os.environ)
     where = directory.root(os.environ) / name_of(asked)
     was_up = directory.read(where) is not None and directory.fate(where) != "dead"
@@ -133,6 +135,9 @@ def _wait(kept: Kept) -> int | None:
             return 1
         if told.workers.get("up", 0) >= least:
             return None
+        if told.until_s is not None:  # nothing is on its way any more
+            _say(f"Cluster {kept.name} has fewer workers than asked for (see {kept.directory}/head.log).")
+            return 1
         time.sleep(_LOOK_EVERY_S)
 
 
@@ -200,7 +205,10 @@ def _stop(where: Path, fate: str, *, force: bool) -> bool:
             return False
         if input(f"Cluster {where.name} is used by {runs}. End them? [y/N] ").strip().lower() not in ("y", "yes"):
             return False
-    asyncio.run(_asked(where, End(force=True)))
+    answer = asyncio.run(_asked(where, End(force=force or bool(told.runs))))
+    if answer is not None and not answer.ending:
+        _say(f"Cluster {where.name} has just been taken by a run; --force ends it, too.")
+        return False
     deadline = time.monotonic() + _END_S
     while where.exists() and directory.fate(where) != "dead":
         if time.monotonic() > deadline:

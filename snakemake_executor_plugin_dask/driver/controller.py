@@ -399,6 +399,7 @@ class Controller:
         for job in list(self.sent.values()):
             self._over(job, State.LOST)
             self.jobs.pop(job.queued.key, None)
+            self.ahead.ended(job.queued.key, succeeded=False)
         self.parts.abandon()
         self._tasks.cancel()
 

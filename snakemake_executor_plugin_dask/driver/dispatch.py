@@ -132,7 +132,11 @@ class Dispatch:
                 run.parts.place_missing()
             for queued, holding in placement.place(self.waiting, self.ledger, self.clock()):
                 if self._turns is not None:
-                    self._turns.started(self._turn_of.pop(queued.key))
-                next(run for run in self.runs.values() if queued.key in run.jobs).start(queued, holding)
+                    self._turns.started(self._turn_of.pop(queued.key, 0.0))
+                owner = next((run for run in self.runs.values() if queued.key in run.jobs), None)
+                if owner is None:  # dropped, since another one of this round could not be started
+                    self.ledger.release(queued.key, self.clock())
+                else:
+                    owner.start(queued, holding)
         except Exception as error:  # noqa: BLE001 - called by the event loop, which would only log it
             self._failed(error)

@@ -13,6 +13,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.kept import directory
 from snakemake_executor_plugin_dask.kept.joining import clear_up, join, stays
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Alive, Event, Join, Look, Told, Welcome
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
@@ -37,7 +38,7 @@ _ALIVE_EVERY_S = 5.0
 _AGAIN_S = 0.1
 #: Events of which the end of the log has the number.
 _COUNTED = {"job-queued": "jobs", "job-placed": "attempts", "worker-lost": "lost_workers"}
-_SILENT_S = 60.0  # a head that says nothing for so long is lost, although the connection stands
+_SILENT_S = 120.0  # a head that says nothing for so long is lost, although the connection stands
 
 
 @dataclass
@@ -55,17 +56,23 @@ async def enter(begin: Begin) -> Entered | list[str]:
     kept = begin.kept
     assert kept is not None
     while True:
-        link, said = await join(kept)
+        try:
+            link, said = await join(kept)
+        except OSError as error:
+            msg = f"What is written down of cluster {kept.name} in {kept.directory} cannot be used: {error}."
+            raise ConfigurationError(msg) from error
         if link is None:
             return said
         reader, writer = link
         try:
             writer.write(frame(Join(begin, kept.keep_s)))
-            welcome: Welcome = await receive(reader)
-        except EOFError:  # it was about to end
+            welcome = await receive(reader)
+        except (EOFError, OSError):  # it was about to end
             writer.close()
             await asyncio.sleep(_AGAIN_S)
         else:
+            if not isinstance(welcome, Welcome):  # Fatal, in words
+                raise ConfigurationError(getattr(welcome, "text", f"Cluster {kept.name} does not take this run."))
             return Entered(reader, writer, welcome, said)
 
 

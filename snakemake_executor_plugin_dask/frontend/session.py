@@ -352,7 +352,10 @@ class Session:
     def _driver(self) -> DriverLink:
         if self._link is None:
             self._make_state_directory()
-            kept, notes = recognise.choose(self._asked, self._options, os.environ)
+            try:
+                kept, notes = recognise.choose(self._asked, self._options, os.environ)
+            except ConfigurationError as error:
+                raise as_error(str(error)) from None
             for note in notes:
                 self._voice.info(note)
             begin = Begin(

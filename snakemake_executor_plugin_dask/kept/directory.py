@@ -23,6 +23,7 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Asked
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node.allocation import allocation_id
 from snakemake_executor_plugin_dask.node.former import Fate, Process, this_process
 from snakemake_executor_plugin_dask.node.private import opened, read_private, write_private
 
@@ -31,6 +32,7 @@ _COMING_S = 120.0  # a head that has not said anything for so long will not come
 
 #: By which batch systems' commands choose a cluster, an account or a partition.
 _PREFIXES = ("SBATCH_", "DASK_")
+_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _LIMITS = ("RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_STACK")
 _VARIABLES = frozenset(
     "SLURM_CONF SLURM_CLUSTERS PBS_DEFAULT PBS_SERVER SGE_ROOT SGE_CELL LSF_ENVDIR LSB_DEFAULTQUEUE LSB_DEFAULTPROJECT "
@@ -80,6 +82,8 @@ def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str
         # What the head's workers and their jobs could not have beyond its own.
         hard = {name: resource.getrlimit(getattr(resource, name))[1] for name in _LIMITS}
         found["limits"] = {"cores": json.dumps(sorted(os.sched_getaffinity(0))), "hard limits": json.dumps(hard)}
+        allocation = {"id": json.dumps(allocation_id(environment))}
+        found["allocation"] = allocation | {name: json.dumps(environment.get(name)) for name in _DEVICES}
     return found
 
 

@@ -26,7 +26,9 @@ from snakemake_executor_plugin_dask.node.private import append_private, read_end
 _CONNECT_S = 20.0
 _COME_S = 120.0  # how long a new head gets to listen
 _LOOK_EVERY_S = 0.05
+_CLEAR_S = 180.0  # more than cancelling takes
 _TAIL_BYTES = 2000
+_OF_THIS_RUN = ("TMPDIR", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _KILLS = re.compile(r"^\s*KillUserProcesses\s*=\s*(yes|true|on|1)\s*$", re.MULTILINE | re.IGNORECASE)
 
 Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -48,9 +50,13 @@ def launch(kept: Kept, *, least: bool = False) -> "subprocess.Popen[bytes]":
     """Start a head, which lives on after this process."""
     where = Path(kept.directory)
     command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.driver.head"]
+    environment = dict(os.environ)
+    if all(pool.kind.queued for pool in kept.options.pools):
+        for name in _OF_THIS_RUN:  # which the batch system would hand on to nodes, and so to others' jobs
+            environment.pop(name, None)
     with open(append_private(where / "head.log"), "ab") as log:
         head = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=where, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=where, env=environment, start_new_session=True
         )
     assert head.stdin is not None
     with head.stdin as pipe:
@@ -59,18 +65,14 @@ def launch(kept: Kept, *, least: bool = False) -> "subprocess.Popen[bytes]":
 
 
 async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, list[str]]:
-    """A connection to the cluster's head, which is started where there is none, and what is to be said.
+    """A connection to the cluster's head, which is started where there is none and it is to stay; what to say.
 
-    No connection: it is another host's business, and cannot be asked. ConfigurationError where a head did not come up.
+    No connection: the run has a cluster of its own. ConfigurationError where a head did not come up, or the cluster was
+    named and cannot be had.
     """
     where, said = Path(kept.directory), list[str]()
-    if (fate := directory.fate(where)) == "dead" and directory.there(where):
-        said += clear_up(where)
-    head = None
-    if not kept.named and directory.make(where):
-        head = launch(kept, least=least)
-        if (ends := ends_with(os.environ)) is not None:
-            said.append(f"Cluster {kept.name} ends with {ends}, whatever its keep time.")
+    starts = not kept.named and (least or kept.keep_s > 0)
+    head: subprocess.Popen[bytes] | None = None
     deadline = time.monotonic() + _COME_S
     while True:
         with contextlib.suppress(OSError):
@@ -80,16 +82,29 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, list[st
             msg = f"The cluster that is to stay did not come up: {_tail(where) or f'exit code {head.returncode}'}"
             clear_up(where)
             raise ConfigurationError(msg)
-        if head is None and fate == "unknown":
+        fate = directory.fate(where)
+        if fate == "dead" and head is None:
+            left = clear_up(where)
+            said += left
+            if left or not starts:
+                break
+            if directory.make(where):
+                head = launch(kept, least=least)
+                if (ends := ends_with(os.environ)) is not None:
+                    said.append(f"Cluster {kept.name} ends with {ends}, whatever its keep time.")
+        elif fate == "unknown":
             record = directory.read(where)
             host = "another host" if record is None else record.head.host
-            return None, [*said, f"Cluster {kept.name} is on {host}, which cannot be asked from here."]
-        if not directory.there(where) and not kept.named:
-            return await join(kept, least=least)  # it ended meanwhile
-        if time.monotonic() > deadline or not directory.there(where):
-            msg = f"The head of cluster {kept.name} does not answer (see {where}/head.log)."
-            raise ConfigurationError(msg)
+            said.append(f"Cluster {kept.name} is on {host}, and cannot be reached from here.")
+            break
+        if time.monotonic() > deadline:
+            said.append(f"The head of cluster {kept.name} does not answer (see {where}/head.log).")
+            break
         await asyncio.sleep(_LOOK_EVERY_S)
+    if kept.named:
+        msg = " ".join(said) or f"Cluster {kept.name} has just ended."
+        raise ConfigurationError(msg)
+    return None, said
 
 
 def ends_with(environment: Mapping[str, str], root: Path = Path("/")) -> str | None:
@@ -105,10 +120,29 @@ def ends_with(environment: Mapping[str, str], root: Path = Path("/")) -> str | N
 
 
 def clear_up(where: Path) -> list[str]:
-    """What a head that is dead left: allocations are cancelled, and what is written down goes. Returns sentences."""
+    """What a head that is dead left: allocations are cancelled, and what is written down goes. Returns sentences.
+
+    One of several that find it dead does so; the others return at once, as do all where it is not dead after all.
+    """
+    claim = where / "clearing"
+    try:
+        if time.time() - claim.stat().st_mtime > _CLEAR_S:
+            claim.rmdir()  # of one that died meanwhile
+    except OSError:
+        pass
+    try:
+        claim.mkdir()
+    except OSError:
+        return []
+    # Another one may have cleared it up before, and made it anew.
+    if directory.fate(where) != "dead":
+        claim.rmdir()
+        return []
     said = cancel_run(where)
     if not said:
         directory.forget(where)
+    else:
+        claim.rmdir()
     return said
 
 

@@ -32,6 +32,10 @@ def named(name: str, options: Options, environment: Mapping[str, str]) -> Option
         there = f"those that are up: {', '.join(up)}" if up else "none is up"
         msg = f"--dask-scheduler is {name!r}, and no cluster of this name is up; {there} (`snakemake-dask clusters`)."
         raise ConfigurationError(msg)
+    ours = directory.this_installation(environment, here=False)["installation"]
+    if found := differences({"installation": record.asked["installation"]}, {"installation": ours}):
+        msg = f"Cluster {name} was brought up by another installation: {'; '.join(found)}."
+        raise ConfigurationError(msg)
     theirs = record.options
     pools = theirs.pools if theirs.slurm_template is None else (theirs.slurm_template,)
     return dataclasses.replace(
@@ -42,6 +46,7 @@ def named(name: str, options: Options, environment: Mapping[str, str]) -> Option
         scheduler_host=theirs.scheduler_host,
         scheduler_port=theirs.scheduler_port,
         kept=name,
+        local_by_default=False,
     )
 
 
@@ -60,10 +65,18 @@ def choose(asking: Options, options: Options, environment: Mapping[str, str]) ->
         return None, []
     asked = asked_for(asking, environment)
     name = name_of(asked)
-    if options.keep_s or ((root / name).is_dir() and directory.fate(root / name) != "dead"):
-        return Kept(name, os.fspath(root / name), asked, options, options.keep_s), []
-    return None, [
+    try:
+        up = directory.fate(root / name) != "dead"
+        others = [(path, record) for path, record, fate in directory.all_clusters(environment) if fate == "alive"]
+    except OSError as error:
+        if not options.keep_s:
+            return None, []
+        msg = f"Clusters that stay are written down in {root}, which cannot be used: {error}; omit --dask-keep."
+        raise ConfigurationError(msg) from error
+    notes = [
         f"Cluster {path.name} is up and is not used: it differs in {'; '.join(differences(record.asked, asked)[:3])}."
-        for path, record, fate in directory.all_clusters(environment)
-        if record is not None and fate == "alive"
+        for path, record in others
+        if record is not None and not up
     ]
+    kept = Kept(name, os.fspath(root / name), asked, options, options.keep_s) if up or options.keep_s else None
+    return kept, notes

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
-from snakemake_executor_plugin_dask.node.private import opened, write_private
+from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.worker import client
 from snakemake_executor_plugin_dask.worker.attach import AttachedLink
 
@@ -56,13 +56,15 @@ async def _begin(setup: RunSetup) -> WorkerFacts:
     if here.config.get("own_python"):
         setup = replace(setup, python=sys.executable)  # the pool names another one than Snakemake's
     host, port = here.config["lease"]
-    with opened(here.directory / run_id, make=True):
-        pass
-    lease = here.directory / run_id / f"lease-{here.name}.json"
+    # Of its own: one that has just ended removes its own.
+    lease = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=here.directory), f"lease-{here.name}.json")
     config = {"host": host, "port": port, "worker": here.name, "run": run_id, **here.config["tls"]}
     write_private(lease, json.dumps(config).encode())
     scratch = tempfile.mkdtemp(prefix=f"{run_id}-", dir=here.scratch)
-    supervisor = client.SupervisorProcess(setup, os.fspath(lease), scratch=scratch)
+    # On this machine nothing of the run that brought the worker up is left in what jobs get; elsewhere the batch system
+    # has set what belongs to the node.
+    environment = setup.environment if here.config.get("host") else None
+    supervisor = client.SupervisorProcess(setup, os.fspath(lease), environment, scratch=scratch)
     topic = client.event_topic(run_id)
     link = AttachedLink(run_id, here.name, supervisor, lambda message: here.worker.log_event(topic, message))
     await link.open()

@@ -341,3 +341,32 @@ pools:
 """
     )
     return path
+
+
+def test_jobs_that_run_end_by_themselves_after_a_failure(
+    clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that has nothing to tell of a run that stops is not taken for lost."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    (tmp_path / "path").mkdir()
+    # Silence counts for 120 s; here for two.
+    (tmp_path / "path" / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'snakemake_executor_plugin_dask.driver' in sys.orig_argv:\n"
+        "    from snakemake_executor_plugin_dask.driver import relay\n"
+        "    relay._SILENT_S = 2.0\n"
+    )
+    body = """
+rule all:
+    input: "fails", "lasts"
+rule fails:
+    output: "fails"
+    shell: "while [ ! -e lasting ]; do sleep 0.1; done; false"
+rule lasts:
+    output: "lasts"
+    shell: "touch lasting; sleep 8; touch {output}"
+"""
+    with snakemake(tmp_path / "run", body, *KEEP, *SMALL) as run:
+        assert run.wait() != 0
+        assert (tmp_path / "run" / "lasts").exists()
+        assert "was lost" not in run.output

@@ -310,3 +310,15 @@ def test_nothing_of_dask_is_imported() -> None:
         "assert not {'dask', 'distributed'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_pool_that_was_given_up_is_tried_once_more() -> None:
+    """At once; if that fails too it is given up again."""
+    brakes = Brakes(failures_max=2)
+    for now in (0.0, 1000.0):
+        brakes.failed(now)
+    assert brakes.given_up
+    brakes.try_again()
+    assert brakes.allowed(3, 0, 1000.0) == 1
+    brakes.failed(1001.0)
+    assert brakes.given_up

@@ -186,3 +186,36 @@ def test_what_ends_a_head_is_known(tmp_path: Path, text: str | None, ends: bool)
     inside = joining.ends_with({"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n1"}, tmp_path)
     assert inside is not None
     assert "allocation of slurm (17)" in inside
+
+
+def test_only_what_is_dead_is_cleared_up(environment: dict[str, str]) -> None:
+    """Whoever comes late, and finds the next cluster in the place of the dead one, touches nothing of it."""
+    where = bring_up(OPTIONS, environment)
+    before = sorted(path.name for path in where.iterdir())
+    assert joining.clear_up(where) == []
+    assert sorted(path.name for path in where.iterdir()) == before
+
+
+def test_one_of_several_clears_up(environment: dict[str, str]) -> None:
+    """While one does, the others leave it alone; one that died at it holds nobody up for long."""
+    where = bring_up(OPTIONS, environment)
+    HELD.pop().release()
+    (where / "lock").write_bytes(replace(this_process(), pid=2**22 + 1).to_json())
+    (where / "clearing").mkdir()
+    assert joining.clear_up(where) == []
+    assert where.exists()
+    os.utime(where / "clearing", (0, 0))
+    assert joining.clear_up(where) == []
+    assert not where.exists()
+
+
+def test_a_state_directory_that_cannot_be_read_is_nothing_to_runs_that_keep_nothing(
+    environment: dict[str, str],
+) -> None:
+    """With --dask-keep it is one sentence."""
+    root = directory.root(environment)
+    root.mkdir(parents=True)
+    root.chmod(0o770)
+    assert recognise.choose(replace(OPTIONS, keep_s=0.0), replace(OPTIONS, keep_s=0.0), environment) == (None, [])
+    with pytest.raises(ConfigurationError, match="omit --dask-keep"):
+        recognise.choose(OPTIONS, OPTIONS, environment)

@@ -15,7 +15,6 @@ import traceback
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.interior import checks
-from snakemake_executor_plugin_dask.kept import directory as kept
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Start
 from snakemake_executor_plugin_dask.node import state
@@ -35,7 +34,7 @@ def main() -> int:
     held = state.Held(directory)
     failed = asyncio.run(_serve(start))
     if not failed:
-        kept.forget(directory)
+        held.clear(keep_logs=False)  # by descriptors: the next one may have been made already
     held.release()
     return int(failed)
 

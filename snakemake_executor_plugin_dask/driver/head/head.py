@@ -39,7 +39,7 @@ from snakemake_executor_plugin_dask.node.former import this_process
 
 _TICK_S = 1.0
 _SCALE_EVERY_S = 0.2
-_SILENT_S = 45.0  # a run that says nothing for so long has lost its host, or its network
+_SILENT_S = 120.0  # a run that says nothing for so long has lost its host, or its network
 _LEASE_S = 60.0  # of workers; each run's supervisors have their own
 _BACKLOG = 128
 
@@ -67,7 +67,9 @@ class Head:
         self.runs = AllRuns(self.core, self.dispatch, self._failed)
         self._served: dict[str, _Served] = {}
         self._heard: dict[str, float] = {}  # by run; read on the thread of the leases
-        self._until: float | None = self._began + max(self._keep_s, _SILENT_S)
+        #: When the cluster ends if no run comes; None: a run is there, or the least number of workers is waited for.
+        self._until: float | None = None if start.least else self._began + max(self._keep_s, _SILENT_S)
+        self._ticked = self._began
         self._held_core_s = self._idle_core_s = 0.0
         self._counted = self._began
         self._socket: socket.socket | None = None
@@ -98,13 +100,16 @@ class Head:
 
     def _lives(self, run_id: str) -> bool:
         heard = self._heard.get(run_id)
-        return heard is not None and time.monotonic() - heard < _SILENT_S
+        # Measured by the loop that hears: where a file system holds it up, no job ends for it.
+        return heard is not None and self._ticked - heard < _SILENT_S
 
     def _bounds(self, pool: Pool) -> Pool:
         """The pool as it is scaled now: without a run nothing is asked for, and nothing that is idle given back."""
         if self._served:
             return pool
-        return dataclasses.replace(pool, workers_min=pool.workers_min if self._least else 0, idle_timeout_s=math.inf)
+        if self._least:
+            return dataclasses.replace(pool, idle_timeout_s=math.inf)
+        return dataclasses.replace(pool, workers_min=0, workers_max=0, idle_timeout_s=math.inf)
 
     # Time goes on
 
@@ -117,17 +122,20 @@ class Head:
             now = time.monotonic()
             if now - checked < _TICK_S:
                 continue
-            checked = now
+            checked = self._ticked = now
             await self.core.watch()
             self._count(now)
             for served in list(self._served.values()):
-                if now - self._heard[served.run_id] > _SILENT_S:
+                if now - self._heard[served.run_id] > _SILENT_S and not served.ending:
                     served.cut()
                 else:
                     served.look(now)
             if not self._served and not self._least:
                 for pool in self.dispatch.pools.values():
                     self.core.fleet.call_back(pool, len(self.core.fleet.starting(pool.name)))
+            if self._least and self._until is None and not self._served:
+                starting = [m for pool in self.dispatch.pools for m in self.core.fleet.starting(pool)]
+                self._until = None if starting else now + self._keep_s
             if self._until is not None and now > self._until:
                 self._log("The keep time is over.")
                 self.end()
@@ -195,26 +203,29 @@ class Head:
         if self.over.done():
             return  # it joins the next one
         run_id = join.begin.setup.run_id
-        self._keep_s = max(self._keep_s, join.keep_s)
-        self._least, self._until = False, None
-        self.heard(run_id)
-        self.dispatch.pools.given_up.clear()  # a new try with each run
-        self.dispatch.ledger.idle_from(time.monotonic())
         self._add_pools(join)
-        served = self._served[run_id] = _Served(self, join, writer, send)
+        served = _Served(self, join, writer, send)
+        self._served[run_id] = served
+        self.heard(run_id)
         try:
+            self._keep_s = max(self._keep_s, join.keep_s)
+            self._least, self._until = False, None
+            self.dispatch.pools.given_up.clear()  # a new try with each run
+            self.core.fleet.try_again()
+            self.dispatch.ledger.idle_from(time.monotonic())
             up = sum(member.up for member in self.core.fleet.members.values())
             send(Welcome(up, time.monotonic() - self._began))
             await served.serve(reader)
         finally:
+            served.ending = True
             try:
                 left = await served.close()
             finally:
                 del self._served[run_id], self._heard[run_id]
                 if not self._served:
                     self._until = time.monotonic() + self._keep_s
-            send(self.told())
-            send(Stopped(left))
+        send(self.told())
+        send(Stopped(left))
 
     def _add_pools(self, join: Join) -> None:
         """A run's pools for Slurm resources are shaped from its jobs; one that is there already is shared."""
@@ -256,7 +267,8 @@ class Head:
         send(self.told())
 
     async def close(self) -> tuple[str, ...]:
-        """End all runs, give everything back, and remove what is written down. Returns workers not seen to be gone."""
+        """End all runs, and give everything back. Returns workers that were not seen to be gone."""
+        self.end()  # whoever comes now joins the next one
         for served in list(self._served.values()):
             served.end(f"Cluster {self._kept.name} was stopped.")
         others = self._conversations - {asyncio.current_task()}
@@ -273,6 +285,7 @@ class _Served:
 
     def __init__(self, head: Head, join: Join, writer: asyncio.StreamWriter, send: Send) -> None:
         self.run_id = join.begin.setup.run_id
+        self.ending = False  # it has said stop, or is gone: its part is being given back
         self.send = send
         self._begin, self._head, self._writer = join.begin, head, writer
         self._outbox = Outbox(send, lambda: len(head.dispatch.waiting) > 0)
@@ -323,6 +336,8 @@ class _Served:
         if not self.controller.stopping:
             found = blockers(self.controller.waiting, self.controller.ledger, now, among=self.controller.jobs)
             self.send(Look(found, now, self.share.uses()))
+        else:
+            self.send(Alive())
 
     def cut(self) -> None:
         """As if it were gone."""

@@ -20,6 +20,8 @@ from snakemake_executor_plugin_dask.worker import runs as on_worker
 
 _BEGIN_S = 60.0  # modules may come from a slow file system
 _END_S = 30.0
+_TRIES = 3
+_AGAIN_S = 1.0
 
 
 class AllRuns:
@@ -32,6 +34,7 @@ class AllRuns:
         self.controllers: dict[str, Controller] = {}  # by the run's id
         self._confirming: dict[str, asyncio.Task[str | None]] = {}  # by worker
         self._keys: dict[str, list[str]] = {}  # by lost worker: the attempts that are to be seen dead
+        self._judged: set[str] = set()  # lost workers of which it is known whether that was planned
         self._tasks = Tasks(failed)
 
     def worker_joined(self, member: Member) -> None:
@@ -59,6 +62,12 @@ class AllRuns:
         self._keys.get(name, []).extend(keys)
         confirming = self._confirming.get(name)
         return None if confirming is None else await asyncio.shield(confirming)
+
+    def judged(self, member: Member, jobs: Collection[str], *, planned: bool) -> None:
+        """As `Members` has it: one loss, whatever the number of runs that tell of it."""
+        if member.name not in self._judged:
+            self._judged.add(member.name)
+            self.core.fleet.judged(member, jobs, planned=planned)
 
     def fit_elsewhere(self, pool: Pool) -> bool:
         return bool(self.controllers) and all(controller.fit_elsewhere(pool) for controller in self._all())
@@ -103,7 +112,7 @@ class _Workers(Members):
         return await self._fleet.preempted(member)
 
     def judged(self, member: Member, jobs: Collection[str], *, planned: bool) -> None:
-        self._fleet.judged(member, jobs, planned=planned)
+        self._everybody.judged(member, jobs, planned=planned)
 
     def lose(self, member: Member, why: str, *, told: bool = False) -> None:
         self._fleet.lose(member, why, told=told)
@@ -119,6 +128,7 @@ class Share:
         self._setup, self._run_id = setup, setup.run_id
         self._known_jobs = known_jobs
         self._begun: dict[str, asyncio.Task[None]] = {}  # by worker: its supervisor for this run is being started
+        self._failed: dict[str, int] = {}  # by worker: how often in a row it could not be
         self._tasks = Tasks(lambda _: None)  # whoever awaits one of them is told
         self.workers = _Workers(everybody)
 
@@ -153,11 +163,26 @@ class Share:
             self._jobs.received(message)
 
     async def submit(self, attempt: Attempt, spec: JobSpec) -> Outcome | None:
-        if attempt.member is not None:
-            await asyncio.shield(self._begin(attempt.member))
-        if attempt.state is not State.SENT:
+        member = attempt.member
+        if member is None or not await self._ready(member) or attempt.state is not State.SENT or attempt.killed:
             raise NotNow
-        return await self._core.submit(self._run_id, attempt, spec)
+        outcome = await self._core.submit(self._run_id, attempt, spec)
+        if outcome is not None and outcome.status == "lost":
+            self._begun.pop(member.name, None)  # the next one looks anew
+        return outcome
+
+    async def _ready(self, member: Member) -> bool:
+        """Whether this run has a supervisor there. Raises what kept it from one several times in a row."""
+        try:
+            await asyncio.shield(self._begin(member))
+        except Exception:
+            self._failed[member.name] = self._failed.get(member.name, 0) + 1
+            if self._failed[member.name] >= _TRIES:
+                raise
+            await asyncio.sleep(_AGAIN_S)
+            return False
+        self._failed.pop(member.name, None)
+        return True
 
     async def kill(self, attempt: Attempt, reason: str) -> None:
         await self._core.kill(self._run_id, attempt, reason)

@@ -148,6 +148,11 @@ class Fleet(Members):
             self._experience[pool.name] = _Experience(brakes)
         return self._experience[pool.name]
 
+    def try_again(self) -> None:
+        """A further run has come: pools that were given up get one more try, and none waits for its next one."""
+        for experience in self._experience.values():
+            experience.brakes.try_again()
+
     def startup_s(self, pool: Pool) -> float:
         """From asking for a worker to its joining, as last seen of this pool."""
         return self._of_pool(pool).startup_s or _STARTUP_S
