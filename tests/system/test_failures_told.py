@@ -60,12 +60,14 @@ rule fine:
     shell: "echo fine > {output}"
 """
 
+#: A group is named with its jobs.
+MEMBERS = r"(?: \(\d+ jobs?: [^)]*\))?"
 WHERE = rf" \\(on host {re.escape(HOST)}, worker local-0, after \\d+\\.\\d s\\)\n".replace("\\\\", "\\")
 
 
 def message(output: str, name: str) -> str:
     """The whole message about a job, from its first words to the path of its log."""
-    found = re.search(rf"Job of {name}: .*?\nIts log: \S+\n", output, re.DOTALL)
+    found = re.search(rf"Job of {name}{MEMBERS}: .*?\nIts log: \S+\n", output, re.DOTALL)
     assert found, f"no message about {name} in:\n{output}"
     # Said where anything on this machine ran out of memory meanwhile, as another test lets it.
     return re.sub(f";? meanwhile the kernel killed processes on {re.escape(HOST)}, since memory was full", "", found[0])
@@ -95,7 +97,9 @@ def test_failed_jobs(tmp_path: Path, start: str) -> None:
         assert {event["wildcards"]["x"] for event in run.events("job-queued") if event["rule"] == "logged"} == {"a"}
         for name, (cause, lines) in expected.items():
             text = message(run.output, name)
-            assert re.match(rf"Job of {name}: {re.escape(cause)}{WHERE}The last lines of its log:\n    ", text), text
+            assert re.match(
+                rf"Job of {name}{MEMBERS}: {re.escape(cause)}{WHERE}The last lines of its log:\n    ", text
+            ), text
             assert [line for line in lines if line not in text] == []
             log = Path(text.rpartition("Its log: ")[2].strip())
             assert log.parent.parent == tmp_path / ".snakemake" / "dask_logs"
@@ -297,7 +301,9 @@ def test_files_that_are_not_those_expected(tmp_path: Path) -> None:
                 f"The output files of rule {rule} have other names each time the workflow is read: Snakemake expects"
             )
             assert f"{words} {name}." in run.output, run.output
-        found = re.search("Job of alone_in_group: its process ended without an error .* Its log: (.*)", run.output)
+        found = re.search(
+            rf"Job of alone_in_group{MEMBERS}: its process ended without an error .* Its log: (.*)", run.output
+        )
         assert found, run.output
         assert "from the job" in Path(found[1]).read_text()
         assert len(list(tmp_path.glob("outer/.snakemake/dask_logs/*/*"))) == 4

@@ -157,7 +157,7 @@ def test_memory_of_every_kind_of_job(tmp_path: Path, start: str) -> None:
         assert outputs(tmp_path) - {"first_small"} == {
             f"{kind}_small" for kind in ("run", "script", "shell", "daemon", "second")
         }
-        told = r"Job of (\w+)(?: \(size=large\))?: memory of \d+ MB exceeded the limit of 150 MB \(mem_mb\)"
+        told = r"Job of (\w+)(?: \(.*?\))?: memory of \d+ MB exceeded the limit of 150 MB \(mem_mb\)"
         found = re.findall(told, run.output)
         assert sorted(found) == ["daemon", "pair_first_second", "run", "script", "shell"]
         assert not run.events("worker-lost")

@@ -117,7 +117,7 @@ def test_what_running_jobs_use(driver, tmp_path):
         worker.wait_started(key)
 
         def used():
-            found = driver.server.uses()
+            found = driver.server.uses("a")
             return key in found and found[key][1] > 1.0 and found[key][2] > 90 and idle in found and found
 
         found = wait_for(used, "the driver does not know what the jobs use")
