@@ -87,7 +87,7 @@ class LocalWorker(WorkerProcess):
             with contextlib.suppress(TimeoutError):  # the kernel may hold it: a frozen cgroup, a file server that hangs
                 await asyncio.wait_for(process.wait(), _KILL_S)
         # The others are signalled in any case, so that what is held does nothing any more once it is released.
-        gone = await asyncio.to_thread(kill_worker, self.link.run_id, self.name, tuple(self.link.runs))
+        gone = await asyncio.to_thread(kill_worker, self.link.state_dir, self.name, tuple(self.link.runs))
         return gone and process.returncode is not None
 
     async def close(self) -> None:

@@ -315,7 +315,7 @@ class LaunchedWorkers(WorkerProcess):
         here = allocation_nodes(self._environ) == 1
         link = self.link
         gone = [
-            await asyncio.to_thread(kill_worker, link.run_id, self.name + suffix, tuple(link.runs))
+            await asyncio.to_thread(kill_worker, link.state_dir, self.name + suffix, tuple(link.runs))
             for suffix in self.group
         ]
         return all(gone) and (asked or here)

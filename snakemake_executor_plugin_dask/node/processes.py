@@ -213,25 +213,25 @@ def kill_descendants(pid: int, timeout_s: float = 10.0) -> bool:
     return _kill_until_gone(living, timeout_s)
 
 
-def kill_worker(cluster_id: str, worker: str, runs: Collection[str], timeout_s: float = 10.0) -> bool:
+def kill_worker(state_dir: str, worker: str, runs: Collection[str], timeout_s: float = 10.0) -> bool:
     """End what is left on this machine of a worker: its supervisors, and every process of its jobs.
 
-    The worker itself must be dead. Jobs belong to it when they descend from a supervisor of it, or carry a key of one
-    of the cluster's runs and descend from no other supervisor. Returns True once none of them is alive, False after
-    ``timeout_s``.
+    ``state_dir`` is its cluster's: by a path below it supervisors say whose they are. The worker itself must be dead.
+    Jobs belong to it when they descend from a supervisor of it, or carry a key of one of the cluster's runs and descend
+    from no other supervisor. Returns True once none of them is alive, False after ``timeout_s``.
     """
 
     def jobs() -> list[int]:
-        return [pid for pid in _of_worker(cluster_id, worker, runs) if not is_supervisor(pid)]
+        return [pid for pid in _of_worker(state_dir, worker, runs) if not is_supervisor(pid)]
 
     def everything() -> list[int]:
-        return _of_worker(cluster_id, worker, runs)
+        return _of_worker(state_dir, worker, runs)
 
     # The supervisor comes last: while it lives, even stopped, its jobs' orphans come to it and stay in the tree.
     return _kill_until_gone(jobs, timeout_s / 2) & _kill_until_gone(everything, timeout_s / 2)
 
 
-def _of_worker(cluster_id: str, worker: str, runs: Collection[str]) -> list[int]:
+def _of_worker(state_dir: str, worker: str, runs: Collection[str]) -> list[int]:
     table = process_table()
     ours: set[int] = set()
     theirs: set[int] = set()
@@ -240,7 +240,8 @@ def _of_worker(cluster_id: str, worker: str, runs: Collection[str]) -> list[int]
             continue
         arguments = command_line(pid)
         mine = any(
-            argument.endswith(b"/lease-%b.json" % os.fsencode(worker)) and os.fsencode(cluster_id) in argument
+            argument.endswith(b"/lease-%b.json" % os.fsencode(worker))
+            and argument.startswith(os.fsencode(f"{state_dir}/"))
             for argument in arguments
         )
         (ours if mine else theirs).add(pid)

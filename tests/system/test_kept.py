@@ -255,6 +255,26 @@ def test_a_supervisor_that_is_killed_costs_its_run_alone(clusters: Clusters, tmp
         assert not spared.events("worker-lost")
 
 
+def test_clusters_of_one_name_are_told_apart(
+    clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two state directories of one user hold clusters of one name; the end of one takes nothing of the other along."""
+    go = tmp_path / "go"
+    body = logged_jobs(1, f'while [ ! -e "{go}" ]; do sleep 0.1; done')
+    with snakemake(tmp_path / "run", body, *KEEP, *SMALL) as run:
+        wait_for(lambda: started(run), "the job")
+        other = tmp_path / "other"
+        monkeypatch.setenv("XDG_STATE_HOME", str(other))
+        with snakemake(tmp_path / "beside", TELLS, *KEEP, *SMALL) as beside:
+            finished(beside)
+        assert [path.name for path in (other / "snakemake-dask").iterdir()] == clusters.names()
+        assert clusters.command("stop", "--all").returncode == 0
+        monkeypatch.setenv("XDG_STATE_HOME", str(clusters.state))
+        go.touch()
+        finished(run)
+        assert len(started(run)) == 1
+
+
 def test_an_idle_head_takes_little(clusters: Clusters, tmp_path: Path) -> None:
     """Its memory is bounded, it dumps no core, and it holds nothing of a run's environment that has ended."""
     with snakemake(tmp_path / "run", TELLS, *KEEP) as run:

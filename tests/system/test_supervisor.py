@@ -467,6 +467,6 @@ def test_killing_a_worker_ends_a_frozen_supervisor_and_its_jobs(tmp_path):
             leader, (daemon,) = worker.wait_started(key), pids_in(tmp_path / "pids", 1)
             worker.process.send_signal(signal.SIGKILL)
             worker.wait()
-            assert kill_worker(RUN_ID, "w-1", [RUN_ID])
+            assert kill_worker(str(run), "w-1", [RUN_ID])
             assert not any(map(alive, (leader, daemon)))
             assert alive(bystander)
