@@ -64,11 +64,12 @@ class Held:
         self._root = open_directory(state_dir.parent)
         self._run = open_directory(self._name, dir_fd=self._root)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._lock = os.open(_LOCK, flags, 0o600, dir_fd=self._run)
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, this_process().to_json())
+        lock = os.open(_LOCK, flags, 0o600, dir_fd=self._run)
+        self._lock: int | None = lock
+        os.ftruncate(lock, 0)
+        os.write(lock, this_process().to_json())
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -77,8 +78,15 @@ class Held:
         """As `clear` does."""
         _clear(self._root, self._name, self._run, keep_logs=keep_logs)
 
+    def unlock(self) -> None:
+        """Others take this process for gone from now on. May be repeated."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def release(self) -> None:
-        for descriptor in (self._lock, self._run, self._root):
+        self.unlock()
+        for descriptor in (self._run, self._root):
             os.close(descriptor)
 
 

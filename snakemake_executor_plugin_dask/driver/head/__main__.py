@@ -5,6 +5,7 @@ ends, workers and allocations are given back first. Exit codes: 0; 1 after an er
 """
 
 import asyncio
+import contextlib
 import os
 import pickle
 import resource
@@ -34,9 +35,22 @@ def main() -> int:
     held = state.Held(directory)
     failed = asyncio.run(_serve(start))
     if not failed:
-        held.clear(keep_logs=False)  # by descriptors: the next one may have been made already
+        _forget(held, directory)
     held.release()
     return int(failed)
+
+
+def _forget(held: state.Held, directory: Path) -> None:
+    """Remove what is written down of the cluster, by descriptors: the next one may have been made already."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    own = os.stat(directory).st_ino if directory.exists() else None
+    for number in (1, 2):  # NFS keeps a file that is open, and the directory with it
+        os.dup2(nowhere, number)
+    held.clear(keep_logs=False)
+    held.unlock()
+    with contextlib.suppress(OSError):
+        if directory.stat().st_ino == own:
+            directory.rmdir()
 
 
 def _log(text: str) -> None:
