@@ -17,7 +17,7 @@ from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Ask, End, Kept, Told, name_of
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.model.units import count, format_duration
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
@@ -123,7 +123,7 @@ def _least(kept: Kept, *, was_up: bool) -> str:
     least = sum(pool.workers_min for pool in kept.options.pools)
     if not least:
         return "Its workers come with the first run."
-    return f"{least} worker{'' if least == 1 else 's'} {'is' if least == 1 else 'are'} asked for."
+    return f"{count(least, 'worker')} {'is' if least == 1 else 'are'} asked for."
 
 
 def _wait(kept: Kept) -> int | None:

@@ -68,12 +68,7 @@ async def _relay(begin: Begin, sock: socket.socket) -> int:
         told = str(error)
     if isinstance(entered, list):  # it is another host's business: this run has a cluster of its own
         return await _drive(replace(begin, kept=None), sock, entered)
-    reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 26)
-
-    def send(message: object) -> None:
-        if not writer.is_closing():
-            writer.write(frame(message))
-
+    reader, writer, send = await _opened(sock)
     relay = Relay(begin, send)
     failed = True
     try:
@@ -85,24 +80,14 @@ async def _relay(begin: Begin, sock: socket.socket) -> int:
         send(Fatal(str(error)))
     except Exception as error:  # noqa: BLE001 - whatever it is, Snakemake is told
         traceback.print_exc()
-        send(Fatal(f"the driver process failed: {error!r} (its log: {begin.state_dir}/driver.log)"))
+        send(Fatal(_failure(error, begin)))
     left = relay.close(failed=failed)
-    send(Stopped(left))
-    try:
-        await asyncio.wait_for(writer.drain(), 5.0)
-    except (TimeoutError, ConnectionError):
-        pass  # Snakemake is gone
-    writer.close()
+    await _leave(writer, left)
     return int(failed)
 
 
 async def _drive(begin: Begin, sock: socket.socket, notes: Sequence[str] = ()) -> int:
-    reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 26)
-
-    def send(message: object) -> None:
-        if not writer.is_closing():
-            writer.write(frame(message))
-
+    reader, writer, send = await _opened(sock)
     run: Run | None = None
     failed = False
     try:
@@ -120,18 +105,38 @@ async def _drive(begin: Begin, sock: socket.socket, notes: Sequence[str] = ()) -
     except Exception as error:  # noqa: BLE001 - whatever it is, Snakemake is told, and all is given back
         traceback.print_exc()
         failed = True
-        send(Fatal(f"the driver process failed: {error!r} (its log: {begin.state_dir}/driver.log)"))
+        send(Fatal(_failure(error, begin)))
     finally:
         left: tuple[str, ...] = ()
         if run is not None:
             left = await run.close(failed=failed)
-        send(Stopped(left))
-        try:
-            await asyncio.wait_for(writer.drain(), 5.0)
-        except (TimeoutError, ConnectionError):
-            pass  # Snakemake is gone; there is nobody to tell
-        writer.close()
+        await _leave(writer, left)
     return int(failed)
+
+
+async def _opened(sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Callable[[object], None]]:
+    """The connection to Snakemake's process, and how it is told something."""
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 26)
+    return reader, writer, lambda message: _send(writer, message)
+
+
+def _failure(error: Exception, begin: Begin) -> str:
+    return f"the driver process failed: {error!r} (its log: {begin.state_dir}/driver.log)"
+
+
+def _send(writer: asyncio.StreamWriter, message: object) -> None:
+    if not writer.is_closing():
+        writer.write(frame(message))
+
+
+async def _leave(writer: asyncio.StreamWriter, left: tuple[str, ...]) -> None:
+    """The last word."""
+    _send(writer, Stopped(left))
+    try:
+        await asyncio.wait_for(writer.drain(), 5.0)
+    except (TimeoutError, ConnectionError):
+        pass  # Snakemake is gone; there is nobody to tell
+    writer.close()
 
 
 def _new_run(begin: Begin, send: Callable[[object], None]) -> "Run":

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from snakemake_executor_plugin_dask.backends import backend_for
@@ -82,16 +82,26 @@ class Pools(Mapping[str, Pool]):
         made: list[Pool] = []
         added: list[Pool] = []
         for pool in pools:
-            name, number = pool.name, 2
-            while name in self or any(other.name == name for other in made):
-                name, number = f"{pool.name}-{number}", number + 1
-            made.append(replace(pool, name=name))
+            made.append(replace(pool, name=self._free(pool.name, {other.name for other in made})))
             shape = routing.shape_of(pool)
             # One that settings make as small as those that are there is of no use.
             if not further or any(not routing.shortages(request, pool, shape) for request in requests):
                 added.append(made[-1])
                 self.put(made[-1])
         return added, refused, made
+
+    def share(self, pools: Iterable[Pool]) -> None:
+        """Add those of a further run; one that is there already, whatever its name, is shared."""
+        for pool in pools:
+            if not any(replace(pool, name=there.name) == there for there in self.values()):
+                self.put(replace(pool, name=self._free(pool.name)))
+
+    def _free(self, name: str, taken: Collection[str] = ()) -> str:
+        """The name, with a number where another pool bears it."""
+        free, number = name, 2
+        while free in self or free in taken:
+            free, number = f"{name}-{number}", number + 1
+        return free
 
     def why_not(self, request: Request, made: Sequence[Pool], name: str) -> str:
         """What the largest pools that can be made lack for the request."""

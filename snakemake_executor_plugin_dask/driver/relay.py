@@ -4,7 +4,6 @@ Imports nothing of Dask. Writes the run's event log and report, in the run's own
 """
 
 import asyncio
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     Stopped,
     Together,
 )
-from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.model.units import count, format_duration
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.observe.observer import Observer
@@ -91,25 +90,15 @@ class Relay:
         self._counts = {"jobs": 0, "attempts": 0, "lost_workers": 0}
         self._fatal = False
         self._left: tuple[str, ...] = ()
-        setup = begin.setup
-        self._observer.event(
-            "run-started",
-            run_id=setup.run_id,
-            host=platform.node(),
-            workdir=setup.workdir,
-            options=begin.options,
-            jobs=begin.jobs,
-            versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version},
-            cluster=self._kept.name,
-        )
+        self._observer.started(begin.setup, begin.options, begin.jobs, cluster=self._kept.name)
 
     async def run(self, entered: Entered, snakemake: asyncio.StreamReader) -> None:
         """Until the head has given this run's part back."""
         self._writer = entered.writer
         for text in entered.said:
             self._observer.say("warning", text)
-        up, age = entered.welcome.up, format_duration(int(entered.welcome.age_s))
-        self._observer.say("info", f"Cluster {self._kept.name}, up for {age}, has {up} worker{'' if up == 1 else 's'}.")
+        there, age = count(entered.welcome.up, "worker"), format_duration(int(entered.welcome.age_s))
+        self._observer.say("info", f"Cluster {self._kept.name}, up for {age}, has {there}.")
         hearing = asyncio.create_task(self._hear(entered.reader))
         telling = asyncio.create_task(self._tell(snakemake))
         pulse = asyncio.create_task(self._pulse())

@@ -1,7 +1,6 @@
 """One run: its jobs, the cluster that it holds, and what it says and writes of them."""
 
 import asyncio
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,16 +56,7 @@ class Run:
 
     async def start(self) -> None:
         """Have the cluster ready. ConfigurationError where that cannot be; `close` follows all the same."""
-        setup = self._begin.setup
-        self._observer.event(
-            "run-started",
-            run_id=setup.run_id,
-            host=platform.node(),
-            workdir=setup.workdir,
-            options=self._begin.options,
-            jobs=self._begin.jobs,
-            versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version},
-        )
+        self._observer.started(self._begin.setup, self._begin.options, self._begin.jobs)
         await self.cluster.start(self.controller)
 
     async def watch(self) -> None:

@@ -32,7 +32,8 @@ _COMING_S = 120.0  # a head that has not said anything for so long will not come
 
 #: By which batch systems' commands choose a cluster, an account or a partition.
 _PREFIXES = ("SBATCH_", "DASK_")
-_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+#: By these a process is given some of a machine's GPUs.
+DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _LIMITS = ("RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_STACK")
 _VARIABLES = frozenset(
     "SLURM_CONF SLURM_CLUSTERS PBS_DEFAULT PBS_SERVER SGE_ROOT SGE_CELL LSF_ENVDIR LSB_DEFAULTQUEUE LSB_DEFAULTPROJECT "
@@ -83,7 +84,7 @@ def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str
         hard = {name: resource.getrlimit(getattr(resource, name))[1] for name in _LIMITS}
         found["limits"] = {"cores": json.dumps(sorted(os.sched_getaffinity(0))), "hard limits": json.dumps(hard)}
         allocation = {"id": json.dumps(allocation_id(environment))}
-        found["allocation"] = allocation | {name: json.dumps(environment.get(name)) for name in _DEVICES}
+        found["allocation"] = allocation | {name: json.dumps(environment.get(name)) for name in DEVICES}
     return found
 
 
@@ -129,11 +130,6 @@ def make(directory: Path) -> bool:
         )
         raise ConfigurationError(msg) from error
     return True
-
-
-def there(directory: Path) -> bool:
-    """Whether anything is written down in it."""
-    return directory.exists()
 
 
 def write(directory: Path, record: Record) -> None:

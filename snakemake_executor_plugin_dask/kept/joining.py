@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.batch.allocations import cancel_run
 from snakemake_executor_plugin_dask.kept import directory
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Kept, Start, Told
-from snakemake_executor_plugin_dask.model.units import format_duration
+from snakemake_executor_plugin_dask.model.units import count, format_duration
 from snakemake_executor_plugin_dask.node.allocation import allocation_id, batch_system
 from snakemake_executor_plugin_dask.node.private import append_private, read_end
 
@@ -28,7 +28,6 @@ _COME_S = 120.0  # how long a new head gets to listen
 _LOOK_EVERY_S = 0.05
 _CLEAR_S = 180.0  # more than cancelling takes
 _TAIL_BYTES = 2000
-_OF_THIS_RUN = ("TMPDIR", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _KILLS = re.compile(r"^\s*KillUserProcesses\s*=\s*(yes|true|on|1)\s*$", re.MULTILINE | re.IGNORECASE)
 
 Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -52,7 +51,8 @@ def launch(kept: Kept, *, least: bool = False) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.driver.head"]
     environment = dict(os.environ)
     if all(pool.kind.queued for pool in kept.options.pools):
-        for name in _OF_THIS_RUN:  # which the batch system would hand on to nodes, and so to others' jobs
+        # The batch system would hand them on to nodes, and so to others' jobs.
+        for name in ("TMPDIR", *directory.DEVICES):
             environment.pop(name, None)
     with open(append_private(where / "head.log"), "ab") as log:
         head = subprocess.Popen(
@@ -156,11 +156,9 @@ def stays(name: str, told: Told) -> str:
     """What stays after a run, for how long, what it can cost, and how it is ended."""
     if told.ending:
         return f"Cluster {name} ends now."
-    up = told.workers.get("up", 0)
-    workers = f"{up} worker{'' if up == 1 else 's'}"
+    workers = count(told.workers.get("up", 0), "worker")
     if told.until_s is None:
-        others = len(told.runs)
-        return f"Cluster {name} stays for {others} other run{'' if others == 1 else 's'}, with {workers}."
+        return f"Cluster {name} stays for {count(len(told.runs), 'other run')}, with {workers}."
     return (
         f"Cluster {name} stays for {format_duration(int(told.until_s))} at most, with {workers}: up to "
         f"{told.cores * told.until_s / 3600:.1f} core-hours. `snakemake-dask stop {name}` ends it."

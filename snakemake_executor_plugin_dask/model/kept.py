@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.messages import Begin
@@ -141,13 +141,10 @@ class RunThere:
 class Told:
     """The cluster now."""
 
-    pools: Collection[str]
     workers: Mapping[str, int]  # by state
     cores: int = 0  # of those that are up
     runs: Sequence[RunThere] = ()
     held_core_s: float = 0.0  # core-seconds that workers were there
     idle_core_s: float = 0.0  # of these, while no job held the cores
     until_s: float | None = None  # seconds from now; None: runs use it
-    keep_s: float = 0.0
     ending: bool = False
-    left: tuple[str, ...] = field(default=())  # workers that were not seen to be gone

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
@@ -74,6 +75,28 @@ class Strangers:
 #: Gets a connection (not blocking) and its address. It returns once it is known whose it is, and raises or is cancelled
 #: where that does not come to be; it then has closed the connection.
 Meet = Callable[[socket.socket, Any], Awaitable[None]]
+
+#: As `asyncio.start_server` has it.
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
+
+
+def by_tls(context: ssl.SSLContext, limit: int, serve: Serve) -> Meet:
+    """Whom a `Door` lets in by the TLS handshake, in which a certificate is shown; ``serve`` gets the streams.
+
+    ``limit``: bytes that are read ahead, and the longest line.
+    """
+
+    async def meet(connection: socket.socket, _: Any) -> None:
+        def protocol() -> asyncio.StreamReaderProtocol:
+            return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=limit), serve)
+
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=context)
+        except BaseException:
+            connection.close()
+            raise
+
+    return meet
 
 
 class Door:

@@ -4,11 +4,14 @@ Writes the event log and the report; shows lines through a callback.
 """
 
 import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.messages import Level
+from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.observe import live
 from snakemake_executor_plugin_dask.observe.events import EventLog
 from snakemake_executor_plugin_dask.observe.model import RunModel
@@ -47,6 +50,19 @@ class Observer:
     def event(self, kind: str, **fields: Any) -> None:
         """Into the event log and the model. Never raises for the file."""
         self._log.write(kind, **fields)
+
+    def started(self, setup: RunSetup, options: Options, jobs: int, **more: Any) -> None:
+        """The first event. ``jobs``: that are known by now."""
+        self.event(
+            "run-started",
+            run_id=setup.run_id,
+            host=platform.node(),
+            workdir=setup.workdir,
+            options=options,
+            jobs=jobs,
+            versions={"snakemake": setup.snakemake_version, "plugin": setup.plugin_version},
+            **more,
+        )
 
     def say(self, level: Level, text: str) -> None:
         """Show a sentence to the user, and keep it. All that is said while the event log is open passes here."""

@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from snakemake_executor_plugin_dask.interior import dask_worker as dask_worker_interior
@@ -90,11 +90,16 @@ async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     link = AttachedLink(run_id, name, supervisor, lambda message: dask_worker.log_event(topic, message))
     await link.open()
     facts = _facts(setup, name, supervisor, dask_worker)
-    client.links[run_id], client.described[run_id] = link, facts
-    watch = asyncio.create_task(_forget(run_id, link))
+    know(link, facts)
+    return facts
+
+
+def know(link: AttachedLink, facts: WorkerFacts, gone: Callable[[], None] = lambda: None) -> None:
+    """From now on the run has jobs here. ``gone`` is called on a thread, once its supervisor is, also by itself."""
+    client.links[link.run_id], client.described[link.run_id] = link, facts
+    watch = asyncio.create_task(_forget(link, gone))
     _watching.add(watch)
     watch.add_done_callback(_watching.discard)
-    return facts
 
 
 async def detach(run_id: str) -> bool:
@@ -110,13 +115,13 @@ async def detach(run_id: str) -> bool:
     return True
 
 
-async def _forget(run_id: str, link: client.SupervisorLink) -> None:
-    """Once the supervisor is gone (also by itself, when its driver is)."""
+async def _forget(link: AttachedLink, gone: Callable[[], None]) -> None:
     await link.lost.wait()
     await asyncio.to_thread(link.supervisor.process.wait)
-    if client.links.get(run_id) is link:
-        del client.links[run_id]
-        client.described.pop(run_id, None)
+    if client.links.get(link.run_id) is link:
+        del client.links[link.run_id]
+        client.described.pop(link.run_id, None)
+    await asyncio.to_thread(gone)
 
 
 def _facts(setup: RunSetup, name: str, supervisor: client.SupervisorProcess, dask_worker: Any) -> WorkerFacts:

@@ -17,9 +17,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.worker import client
-from snakemake_executor_plugin_dask.worker.attach import AttachedLink
-
-_STOP_S = 15.0
+from snakemake_executor_plugin_dask.worker.attach import AttachedLink, detach, know
 
 
 @dataclass
@@ -36,7 +34,6 @@ class Serving:
 
 serving: Serving | None = None
 _beginning: dict[str, asyncio.Task[WorkerFacts]] = {}
-_watching: set[asyncio.Task[None]] = set()
 
 
 async def begin(setup: RunSetup) -> WorkerFacts:
@@ -69,10 +66,7 @@ async def _begin(setup: RunSetup) -> WorkerFacts:
     link = AttachedLink(run_id, here.name, supervisor, lambda message: here.worker.log_event(topic, message))
     await link.open()
     facts = replace(here.facts, supervisor_pid=supervisor.process.pid)
-    client.links[run_id], client.described[run_id] = link, facts
-    watch = asyncio.create_task(_forget(run_id, link, lease))
-    _watching.add(watch)
-    watch.add_done_callback(_watching.discard)
+    know(link, facts, lambda: _clear(lease))
     return facts
 
 
@@ -80,25 +74,7 @@ async def end(run_id: str) -> bool:
     """End the run's jobs and its supervisor; False where it does not leave."""
     if run_id in _beginning:
         await asyncio.wait({_beginning[run_id]})
-    link = client.links.get(run_id)
-    if link is None:
-        return True
-    link.stop()
-    try:
-        await asyncio.wait_for(link.lost.wait(), _STOP_S)
-    except TimeoutError:
-        return False
-    return True
-
-
-async def _forget(run_id: str, link: client.SupervisorLink, lease: Path) -> None:
-    """Once the supervisor is gone, also by itself."""
-    await link.lost.wait()
-    await asyncio.to_thread(link.supervisor.process.wait)
-    if client.links.get(run_id) is link:
-        del client.links[run_id]
-        client.described.pop(run_id, None)
-        await asyncio.to_thread(_clear, lease)
+    return await detach(run_id)
 
 
 def _clear(lease: Path) -> None:

@@ -34,7 +34,7 @@ from snakemake_executor_plugin_dask.model.kept import (
 from snakemake_executor_plugin_dask.model.messages import DropWaiting, Enqueue, Fatal, Level, Say, Stop, Stopped
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.wire import frame, receive
-from snakemake_executor_plugin_dask.node.door import Door
+from snakemake_executor_plugin_dask.node.door import Door, by_tls
 from snakemake_executor_plugin_dask.node.former import this_process
 
 _TICK_S = 1.0
@@ -42,6 +42,7 @@ _SCALE_EVERY_S = 0.2
 _SILENT_S = 120.0  # a run that says nothing for so long has lost its host, or its network
 _LEASE_S = 60.0  # of workers; each run's supervisors have their own
 _BACKLOG = 128
+_READ_AHEAD = 1 << 26
 
 Send = Callable[[object], None]
 
@@ -88,10 +89,9 @@ class Head:
     async def start(self) -> None:
         """Listen, and write down where. ConfigurationError; `close` follows all the same."""
         await self.core.start(self.dispatch, self.runs, self._lives, _LEASE_S, bounds=self._bounds)
-        self._context = server_context(self.core.files)
         family = socket.AF_INET6 if ":" in self.core.host else socket.AF_INET
         self._socket = socket.create_server((self.core.host, 0), family=family, backlog=_BACKLOG)
-        self._door = Door(self._socket, self._meet)
+        self._door = Door(self._socket, by_tls(server_context(self.core.files), _READ_AHEAD, self._came))
         address = (self.core.host, self._socket.getsockname()[1])
         record = directory.Record(
             self._kept.name, self._kept.asked, self._kept.options, this_process(), address, self._since
@@ -159,19 +159,6 @@ class Head:
 
     # Whoever comes
 
-    async def _meet(self, connection: socket.socket, _: object) -> None:
-        """Ends with the TLS handshake, in which the cluster's certificate is shown."""
-        loop = asyncio.get_running_loop()
-
-        def protocol() -> asyncio.StreamReaderProtocol:
-            return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=1 << 26), self._came)
-
-        try:
-            await loop.connect_accepted_socket(protocol, connection, ssl=self._context)
-        except BaseException:
-            connection.close()
-            raise
-
     def _came(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         conversation = asyncio.ensure_future(self._converse(reader, writer))
         self._conversations.add(conversation)
@@ -203,7 +190,7 @@ class Head:
         if self.over.done():
             return  # it joins the next one
         run_id = join.begin.setup.run_id
-        self._add_pools(join)
+        self.dispatch.pools.share(join.begin.options.pools)
         served = _Served(self, join, writer, send)
         self._served[run_id] = served
         self.heard(run_id)
@@ -227,17 +214,6 @@ class Head:
         send(self.told())
         send(Stopped(left))
 
-    def _add_pools(self, join: Join) -> None:
-        """A run's pools for Slurm resources are shaped from its jobs; one that is there already is shared."""
-        pools = self.dispatch.pools
-        for pool in join.begin.options.pools:
-            if any(dataclasses.replace(pool, name=there.name) == there for there in pools.values()):
-                continue
-            name, number = pool.name, 2
-            while name in pools:
-                name, number = f"{pool.name}-{number}", number + 1
-            pools.put(dataclasses.replace(pool, name=name))
-
     def told(self) -> Told:
         """The cluster now."""
         states: dict[str, int] = {}
@@ -245,7 +221,6 @@ class Head:
             state = "starting" if member.starting else member.state.value
             states[state] = states.get(state, 0) + 1
         return Told(
-            pools=tuple(self.dispatch.pools),
             workers=states,
             cores=sum(
                 state.total.cores * (state.total.nodes if state.wide else 1)
@@ -256,7 +231,6 @@ class Head:
             held_core_s=self._held_core_s,
             idle_core_s=self._idle_core_s,
             until_s=None if self._until is None else self._until - time.monotonic(),
-            keep_s=self._keep_s,
             ending=self.over.done(),
         )
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.lease_messages import RENEW_EVERY_S, encoded
-from snakemake_executor_plugin_dask.node.door import Door
+from snakemake_executor_plugin_dask.node.door import Door, by_tls
 
 _UNHEARD_S = 15.0  # three words of a supervisor that did not come
 _CUT_MS = 20_000  # so long sent data may be without the other host's receipt, before the network counts as cut
@@ -92,19 +92,7 @@ class LeaseServer:
         family, _, _, _, address = found[0]
         self._socket = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
         self.port = self._socket.getsockname()[1]
-        self._door = Door(self._socket, self._meet)
-
-    async def _meet(self, connection: socket.socket, _: Any) -> None:
-        """Ends with the TLS handshake, in which a supervisor shows the run's certificate."""
-
-        def protocol() -> asyncio.StreamReaderProtocol:
-            return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=_LINE_MAX), self._serve)
-
-        try:
-            await self._loop.connect_accepted_socket(protocol, connection, ssl=self._context)
-        except BaseException:
-            connection.close()
-            raise
+        self._door = Door(self._socket, by_tls(self._context, _LINE_MAX, self._serve))
 
     async def renew(self) -> None:
         """Until `close`. Raises what went wrong."""
