@@ -22,6 +22,7 @@ from snakemake_executor_plugin_dask.config.poolsfile import (
     read_pools_file,
 )
 from snakemake_executor_plugin_dask.config.schedulerfile import scheduler_address
+from snakemake_executor_plugin_dask.config.site import keep_at_most, parse_keep
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED, KINDS
@@ -72,12 +73,16 @@ def configure(
     pools = _fit_machine(pools, machine, warnings)
     if not all(pool.kind.here for pool in pools):  # whose scheduler listens on loopback only
         check_interface(place.interface, machine.interfaces)
-    keep_s = _read(settings, "keep", _parse_keep)
+    keep_s = _read(settings, "keep", parse_keep)
     if keep_s and any(pool.kind.found or pool.kind.launched for pool in pools):
         warnings.append(
             "--dask-keep is ignored: workers of a launcher or of a cluster of others end with what holds them."
         )
         keep_s = 0.0
+    if keep_s and (limit := keep_at_most(environment)) is not None and limit[0] < keep_s:
+        keep_s, where = limit
+        allowed = f"{units.format_duration(keep_s)} at most" if keep_s else "no time"
+        warnings.append(f"--dask-keep is {settings.keep}, and {where} lets clusters stay for {allowed}.")
     system = pools[0].kind.system
     runtime, memory, cgroup = _read(settings, "enforce", _parse_enforce)
     options = Options(
@@ -226,10 +231,6 @@ def _parse_scheduler(text: str) -> str:
     """As it is named: a scheduler that comes back has another address, so the file is read anew each time."""
     scheduler_address(text)
     return text if "://" in text else str(_absolute(text))
-
-
-def _parse_keep(text: str) -> float:
-    return 0.0 if text.strip() == "0" else units.parse_duration_s(text)
 
 
 def _parse_enforce(text: str) -> tuple[bool, bool, bool]:

@@ -24,6 +24,7 @@ from snakemake_executor_plugin_dask.model.kept import Asked
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.allocation import allocation_id
+from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Fate, Process, this_process
 from snakemake_executor_plugin_dask.node.private import opened, read_private, write_private
 
@@ -99,16 +100,10 @@ def _code() -> str:
 
 def _dask_configuration(environment: Mapping[str, str]) -> str:
     """Tells the files of Dask's configuration from others, without Dask; variables are compared by themselves."""
-    places = [Path(environment.get("DASK_ROOT_CONFIG", "/etc/dask")), Path(sys.prefix, "etc", "dask")]
-    places.append(Path(environment.get("DASK_CONFIG") or os.path.expanduser("~/.config/dask")))
     digest = hashlib.sha256()
-    for place in places:
-        files = (
-            sorted([*place.glob("*.yaml"), *place.glob("*.yml"), *place.glob("*.json")]) if place.is_dir() else [place]
-        )
-        for path in files:
-            with contextlib.suppress(OSError):
-                digest.update(path.read_bytes() + b"\0")
+    for path in files(environment):
+        with contextlib.suppress(OSError):
+            digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 

@@ -137,6 +137,34 @@ def test_keep_times_are_checked(settings: dict[str, str], word: str) -> None:
         configure(ExecutorSettings(**settings), {}, Machine(cores=2, memory_mb=4000))
 
 
+def test_a_site_sets_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that set one the lowest counts, so that a user's file does not lift the site's; 0 forbids it."""
+    for name in ("site", "mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "site" / "a.yaml").write_text("jobqueue: {slurm: {queue: long}}\nsnakemake-dask: {keep-at-most: 2h}\n")
+    (tmp_path / "mine" / "b.yaml").write_text("snakemake_dask: {keep_at_most: 9h}\n")
+    environment = {"DASK_ROOT_CONFIG": str(tmp_path / "site"), "DASK_CONFIG": str(tmp_path / "mine")}
+
+    def keep(asked: str, environment: dict[str, str]) -> tuple[float, str]:
+        options, warnings = configure(ExecutorSettings(keep=asked), environment, Machine(cores=2, memory_mb=4000))
+        return options.keep_s, " ".join(warnings)
+
+    assert keep("8h", environment) == (
+        7200.0,
+        f"--dask-keep is 8h, and {tmp_path}/site/a.yaml lets clusters stay for 2h at most.",
+    )
+    assert keep("1h", environment) == (3600.0, "")
+    assert keep("8h", environment | {"DASK_SNAKEMAKE_DASK__KEEP_AT_MOST": "0"})[0] == 0.0
+    (tmp_path / "site" / "a.yaml").write_text("snakemake-dask: {keep-at-most: 2}")
+    with pytest.raises(ConfigurationError, match=r"a\.yaml sets snakemake-dask\.keep-at-most to '2'"):
+        keep("1h", environment)
+    assert keep("0", environment) == (0.0, "")  # it is nothing to a run that keeps nothing
+    (tmp_path / "site" / "a.yaml").write_text("snakemake-dask: {keep-at-most: 0}")
+    for name, value in (environment | {"XDG_STATE_HOME": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    assert main(["start", "--dask-keep", "1h"]) == 1
+
+
 def test_a_launchers_workers_stay_not() -> None:
     """A warning says that --dask-keep is ignored there."""
     options, warnings = configure(ExecutorSettings(cluster="mpi", keep="1h"), {}, Machine(cores=2, memory_mb=4000))
