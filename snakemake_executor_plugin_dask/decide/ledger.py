@@ -40,6 +40,7 @@ class Holding:
     #: Of a job whose Dask cluster may lie on several workers: how many of its Dask workers each was given at the start.
     #: The first one has the script, ``workers`` names it alone, and ``memory_mb`` is what is held there.
     dask_workers: Mapping[str, int] = field(default_factory=dict)
+    lent: bool = False  # a Dask worker that its job gives back when others wait for the room (`growth`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class WorkerState:
         self.name = name
         self.pool = pool
         self.facts = facts
-        self.joined = now
+        self.joined = self.changed = now  # when what is held here last changed
         # Jobs beside Snakemake run as long as its own allocation lets them: there is nothing to wait for.
         self.end = None if facts.remaining_s is None or pool.kind.beside_snakemake else now + facts.remaining_s
         self.wide = pool.nodes is not None
@@ -296,10 +297,19 @@ class Ledger:
         memory_mb = max((state.total.memory_mb for state in states), default=None)
         return need_of(request, pool, cores, gpus, memory_mb)
 
-    def hold(self, key: str, states: Sequence[WorkerState], request: Request, need: Need, now: float) -> Holding:
+    def hold(
+        self,
+        key: str,
+        states: Sequence[WorkerState],
+        request: Request,
+        need: Need,
+        now: float,
+        *,
+        lent: bool = False,
+    ) -> Holding:
         """Take what the request needs on these workers; the caller has looked whether it fits.
 
-        Raises ValueError where the key holds something already.
+        ``lent``: until others wait for it. Raises ValueError where the key holds something already.
         """
         if key in self._parts:
             msg = f"{key} holds something already"
@@ -321,7 +331,8 @@ class Ledger:
             },
             hosts=hosts,
             limit_s=limit_s,
-            until=None if run_s is None else now + run_s,
+            until=now if lent else None if run_s is None else now + run_s,
+            lent=lent,
         )
         self._parts[key] = holding, []
         for state, (devices, on) in zip(states, picked, strict=True):
@@ -368,6 +379,7 @@ class Ledger:
 
     def _take(self, state: WorkerState, held: Part, now: float) -> None:
         state.free -= held.amounts
+        state.changed = now
         if state.wide:
             state.free_hosts = [host for host in state.free_hosts if host not in held.hosts]
         else:
@@ -394,6 +406,7 @@ class Ledger:
     def _give(self, state: WorkerState, held: Part, now: float) -> None:
         del state.held[held.holding.key]
         state.free += held.amounts
+        state.changed = now
         if state.wide:
             state.free_hosts = _in_order(state.hosts, (*state.free_hosts, *held.hosts))
         else:

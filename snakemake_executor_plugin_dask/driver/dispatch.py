@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from snakemake_executor_plugin_dask.decide import placement
+from snakemake_executor_plugin_dask.decide import growth, placement
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger
 from snakemake_executor_plugin_dask.decide.lookahead import LookAhead
 from snakemake_executor_plugin_dask.decide.turns import Turns
@@ -138,5 +138,23 @@ class Dispatch:
                     self.ledger.release(queued.key, self.clock())
                 else:
                     owner.start(queued, holding)
+            self.lend(more=False)
         except Exception as error:  # noqa: BLE001 - called by the event loop, which would only log it
             self._failed(error)
+
+    def lend(self, *, more: bool = True) -> None:
+        """Have lent Dask workers given back that others wait for; ``more``: and lend what nobody can use."""
+        runs = list(self.runs.values())
+        for pool in self.pools.values():
+            growing = [each for run in runs for each in run.parts.growing(pool.name)]
+            if not growing:
+                continue
+            wanted, now = self.wanted(pool.name), self.clock()
+            leaving = {key for run in runs for key in run.parts.leaving()}
+            for key in growth.to_give_back(wanted, pool, self.ledger, leaving, now):
+                for run in runs:
+                    run.parts.give_back(key)
+            reserved = self.waiting.reserved(pool.name)
+            for key, state, need in growth.to_lend(growing, wanted, pool, self.ledger, reserved, now) if more else ():
+                for run in runs:
+                    run.parts.lend(key, state, need)

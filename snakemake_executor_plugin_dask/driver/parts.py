@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger
+from snakemake_executor_plugin_dask.decide.growth import Growing
+from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Need, WorkerState
 from snakemake_executor_plugin_dask.decide.placement import Missing, Waiting, WaitingClass, place_missing
 from snakemake_executor_plugin_dask.decide.routing import counts_devices
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, Surroundings
@@ -26,6 +27,8 @@ from snakemake_executor_plugin_dask.node.certificate import self_signed
 from snakemake_executor_plugin_dask.node.devices import device_environment
 
 _LOST_WORD_S = 1.0  # a lost worker is told otherwise, and first
+_RETIRE_S = 40.0  # a Dask worker is ended so long after it was to be given back, whatever its scheduler says
+_NOT_AGAIN_S = 60.0  # a job grows no more for so long after one of its lent Dask workers ended by itself
 
 
 @dataclass(slots=True, eq=False)
@@ -35,11 +38,13 @@ class Part:
     attempt: Attempt  # of its own
     workers: int
     devices: tuple[str, ...]
+    lent: bool = False  # beyond what the job started with; its room is held under its own key
+    given_back: float | None = None  # since then it has been on its way
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A job's attempt whose Dask cluster lies on several workers."""
+    """A job's attempt whose Dask cluster lies on several workers, or may grow."""
 
     job: Job
     spec: JobSpec  # of the script's part
@@ -48,6 +53,7 @@ class _Job:
     parts: dict[str, Part] = field(default_factory=dict)  # by their keys: those that hold room
     number: int = 0  # of parts so far
     missing: int = 0  # Dask workers that were lost
+    grows_from: float = 0.0  # not before
     scheduler: Mapping[str, Any] | None = None  # what it told once it listened
     outcome: Outcome | None = None  # of the script: its parts are ended
 
@@ -78,8 +84,12 @@ class Parts:
 
     def begin(self, job: Job, pool: Pool, holding: Holding, spec: JobSpec) -> JobSpec:
         """Its attempt is about to be sent: what its script's worker gets."""
-        home, counts = holding.workers[0], holding.dask_workers
-        if spec.cluster is None or len(counts) < 2:
+        if spec.cluster is None:
+            return spec
+        home = holding.workers[0]
+        counts = holding.dask_workers or {home: spec.cluster.workers}
+        grows = spec.cluster.most > spec.cluster.workers and not pool.kind.found
+        if len(counts) < 2 and not grows:
             return spec
         host = _host(self._cluster.workers.members[home])
         found = _Job(
@@ -175,19 +185,78 @@ class Parts:
             if found.missing and found.pool.name == pool
         ]
 
+    # Lent Dask workers
+
+    def growing(self, pool: str) -> list[Growing]:
+        """The jobs of a pool that may have more Dask workers, or have some that are lent."""
+        found = []
+        for each in self._jobs.values():
+            lent = sum(part.lent for part in each.parts.values())
+            if each.pool.name != pool or (not lent and each.cluster.most <= each.cluster.workers):
+                continue
+            may = each.scheduler is not None and each.outcome is None and each.job.attempt.state is State.RUNNING
+            may = may and not each.missing and self._clock() >= each.grows_from
+            more = each.cluster.most - each.cluster.workers - lent if may else 0
+            found.append(Growing(each.spec.key, _each(each), more, lent))
+        return found
+
+    def lend(self, key: str, state: WorkerState, need: Need) -> None:
+        """A job gets one more Dask worker there; nothing where it is not one of this run's."""
+        found = self._jobs.get(key)
+        if found is None:
+            return
+        part = self._add(found, state.name, 1, (), lent=True)
+        request = part.attempt.request
+        holding = self._ledger.hold(part.attempt.key, [state], request, need, self._clock(), lent=True)
+        part.devices = holding.devices.get(state.name, ())
+        self._note("placed", found, part)
+        self._send(found, part)
+
+    def leaving(self) -> set[str]:
+        """The lent Dask workers that are on their way back; ends those that take too long."""
+        now = self._clock()
+        leaving = {part.attempt.key: part for _, part in self._every() if part.given_back is not None}
+        for part in leaving.values():
+            if part.given_back is not None and now - part.given_back > _RETIRE_S:
+                part.given_back = now
+                self._kill(part)
+        return set(leaving)
+
+    def give_back(self, key: str) -> None:
+        """Others wait for the room of a lent Dask worker: its data moves first. Nothing where it is another run's."""
+        found, part = self._find(key)
+        if found is None or part is None or part.given_back is not None:
+            return
+        part.given_back = self._clock()
+        if part.attempt.state is State.WAITING:
+            self._gone(found, part, None)
+        else:
+            self._tell(found, {"retire": part.attempt.number})
+
     def abandon(self) -> None:
         """The run is over: every process of its parts is gone, and nothing is held for them."""
+        for found, part in self._every():
+            if part.lent:
+                self._release(found, part)
         self._jobs.clear()
         self._tasks.cancel()
 
     # One part
 
-    def _add(self, found: _Job, worker: str, workers: int, devices: tuple[str, ...]) -> Part:
+    def _add(self, found: _Job, worker: str, workers: int, devices: tuple[str, ...], *, lent: bool = False) -> Part:
         found.number += 1
-        attempt = Attempt(f"{found.spec.key}+{found.number}", found.number, found.job.queued.request)
+        request = _each(found) if lent else found.job.queued.request
+        attempt = Attempt(f"{found.spec.key}+{found.number}", found.number, request)
         attempt.member = self._cluster.workers.members[worker]
-        part = found.parts[attempt.key] = Part(attempt, workers, devices)
+        part = found.parts[attempt.key] = Part(attempt, workers, devices, lent)
         return part
+
+    def _release(self, found: _Job, part: Part) -> None:
+        """What it holds is free."""
+        if part.lent:
+            self._ledger.release(part.attempt.key, self._clock())
+        else:
+            self._ledger.release_place(found.job.queued.key, part.attempt.worker, self._clock())
 
     def _told(self, key: str, message: Mapping[str, Any]) -> None:
         """The scheduler of a job listens, or one of its Dask workers elsewhere was over its memory."""
@@ -196,6 +265,10 @@ class Parts:
             return
         if part is not None:
             self._tell(found, {"over": message["over"], "text": message["text"]})
+        elif "retired" in message:
+            _, retired = self._find(f"{key}+{message['retired']}")
+            if retired is not None:
+                self._kill(retired)
         elif "started" in message:
             found.scheduler = message
             for each in list(found.parts.values()):
@@ -228,7 +301,7 @@ class Parts:
         if part.attempt.state is not State.WAITING:
             part.attempt.become(State.LOST if outcome is None else State.ENDED)
         job = found.job
-        self._ledger.release_place(job.queued.key, part.attempt.worker, self._clock())
+        self._release(found, part)
         self._room()
         if job.attempt.state is State.LIMBO:
             self._forget(found)
@@ -243,6 +316,13 @@ class Parts:
             self._forget(found)
             if not found.parts:
                 self._over(found.outcome)
+        elif part.lent:
+            self._note("returned" if part.given_back is not None else "lost", found, part)
+            if part.given_back is None:
+                found.grows_from = self._clock() + _NOT_AGAIN_S
+                if outcome is not None and outcome.status == "out-of-memory":
+                    self._tell(found, {"over": str(part.attempt.number), "text": outcome.detail})
+            self._tell(found, {"gone": part.attempt.number})
         elif outcome is not None and outcome.status in ("failed", "not-started"):
             where = f"its Dask workers on {outcome.host or part.attempt.worker}"
             self._tell(found, {"failed": f"{where} could not go on: {outcome.detail}"})
@@ -264,7 +344,7 @@ class Parts:
         for part in list(found.parts.values()):
             if part.attempt.state is State.WAITING:
                 del found.parts[part.attempt.key]
-                self._ledger.release_place(found.job.queued.key, part.attempt.worker, self._clock())
+                self._release(found, part)
             elif part.attempt.state is not State.LIMBO:
                 self._kill(part)
         self._forget(found)
@@ -276,7 +356,8 @@ class Parts:
 
     def _kill(self, part: Part) -> None:
         if part.attempt.member is not None and part.attempt.member.up:
-            self._tasks.spawn(self._cluster.kill(part.attempt, "its job has ended"))
+            why = "its job has ended" if part.given_back is None else "others wait for its room"
+            self._tasks.spawn(self._cluster.kill(part.attempt, why))
 
     def _tell(self, found: _Job, message: Mapping[str, Any]) -> None:
         attempt = found.job.attempt
@@ -319,6 +400,7 @@ def _spec(found: _Job, part: Part, scheduler: Mapping[str, Any]) -> JobSpec:
             scheduler=scheduler["started"],
             python=scheduler["python"],
             environment=tuple((name, value) for name, value in scheduler["environment"]),
+            lent=part.lent,
         ),
         certificate=spec.certificate,
     )

@@ -21,6 +21,7 @@ from typing import Any
 _LOOK_S = 0.2
 _OVER_MOST = 3  # workers over their memory, before none is replaced any more
 _CONTAINERS = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
+_RETIRE_S = 30.0  # so long a worker's data may take to move to others
 _START_S = 60.0  # a job does not wait longer for all its workers, once some are there
 _PR_SET_PDEATHSIG = 1
 
@@ -61,6 +62,8 @@ class Keeper:
             code = process.poll()
             if code is not None:
                 del self._processes[name]
+                if self._settings["lent"]:
+                    return f"Dask worker {name} ended ({_ending(code)})"  # its room may be needed by others
                 if name not in self._killed and not self._was_ready(name):
                     return f"Dask worker {name} ended with exit code {code} before it was ready"
                 if len(self._over) < _OVER_MOST:
@@ -123,7 +126,8 @@ async def keep_part(directory: str, settings: dict[str, Any], supervisor: socket
         keeper.tell({"started": os.getpid()})
         while not gone.done():
             if problem := keeper.look():
-                keeper.tell({"failed": problem})
+                if not settings["lent"]:
+                    keeper.tell({"failed": problem})
                 return problem
             await asyncio.wait({gone}, timeout=_LOOK_S)
     finally:
@@ -149,15 +153,17 @@ async def keep(directory: str, settings: dict[str, Any], supervisor: socket.sock
     try:
         port = int(settings["scheduler"].rpartition(":")[2])
         async with QuietScheduler(host=settings["host"], port=port, protocol="tls", dashboard=False) as scheduler:
-            gone = asyncio.ensure_future(_hear(reader, scheduler))
+            gone = asyncio.ensure_future(_hear(reader, scheduler, keeper))
             started: dict[str, Any] = {"started": os.getpid()}
             if settings["part"] is not None:
                 started |= {"python": sys.executable, "environment": dict(os.environ)}
                 if any(os.environ.get(name) for name in _CONTAINERS):
-                    problem = (
-                        "a script in a container has Dask workers on its own node only, and here they are on several: "
-                        "ask for fewer or smaller ones (dask_workers, threads, mem_mb)"
-                    )
+                    del started["python"]  # other parts would not be in the container: it does not grow
+                    if settings["expected"] > settings["workers"]:
+                        problem = (
+                            "a script in a container has Dask workers on its own node only, and here they are on "
+                            "several: ask for fewer or smaller ones (dask_workers, threads, mem_mb)"
+                        )
             keeper.tell(started if not problem else {"failed": problem})
             began = asyncio.get_running_loop().time()
             while not gone.done():
@@ -178,16 +184,32 @@ async def keep(directory: str, settings: dict[str, Any], supervisor: socket.sock
         keeper.end()
 
 
-async def _hear(reader: asyncio.StreamReader, scheduler: Any) -> str:
-    """What the supervisor says of parts on other nodes, until it goes; returns what failed, if that is why."""
+async def _hear(reader: asyncio.StreamReader, scheduler: Any, keeper: Keeper) -> str:
+    """What the supervisor says of other parts, until it goes; returns what failed, if that is why."""
+    tasks: set[asyncio.Future[None]] = set()  # held, so that they go on
     while line := await reader.readline():
         message = json.loads(line)
         if "failed" in message:
             return str(message["failed"])
-        for address, worker in list(scheduler.workers.items()):
-            if str(worker.name).startswith(f"{message['gone']}-"):
-                await scheduler.remove_worker(address=address, stimulus_id=f"node-lost-{message['gone']}")
+        if "retire" in message:
+            tasks.add(asyncio.ensure_future(_retire(message["retire"], scheduler, keeper)))
+            continue
+        for address in _workers_of(message["gone"], scheduler):
+            await scheduler.remove_worker(address=address, stimulus_id=f"node-lost-{message['gone']}")
     return ""
+
+
+async def _retire(part: int, scheduler: Any, keeper: Keeper) -> None:
+    """Others need the room of this part: its data moves to other workers first, if it can."""
+    with contextlib.suppress(Exception):
+        # What cannot be moved is computed again. It is removed here, so that its tasks are not held to have killed it.
+        await asyncio.wait_for(scheduler.retire_workers(workers=_workers_of(part, scheduler)), _RETIRE_S)
+    keeper.tell({"retired": part})
+
+
+def _workers_of(part: int, scheduler: Any) -> "list[str]":
+    """The addresses of those of another node, or of a part that was lent."""
+    return [address for address, worker in scheduler.workers.items() if str(worker.name).startswith(f"{part}-")]
 
 
 def _mark_ready(directory: str, name: str) -> None:

@@ -18,6 +18,7 @@ class Spread:
     scheduler: str = ""
     python: str = ""
     environment: tuple[tuple[str, str | None], ...] = ()  # what the script's has beyond what its node gave it
+    lent: bool = False  # its one Dask worker is given back at some time, and nothing replaces it here
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class JobCluster:
     gpus: int = 0  # of each worker
     script_cores: int = 1
     script_memory_mb: int | None = None  # None: not declared
+    most: int = 0  # workers that it may grow to; no more than ``workers``: it does not grow
     options: str = ""  # further arguments of Dask's worker class, as JSON; empty: none
 
     @property

@@ -174,6 +174,7 @@ def _cluster(resources: Mapping[str, object], request: Request, workers: int) ->
         gpus=request.gpus,
         script_cores=1 if script_cores is None else script_cores,
         script_memory_mb=request.memory_mb if script_memory_mb is None else script_memory_mb,
+        most=most or 0,
     )
 
 

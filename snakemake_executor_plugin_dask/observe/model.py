@@ -342,13 +342,18 @@ class RunModel:
 
     def _on_dask_workers_lost(self, event: Event, _: float) -> None:
         attempt, name = self.attempts[event["key"]], event["worker"]
-        attempt.workers = {other: cores for other, cores in attempt.workers.items() if other != name}
-        if worker := self.current.get(name):
-            worker.running.discard(attempt.key)
+        left = attempt.workers.get(name, 0) - int(event["cores"])
+        attempt.workers = {**attempt.workers, name: left}
+        if left <= 0:
+            del attempt.workers[name]
+            if worker := self.current.get(name):
+                worker.running.discard(attempt.key)
+
+    _on_dask_workers_returned = _on_dask_workers_lost
 
     def _on_dask_workers_placed(self, event: Event, _: float) -> None:
         attempt, name = self.attempts[event["key"]], event["worker"]
-        attempt.workers = {**attempt.workers, name: int(event["cores"])}
+        attempt.workers = {**attempt.workers, name: attempt.workers.get(name, 0) + int(event["cores"])}
         if worker := self.current.get(name):
             worker.running.add(attempt.key)
 

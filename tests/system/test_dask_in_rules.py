@@ -20,7 +20,14 @@ EXAMPLE = Path(__file__).parents[2] / "example-workflows" / "dask-in-a-rule"
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
+import distributed
 from distributed import Client
+
+def noted(number):
+    with open("computed", "a") as file:
+        file.write(f"{number}\\n")
+    time.sleep(0.2)
+    return number
 
 def big():
     held = bytearray()
@@ -54,6 +61,16 @@ if __name__ == "__main__":
             Path("pid").write_text(str(os.getpid()))
             total = sum(client.gather(futures))
             client.wait_for_workers(5)
+        if kind == "grows":
+            client.wait_for_workers(3)
+            futures = client.map(noted, range(10))
+            distributed.wait(futures)
+            assert len([keys for keys in client.has_what().values() if keys]) == 3
+            Path("spread").touch()
+            while not os.path.exists("late.txt"):
+                time.sleep(0.1)
+            total = sum(client.gather(futures))
+            client.wait_for_workers(3)
         if kind == "again" and not Path("pid").exists():
             Path("pid").write_text(str(os.getpid()))
             client.submit(time.sleep, 3600).result()
@@ -65,7 +82,7 @@ if __name__ == "__main__":
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         sizes = sorted((worker["nthreads"], worker["memory_limit"]) for worker in workers)
         answer = client.submit(sum, [1, 2]).result()
-        if kind == "lossy":
+        if kind in ("lossy", "grows"):
             answer = total
         if kind == "other":
             answer = set(client.run(lambda: __import__("sys").executable).values())
@@ -201,6 +218,42 @@ def test_a_worker_over_its_memory_is_replaced_and_then_the_job_fails(tmp_path: P
     assert "exceeded the limit of 300 MB (mem_mb), as workers" in detail
     log = Path(ended["outcome"]["log_path"]).read_text()
     assert log.count("and is replaced") == 2
+
+
+GROWS = """
+rule all:
+    input: "grows.txt", "late.txt"
+
+rule grows:
+    output: "grows.txt"
+    priority: 1
+    resources: mem_mb=300, dask_workers=1, dask_workers_max=3
+    shell: "PYTHON dask_script.py {output}"
+
+rule grown:
+    output: "grown.txt"
+    threads: 0
+    resources: mem_mb=100
+    shell: "until [ -e spread ]; do sleep 0.1; done; touch {output}"
+
+rule late:
+    input: "grown.txt"
+    output: "late.txt"
+    threads: 2
+    resources: mem_mb=100
+    shell: "touch {output}"
+"""
+
+
+def test_a_job_grows_while_nobody_needs_the_room(tmp_path: Path) -> None:
+    """What it got is given back to a job that waits, with nothing computed again; then it grows once more."""
+    with snakemake(tmp_path, of_python(GROWS, tmp_path), "--dask-worker-cores", "4") as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(10)
+    assert (tmp_path / "grows.txt").read_text() == f"45 {[(1, 300000000)] * 3} NoneType"
+    assert len((tmp_path / "computed").read_text().split()) == 10
+    assert len(run.events("dask-workers-returned")) == 2
+    assert len(run.events("dask-workers-placed")) == 4
 
 
 @pytest.mark.parametrize("how", ["script", "ctrl-c"])

@@ -11,7 +11,7 @@ from snakemake_executor_plugin_dask.model.messages import Enqueue, Finished, Que
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request, with_cluster
 
-from .test_controller import World, play
+from .test_controller import World, job, play
 
 POOL = Pool("cpu", "slurm", 0, 3, cores=4, memory_mb=4000)
 KEY = "mean-0abc12345-1-1.1"
@@ -161,5 +161,83 @@ def test_a_part_that_cannot_start_is_told() -> None:
         over, failed = (message for _, message in world.told)
         assert over == {"over": "1-0", "text": "too much"}
         assert failed == {"failed": "its Dask workers on n2 could not go on: no such file"}
+
+    play(script, POOL)
+
+
+def test_lent_dask_workers_come_and_go() -> None:
+    """On the script's own worker, too: their room is given back once their data has moved, to a job that waits."""
+
+    async def script(world: World) -> None:
+        world.worker("cpu-0")
+        cluster = JobCluster(1, 1, most=9)
+        spec = JobSpec(KEY, "mean", "1", 1, (), 1, "/log/mean", cluster=cluster)
+        queued = QueuedJob.of(spec, with_cluster(Request(cores=1), cluster), 0)
+        world.controller.enqueue(Enqueue((queued,)))
+        await settle()
+        world.start(KEY)
+        listens(world)
+        world.now += 10.0
+        world.controller.dispatch.lend()
+        await settle()
+        _, *parts = (spec for _, spec in world.submitted)
+        assert [part.key for part in parts] == [f"{KEY}+1", f"{KEY}+2"]
+        assert all(part.spread is not None and part.spread.lent for part in parts)
+        world.controller.enqueue(Enqueue((job("other", cores=1),)))
+        await settle()
+        assert world.told == [(KEY, {"retire": 2})]
+        world.controller.received({"cluster": KEY, "retired": 2})
+        await settle()
+        assert world.killed == [f"{KEY}+2"]
+        world.end(f"{KEY}+2", "cancelled")
+        await settle()
+        assert world.submitted[-1][1].name == "other"
+        assert world.told[1:] == [(KEY, {"gone": 2})]
+        world.end(KEY)
+        world.end(f"{KEY}+1", "cancelled")
+        world.end(world.submitted[-1][1].key)
+        assert len(world.messages(Finished)) == 2
+        assert all(not state.held for state in world.controller.ledger.states("cpu").values())
+
+    play(script, POOL)
+
+
+def test_a_lent_dask_worker_that_cannot_move_is_ended() -> None:
+    """After a while, whatever its scheduler does; one that fails leaves the job alone, which grows no more for long."""
+
+    async def script(world: World) -> None:
+        world.worker("cpu-0")
+        cluster = JobCluster(1, 1, most=2)
+        spec = JobSpec(KEY, "mean", "1", 1, (), 1, "/log/mean", cluster=cluster)
+        queued = QueuedJob.of(spec, with_cluster(Request(cores=1), cluster), 0)
+        world.controller.enqueue(Enqueue((queued,)))
+        await settle()
+        world.start(KEY)
+        listens(world)
+        world.now += 10.0
+        world.controller.dispatch.lend()
+        await settle()
+        world.controller.enqueue(Enqueue((job("other", cores=2),)))
+        await settle()
+        world.now += 50.0
+        world.controller.dispatch.lend()
+        await settle()
+        assert world.killed == [PART]
+        world.end(PART, "cancelled")
+        await settle()
+        world.end(world.submitted[-1][1].key)
+        world.now += 10.0
+        world.controller.dispatch.lend()
+        await settle()
+        world.end(f"{KEY}+2", "failed")
+        world.now += 10.0
+        world.controller.dispatch.lend()
+        await settle()
+        assert world.submitted[-1][1].key == f"{KEY}+2"
+        world.now += 100.0
+        world.controller.dispatch.lend()
+        await settle()
+        assert world.submitted[-1][1].key == f"{KEY}+3"
+        assert not [message for _, message in world.told if "failed" in message]
 
     play(script, POOL)

@@ -112,7 +112,7 @@ class Core:
             runs=set() if setup is None else {self.id},
         )
         self.fleet = Fleet(cluster, self.leases, backends, self.link, lease_s, listener)
-        self._scaling = Scaling(dispatch, self.fleet, bounds)
+        self._scaling, self._dispatch = Scaling(dispatch, self.fleet, bounds), dispatch
         self._started = True
         if options.dashboard is not None:
             self._tell_dashboard(cluster)
@@ -188,6 +188,7 @@ class Core:
             self._scaling.scale()
 
     async def watch(self) -> None:
+        self._dispatch.lend()
         await self.fleet.check()
         self._tell_unreached()
 

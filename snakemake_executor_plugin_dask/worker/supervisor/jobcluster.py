@@ -84,6 +84,7 @@ class ClusterOfJob:
             "workers": cluster.workers,
             "expected": cluster.workers if spread is None else spread.workers,
             "part": self._part,
+            "lent": spread is not None and spread.lent,
             "host": host,
             "scheduler": self._address,
             "cores": cluster.cores,
@@ -131,6 +132,8 @@ class ClusterOfJob:
                     self.started = True
                     if self._part == 0:
                         self._say_started(message)
+                if "retired" in message:
+                    self._say(message)
                 if "over" in message:
                     if self._part:
                         self._say(message)
@@ -139,6 +142,8 @@ class ClusterOfJob:
 
     def _say_started(self, message: Mapping[str, Any]) -> None:
         """The other nodes start their parts with the same Python, and with what the job has made of its environment."""
+        if "python" not in message:
+            return  # it is in a container, which other parts would not be
         found: dict[str, str] = message["environment"]
         changed: dict[str, str | None] = {
             name: value for name, value in found.items() if self._given.get(name) != value
