@@ -1,30 +1,26 @@
-"""A run after a run: a cluster that stays, one for each run, and the local executor. Ratios of wall time in one call.
+"""A run after a run: a cluster that stays, one for each run, the local executor, and the Slurm executor.
 
-    ./run bench kept [--runs 20] [--jobs 20] [--slurm]
+    ./run bench kept [--runs 20] [--jobs 20] [--slurm [--few 20]]
 
-Each run is a workflow of short jobs in a directory of its own, one after the other. With ``--slurm`` the clusters are
-those of the tests' virtual Slurm, and each run without a cluster that stays submits its allocation anew.
+Each run is a workflow of short jobs in a directory of its own. The ways take turns, one run of each after the other.
+With ``--slurm`` the clusters are those of the tests' virtual Slurm, and each run without a cluster that stays submits
+its allocation anew. The Slurm executor takes part where it is installed.
 """
 
 import argparse
+import contextlib
+import importlib.util
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_SNAKEFILE = """
-rule all:
-    input: expand("out/{{i}}.txt", i=range({jobs}))
-rule short:
-    output: "out/{{i}}.txt"
-    resources: mem_mb=50, runtime=1
-    shell: "echo {{wildcards.i}} > {{output}}"
-"""
+from harness import TRIVIAL, Timed, heading, row, scratch, snakemake, with_commands
+
+_SNAKEFILE = TRIVIAL.replace('output: "out', 'resources: mem_mb=50, runtime=1\n    output: "out')
 _POOLS = """
 pools:
   main:
@@ -35,75 +31,115 @@ pools:
     walltime: 30m
     options: {queue: big}
 """
+_SLURM = (
+    "--executor slurm --jobs 100 --seconds-between-status-checks 1 --slurm-init-seconds-before-status-checks 1 "
+    "--slurm-status-command squeue --default-resources mem_mb=500 slurm_partition=cpu"
+).split()
+_IDLE_S = 60.0
+KEPT, NOT_KEPT, LOCAL, SLURM = "kept", "not kept", "local executor", "Slurm executor"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="./run bench kept", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="./run bench kept", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=20)
     parser.add_argument("--slurm", action="store_true", help="needs root, and Debian's Slurm")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-kept-", dir="/tmp") as directory, _slurm(options.slurm):
-        root = Path(directory)
-        os.environ["XDG_STATE_HOME"] = os.fspath(root / "state")
+    parser.add_argument("--few", type=int, help="runs of the Slurm executor (default: as many as of the others)")
+    chosen = parser.parse_args()
+    with scratch() as root, _slurm(root, wanted=chosen.slurm) as environment:
         (root / "pools.yaml").write_text(_POOLS)
-        pools = ["--dask-pools", os.fspath(root / "pools.yaml")] if options.slurm else []
-        dask = ["--executor", "dask", "--jobs", "100", *pools]
+        dask = ["--executor", "dask", "--jobs", "10000"]
+        dask += ["--dask-pools", os.fspath(root / "pools.yaml")] if chosen.slurm else []
         ways = {
-            "local executor": ["--executor", "local", "--cores", "2"],
-            "kept": [*dask, "--dask-keep", "1h"],
-            "not kept": dask,
+            LOCAL: ["--executor", "local", "--cores", "2"],
+            KEPT: [*dask, "--dask-keep", "1h"],
+            NOT_KEPT: dask,
         }
-        seconds: dict[str, list[float]] = {}
+        rounds = dict.fromkeys(ways, chosen.runs)
+        if chosen.slurm and importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+            print("snakemake-executor-plugin-slurm is not installed, and takes no part", file=sys.stderr)
+        elif chosen.slurm:
+            ways[SLURM], rounds[SLURM] = _SLURM, chosen.few or chosen.runs
+        found: dict[str, list[Timed]] = {way: [] for way in ways}
+        # One that keeps nothing would use the other's.
+        states = {way: {"XDG_STATE_HOME": os.fspath(root / f"state of {way}")} for way in ways}
         try:
-            for way, arguments in ways.items():
-                if way == "not kept":
-                    _stop()  # else it would be used
-                seconds[way] = [
-                    _run(root / f"{way}-{n}".replace(" ", "-"), arguments, options.jobs) for n in range(options.runs)
-                ]
+            for number in range(chosen.runs):
+                for way, arguments in ways.items():
+                    if number < rounds[way]:
+                        directory = root / f"{way} {number}".replace(" ", "-")
+                        snakefile = _SNAKEFILE.format(number=chosen.jobs, command="echo $EPOCHREALTIME > {output}")
+                        variables = {**environment, **states[way]}
+                        found[way].append(snakemake(snakefile, *arguments, directory=directory, environment=variables))
+            memory_mb, percent = _idle(root / f"state of {KEPT}")
         finally:
-            _stop()
-    base = statistics.median(seconds["local executor"])
-    print(f"{options.runs} runs of {options.jobs} jobs, wall time of one run; 1.00 is the local executor's median")
-    print(f"{'':16}{'first':>8}{'median':>8}{'slowest later':>15}")
-    for way, each in seconds.items():
-        later = each[1:] or each
-        print(f"{way:16}{each[0] / base:8.2f}{statistics.median(later) / base:8.2f}{max(later) / base:15.2f}")
+            _stop({**environment, **states[KEPT]})
+        _tell(found, chosen.runs, chosen.jobs)
+        heading("The head, idle")
+        row("memory (RSS)", memory_mb, "MB", aim="at most 120 MB")
+        row(f"of a core, over {_IDLE_S:.0f} s", percent, "%", aim="at most 0.5 %")
 
 
-@contextmanager
-def _slurm(wanted: bool) -> Iterator[None]:
+def _tell(found: Mapping[str, list[Timed]], runs: int, jobs: int) -> None:
+    for what, seconds in (
+        ("wall time of a run", {way: [each.wall_s for each in some] for way, some in found.items()}),
+        (
+            "from the command to the first job's output",
+            {way: [each.stamps()[0] - each.began for each in some] for way, some in found.items()},
+        ),
+    ):
+        base = statistics.median(seconds[LOCAL])
+        print(f"\n{runs} runs of {jobs} jobs: {what}; ratios to the local executor's median, {base:.2f} s")
+        print(f"{'':16}{'first':>8}{'median later':>14}{'slowest later':>15}{'median - local':>16}")
+        for way, each in seconds.items():
+            later = each[1:] or each
+            median = statistics.median(later)
+            print(
+                f"{way:16}{each[0] / base:8.2f}{median / base:14.2f}{max(later) / base:15.2f}{median - base:14.2f} s"
+            )
+
+
+@contextlib.contextmanager
+def _slurm(root: Path, *, wanted: bool) -> Iterator[Mapping[str, str]]:
+    """The variables by which runs find it."""
     if not wanted:
-        yield
+        yield {}
         return
-    sys.path.insert(0, os.fspath(Path(__file__).parents[1] / "tests"))
     from clusters.slurm import VirtualSlurm
 
-    with tempfile.TemporaryDirectory(prefix="cluster-", dir="/tmp") as directory:
-        cluster = VirtualSlurm(Path(directory))
-        try:
-            cluster.up()
-            os.environ["SLURM_CONF"] = str(cluster.conf)
-            yield
-        finally:
-            cluster.down()
+    cluster = VirtualSlurm(root / "slurm")
+    try:
+        cluster.up()
+        yield {"SLURM_CONF": os.fspath(cluster.conf), "PATH": with_commands(root / "bin", cluster.conf)}
+    finally:
+        cluster.down()
 
 
-def _run(directory: Path, arguments: Sequence[str], jobs: int) -> float:
-    directory.mkdir()
-    (directory / "Snakefile").write_text(_SNAKEFILE.format(jobs=jobs))
-    command = [sys.executable, "-m", "snakemake", "--scheduler", "firstfit", "--quiet", "all", *arguments]
-    began = time.monotonic()
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return time.monotonic() - began
+def _idle(state: Path) -> tuple[float, float]:
+    """Of the head: memory in MB, and what it takes of a core in percent."""
+    (head,) = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if _is_head(Path("/proc", pid), state)]
+    began, before = time.monotonic(), _cpu_s(head)
+    time.sleep(_IDLE_S)
+    percent = 100 * (_cpu_s(head) - before) / (time.monotonic() - began)
+    pages = int(Path("/proc", head, "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, percent
 
 
-def _stop() -> None:
+def _is_head(process: Path, state: Path) -> bool:
+    with contextlib.suppress(OSError):
+        if b"plugin_dask.driver.head" in (process / "cmdline").read_bytes():
+            return os.fsencode(state) in (process / "environ").read_bytes()
+    return False
+
+
+def _cpu_s(pid: str) -> float:
+    fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _stop(environment: Mapping[str, str]) -> None:
     command = [sys.executable, "-m", "snakemake_executor_plugin_dask", "stop", "--all", "--force"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+#: How often Dask looks at its own process. By default that is fifty times a second, which takes two percent of a core.
+_SELDOM = {"distributed.admin.tick.interval": "1s", "distributed.admin.system-monitor.interval": "5s"}
+
 #: Set before any of Dask's objects is made; several are read in constructors.
 DRIVER_CONFIGURATION: dict[str, Any] = {
     "distributed.scheduler.work-stealing": False,  # jobs are pinned; a second start elsewhere would be a second attempt
@@ -17,6 +20,7 @@ DRIVER_CONFIGURATION: dict[str, Any] = {
     "distributed.worker.lifetime.duration": None,
     "distributed.worker.profile.enabled": False,
     "distributed.nanny.pre-spawn-environ": {},
+    **_SELDOM,
     "distributed.admin.tick.limit": "20s",
     "distributed.admin.low-level-log-length": 100,  # of messages, kept whole for Dask's developers
     "distributed.comm.retry.count": 0,
@@ -36,6 +40,7 @@ WORKER_CONFIGURATION: dict[str, Any] = {
     "distributed.worker.memory.terminate": False,
     "distributed.worker.preload": [],
     "distributed.worker.use-file-locking": False,  # nothing is written there, and the locks would be left behind
+    **_SELDOM,
     "distributed.admin.tick.limit": "20s",
     "distributed.admin.low-level-log-length": 100,  # of messages, kept whole for Dask's developers
     "distributed.comm.timeouts.connect": "30s",

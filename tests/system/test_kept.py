@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -276,7 +277,7 @@ def test_clusters_of_one_name_are_told_apart(
 
 
 def test_an_idle_head_takes_little(clusters: Clusters, tmp_path: Path) -> None:
-    """Its memory is bounded, it dumps no core, and it holds nothing of a run's environment that has ended."""
+    """Its memory is bounded, it dumps no core, it seldom wakes, and it holds nothing of a run's environment that has ended."""
     with snakemake(tmp_path / "run", TELLS, *KEEP) as run:
         finished(run)
     (head,) = clusters.heads()
@@ -284,6 +285,15 @@ def test_an_idle_head_takes_little(clusters: Clusters, tmp_path: Path) -> None:
     assert int(status["VmRSS"].split()[0]) < 120_000
     limits = Path(f"/proc/{head}/limits").read_text()
     assert next(line for line in limits.splitlines() if line.startswith("Max core file size")).split()[4] == "0"
+    until, before = time.monotonic() + 4, wakings(head)
+    wait_for(lambda: time.monotonic() > until, "some seconds")
+    assert wakings(head) - before < 4 * 25  # Dask's own default alone is fifty a second
+
+
+def wakings(pid: int) -> int:
+    """How often it has waited for something."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("voluntary_ctxt_switches")).split()[1])
 
 
 @pytest.mark.slurm
