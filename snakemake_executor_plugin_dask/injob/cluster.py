@@ -1,7 +1,8 @@
 """The Dask cluster of a job's own: its scheduler, which keeps its workers. Runs in the job's Python, by its path.
 
-``python cluster.py DIRECTORY`` is the scheduler, or on another node than the script's what keeps the workers there;
-``python cluster.py DIRECTORY NAME`` is one of the workers. The directory holds the settings, and the socket to the
+``python cluster.py DIRECTORY`` is the scheduler, or on another node than the script's what keeps the workers there. It
+has imported Dask once, and forks its workers before it does anything else; ``python cluster.py DIRECTORY NAME`` is one
+of those that come later, or where a fork is not safe. The directory holds the settings, and the socket to the
 worker's supervisor, which ends all this with the job. Nothing else of the plugin is there: imports the standard
 library, Dask and distributed of the job's own environment.
 """
@@ -9,6 +10,8 @@ library, Dask and distributed of the job's own environment.
 import asyncio
 import contextlib
 import ctypes
+import importlib
+import importlib.util
 import json
 import math
 import os
@@ -16,43 +19,87 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _LOOK_S = 0.2
 _OVER_MOST = 3  # workers over their memory, before none is replaced any more
+_ARRAY = "dask.array"  # other modules that a script uses start threads when they are imported
 _CONTAINERS = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 _RETIRE_S = 30.0  # so long a worker's data may take to move to others
 _START_S = 60.0  # a job does not wait longer for all its workers, once some are there
 _PR_SET_PDEATHSIG = 1
 
 
+class Forked:
+    """A child of this process, as far as it is used like a `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+
+    def poll(self) -> "int | None":
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        return self._code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+if TYPE_CHECKING:
+    _Process = Forked | subprocess.Popen[bytes]
+
+
 class Keeper:
     """The workers of one cluster on one node: started, looked at, replaced."""
 
     def __init__(self, directory: str, settings: dict[str, Any], supervisor: socket.socket) -> None:
-        self._directory, self._settings, self._supervisor = directory, settings, supervisor
-        self._processes: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}  # by name: its place, and itself
+        self._directory, self._settings, self.supervisor = directory, settings, supervisor
+        self._writer: asyncio.StreamWriter | None = None
+        self._processes: dict[str, tuple[int, _Process]] = {}  # by name: its place, and itself
         self._peaks: dict[str, int] = {}
         self._over: list[str] = []
         self._killed: set[str] = set()
         self._runs = [0] * settings["workers"]
 
-    def start(self, index: int) -> None:
-        """Start the worker of a place, for the first time or once more."""
+    def start_all(self) -> str:
+        """Start the workers. Returns in each of them, with its name; else empty."""
+        can = _import_for_fork(self._directory)
+        for index in range(self._settings["workers"]):
+            name, environment = self._next(index)
+            if not can:
+                self._spawn(name, index, environment)
+                continue
+            keeper = os.getpid()
+            pid = os.fork()
+            if not pid:
+                _become_worker(keeper, environment)
+                self.supervisor.close()
+                os.dup2(2, 1)
+                return name
+            self._add(name, index, Forked(pid))
+        return ""
+
+    def _next(self, index: int) -> "tuple[str, dict[str, str]]":
+        """The name of the worker that comes now to a place, and what its environment has of its own."""
         self._runs[index] += 1
         part = self._settings["part"]
         name = f"{part}-{index}" if part else str(index)
-        if self._runs[index] > 1:
-            name += f".{self._runs[index]}"
-        environment = dict(os.environ)
-        environment.pop("DASK_DISTRIBUTED__CLIENT__PRELOAD", None)  # a client in a task finds the cluster started
-        environment |= self._settings["environment"][index]
+        return name + (f".{self._runs[index]}" if self._runs[index] > 1 else ""), self._settings["environment"][index]
+
+    def _spawn(self, name: str, index: int, environment: "dict[str, str]") -> None:
         process = subprocess.Popen(
             [sys.executable, os.path.abspath(__file__), self._directory, name],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
-            env=environment,
+            env={**os.environ, **environment},
         )
+        self._add(name, index, process)
+
+    def _add(self, name: str, index: int, process: "_Process") -> None:
         self._processes[name] = index, process
         self._peaks[name] = 0
 
@@ -69,7 +116,8 @@ class Keeper:
                 if len(self._over) < _OVER_MOST:
                     sys.stderr.write(f"Dask worker {name} of this job ended ({_ending(code)}) and is replaced.\n")
                     sys.stderr.flush()
-                    self.start(index)
+                    again, environment = self._next(index)
+                    self._spawn(again, index, environment)
             elif self._exceeds(name, process):
                 process.kill()
         return ""
@@ -77,11 +125,21 @@ class Keeper:
     def _was_ready(self, name: str) -> bool:
         return os.path.exists(_ready_mark(self._directory, name))
 
-    def end(self) -> None:
+    async def hear(self) -> asyncio.StreamReader:
+        """What the supervisor says from now on; what is told to it goes there from now on."""
+        reader, self._writer = await asyncio.open_unix_connection(sock=self.supervisor)
+        return reader
+
+    async def end(self) -> None:
+        """End all workers, and let the supervisor have what it was told."""
         for _, process in self._processes.values():
             process.kill()
+        if self._writer is not None:
+            self._writer.transport.set_write_buffer_limits(0)
+            with contextlib.suppress(OSError):
+                await self._writer.drain()
 
-    def _exceeds(self, name: str, process: "subprocess.Popen[bytes]") -> bool:
+    def _exceeds(self, name: str, process: "_Process") -> bool:
         """Whether a worker is to be ended, which the supervisor is told: it counts them."""
         limit_mb = self._settings["memory_mb"]
         held = _held(process.pid)
@@ -97,8 +155,61 @@ class Keeper:
         return True
 
     def tell(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            self._supervisor.sendall(json.dumps(message).encode() + b"\n")
+        if self._writer is not None:
+            self._writer.write(json.dumps(message).encode() + b"\n")
+
+
+def _import_for_fork(directory: str) -> bool:
+    """Import what all workers need; whether they can be forked from this process then."""
+    from distributed import Scheduler, Worker  # noqa: F401
+
+    if _ARRAY in wanted_modules(directory):
+        with contextlib.suppress(Exception):
+            importlib.import_module(_ARRAY)
+    try:
+        # Numerical libraries have threads of their own, unless they are told otherwise, as Dask's settings do.
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
+
+
+def wanted_modules(directory: str) -> "list[str]":
+    """Those of Dask that the script had imported when it made its client: its tasks will need them, too."""
+    try:
+        with open(os.path.join(directory, "modules.json")) as file:
+            return [str(name) for name in json.load(file)]
+    except OSError:
+        return []
+
+
+def _guard(directory: str) -> None:
+    """Who has no certificate of this job costs its ports little: a few connections, for a few seconds."""
+    try:
+        asyncio.timeout  # noqa: B018 - from Python 3.11 on, as a door needs it
+        for name in ("door", "dask_listening"):
+            spec = importlib.util.spec_from_file_location(
+                f"snakemake_dask_{name}", os.path.join(directory, f"{name}.py")
+            )
+            module: Any = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+            sys.modules[module.__name__] = module
+            module.__spec__.loader.exec_module(module)
+        module.guard(sys.modules["snakemake_dask_door"].Door)
+    except (ImportError, AttributeError) as error:  # another Dask has other names
+        sys.stderr.write(f"The ports of this job's Dask cluster do not limit silent connections: {error}\n")
+
+
+def _become_worker(keeper: int, environment: "dict[str, str]") -> None:
+    """In a fork."""
+    _die_with(keeper)
+    os.environ.update(environment)
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()  # not the same numbers in each; Python's own does this by itself
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _held(pid: int) -> int:
@@ -115,12 +226,9 @@ def _ending(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-async def keep_part(directory: str, settings: dict[str, Any], supervisor: socket.socket) -> str:
-    """Run the workers of a node without the scheduler until the supervisor's socket closes; or returns what failed."""
-    keeper = Keeper(directory, settings, supervisor)
-    for index in range(settings["workers"]):
-        keeper.start(index)
-    reader, _ = await asyncio.open_unix_connection(sock=supervisor)
+async def keep_part(keeper: Keeper, settings: dict[str, Any]) -> str:
+    """Keep the workers of a node without the scheduler until the supervisor's socket closes; or returns what failed."""
+    reader = await keeper.hear()
     gone = asyncio.ensure_future(reader.read())
     try:
         keeper.tell({"started": os.getpid()})
@@ -131,15 +239,12 @@ async def keep_part(directory: str, settings: dict[str, Any], supervisor: socket
                 return problem
             await asyncio.wait({gone}, timeout=_LOOK_S)
     finally:
-        keeper.end()
+        await keeper.end()
     return ""
 
 
-async def keep(directory: str, settings: dict[str, Any], supervisor: socket.socket) -> None:
-    """Run the scheduler and the workers of its node until the supervisor's socket closes."""
-    keeper = Keeper(directory, settings, supervisor)
-    for index in range(settings["workers"]):
-        keeper.start(index)  # they get ready while this process does
+async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
+    """Run the scheduler, and keep the workers of its node, until the supervisor's socket closes."""
     from distributed import Scheduler
 
     class QuietScheduler(Scheduler):
@@ -149,7 +254,7 @@ async def keep(directory: str, settings: dict[str, Any], supervisor: socket.sock
             """Open nothing."""
 
     answered, problem = False, ""
-    reader, _ = await asyncio.open_unix_connection(sock=supervisor)
+    reader = await keeper.hear()
     try:
         port = int(settings["scheduler"].rpartition(":")[2])
         async with QuietScheduler(host=settings["host"], port=port, protocol="tls", dashboard=False) as scheduler:
@@ -181,7 +286,7 @@ async def keep(directory: str, settings: dict[str, Any], supervisor: socket.sock
             if gone.result():
                 _answer(gone.result())
     finally:
-        keeper.end()
+        await keeper.end()
 
 
 async def _hear(reader: asyncio.StreamReader, scheduler: Any, keeper: Keeper) -> str:
@@ -232,6 +337,10 @@ async def work(directory: str, settings: dict[str, Any], name: str) -> None:
     """Run one Dask worker until its scheduler ends it."""
     from distributed import Worker
 
+    for module in wanted_modules(directory):
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)  # before the first task waits for it
+
     class QuietWorker(Worker):
         """Without HTTP: nothing but its TLS port listens."""
 
@@ -258,22 +367,23 @@ def main() -> None:
     # As in a Python that was started without this file: nothing there is for the job's code to find.
     sys.path[:] = [path for path in sys.path if path != directory]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
+    os.environ.pop("DASK_DISTRIBUTED__CLIENT__PRELOAD", None)  # a client in a task finds the cluster started
+    _guard(directory)
     if names:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        import dask.config
-
-        # As Dask's own nanny does, before numerical libraries are loaded.
-        for key, value in dask.config.get("distributed.nanny.pre-spawn-environ", {}).items():
-            os.environ.setdefault(key, str(value))
+        _die_with(os.getppid())
         asyncio.run(work(directory, settings, names[0]))
         return
     supervisor = socket.socket(socket.AF_UNIX)
     os.chdir(directory)  # a socket's path may not be long
     supervisor.connect("supervisor")
     os.chdir(settings["workdir"])
-    if settings["part"]:
-        sys.exit(1 if asyncio.run(keep_part(directory, settings, supervisor)) else 0)
-    asyncio.run(keep(directory, settings, supervisor))
+    keeper = Keeper(directory, settings, supervisor)
+    if name := keeper.start_all():
+        asyncio.run(work(directory, settings, name))
+    elif settings["part"]:
+        sys.exit(1 if asyncio.run(keep_part(keeper, settings)) else 0)
+    else:
+        asyncio.run(keep(keeper, settings))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Dask's TLS ports behind a `Door`: a client that says nothing, or the wrong thing, costs little and is soon gone.
 
 Dask accepts whoever comes, for ever, and without end in time: a thousand silent connections take all descriptors of a
-scheduler. Imports Dask.
+scheduler. Imports Dask, and nothing of this package: jobs' own Dask clusters have a copy (`injob`).
 """
 
 import asyncio
@@ -15,30 +15,30 @@ from tornado.iostream import SSLIOStream
 from tornado.netutil import bind_sockets, ssl_wrap_socket
 from tornado.tcpserver import TCPServer
 
-from snakemake_executor_plugin_dask.node.door import Door
-
 
 class _Server(TCPServer):
     """Where Dask looks for the sockets that are listened on; each has its door."""
 
-    def __init__(self, door: Any, **options: Any) -> None:
+    def __init__(self, door: Any, meet: Any, **options: Any) -> None:
         super().__init__(**options)
-        self._door = door
+        self._door, self._meet = door, meet
 
     def add_sockets(self, sockets: Any) -> None:
         for sock in sockets:
             self._sockets[sock.fileno()] = sock
-            self._handlers[sock.fileno()] = Door(sock, self._door).close
+            self._handlers[sock.fileno()] = self._door(sock, self._meet).close
 
 
 class GuardedListener(TLSListener):
     """Dask's listener, which hears only of those who hold the run's certificate."""
 
+    door: Any  # the class
+
     async def start(self) -> None:
         backlog = int(dask.config.get("distributed.comm.socket-backlog"))
         sockets = bind_sockets(self.port, address=self.ip, backlog=backlog)
         self._talks: set[asyncio.Task[None]] = set()
-        self.tcp_server = _Server(self._meet, max_buffer_size=MAX_BUFFER_SIZE)
+        self.tcp_server = _Server(self.door, self._meet, max_buffer_size=MAX_BUFFER_SIZE)
         self.tcp_server.add_sockets(sockets)
         self.get_host_port()  # type: ignore[no-untyped-call]  # sets the address by which Dask knows it
 
@@ -66,6 +66,7 @@ class _GuardedTLS(TLSBackend):
     _listener_class = GuardedListener
 
 
-def guard() -> None:
-    """Whatever this process listens on by Dask's `tls://` from now on has a door."""
+def guard(door: Any) -> None:
+    """Whatever this process listens on by Dask's `tls://` from now on has a door, of the class `node.door.Door`."""
+    GuardedListener.door = door
     registry.backends["tls"] = _GuardedTLS()

@@ -93,12 +93,13 @@ async def _serve(
 
     from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
     from snakemake_executor_plugin_dask.interior.dask_listening import guard
+    from snakemake_executor_plugin_dask.node.door import Door
 
     facts = _facts(config, name, started, only)
     dask.config.set(WORKER_CONFIGURATION)
     quieten()
     bound_log()
-    guard()
+    guard(Door)
     interface = config.get("interface")
     # Read here, and not by their paths: whoever replaced them would be this worker's scheduler.
     tls = {name: read_private(path).decode() for name, path in config["tls"].items()}

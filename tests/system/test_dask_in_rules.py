@@ -18,7 +18,7 @@ from .test_attached import Cluster
 EXAMPLE = Path(__file__).parents[2] / "example-workflows" / "dask-in-a-rule"
 
 SCRIPT = """
-import os, sys, time
+import os, select, socket, sys, time
 from pathlib import Path
 import distributed
 from distributed import Client
@@ -51,6 +51,11 @@ if __name__ == "__main__":
         except OSError as error:
             Path("refused").write_text(repr(error))
     with Client() as client:
+        if kind == "shell":
+            host, port = os.environ["DASK_SCHEDULER_ADDRESS"].removeprefix("tls://").split(":")
+            silent = [socket.create_connection((host, int(port))) for _ in range(400)]
+            while sum(bool(select.select([each], [], [], 0)[0]) for each in silent) < 100:
+                time.sleep(0.1)  # they are turned away
         if kind == "keeps":
             Path("address.part").write_text(os.environ["DASK_SCHEDULER_ADDRESS"])
             os.rename("address.part", "address")
@@ -181,7 +186,7 @@ def clusters(run: SnakemakeRun) -> dict[int, str]:
 def test_a_bare_client_has_the_jobs_workers(tmp_path: Path) -> None:
     """In every kind of rule, warm and cold, also where the Snakefile has imported Dask; and nobody else's.
 
-    Its workers are of the script's own Python.
+    Its workers are of the script's own Python, and silent connections to its port are few.
     """
     other_python(tmp_path)
     with snakemake(tmp_path, of_python(KINDS + OTHER_PYTHON, tmp_path), "--dask-worker-cores", "20") as run:

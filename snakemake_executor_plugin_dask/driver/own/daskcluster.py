@@ -18,6 +18,7 @@ from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.options import DashboardAddress
+from snakemake_executor_plugin_dask.node.door import Door
 
 
 def _innermost(error: BaseException, stop: type[BaseException]) -> BaseException:
@@ -74,7 +75,7 @@ class DaskCluster:
         notes = overruled(dask.config.get, lambda key: dask.config.get(key, config=defaults))
         dask.config.set(DRIVER_CONFIGURATION)
         quieten()
-        guard()
+        guard(Door)
         try:
             self.scheduler = await scheduler_class(closed=dashboard is None)(
                 security=self._security, **self._where, **scheduler_options(dashboard)

@@ -28,9 +28,10 @@ from snakemake_executor_plugin_dask.node.environment import expand, job_environm
 from snakemake_executor_plugin_dask.node.private import write_private
 
 _IN_JOB = Path(__file__).parents[2] / "injob"
+_COPIED = (_IN_JOB / "cluster.py", *(_IN_JOB.parent / name for name in ("node/door.py", "interior/dask_listening.py")))
 _PRELOAD = "snakemake_dask_preload.py"  # becomes a module of the job's process
 _LOOPBACK = "127.0.0.1"
-_LINE_MAX = 1 << 22  # an environment is in one of them
+_LINE_MAX = 1 << 25  # an environment is in one of them
 _OVER_MOST = 3  # workers over their memory, before the job fails
 #: What another node has of its own.
 _OF_NODE = {"TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "SHLVL", "_", "HOSTNAME"}
@@ -99,7 +100,8 @@ class ClusterOfJob:
         write_private(here / "settings.json", json.dumps(settings).encode())
         # Copies: a container does not have this package, but has the directory for temporary files.
         shutil.copyfile(_IN_JOB / "preload.py", here / _PRELOAD)
-        shutil.copyfile(_IN_JOB / "cluster.py", here / "cluster.py")
+        for path in _COPIED:
+            shutil.copyfile(path, here / path.name)
         listening = socket.socket(socket.AF_UNIX)
         descriptor = os.open(here, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
