@@ -1,11 +1,12 @@
 """Make the examples of docs/observe.md and the pictures of documentation, from real runs on this machine.
 
-    ./run pictures [report|questions|watch|dashboard] [DIRECTORY]
+    ./run pictures [report|questions|loss|watch|dashboard] [DIRECTORY]
 
 Without a word all of them. `report` brings up the tests' virtual Slurm in a temporary directory, takes a partition
 down, and runs a workflow in which a job needs more memory than it asks for and an allocation is cancelled. It prints
 the terminal's text and writes `report.png`. `questions` runs two thousand jobs there, five of which fail, and prints
-what `snakemake-dask` answers while the last ten wait. `watch` writes `watch.png`, `dashboard` writes `dashboard.png`;
+what `snakemake-dask` answers while the last ten wait. `loss` prints what a small run on this machine says, one of whose
+two workers is killed. `watch` writes `watch.png`, `dashboard` writes `dashboard.png`;
 both from runs on this machine alone. Everything that was started is ended.
 """
 # ruff: noqa: INP001, T201 - a script that prints
@@ -18,6 +19,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,7 @@ from clusters.slurm import VirtualSlurm  # noqa: E402
 from running import SnakemakeRun, snakemake, wait_for  # noqa: E402
 from system.browser import browser  # noqa: E402
 
-WHAT = ("report", "questions", "watch", "dashboard")
+WHAT = ("report", "questions", "loss", "watch", "dashboard")
 LIMIT_S = 1200
 
 POOLS = """\
@@ -182,6 +184,22 @@ rule call:
     shell: "./hold 700 20000000 && touch {output}"
 """
 
+LOSS = """\
+rule all:
+    input: expand("aligned/{i}.txt", i=range(1, 9)), "big.txt"
+
+rule align:
+    output: "aligned/{i}.txt"
+    threads: 2
+    resources: mem_mb=900, runtime=10
+    shell: "python work.py 6 200 && touch {output}"
+
+rule big:
+    output: "big.txt"
+    resources: mem_mb=300, runtime=5
+    shell: "python work.py 6 600 && touch {output}"
+"""
+
 LANES = """\
 rule all:
     input:
@@ -283,6 +301,23 @@ def cohorts_run(directory: Path) -> None:
                 print(answer(directory, question))
             slurm.run("scontrol", "update", "PartitionName=big", "State=UP")
             run.wait(LIMIT_S)
+
+
+def loss_run(directory: Path) -> None:
+    """The small excerpts of docs/observe.md: two workers here, one of which is killed; a job that needs more memory."""
+    (directory / "work.py").write_text(WORK)
+    workers = ("--dask-workers", "2", "--dask-worker-cores", "2", "--dask-worker-memory", "2 GB", "--keep-going")
+    with snakemake(directory, LOSS, *workers, "--dask-report", "report.html") as run:
+        expect(run, lambda: len(run.events("job-started")) > 1, "two jobs")
+        expect(run, lambda: run.events("waiting"), "jobs that wait")
+        print(answer(directory, "status"))
+        expect(run, lambda: len(run.events("job-ended")) > 1, "two jobs that ended")
+        expect(run, lambda: len(run.events("job-started")) > len(run.events("job-ended")), "one that runs")
+        os.kill(run.facts(0)["pid"], signal.SIGKILL)
+        run.wait(LIMIT_S)
+        print(run.output)
+    page = (directory / "report.html").read_text()
+    print("\n".join(html.unescape(block) for block in re.findall(r"set-resources:.*?(?=</pre>)", page, re.DOTALL)))
 
 
 def answer(directory: Path, command: str, columns: int = 130) -> str:
@@ -392,6 +427,8 @@ def make(what: str, keep: Path | None) -> None:
             asyncio.run(picture_of_report(directory / "report.html"))
         elif what == "questions":
             cohorts_run(directory)
+        elif what == "loss":
+            loss_run(directory)
         elif what == "watch":
             asyncio.run(picture_of_screen(watch_run(directory), directory))
         else:

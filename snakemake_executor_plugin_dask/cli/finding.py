@@ -27,7 +27,10 @@ def find_log(run: str | None, directory: Path = Path()) -> Path:
         where = directory if run is None else Path(run)
         if (newest := newest_log(where)) is None:
             here = "this directory" if where == Path() else os.fspath(where)
-            msg = f"There is no event log of a run in {here}: expected {LOGS}/*{SUFFIX} there."
+            msg = (
+                f"There is no event log of a run in {here} ({LOGS}/*{SUFFIX}); a run that has just been started makes "
+                "it with its first job."
+            )
             raise ConfigurationError(msg)
         return newest
     if run.endswith(".jsonl"):

@@ -39,13 +39,35 @@ OVERLAPS = """(() => {
 })()"""
 
 
-def look(path: Path, script: str, *, dark: bool = False, width: int = 1320, picture: str = "") -> object:
+#: Labels of the timeline's axis that lie over each other, once it is drawn anew.
+AXIS = """(() => {
+  const shown = [], context = CanvasRenderingContext2D.prototype, plain = context.fillText;
+  context.fillText = function (text, x, y) {
+    const wide = this.measureText(text).width, from = {left: x, right: x - wide, center: x - wide / 2}[this.textAlign];
+    shown.push({text, from, to: from + wide, y});
+    plain.apply(this, arguments);
+  };
+  dispatchEvent(new Event('resize'));
+  context.fillText = plain;
+  const lowest = Math.max(...shown.map(label => label.y)), axis = shown.filter(label => label.y === lowest);
+  return axis.length > 1 && axis.every((label, i) => !i || label.from > axis[i - 1].to + 3) ? [] : axis;
+})()"""
+
+#: What of the tables is beyond the edge: on paper nothing can be scrolled.
+CUT = "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth).filter(much => much > 1)"
+
+
+def look(
+    path: Path, script: str, *, dark: bool = False, width: int = 1320, picture: str = "", paper: bool = False
+) -> object:
     """Open the page, check that it is whole and loads nothing, and return the script's value."""
 
     async def run() -> object:
         async with browser() as page:
             await page.open(path.as_uri(), width, 1000, dark=dark)
             await page.until("document.documentElement.dataset.drawn === 'yes'")
+            if paper:
+                await page.call("Emulation.setEmulatedMedia", media="print")
             assert await page.evaluate(OVERLAPS) == []
             value = await page.evaluate(script)
             assert page.errors == []
@@ -81,6 +103,12 @@ def test_twenty_thousand_jobs_stay_below_ten_megabytes(large):
     assert look(path, DRAWN, picture="report.png") > 10
     assert look(path, DRAWN, dark=True, picture="report-dark.png") > 10
     assert look(path, DRAWN, width=600) > 10
+
+
+def test_on_a_phone_and_on_paper(large):
+    """No label of the time axis lies over another on a phone; on a sheet of A4 no column of a table is cut off."""
+    assert look(large / "report.html", AXIS, width=400, picture="report-phone.png") == []
+    assert look(large / "report.html", CUT, width=718, paper=True, picture="report-paper.png") == []
 
 
 def test_looking_closer(large):

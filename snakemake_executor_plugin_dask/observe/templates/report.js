@@ -23,9 +23,10 @@
   const y = (w) => top + w * band;
 
   function tick(range) {
+    const most = Math.max(2, Math.min(9, (wide - left() - right) / 80));  // a label takes up to 70 pixels
     for (const step of [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800])
-      if (range / step <= 9) return step;
-    return Math.ceil(range / 9 / 86400) * 86400;
+      if (range / step <= most) return step;
+    return Math.ceil(range / most / 86400) * 86400;
   }
   function fit(context, text, width) {
     if (context.measureText(text).width <= width) return text;
