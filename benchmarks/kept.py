@@ -94,9 +94,7 @@ def _tell(found: Mapping[str, list[Timed]], runs: int, jobs: int) -> None:
         for way, each in seconds.items():
             later = each[1:] or each
             median = statistics.median(later)
-            print(
-                f"{way:16}{each[0] / base:8.2f}{median / base:14.2f}{max(later) / base:15.2f}{median - base:14.2f} s"
-            )
+            print(f"{way:16}{each[0] / base:8.2f}{median / base:14.2f}{max(later) / base:15.2f}{median - base:14.2f} s")
 
 
 @contextlib.contextmanager

@@ -63,6 +63,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     Started,
     Together,
 )
+from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Shape
 from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.model.requests import (
@@ -307,6 +308,9 @@ class Session:
         """Complete and check pools that are not simply this machine; show the plan, where it is asked for."""
         plan = self._options.plan
         if plan or any(pool.gpus or pool.cluster not in ("local", ATTACHED) for pool in self._options.pools):
+            if not plan and (there := self._of_a_cluster_that_is_up(named)) is not None:
+                self._options = there
+                return
             try:
                 answer = ask(Question(self._options, tuple(named), plan, tuple(unknown), tuple(problems)))
             except ConfigurationError as error:
@@ -318,6 +322,17 @@ class Session:
                 sys.stdout.write(clean_block(answer.plan) + "\n")
                 raise SystemExit(0 if answer.possible else 1)
         self._shapes = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
+
+    def _of_a_cluster_that_is_up(self, named: list[tuple[str, Request]]) -> Options | None:
+        """What was completed for an earlier run, where all known jobs fit: nothing of Dask is waited for."""
+        options = recognise.completed(self._asked, os.environ)
+        if options is None or not options.pools:
+            return None
+        shapes = {pool.name: routing.shape_of(pool, None) for pool in options.pools}
+        if routing.check_all(named, options.pools, shapes):
+            return None
+        self._shapes = shapes
+        return options
 
     @property
     def _single_local(self) -> bool:

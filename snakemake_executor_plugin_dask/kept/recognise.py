@@ -38,16 +38,34 @@ def named(name: str, options: Options, environment: Mapping[str, str]) -> Option
         raise ConfigurationError(msg)
     theirs = record.options
     pools = theirs.pools if theirs.slurm_template is None else (theirs.slurm_template,)
+    made = theirs.slurm_template is not None
+    options = dataclasses.replace(options, pools=pools, make_slurm_pools=made, kept=name, local_by_default=False)
+    return _placed_as(theirs, options)
+
+
+def _placed_as(theirs: Options, options: Options) -> Options:
     return dataclasses.replace(
         options,
-        pools=pools,
-        make_slurm_pools=theirs.slurm_template is not None,
         scheduler_interface=theirs.scheduler_interface,
         scheduler_host=theirs.scheduler_host,
         scheduler_port=theirs.scheduler_port,
-        kept=name,
-        local_by_default=False,
     )
+
+
+def completed(asking: Options, environment: Mapping[str, str]) -> Options | None:
+    """The options with the pools of the cluster that the run is going to use, as they are there; None: none is up."""
+    root = directory.root(environment)
+    if asking.kept is None and not root.is_dir():
+        return None
+    where = root / (asking.kept or name_of(asked_for(asking, environment)))
+    try:
+        record = directory.read(where) if directory.fate(where) == "alive" else None
+    except OSError:
+        record = None
+    if record is None:
+        return None
+    theirs = record.options
+    return _placed_as(theirs, dataclasses.replace(asking, pools=theirs.pools, slurm_template=theirs.slurm_template))
 
 
 def choose(asking: Options, options: Options, environment: Mapping[str, str]) -> tuple[Kept | None, list[str]]:

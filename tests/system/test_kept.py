@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -277,7 +277,7 @@ def test_clusters_of_one_name_are_told_apart(
 
 
 def test_an_idle_head_takes_little(clusters: Clusters, tmp_path: Path) -> None:
-    """Its memory is bounded, it dumps no core, it seldom wakes, and it holds nothing of a run's environment that has ended."""
+    """Its memory is bounded, it dumps no core, it seldom wakes, and it holds nothing of a run that has ended."""
     with snakemake(tmp_path / "run", TELLS, *KEEP) as run:
         finished(run)
     (head,) = clusters.heads()
@@ -296,15 +296,48 @@ def wakings(pid: int) -> int:
     return int(next(line for line in lines if line.startswith("voluntary_ctxt_switches")).split()[1])
 
 
+@pytest.fixture
+def imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """The commands of the processes with this value of WHO that have ended, and had imported Dask."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(
+        "import atexit, os, sys\n"
+        "def tell():\n"
+        "    if 'dask' in sys.modules:\n"
+        f"        with open(os.path.join({str(tmp_path)!r}, 'imported-' + os.environ.get('WHO', '')), 'a') as file:\n"
+        "            file.write(' '.join(sys.orig_argv) + '\\n')\n"
+        "atexit.register(tell)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+
+    def imported(who: str) -> str:
+        path = tmp_path / f"imported-{who}"
+        return path.read_text() if path.exists() else ""
+
+    return imported
+
+
 @pytest.mark.slurm
-def test_on_slurm_three_runs_wait_once(clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """The second run, with a rule mended and fewer jobs, and the third take the allocation of the first."""
+def test_on_slurm_three_runs_wait_once(
+    clusters: Clusters,
+    slurm: VirtualSlurm,
+    imports: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second run, with a rule mended and fewer jobs, and the third take the allocation of the first.
+
+    Nothing of Dask is imported in their way.
+    """
     pools = ("--dask-pools", str(pools_of(tmp_path, "0-2")))
     hosts = []
     for number, jobs in enumerate((3, 1, 2)):
+        monkeypatch.setenv("WHO", str(number))
         with snakemake(tmp_path / f"run{number}", logged_jobs(jobs, "hostname"), *pools, *KEEP) as run:
             finished(run)
             hosts += [outcome["allocation"] for event in run.events("job-ended") if (outcome := event["outcome"])]
+    assert "preflight" in imports("0")
+    assert imports("1") + imports("2") == ""
     queue = [line.split()[0] for line in slurm.queue()]
     assert set(hosts[3:]) <= set(hosts[:3])
     assert set(queue) == set(hosts[:3])
@@ -313,8 +346,17 @@ def test_on_slurm_three_runs_wait_once(clusters: Clusters, slurm: VirtualSlurm, 
 
 
 @pytest.mark.slurm
-def test_on_slurm_pools_come_with_the_runs(clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """Pools for Slurm resources are shaped from jobs: a run shares those that are there, and adds what it needs."""
+def test_on_slurm_pools_come_with_the_runs(
+    clusters: Clusters,
+    slurm: VirtualSlurm,
+    imports: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pools for Slurm resources are shaped from jobs: a run shares those that are there, and adds what it needs.
+
+    One that needs no others waits for nothing of Dask.
+    """
     resources = ("--dask-cluster", "slurm", "--dask-workers", "0-1")
     done = clusters.command("start", *KEEP, *resources)
     assert done.returncode == 0, done.stderr
@@ -328,7 +370,8 @@ rule ask:
     shell: "echo $SLURM_JOB_PARTITION $SLURM_JOB_ID > {output}"
 """
     said = []
-    for number, partitions in enumerate(("cpu", "cpu big")):
+    for number, partitions in enumerate(("cpu", "cpu big", "big")):
+        monkeypatch.setenv("WHO", str(number))
         config = ("--config", f"partitions={partitions}")
         with snakemake(tmp_path / f"run{number}", body, *resources, *config) as run:
             finished(run)
@@ -337,6 +380,9 @@ rule ask:
         )
     assert said[0]["cpu"] == said[1]["cpu"]  # the same allocation
     assert said[1]["big"][0] == "big"
+    assert said[2]["big"] == said[1]["big"]
+    assert "preflight" in imports("1")
+    assert imports("2") == ""
     assert len(slurm.queue()) == 2
     assert clusters.command("stop", "--all").returncode == 0
 

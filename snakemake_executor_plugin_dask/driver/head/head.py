@@ -92,10 +92,15 @@ class Head:
         family = socket.AF_INET6 if ":" in self.core.host else socket.AF_INET
         self._socket = socket.create_server((self.core.host, 0), family=family, backlog=_BACKLOG)
         self._door = Door(self._socket, by_tls(server_context(self.core.files), _READ_AHEAD, self._came))
+        self._write()
+
+    def _write(self) -> None:
+        """Say where the cluster is, and what its pools are."""
+        assert self._socket is not None
+        self._written = tuple(self.dispatch.pools.values())
         address = (self.core.host, self._socket.getsockname()[1])
-        record = directory.Record(
-            self._kept.name, self._kept.asked, self._kept.options, this_process(), address, self._since
-        )
+        options = dataclasses.replace(self._kept.options, pools=self._written)
+        record = directory.Record(self._kept.name, self._kept.asked, options, this_process(), address, self._since)
         directory.write(Path(self._kept.directory), record)
 
     def _lives(self, run_id: str) -> bool:
@@ -125,6 +130,8 @@ class Head:
             checked = self._ticked = now
             await self.core.watch()
             self._count(now)
+            if tuple(self.dispatch.pools.values()) != self._written:
+                self._write()
             for served in list(self._served.values()):
                 if now - self._heard[served.run_id] > _SILENT_S and not served.ending:
                     served.cut()
