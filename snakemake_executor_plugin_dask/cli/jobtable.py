@@ -139,6 +139,7 @@ def table_columns(model: RunModel, jobs: Sequence[Attempt], *, attempts: bool) -
         (Column("RAN", 90, right=True), lambda a: _or_nothing(ran_s(a, now), rough)),
         (Column("WAITED", 55, right=True), lambda a: rough(first(a.placed, a.ended, now) - a.queued)),
         (Column("CORES", 65, right=True), lambda a: str(a.cores)),
+        (Column("DASK", 46, right=True), lambda a: str(sum(a.dask_workers.values()))),
         (Column("CPU", 60, right=True), lambda a: _or_nothing(a.cpu_efficiency, lambda part: share(part, 1.0))),
         (Column("MEMORY", 70, right=True), lambda a: _or_nothing(a.asked_memory_mb, format_memory)),
         (Column("PEAK", 80, right=True), lambda a: _or_nothing(a.peak_memory_mb, short_memory)),

@@ -229,7 +229,9 @@ class Controller:
         attempt.become(State.SENT)
         self.sent[attempt.key] = job
         self.counts.attempts += 1
-        memory_mb = holding.memory_mb
+        memory_mb, dask_workers = holding.memory_mb, {}
+        if request.cluster is not None:
+            dask_workers["dask_workers"] = holding.dask_workers or {member.name: request.cluster.workers}
         if holding.dask_workers and request.memory_mb is not None:
             memory_mb = request.memory_mb // len(holding.dask_workers)  # on average
         self.event(
@@ -239,6 +241,7 @@ class Controller:
             workers=holding.cores_by_worker,
             memory_mb=memory_mb,
             devices=holding.devices,
+            **dask_workers,
         )
         spec = self.parts.begin(job, member.pool, holding, spec)
         spec = dataclasses.replace(spec, runtime_limit_s=limit.limit_s)

@@ -6,11 +6,19 @@ was then. What was held and used over time is computed from this by `use`.
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.observe.events import Event
-from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, MemberRecord, PoolRecord, Use, Worker
+from snakemake_executor_plugin_dask.observe.records import (
+    Allocation,
+    Attempt,
+    MemberRecord,
+    PoolRecord,
+    Stay,
+    Use,
+    Worker,
+)
 
 #: Fields that name something, in every kind of event.
 _NAMES = frozenset(("worker", "pool", "key", "rule"))
@@ -72,7 +80,7 @@ class RunModel:
         Whether any of it is news.
         """
         news = False
-        for key, (at, cpu_s, memory_mb) in uses.items():
+        for key, (at, cpu_s, memory_mb) in _with_parts(uses, self.running).items():
             attempt = self.running.get(key)
             if attempt is None or (attempt.now is not None and attempt.now.at >= at):
                 continue
@@ -251,6 +259,7 @@ class RunModel:
             attempt.memory_mb = _number(event["memory_mb"])
         elif attempt.memory_mb is None and (worker := self.current.get(attempt.worker)) and worker.cores:
             attempt.memory_mb = worker.memory_mb * attempt.cores // worker.cores
+        attempt.dask_workers = {str(name): int(number) for name, number in (event.get("dask_workers") or {}).items()}
         devices = event.get("devices") or {}
         attempt.devices = tuple(str(device) for several in devices.values() for device in several)
         self.waiting.pop(attempt.key, None)
@@ -340,20 +349,33 @@ class RunModel:
         self.jobs[job] = fate
         self._fates[fate] += 1
 
-    def _on_dask_workers_lost(self, event: Event, _: float) -> None:
-        attempt, name = self.attempts[event["key"]], event["worker"]
-        left = attempt.workers.get(name, 0) - int(event["cores"])
-        attempt.workers = {**attempt.workers, name: left}
-        if left <= 0:
-            del attempt.workers[name]
-            if worker := self.current.get(name):
-                worker.running.discard(attempt.key)
+    def _on_dask_workers_lost(self, event: Event, when: float) -> None:
+        attempt, name = self._dask_workers(event, -1)
+        stays = [stay for stay in attempt.stays or () if stay.worker == name and stay.until is None]
+        of_it = [stay for stay in stays if stay.cores == int(event["cores"])] or stays
+        if of_it:
+            of_it[-1].until = when
+        if name not in attempt.workers and (worker := self.current.get(name)):
+            worker.running.discard(attempt.key)
 
     _on_dask_workers_returned = _on_dask_workers_lost
 
-    def _on_dask_workers_placed(self, event: Event, _: float) -> None:
+    def _dask_workers(self, event: Event, sign: int) -> tuple[Attempt, str]:
+        """The attempt that has more of them, or fewer, and on which worker."""
         attempt, name = self.attempts[event["key"]], event["worker"]
-        attempt.workers = {**attempt.workers, name: attempt.workers.get(name, 0) + int(event["cores"])}
+        attempt.stays = list(attempt.all_stays())
+        for field, amount in (("workers", event["cores"]), ("dask_workers", event["number"])):
+            before: Mapping[str, int] = getattr(attempt, field)
+            left = before.get(name, 0) + sign * int(amount)
+            setattr(
+                attempt, field, {**before, name: left} if left > 0 else {k: v for k, v in before.items() if k != name}
+            )
+        return attempt, name
+
+    def _on_dask_workers_placed(self, event: Event, when: float) -> None:
+        attempt, name = self._dask_workers(event, 1)
+        assert attempt.stays is not None
+        attempt.stays.append(Stay(name, int(event["cores"]), when))
         if worker := self.current.get(name):
             worker.running.add(attempt.key)
 
@@ -384,6 +406,19 @@ class RunModel:
             "attempts": self._placed,
             "lost_workers": self.lost_workers,
         }
+
+
+def _with_parts(
+    uses: Mapping[str, Sequence[float]], running: Container[str]
+) -> Mapping[str, tuple[float, float, float]]:
+    """With what the parts of a job's own Dask cluster use (``<attempt>+1`` and so on) counted as the job's."""
+    found: dict[str, tuple[float, float, float]] = {}
+    for key, (at, cpu_s, memory_mb) in uses.items():
+        whole = key if key in running else key.rpartition("+")[0]
+        if whole in running and whole in uses:
+            at_0, cpu_0, memory_0 = found.get(whole, (0.0, 0.0, 0.0))
+            found[whole] = max(at_0, at), cpu_0 + cpu_s, memory_0 + memory_mb
+    return found
 
 
 def _wildcards(value: Any) -> dict[str, str]:

@@ -139,8 +139,8 @@ def _data(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> 
             where = f", allocation {attempt.allocation}" if attempt.allocation else ""
             ids.append(f"{clean(f'{short_id(attempt.jobid)}{again}{which}', 120)}{clean(where, 60)}")
         # Both ends are rounded, not the length: neighbours must not overlap.
-        since = round(((attempt.placed or start) - start) * 1000)
-        until = round(((attempt.ended if attempt.ended is not None else model.end_time) - start) * 1000)
+        since = round((box.since - start) * 1000)
+        until = round((box.until - start) * 1000)
         flat += [box.worker, box.low, box.height, since, until - since]
         flat += [rules[attempt.rule], numbers.get(attempt.status, 0), seen[attempt.key]]
     return {

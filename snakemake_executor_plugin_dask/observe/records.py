@@ -3,7 +3,7 @@
 Times are seconds since the epoch on the driver's clock; memory is 10^6 bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,6 +40,16 @@ class Use:
 
 
 @dataclass(slots=True)
+class Stay:
+    """A part of an attempt on one worker: the script's with its Dask workers, or Dask workers alone."""
+
+    worker: str
+    cores: int
+    since: float
+    until: float | None = None  # None: the attempt's end
+
+
+@dataclass(slots=True)
 class Attempt:
     """One run of one job on a worker, or its wait for one."""
 
@@ -66,6 +76,8 @@ class Attempt:
     started: float | None = None
     ended: float | None = None
     workers: Mapping[str, int] = field(default_factory=lambda: _NONE)  # cores on each; equal ones are one
+    dask_workers: Mapping[str, int] = field(default_factory=lambda: _NONE)  # of its own, on each worker
+    stays: list[Stay] | None = None  # where its Dask workers came and went; None: all is as it was placed
     nodes: int = 1
     devices: tuple[str, ...] = ()
     status: str = ""  # an Outcome's, once ended
@@ -88,6 +100,12 @@ class Attempt:
     @property
     def worker(self) -> str:
         return next(iter(self.workers), "")
+
+    def all_stays(self) -> Sequence[Stay]:
+        """Each part with its time; none where it was not placed."""
+        if self.stays is not None or self.placed is None:
+            return self.stays or ()
+        return [Stay(name, cores, self.placed) for name, cores in self.workers.items()]
 
     @property
     def memory_total_mb(self) -> int:

@@ -43,6 +43,7 @@ COLUMNS: dict[str, Callable[[Attempt], Any]] = {
     "ran_s": lambda a: None if a.ran_s is None else round(a.ran_s, 3),
     "runtime_s": lambda a: a.runtime_s,
     "cores": lambda a: a.cores,
+    "dask_workers": lambda a: sum(a.dask_workers.values()),
     "cpu_s": lambda a: a.cpu_s,
     "cpu_efficiency": lambda a: None if a.cpu_efficiency is None else round(a.cpu_efficiency, 4),
     "mem_mb": lambda a: a.asked_memory_mb,

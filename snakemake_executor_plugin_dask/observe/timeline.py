@@ -8,17 +8,19 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.records import Attempt, Worker
+from snakemake_executor_plugin_dask.observe.records import Attempt, Stay, Worker, first
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A piece of an attempt: slots ``low`` to ``low + height`` of worker number ``worker``."""
+    """A piece of an attempt: slots ``low`` to ``low + height`` of worker number ``worker``, from then until then."""
 
     worker: int
     low: int
     height: int
     attempt: Attempt
+    since: float
+    until: float
 
 
 def bands(model: RunModel) -> list[Worker]:
@@ -29,35 +31,34 @@ def bands(model: RunModel) -> list[Worker]:
 
 def boxes(model: RunModel) -> list[Box]:
     """All pieces, by worker and time. Workers are numbered as `bands` gives them."""
-    placed: dict[str, list[Attempt]] = defaultdict(list)
+    placed: dict[str, list[tuple[Stay, Attempt]]] = defaultdict(list)
     for attempt in model.attempts.values():
-        if attempt.placed is not None:
-            for name in attempt.workers:
-                placed[name].append(attempt)
+        for stay in attempt.all_stays():
+            placed[stay.worker].append((stay, attempt))
     result: list[Box] = []
     for number, worker in enumerate(bands(model)):
         until = worker.gone if worker.gone is not None else model.end_time
         # A name may come again, for a replacement: only what was placed while this one was there.
-        mine = [a for a in placed[worker.name] if a.placed is not None and worker.joined <= a.placed <= until]
+        mine = [(stay, attempt) for stay, attempt in placed[worker.name] if worker.joined <= stay.since <= until]
         result += _pack(number, worker, mine, model.end_time)
     return result
 
 
-def _pack(number: int, worker: Worker, attempts: list[Attempt], end: float) -> list[Box]:
+def _pack(number: int, worker: Worker, stays: list[tuple[Stay, Attempt]], end: float) -> list[Box]:
     slots = max(1, worker.cores)
     free = [True] * slots
     busy: list[tuple[float, int, list[int]]] = []
     result = []
-    for order, attempt in enumerate(sorted(attempts, key=lambda a: a.placed or 0.0)):
-        start = attempt.placed or 0.0
-        while busy and busy[0][0] <= start:
+    for order, (stay, attempt) in enumerate(sorted(stays, key=lambda one: one[0].since)):
+        until = first(stay.until, attempt.ended, end)
+        while busy and busy[0][0] <= stay.since:
             for slot in heapq.heappop(busy)[2]:
                 free[slot] = True
-        taken = _room(free, max(1, attempt.workers.get(worker.name, 1)))
+        taken = _room(free, max(1, stay.cores))
         for slot in taken:
             free[slot] = False
-        heapq.heappush(busy, (attempt.ended if attempt.ended is not None else end, order, taken))
-        result += [Box(number, low, height, attempt) for low, height in _pieces(taken)]
+        heapq.heappush(busy, (until, order, taken))
+        result += [Box(number, low, height, attempt, stay.since, until) for low, height in _pieces(taken)]
     return result
 
 

@@ -80,9 +80,9 @@ def worker_use(model: RunModel) -> dict[str, float]:
     used: dict[str, float] = {}
     for attempt in model.attempts.values():
         if attempt.placed is not None:
-            span = first(attempt.ended, model.end_time) - attempt.placed
-            for name, cores in attempt.workers.items():
-                used[name] = used.get(name, 0.0) + span * cores
+            for stay in attempt.all_stays():
+                span = first(stay.until, attempt.ended, model.end_time) - stay.since
+                used[stay.worker] = used.get(stay.worker, 0.0) + span * stay.cores
     return used
 
 

@@ -297,6 +297,21 @@ def test_boxes_never_overlap(jobs):
                 assert taken.setdefault((slot, second), box.attempt.key) == box.attempt.key
 
 
+def test_a_jobs_own_dask_workers_are_part_of_it():
+    """Those that come and go have pieces of their own in the timeline, and what they use now is the job's."""
+    events = [joined(0, cores=8), queued(0, 1, cores=3), placed(1, 1)]
+    key = events[-1]["key"]
+    worker = events[0]["worker"]
+    part = {"key": key, "worker": worker, "number": 1, "cores": 2}
+    model = RunModel([*events, at(5, "dask-workers-placed", **part), at(6, "dask-workers-placed", **part)])
+    assert (model.attempts[key].workers, model.attempts[key].dask_workers) == ({worker: 7}, {worker: 2})
+    model.note_uses({key: (7.0, 1.0, 10.0), f"{key}+1": (8.0, 2.0, 20.0), "other+1": (8.0, 2.0, 20.0)})
+    assert (model.attempts[key].now.cpu_s, model.attempts[key].now.memory_mb) == (3.0, 30.0)
+    model.apply(at(9, "dask-workers-returned", **part))
+    model.apply(ended(20, 1))
+    assert [(box.height, box.since, box.until) for box in boxes(model)] == [(3, 1, 20), (2, 5, 20), (2, 6, 9)]
+
+
 @given(st.floats(1e-3, 1e9))
 def test_axes_are_round_and_high_enough(most):
     """An axis holds its largest value, is not much higher, and has few labels."""
