@@ -76,7 +76,7 @@ def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, m
     extra = tuple((name, amount) for name, amount in request.extra if name in listed)
     declared_mb = memory_on_node(request, nodes)
     node = Amounts(cores_on_node(request, nodes), declared_mb or 0, -(-request.gpus // nodes))
-    if request.cluster is not None and places(pool) > 1:
+    if request.cluster is not None and places(pool, request.cluster) > 1:
         script = replace(request.cluster.script, coreless=int(not request.cluster.script_cores), extra=extra)
         gang = Gang(request.cluster.workers, request.cluster.each, script)
         least = gang.each.least(gang.script)

@@ -43,9 +43,9 @@ def counts_devices(pool: Pool) -> bool:
     return bool(pool.gpus) or (pool.gpus is None and pool.kind.finds_devices)
 
 
-def places(pool: Pool) -> int:
+def places(pool: Pool, cluster: JobCluster) -> int:
     """Over so many of the pool's workers a job's own Dask cluster may lie."""
-    return 1 if pool.kind.found or pool.nodes is not None else pool.workers_max
+    return 1 if cluster.together or pool.kind.found or pool.nodes is not None else pool.workers_max
 
 
 def shape_of(pool: Pool, seen: Shape | None = None) -> Shape:
@@ -144,7 +144,7 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
     if pool.nodes is not None and request.nodes == 1 and not request.mpi:
         return (Shortage("it takes only jobs that declare nodes or mpi"),)
     short: list[Shortage] = []
-    if request.cluster is not None and (number := places(pool)) > 1:
+    if request.cluster is not None and (number := places(pool, request.cluster)) > 1:
         short, request = _cluster_shortages(request, request.cluster, number, shape)
     nodes = nodes_needed(request, pool, shape.cores, shape.gpus, shape.memory_mb)
     most = pool.workers_max if pool.kind.launched and pool.nodes is None else shape.nodes
@@ -213,7 +213,8 @@ def _of_cluster(cluster: JobCluster) -> str:
     if cluster.memory_mb is not None:
         each += f" and mem_mb={cluster.memory_mb}"
         script += f" and mem_mb={cluster.script_memory_mb or 0}"
-    return f"{_count(cluster.workers, 'Dask worker')} with {each} each, and {script} for the script"
+    where = ", in a container and thus all on one node" if cluster.together else ""
+    return f"{_count(cluster.workers, 'Dask worker')} with {each} each, and {script} for the script{where}"
 
 
 def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str, room: Shape) -> list[Shortage]:

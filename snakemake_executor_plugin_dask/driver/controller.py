@@ -442,7 +442,7 @@ class Controller:
             of_parts = [part.attempt.key for part in parts]
             unknown = await self._cluster.workers.confirm_dead(member, keys + of_parts)
             for part in parts:
-                self.parts.confirmed(part, unknown=unknown is not None)
+                self.parts.confirmed(part, unknown=unknown)
             ran = [job.queued.key for job, attempt in lost if not attempt.state.final]
             self._cluster.workers.judged(member, ran, planned=planned or member.preempted)
             if member.preempted and not planned:

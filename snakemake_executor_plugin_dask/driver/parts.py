@@ -23,6 +23,7 @@ from snakemake_executor_plugin_dask.model.jobcluster import JobCluster, Spread
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.model.units import count
 from snakemake_executor_plugin_dask.node.certificate import self_signed
 from snakemake_executor_plugin_dask.node.devices import device_environment
 
@@ -77,7 +78,7 @@ class Parts:
         ``room``: there may be room that was not there before.
         """
         self._ledger, self._waiting, self._cluster = ledger, waiting, cluster
-        self._event, self._clock = around.event, around.clock
+        self._event, self._clock, self._say = around.event, around.clock, around.say
         self._over, self._dead, self._room = over, dead, room
         self._tasks = Tasks(around.failed)
         self._jobs: dict[str, _Job] = {}  # by the key of the script's attempt
@@ -88,7 +89,7 @@ class Parts:
             return spec
         home = holding.workers[0]
         counts = holding.dask_workers or {home: spec.cluster.workers}
-        grows = spec.cluster.most > spec.cluster.workers and not pool.kind.found
+        grows = spec.cluster.most > spec.cluster.workers and not pool.kind.found and not spec.cluster.together
         if len(counts) < 2 and not grows:
             return spec
         host = _host(self._cluster.workers.members[home])
@@ -159,11 +160,18 @@ class Parts:
                 self._tell(found, {"gone": part.attempt.number})
         return [part for _, part in lost if part.attempt.state is State.LIMBO]
 
-    def confirmed(self, part: Part, *, unknown: bool) -> None:
-        """Nothing of a part lives any more; ``unknown``: or may, and then nothing takes its place."""
+    def confirmed(self, part: Part, *, unknown: str | None) -> None:
+        """Nothing of a part lives any more; ``unknown``: why it may, and then nothing takes its place."""
         found, _ = self._find(part.attempt.key)
-        if found is not None:
-            self._gone(found, part, None, again=not unknown)
+        if found is None:
+            return
+        if unknown and found.outcome is None and found.job.attempt.state is not State.LIMBO:
+            self._say(
+                "warning",
+                f"{count(part.workers, 'Dask worker')} of {found.spec.name} (job {found.spec.jobid}) on worker "
+                f"{part.attempt.worker} may live: {unknown}. The job goes on without, and nothing takes their place.",
+            )
+        self._gone(found, part, None, again=not unknown)
 
     def place_missing(self) -> None:
         """Give jobs new Dask workers for those they have lost, where there is room."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors import remote
-from snakemake_interface_executor_plugins.settings import SharedFSUsage
+from snakemake_interface_executor_plugins.settings import DeploymentMethod, SharedFSUsage
 
 from snakemake_executor_plugin_dask.config import plainyaml
 from snakemake_executor_plugin_dask.config.owned import WORKER_CLASS_OPTIONS
@@ -141,7 +141,10 @@ class Handover:
         starts_cold(resources)  # so that a misspelt word is told before the first job
         request = request_from_resources(resources, job.threads)
         if request.cluster is not None:
-            request = dataclasses.replace(request, cluster=cluster_with_options(request.cluster, resources))
+            cluster = dataclasses.replace(
+                cluster_with_options(request.cluster, resources), together=self._in_container(job)
+            )
+            request = dataclasses.replace(request, cluster=cluster)
         if not job.is_group():
             return request
         if request.cluster is not None:
@@ -153,6 +156,10 @@ class Handover:
         members = tuple(dict.fromkeys(sorted(member.rule.name for member in job.jobs)))
         origin = dataclasses.replace(request.origin, pending=tuple(unknown), members=members)
         return dataclasses.replace(request, origin=origin)
+
+    def _in_container(self, job: Any) -> bool:
+        method = self._workflow.deployment_settings.deployment_method
+        return DeploymentMethod.APPTAINER in method and bool(not job.is_group() and job.is_containerized)
 
     def queued(self, job: Any, request: Request) -> QueuedJob:
         """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""

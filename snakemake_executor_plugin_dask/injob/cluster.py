@@ -374,9 +374,10 @@ def main() -> None:
         asyncio.run(work(directory, settings, names[0]))
         return
     supervisor = socket.socket(socket.AF_UNIX)
+    here = os.getcwd()  # the script's
     os.chdir(directory)  # a socket's path may not be long
     supervisor.connect("supervisor")
-    os.chdir(settings["workdir"])
+    os.chdir(here)
     keeper = Keeper(directory, settings, supervisor)
     if name := keeper.start_all():
         asyncio.run(work(directory, settings, name))

@@ -31,6 +31,7 @@ class JobCluster:
     gpus: int = 0  # of each worker
     script_cores: int = 1
     script_memory_mb: int | None = None  # None: not declared
+    together: bool = False  # all on one node: its Python is in a container, which nobody could start elsewhere
     most: int = 0  # workers that it may grow to; no more than ``workers``: it does not grow
     options: str = ""  # further arguments of Dask's worker class, as JSON; empty: none
 

@@ -89,8 +89,14 @@ if __name__ == "__main__":
         answer = client.submit(sum, [1, 2]).result()
         if kind in ("lossy", "grows"):
             answer = total
+        if kind == "devices":
+            seen = client.run(lambda: __import__("os").environ["CUDA_VISIBLE_DEVICES"]).values()
+            answer = f"{' '.join(sorted(seen))} of the script {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
         if kind == "other":
             answer = set(client.run(lambda: __import__("sys").executable).values())
+        if kind == "devices":
+            Path(output).write_text(answer)
+            sys.exit(0)
         Path(output).write_text(f"{answer} {sizes} {type(client.cluster).__name__}")
 """
 
@@ -276,6 +282,64 @@ def test_a_cluster_goes_with_its_job(tmp_path: Path, how: str) -> None:
         run.expect_gone(10)
     assert not processes_of(directory)
     assert not Path(directory).exists()
+
+
+@pytest.mark.mpi
+@pytest.mark.variant
+def test_over_the_ranks_of_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ranks of one core each: one has the script, the others a Dask worker each."""
+    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"):
+        monkeypatch.setenv(name, "1")
+    pool = ("--dask-cluster", "mpi", "--dask-workers", "3", "--dask-worker-cores", "1", "--dask-worker-memory", "800MB")
+    pool += ("--dask-options", "{launcher: mpirun.openmpi}", "--set-resources", "one:dask_script_mem_mb=300")
+    with snakemake(tmp_path, of_python(ONE, tmp_path), "some.txt", *pool) as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(10)
+    assert (tmp_path / "some.txt").read_text() == "3 [(1, 300000000), (1, 300000000)] NoneType"
+    (placed,) = run.events("job-placed")
+    assert sorted(placed["workers"].values()) == [1, 1, 1]
+
+
+TWO_HERE = """
+pools:
+  main: {cluster: local, workers: 2, cores: 2, gpus: 2, memory: 2 GB}
+  other: {cluster: local, workers: 1, cores: 1, memory: 1 GB}
+"""
+
+GPUS = """
+rule gpus:
+    output: "devices.txt"
+    resources: mem_mb=300, gpu=1, dask_workers=3, dask_script_threads=0
+    shell: "PYTHON dask_script.py {output}"
+"""
+
+
+@pytest.mark.variant
+def test_each_dask_worker_has_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they lie on two workers of a pool; the script sees none."""
+    monkeypatch.setenv("SNAKEMAKE_DASK_DEVICES", "0,1,2,3")
+    tmp_path.joinpath("pools.yaml").write_text(TWO_HERE)
+    with snakemake(tmp_path, of_python(GPUS, tmp_path), "devices.txt", "--dask-pools", "pools.yaml") as run:
+        assert run.wait() == 0, run.output
+    (placed,) = run.events("job-placed")
+    assert len(placed["workers"]) == 2
+    seen, of_script = (tmp_path / "devices.txt").read_text().split(" of the script ")
+    held = sorted(device for devices in placed["devices"].values() for device in devices)
+    assert seen.split() == held
+    assert of_script in ("-1", "")
+
+
+@pytest.mark.variant
+def test_without_a_shared_file_system(tmp_path: Path) -> None:
+    """The job is in a directory of its own, where its Dask workers are, too."""
+    work = tmp_path / "work"
+    arguments = ("--shared-fs-usage", "none", "--default-storage-provider", "fs", "--default-storage-prefix")
+    script = tmp_path / "dask_script.py"
+    snakefile = of_python(ONE, tmp_path).replace("dask_script.py", str(script))
+    (tmp_path / "storage").mkdir()
+    with snakemake(work, snakefile, "some.txt", *arguments, str(tmp_path / "storage")) as run:
+        assert run.wait() == 0, run.output
+    assert "3 [(1, 300000000)" in (tmp_path / "storage" / "some.txt").read_text()
 
 
 @pytest.mark.slurm

@@ -63,7 +63,7 @@ class Simulation:
         assert pool.cores
         assert pool.memory_mb
         extra = dict(pool.resources)
-        if places(pool) > 1 and self.random.random() < 0.2:
+        if places(pool, JobCluster(1, 1)) > 1 and self.random.random() < 0.2:
             self.arrive_with_dask(pool)
             return
         job = a_job(

@@ -14,7 +14,7 @@ from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.pools import Shape
-from snakemake_executor_plugin_dask.model.requests import Request, request_from_resources
+from snakemake_executor_plugin_dask.model.requests import Request, request_from_resources, with_cluster
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
 
 
@@ -88,6 +88,10 @@ def test_several_workers_of_a_pool_hold_more() -> None:
     assert "--set-resources mean:dask_workers=11" in str(error.value)
     with pytest.raises(NoPool, match="--set-threads mean=7"):
         route(asks(9, dask_workers=2), [pool], shapes, name="mean")
+    container = with_cluster(asks(), JobCluster(4, 2, together=True))
+    with pytest.raises(NoPool, match="in a container and thus all on one node") as error:
+        route(container, [pool], shapes, name="mean")
+    assert "--set-resources mean:dask_workers=3" in str(error.value)
     attached = a_pool("others", "attached", cores=8, memory_mb=20_000, workers_max=3)
     with pytest.raises(NoPool, match="dask_workers=3"):
         route(asks(2, dask_workers=4), [attached], {"others": shape_of(attached)})
@@ -126,7 +130,7 @@ def test_files_of_a_cluster(tmp_path: Path) -> None:
 
     async def prepare() -> tuple[dict[str, str | None], list[str]]:
         cluster = ClusterOfJob(print, print)
-        changes = await cluster.prepare(spec, JobCluster(2, 1, 100, 1), str(parent), "log", {}, "/")
+        changes = await cluster.prepare(spec, JobCluster(2, 1, 100, 1), str(parent), "log", {})
         for path in next(parent.iterdir()).glob("*.pem"):
             assert not path.stat().st_mode & 0o77
         return dict(changes), cluster.close()

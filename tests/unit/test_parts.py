@@ -7,7 +7,7 @@ from settling import settle
 
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
-from snakemake_executor_plugin_dask.model.messages import Enqueue, Finished, QueuedJob
+from snakemake_executor_plugin_dask.model.messages import Enqueue, Finished, QueuedJob, Say
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request, with_cluster
 
@@ -103,6 +103,25 @@ def test_a_lost_part_is_replaced() -> None:
         assert (address, part.key) == ("tls://cpu-2", f"{KEY}+2")
         assert not world.messages(Finished)
         assert home in world.workers.members
+
+    play(script, POOL)
+
+
+def test_a_part_that_may_live_is_told_and_not_replaced() -> None:
+    """Frozen processes count no lease: nothing runs beside them, and the job goes on with what it has."""
+
+    async def script(world: World) -> None:
+        _, other = await begun(world)
+        world.confirmed = "the processes on n2 are frozen and cannot be ended from here"
+        world.lose(world.workers.members[other])
+        world.worker("cpu-2")
+        await settle()
+        assert len(world.submitted) == 2
+        assert not world.controller.parts.missing("cpu")
+        text = "1 Dask worker of mean (job 1) on worker cpu-1 may live: the processes on n2 are frozen"
+        assert any(said.text.startswith(text) for said in world.messages(Say))
+        world.end(KEY)
+        assert len(world.messages(Finished)) == 1
 
     play(script, POOL)
 

@@ -60,7 +60,7 @@ class ClusterOfJob:
         self.failed = ""  # why it ended before the job, as far as it could tell
 
     async def prepare(
-        self, spec: JobSpec, cluster: JobCluster, parent: str | None, log: str, base: Mapping[str, str], workdir: str
+        self, spec: JobSpec, cluster: JobCluster, parent: str | None, log: str, base: Mapping[str, str]
     ) -> Changes:
         """What the job's environment must have, once it could start its cluster. Raises OSError.
 
@@ -95,7 +95,6 @@ class ClusterOfJob:
             "environment": devices,
             "local_directory": self._spill,
             "log": log,
-            "workdir": workdir,
         }
         write_private(here / "settings.json", json.dumps(settings).encode())
         # Copies: a container does not have this package, but has the directory for temporary files.

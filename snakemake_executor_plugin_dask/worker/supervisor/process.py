@@ -390,7 +390,7 @@ class Supervisor:
         if spec.updates and run_of(spec.key) > 1:
             await self._put_back(spec.updates, setup.files_dir)
         if spec.cluster is not None:
-            await self._prepare_cluster(current, spec.cluster, setup.workdir)
+            await self._prepare_cluster(current, spec.cluster)
         self._check_verdict(current)
         if current.command or not await self._warming.start(current):
             self._check_verdict(current)
@@ -400,7 +400,7 @@ class Supervisor:
         how = (current.start, current.start_depth, current.start_reason)
         self._tell_worker(Started(current.key, current.pid, *how, current.started))
 
-    async def _prepare_cluster(self, current: Attempt, cluster: JobCluster, workdir: str) -> None:
+    async def _prepare_cluster(self, current: Attempt, cluster: JobCluster) -> None:
         """Let the job start a Dask cluster of its own."""
         current.cluster = ClusterOfJob(
             lambda text: self._endings.stop(current, "out-of-memory", text, _MEMORY_GRACE_S),
@@ -408,7 +408,7 @@ class Supervisor:
         )
         try:
             changes = await current.cluster.prepare(
-                current.spec, cluster, self._directory, current.log, self._environment, workdir
+                current.spec, cluster, self._directory, current.log, self._environment
             )
         except OSError as error:
             msg = f"its Dask cluster could not be prepared on {attempt.HOST}: {error}"
