@@ -238,7 +238,13 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _jobs(options: argparse.Namespace) -> None:
-    model = read_run(find_log(options.run))
+    try:
+        model = read_run(find_log(options.run))
+    except ConfigurationError:
+        if options.run not in STATES:
+            raise
+        msg = f"There is no run {options.run}; `snakemake-dask jobs --state {options.run}` lists jobs in that state."
+        raise ConfigurationError(msg) from None
     choice = Choice(
         tuple(options.rule), tuple(options.wildcard), tuple(options.state), options.attempts,
         options.slowest, options.largest, options.wasteful,

@@ -104,6 +104,13 @@ def find_job(model: RunModel, name: str) -> list[Attempt]:
     raise ConfigurationError(msg)
 
 
+def state_of(attempt: Attempt) -> str:
+    """One word: «waiting», «running», or how it ended."""
+    if attempt.state == "ended":
+        return attempt.status
+    return "running" if attempt.state == "placed" else attempt.state
+
+
 def _some(jobs: Sequence[Attempt]) -> str:
-    shown = [f"{short_id(job.jobid)}: {full_name(job)}" for job in jobs[:_MATCHES_SHOWN]]
+    shown = [f"{short_id(job.jobid)}: {full_name(job)}, {state_of(job)}" for job in jobs[:_MATCHES_SHOWN]]
     return "; ".join([*shown, "…"] if len(jobs) > _MATCHES_SHOWN else shown)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from snakemake_executor_plugin_dask.cli.finding import last_attempts
+from snakemake_executor_plugin_dask.cli.finding import last_attempts, state_of
 from snakemake_executor_plugin_dask.model.units import format_memory
 from snakemake_executor_plugin_dask.observe.events import plain
 from snakemake_executor_plugin_dask.observe.model import RunModel
@@ -51,13 +51,6 @@ STATES = (
 )
 
 
-def state(attempt: Attempt) -> str:
-    """One word: «waiting», «running», or how it ended."""
-    if attempt.state == "ended":
-        return attempt.status
-    return "running" if attempt.state == "placed" else attempt.state
-
-
 def chosen(model: RunModel, choice: Choice) -> list[Attempt]:
     """Those that are asked for: as they were queued, or sorted by what was asked."""
     some: Iterable[Attempt] = model.attempts.values() if choice.attempts else last_attempts(model)
@@ -85,7 +78,7 @@ def wasted_mb(attempt: Attempt) -> float | None:
 def _fits(attempt: Attempt, choice: Choice) -> bool:
     rules = {attempt.rule, *(member.rule for member in attempt.members)}
     wildcards = [attempt.wildcards, *(member.wildcards for member in attempt.members)]
-    word = state(attempt)
+    word = state_of(attempt)
     # «failed» takes each way to fail; a lost worker's job runs again.
     words = {word} | ({"failed"} if word in ("out-of-memory", "out-of-time", "not-started") else set())
     return (
@@ -117,11 +110,14 @@ Make = Callable[[Attempt], str]
 
 def table_columns(model: RunModel, jobs: Sequence[Attempt], *, attempts: bool) -> list[tuple[Column, Make]]:
     """The columns in which these jobs have something to say, each with what makes a cell of it."""
-    waits = {(state.pool, rule): state.what for state in snapshot(model).waiting for rule in state.rules}
+    picture = snapshot(model)
+    waits = {(each.pool, rule): each.what for each in picture.waiting for rule in each.rules}
+    queued = {pool.name: f" (queued: {pool.queue_reason})" for pool in picture.pools if pool.queue_reason}
 
     def why(attempt: Attempt) -> str:
         if attempt.state == "waiting":
-            return f"waits for {waits.get((attempt.pool, attempt.rule), 'room')} in pool {attempt.pool}"
+            what = waits.get((attempt.pool, attempt.rule), "room")
+            return f"waits for {what} in pool {attempt.pool}{queued.get(attempt.pool, '')}"
         return "" if attempt.status == "succeeded" else cause(attempt)
 
     tries = Counter(attempt.jobid for attempt in model.attempts.values() if attempt.placed is not None)
@@ -131,7 +127,7 @@ def table_columns(model: RunModel, jobs: Sequence[Attempt], *, attempts: bool) -
         (Column("JOB", 100, right=not groups), lambda a: short_id(a.jobid)),
         (Column("RULE", 99), lambda a: a.rule),
         (Column("WILDCARDS", 98), named),
-        (Column("STATE", 97), state),
+        (Column("STATE", 97), state_of),
         (
             Column("TRY" if attempts else "TRIES", 50, right=True),
             lambda a: str(a.attempt if attempts else tries[a.jobid]),

@@ -125,7 +125,11 @@ def test_which_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["status", "none"], "There is no run none in this directory"),
         (["status", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory."),
         (["explain", "99"], "Run abc1 has no job 99"),
-        (["explain", "align"], "3 jobs match align: give the number of one of them (1: align (sample=liver, lane=1); "),
+        (
+            ["explain", "align"],
+            "3 jobs match align: give the number of one of them (1: align (sample=liver, lane=1), succeeded; ",
+        ),
+        (["jobs", "failed"], "There is no run failed; `snakemake-dask jobs --state failed` lists jobs in that state."),
         (["log", "late"], "Job 11 has not been started"),
         (
             ["log", "1"],
@@ -242,6 +246,10 @@ def test_why() -> None:
     table = text_table(model, chosen(model, Choice(states=("waiting",))), width=100)
     assert "waits for cores in pool cpu" in table
     assert not {"RAN", "PEAK", "CPU"} & set(table.split()), "nothing is known of these"
+    model.apply(at(9, "allocation-submitted", worker="cpu-7", pool="cpu", allocation="8"))
+    model.apply(at(9, "allocation-waiting", worker="cpu-7", pool="cpu", reason="Priority", expected=None))
+    table = text_table(model, chosen(model, Choice(states=("waiting",))), width=100)
+    assert "waits for cores in pool cpu (queued: Priority)" in table
     failed_job = [each for each in model.attempts.values() if each.status == "failed"]
     told = explain(model, failed_job, lines, 10.0)
     assert "The last lines of logs/a.log:\n    reading\n    no read has a mate\n" in told
