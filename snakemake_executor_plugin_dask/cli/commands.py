@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from snakemake_executor_plugin_dask.cli import clusters, slurm_site
 from snakemake_executor_plugin_dask.cli.explain import explain
-from snakemake_executor_plugin_dask.cli.finding import LOGS, fate, find_job, find_log, read_run
+from snakemake_executor_plugin_dask.cli.finding import LOGS, fate, find_job, find_log, read_run, up_to_now
 from snakemake_executor_plugin_dask.cli.jobtable import (
     STATES,
     Choice,
@@ -190,7 +190,7 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _run_row(log: Path) -> dict[str, Any]:
-    model = RunModel(read_events(log))
+    model = up_to_now(RunModel(read_events(log)), log)
     counts = model.counts()
     return {
         "run": clean(model.run_id or log.name.removesuffix(SUFFIX), 60),
@@ -239,12 +239,13 @@ def _watch(options: argparse.Namespace) -> None:
 
 def _jobs(options: argparse.Namespace) -> None:
     try:
-        model = read_run(find_log(options.run))
+        log = find_log(options.run)
     except ConfigurationError:
         if options.run not in STATES:
             raise
         msg = f"There is no run {options.run}; `snakemake-dask jobs --state {options.run}` lists jobs in that state."
         raise ConfigurationError(msg) from None
+    model = up_to_now(read_run(log), log)
     choice = Choice(
         tuple(options.rule), tuple(options.wildcard), tuple(options.state), options.attempts,
         options.slowest, options.largest, options.wasteful,
@@ -294,7 +295,8 @@ def _log(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    model = read_run(find_log(options.run))
+    log = find_log(options.run)
+    model = up_to_now(read_run(log), log)
     output = options.output or f"dask-{clean(model.run_id, 60).replace(os.sep, '_')}.html"
     write_report(model, output)
     _print(output)

@@ -1,6 +1,7 @@
 """Which run and which job a person means. Reads directories and event logs."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,6 +73,13 @@ def fate(log: Path) -> Fate:
     except OSError:  # not this user's own
         return "unknown"
     return found.get(directory.name, "unknown")
+
+
+def up_to_now(model: RunModel, log: Path) -> RunModel:
+    """The same, but a run that goes on has come to this moment, and not only to its last event."""
+    if model.ended is None and fate(log) == "alive":
+        model.now = max(model.now, time.time())
+    return model
 
 
 def last_attempts(model: RunModel) -> list[Attempt]:

@@ -97,9 +97,11 @@ def test_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     holder = state.Held(runs / "lives")
     try:
         assert main(["runs"]) == 0
+        lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+        assert main(["jobs", "lives", "--state", "waiting"]) == 0
+        assert re.search(r" \d+d\d+h", capsys.readouterr().out), "what goes on has come to this moment"
     finally:
         holder.release()
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert list(lines)[:3] == ["RUN", "old0", "abc1"]
     assert " well " in lines["old0"]
     assert " with failed jobs " in lines["abc1"]
