@@ -214,7 +214,8 @@ def _of_cluster(cluster: JobCluster) -> str:
         each += f" and mem_mb={cluster.memory_mb}"
         script += f" and mem_mb={cluster.script_memory_mb or 0}"
     where = ", in a container and thus all on one node" if cluster.together else ""
-    return f"{_count(cluster.workers, 'Dask worker')} with {each} each, and {script} for the script{where}"
+    more = f", and up to {cluster.most} while there is room," if cluster.most > cluster.workers else ""
+    return f"{_count(cluster.workers, 'Dask worker')}{more} with {each} each, and {script} for the script{where}"
 
 
 def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str, room: Shape) -> list[Shortage]:

@@ -52,10 +52,28 @@ class Surroundings:
     clock: Callable[[], float] = time.monotonic
 
 
+class Pages(Protocol):
+    """The pages of jobs' own Dask clusters, by the keys of their attempts."""
+
+    def path(self, key: str) -> str:
+        """Under which path a job's scheduler is to serve them."""
+        ...
+
+    def show(self, key: str, name: str, host: str, port: int, certificate: tuple[str, str]) -> None:
+        """They are served there, to who has this certificate."""
+
+    def hide(self, key: str) -> None:
+        """The job is over. May be repeated."""
+
+
 class Cluster(Protocol):
     """Workers, and the way of a run's attempts to them."""
 
     workers: Members  # from `start` on
+
+    @property
+    def pages(self) -> "Pages | None":
+        """Where the pages of jobs' own Dask clusters are shown, from `start` on; None: nowhere."""
 
     async def start(self, jobs: "Controller") -> None:
         """Be ready for `submit`. Called once, before all else; ConfigurationError where it cannot be.

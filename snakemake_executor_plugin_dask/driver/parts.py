@@ -81,6 +81,7 @@ class Parts:
         self._event, self._clock, self._say = around.event, around.clock, around.say
         self._over, self._dead, self._room = over, dead, room
         self._tasks = Tasks(around.failed)
+        self._noted: set[str] = set()  # what was said, once for all jobs
         self._jobs: dict[str, _Job] = {}  # by the key of the script's attempt
 
     def begin(self, job: Job, pool: Pool, holding: Holding, spec: JobSpec) -> JobSpec:
@@ -90,7 +91,8 @@ class Parts:
         home = holding.workers[0]
         counts = holding.dask_workers or {home: spec.cluster.workers}
         grows = spec.cluster.most > spec.cluster.workers and not pool.kind.found and not spec.cluster.together
-        if len(counts) < 2 and not grows:
+        pages = self._cluster.pages
+        if len(counts) < 2 and not grows and pages is None:
             return spec
         host = _host(self._cluster.workers.members[home])
         found = _Job(
@@ -98,7 +100,7 @@ class Parts:
             dataclasses.replace(
                 spec,
                 cluster=dataclasses.replace(spec.cluster, workers=counts[home]),
-                spread=Spread(host, sum(counts.values())),
+                spread=Spread(host, sum(counts.values()), pages="" if pages is None else pages.path(spec.key)),
                 certificate=self_signed(),
             ),
             spec.cluster,
@@ -277,10 +279,22 @@ class Parts:
             _, retired = self._find(f"{key}+{message['retired']}")
             if retired is not None:
                 self._kill(retired)
+        elif "note" in message:
+            if message["note"] not in self._noted:
+                self._noted.add(message["note"])
+                self._say("warning", message["note"])
+        elif "pages" in message:
+            self._show_pages(found, message["pages"])
         elif "started" in message:
             found.scheduler = message
             for each in list(found.parts.values()):
                 self._send(found, each)
+
+    def _show_pages(self, found: _Job, port: int) -> None:
+        attempt, certificate, pages = found.job.attempt, found.spec.certificate, self._cluster.pages
+        if pages is not None and attempt.member is not None and certificate is not None and found.outcome is None:
+            name = f"{found.spec.name} (job {found.spec.jobid})"
+            pages.show(found.spec.key, name, _host(attempt.member), port, certificate)
 
     def _send(self, found: _Job, part: Part) -> None:
         if found.scheduler is None or found.outcome is not None or part.attempt.state is not State.WAITING:
@@ -359,6 +373,8 @@ class Parts:
         return set(found.parts)
 
     def _forget(self, found: _Job) -> None:
+        if self._cluster.pages is not None:
+            self._cluster.pages.hide(found.spec.key)
         if not found.parts:
             self._jobs.pop(found.spec.key, None)
 

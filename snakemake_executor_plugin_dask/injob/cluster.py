@@ -13,10 +13,12 @@ import ctypes
 import importlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -57,7 +59,7 @@ class Keeper:
     """The workers of one cluster on one node: started, looked at, replaced."""
 
     def __init__(self, directory: str, settings: dict[str, Any], supervisor: socket.socket) -> None:
-        self._directory, self._settings, self.supervisor = directory, settings, supervisor
+        self.directory, self._settings, self.supervisor = directory, settings, supervisor
         self._writer: asyncio.StreamWriter | None = None
         self._processes: dict[str, tuple[int, _Process]] = {}  # by name: its place, and itself
         self._peaks: dict[str, int] = {}
@@ -67,7 +69,7 @@ class Keeper:
 
     def start_all(self) -> str:
         """Start the workers. Returns in each of them, with its name; else empty."""
-        can = _import_for_fork(self._directory)
+        can = _import_for_fork(self.directory)
         for index in range(self._settings["workers"]):
             name, environment = self._next(index)
             if not can:
@@ -92,7 +94,7 @@ class Keeper:
 
     def _spawn(self, name: str, index: int, environment: "dict[str, str]") -> None:
         process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), self._directory, name],
+            [sys.executable, os.path.abspath(__file__), self.directory, name],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
             env={**os.environ, **environment},
@@ -123,7 +125,7 @@ class Keeper:
         return ""
 
     def _was_ready(self, name: str) -> bool:
-        return os.path.exists(_ready_mark(self._directory, name))
+        return os.path.exists(_ready_mark(self.directory, name))
 
     async def hear(self) -> asyncio.StreamReader:
         """What the supervisor says from now on; what is told to it goes there from now on."""
@@ -194,6 +196,7 @@ def _guard(directory: str) -> None:
             sys.modules[module.__name__] = module
             module.__spec__.loader.exec_module(module)
         module.guard(sys.modules["snakemake_dask_door"].Door)
+        module.guard_pages()
     except (ImportError, AttributeError) as error:  # another Dask has other names
         sys.stderr.write(f"The ports of this job's Dask cluster do not limit silent connections: {error}\n")
 
@@ -247,17 +250,25 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
     """Run the scheduler, and keep the workers of its node, until the supervisor's socket closes."""
     from distributed import Scheduler
 
-    class QuietScheduler(Scheduler):
-        """Without HTTP: nothing but its TLS port listens."""
+    pages = _pages(settings, keeper)
 
-        def start_http_server(self, *_: Any, **__: Any) -> None:
-            """Open nothing."""
+    class OwnScheduler(Scheduler):
+        """Without HTTP, or with pages for who has the job's certificate."""
+
+        def start_http_server(self, routes: Any, dashboard_address: Any, *_: Any, **__: Any) -> None:
+            """Open nothing else."""
+            if pages:
+                opened: Any = super()
+                opened.start_http_server(routes, dashboard_address, 0, _for_ourselves(keeper.directory))
+                server: Any = self.http_server
+                keeper.tell({"pages": server.port})
 
     answered, problem = False, ""
     reader = await keeper.hear()
     try:
         port = int(settings["scheduler"].rpartition(":")[2])
-        async with QuietScheduler(host=settings["host"], port=port, protocol="tls", dashboard=False) as scheduler:
+        where = {"host": settings["host"], "port": port, "protocol": "tls"}
+        async with OwnScheduler(**where, **(pages or {"dashboard": False})) as scheduler:
             gone = asyncio.ensure_future(_hear(reader, scheduler, keeper))
             started: dict[str, Any] = {"started": os.getpid()}
             if settings["part"] is not None:
@@ -287,6 +298,37 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
                 _answer(gone.result())
     finally:
         await keeper.end()
+
+
+def _pages(settings: "dict[str, Any]", keeper: Keeper) -> "dict[str, Any]":
+    """Arguments of a scheduler that serves its pages; empty: it has none."""
+    if not settings["pages"]:
+        return {}
+    if importlib.util.find_spec("bokeh") is None:
+        text = f"Dask's pages of a job with dask_workers need bokeh, which its Python ({sys.executable}) does not have."
+        keeper.tell({"note": text})
+        return {}
+    import dask.config
+
+    shown = ("scheduler.prometheus", "scheduler.info", "scheduler.json", "health", "statics")
+    dask.config.set(
+        {
+            "distributed.scheduler.http.routes": [f"distributed.http.{name}" for name in shown],
+            "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": ["*"],  # asked before
+            "distributed.scheduler.dashboard.tls": {"ca-file": None, "key": None, "cert": None},
+        }
+    )
+    logging.getLogger("bokeh.server.util").setLevel(logging.ERROR)
+    return {"dashboard": True, "dashboard_address": f"{settings['host']}:0", "http_prefix": settings["pages"]}
+
+
+def _for_ourselves(directory: str) -> ssl.SSLContext:
+    """Who shows no certificate of this job is not let in."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(os.path.join(directory, "cert.pem"), os.path.join(directory, "key.pem"))
+    context.load_verify_locations(os.path.join(directory, "cert.pem"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 async def _hear(reader: asyncio.StreamReader, scheduler: Any, keeper: Keeper) -> str:

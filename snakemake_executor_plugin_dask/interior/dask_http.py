@@ -178,6 +178,11 @@ class DashboardScheduler(Scheduler):
         self.link = f"{scheme}://{shown}:{port_number}{self._prefix}/status"
 
 
+def serve_beside(dashboard: DashboardScheduler, handlers: list[Any]) -> None:
+    """Further pages, whose paths begin with the secret one."""
+    dashboard.http_application.add_handlers(".*$", handlers)
+
+
 def scheduler_class(*, closed: bool) -> type[Scheduler]:
     """Dask's Scheduler without any HTTP server, or with one that answers under the secret path alone."""
     return QuietScheduler if closed else DashboardScheduler

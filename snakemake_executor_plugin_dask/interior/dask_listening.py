@@ -9,8 +9,10 @@ import socket
 from typing import Any
 
 import dask.config
+from distributed import node
 from distributed.comm import registry
 from distributed.comm.tcp import MAX_BUFFER_SIZE, TLSBackend, TLSListener
+from tornado.httpserver import HTTPServer
 from tornado.iostream import SSLIOStream
 from tornado.netutil import bind_sockets, ssl_wrap_socket
 from tornado.tcpserver import TCPServer
@@ -44,22 +46,40 @@ class GuardedListener(TLSListener):
 
     async def _meet(self, connection: socket.socket, address: Any) -> None:
         """Ends with the TLS handshake, which shows the certificate; the conversation goes on by itself."""
-        try:
-            wrapped = ssl_wrap_socket(
-                connection, self.server_args["ssl_options"], server_side=True, do_handshake_on_connect=False
-            )
-        except OSError:
-            connection.close()
-            raise
-        stream = SSLIOStream(wrapped, max_buffer_size=MAX_BUFFER_SIZE)
-        try:
-            await stream.wait_for_handshake()
-        except BaseException:
-            stream.close()
-            raise
+        stream = await _handshaken(connection, self.server_args["ssl_options"])
         talk = asyncio.ensure_future(self._handle_stream(stream, address))  # type: ignore[no-untyped-call]
         self._talks.add(talk)
         talk.add_done_callback(self._talks.discard)
+
+
+class GuardedHTTPServer(HTTPServer):
+    """Over TLS, to those who show a certificate."""
+
+    door: Any  # the class
+
+    def add_sockets(self, sockets: Any) -> None:
+        for sock in sockets:
+            self._sockets[sock.fileno()] = sock
+            self._handlers[sock.fileno()] = self.door(sock, self._meet).close
+
+    async def _meet(self, connection: socket.socket, address: Any) -> None:
+        self.handle_stream(await _handshaken(connection, self.ssl_options), address)
+
+
+async def _handshaken(connection: socket.socket, context: Any) -> SSLIOStream:
+    """The stream, once the other side has shown its certificate; else the connection is closed."""
+    try:
+        wrapped = ssl_wrap_socket(connection, context, server_side=True, do_handshake_on_connect=False)
+    except OSError:
+        connection.close()
+        raise
+    stream = SSLIOStream(wrapped, max_buffer_size=MAX_BUFFER_SIZE)
+    try:
+        await stream.wait_for_handshake()
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
 class _GuardedTLS(TLSBackend):
@@ -68,5 +88,11 @@ class _GuardedTLS(TLSBackend):
 
 def guard(door: Any) -> None:
     """Whatever this process listens on by Dask's `tls://` from now on has a door, of the class `node.door.Door`."""
-    GuardedListener.door = door
+    GuardedListener.door = GuardedHTTPServer.door = door
     registry.backends["tls"] = _GuardedTLS()
+
+
+def guard_pages() -> None:
+    """So have the pages of a scheduler that starts from now on."""
+    module: Any = node
+    module.HTTPServer = GuardedHTTPServer

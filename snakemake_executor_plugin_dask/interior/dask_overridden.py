@@ -14,6 +14,9 @@ NAMES = (
     *(Private(_LISTENER, name, _HELD_UP) for name in ("start", "port", "ip", "server_args", "_handle_stream")),
     *(Private(_LISTENER, name, _HELD_UP) for name in ("get_host_port", "tcp_server")),
     Private("distributed.comm.tcp:TLSBackend", "_listener_class", _HELD_UP),
+    Private(
+        "distributed.node", "HTTPServer", "pages of a job's own Dask cluster can be held up by strangers", needed=False
+    ),
     Private("distributed.comm.registry", "backends", _HELD_UP),
     Private("distributed.comm.tcp", "MAX_BUFFER_SIZE", _HELD_UP),
     *(Private("tornado.tcpserver:TCPServer", name, _HELD_UP) for name in ("_sockets", "_handlers")),

@@ -18,6 +18,7 @@ class Spread:
     scheduler: str = ""
     python: str = ""
     environment: tuple[tuple[str, str | None], ...] = ()  # what the script's has beyond what its node gave it
+    pages: str = ""  # the path under which the scheduler serves its pages; empty: it serves none
     lent: bool = False  # its one Dask worker is given back at some time, and nothing replaces it here
 
 

@@ -1,5 +1,6 @@
 """Dask inside a rule: a bare `Client()` in a job with `dask_workers` has workers of the job's own."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,8 @@ import sys
 import sysconfig
 from contextlib import AbstractContextManager
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from clusters.slurm import VirtualSlurm
@@ -231,6 +234,23 @@ def test_a_worker_over_its_memory_is_replaced_and_then_the_job_fails(tmp_path: P
     assert log.count("and is replaced") == 2
 
 
+def test_its_pages_are_below_the_runs(tmp_path: Path) -> None:
+    """Under the run's secret path, as long as the job runs. Where its Python has no bokeh, that is said."""
+    with snakemake(tmp_path, of_python(ONE, tmp_path), "long.txt", "--dask-dashboard", "auto") as run:
+        script = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the script"))
+        (file,) = tmp_path.glob(".snakemake/dask/*/dashboard")
+        base = file.read_text().strip().removesuffix("/status")
+        (event,) = run.events("job-placed")
+        page = f"{base}/job/{event['key']}/status"
+        assert page.removeprefix(base.rpartition("/")[0]) in urlopen(f"{base}/jobs").read().decode()
+        assert "Bokeh" in urlopen(page).read().decode()
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(page.replace(base, base[:-1]))
+        os.kill(script, signal.SIGKILL)
+        assert run.wait() == 1
+        run.expect_gone(10)
+
+
 GROWS = """
 rule all:
     input: "grows.txt", "late.txt"
@@ -282,6 +302,45 @@ def test_a_cluster_goes_with_its_job(tmp_path: Path, how: str) -> None:
         run.expect_gone(10)
     assert not processes_of(directory)
     assert not Path(directory).exists()
+
+
+NOTEBOOKS = """
+rule all:
+    input: "warm.txt", "cold.txt"
+
+rule warm:
+    output: "warm.txt"
+    resources: mem_mb=300, dask_workers=2
+    notebook: "count.py.ipynb"
+
+use rule warm as cold with:
+    output: "cold.txt"
+    resources: mem_mb=300, dask_workers=2, dask_job_start="cold"
+"""
+
+CELL = """
+from distributed import Client
+with Client() as client:
+    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    with open(snakemake.output[0], "w") as file:
+        file.write(f"{client.submit(sum, [1, 2]).result()} {workers} {type(client.cluster).__name__}")
+"""
+
+
+@pytest.mark.variant
+def test_in_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm and cold; where Snakemake can run notebooks at all."""
+    pytest.importorskip("nbconvert")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    cell = {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": [], "source": CELL}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    notebook = {"cells": [cell], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "count.py.ipynb").write_text(json.dumps(notebook))
+    with snakemake(tmp_path, NOTEBOOKS, "--dask-worker-cores", "3") as run:
+        assert run.wait() == 0, run.output
+    assert (tmp_path / "warm.txt").read_text() == (tmp_path / "cold.txt").read_text() == "3 2 NoneType"
 
 
 @pytest.mark.mpi
@@ -456,6 +515,39 @@ def test_a_lost_node_takes_its_dask_workers_and_not_the_job(slurm: VirtualSlurm,
     assert (tmp_path / "lossy.txt").read_text() == f"45 {[(1, 300000000)] * 5} NoneType"
     assert len(run.events("job-placed")) == 1
     assert len(run.events("dask-workers-placed")) == 1
+
+
+@pytest.mark.slurm
+@pytest.mark.variant
+def test_a_job_grows_onto_other_nodes(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Those that are there; and gives back what a waiting job needs, with nothing computed again."""
+    tmp_path.joinpath("pools.yaml").write_text(NODES.replace("0-3", "2"))
+    with snakemake(tmp_path, of_python(GROWS, tmp_path), "--dask-pools", "pools.yaml") as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (tmp_path / "grows.txt").read_text() == f"45 {[(1, 300000000)] * 3} NoneType"
+    assert len((tmp_path / "computed").read_text().split()) == 10
+    assert run.events("dask-workers-returned")
+
+
+@pytest.mark.slurm
+@pytest.mark.variant
+@pytest.mark.long
+def test_a_frozen_node_is_replaced(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Once its allocation is ended: no Dask worker runs beside its replacement, and the job goes on."""
+    with on_nodes(tmp_path, "lossy.txt", 5) as run:
+        _, others = placed_on(run)
+        frozen = processes_of(f"SLURM_JOB_ID={others[0]}").keys() & run.processes().keys()
+        assert frozen
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: run.events("dask-workers-placed"), "others in their place", 300)
+        assert not frozen & processes_of(f"SLURM_JOB_ID={others[0]}").keys()
+        (tmp_path / "go").touch()
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (tmp_path / "lossy.txt").read_text() == f"45 {[(1, 300000000)] * 5} NoneType"
+    assert len(run.events("job-placed")) == 1
 
 
 @pytest.mark.slurm

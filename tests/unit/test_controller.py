@@ -145,7 +145,7 @@ def play(
             make_pools=make_pools,
             clock=lambda: world.now,
         )
-        cluster: Any = SimpleNamespace(submit=submit, kill=kill, tell_cluster=tell_cluster)
+        cluster: Any = SimpleNamespace(submit=submit, kill=kill, tell_cluster=tell_cluster, pages=None)
         dispatch = Dispatch(Pools(options, make_pools), around.clock, failures.append)
         world.controller = Controller(replace(SETUP, **setup), options, cluster, dispatch, around)
         fleet: Any = Members(world.controller, lambda: world.now)

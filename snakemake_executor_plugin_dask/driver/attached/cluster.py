@@ -259,6 +259,8 @@ class AttachedCluster:
         except Exception as error:  # noqa: BLE001 - a client that has lost its scheduler raises what it happens to meet
             self._failed(error)
 
+    pages = None  # the dashboard is that of others
+
     async def tell_cluster(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
         """Nothing: a job's own Dask cluster lies on one worker here."""
 

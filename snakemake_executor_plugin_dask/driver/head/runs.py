@@ -13,6 +13,7 @@ from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
 from snakemake_executor_plugin_dask.driver.members import Member, Members
 from snakemake_executor_plugin_dask.driver.own.core import Core
+from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.model.pools import Pool
@@ -186,6 +187,10 @@ class Share:
 
     async def kill(self, attempt: Attempt, reason: str) -> None:
         await self._core.kill(self._run_id, attempt, reason)
+
+    @property
+    def pages(self) -> JobPages | None:
+        return self._core.pages
 
     async def tell_cluster(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
         await self._core.tell_cluster(self._run_id, attempt, message)

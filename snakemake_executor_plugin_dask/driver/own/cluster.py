@@ -11,6 +11,7 @@ from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.members import Members
 from snakemake_executor_plugin_dask.driver.own.core import Core
+from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.node.private import write_private
@@ -42,6 +43,10 @@ class OwnCluster:
 
     async def kill(self, attempt: Attempt, reason: str) -> None:
         await self.core.kill(self._run_id, attempt, reason)
+
+    @property
+    def pages(self) -> JobPages | None:
+        return self.core.pages
 
     async def tell_cluster(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
         await self.core.tell_cluster(self._run_id, attempt, message)

@@ -23,6 +23,7 @@ from snakemake_executor_plugin_dask.driver.members import Listener
 from snakemake_executor_plugin_dask.driver.own.certificate import TLSFiles, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.own.daskcluster import DaskCluster, Hear
 from snakemake_executor_plugin_dask.driver.own.fleet import Fleet
+from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.own.scaling import Scaling
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
@@ -59,6 +60,7 @@ class Core:
         self._leases_started = False
         self._topics: dict[str, Callable[[Mapping[str, Any]], None]] = {}
         self._unreached_told = False
+        self.pages: JobPages | None = None  # where there is a dashboard
         self._ended: list[Any] = []  # futures of which nothing more is wanted
 
     async def start(
@@ -115,6 +117,7 @@ class Core:
         self._scaling, self._dispatch = Scaling(dispatch, self.fleet, bounds), dispatch
         self._started = True
         if options.dashboard is not None:
+            self.pages = cluster.serve_job_pages()
             self._tell_dashboard(cluster)
 
     def _tell_dashboard(self, cluster: DaskCluster) -> None:

@@ -7,14 +7,16 @@ behind one lock, and closes a lost one by itself some seconds later.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import dask
 from distributed import Client, SchedulerPlugin
 
 from snakemake_executor_plugin_dask.config.dashboard import scheduler_options
 from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
+from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler
-from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
+from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class, serve_beside
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.options import DashboardAddress
@@ -108,6 +110,12 @@ class DaskCluster:
     @property
     def dashboard_link(self) -> str:
         return str(self.scheduler.link)
+
+    def serve_job_pages(self) -> JobPages:
+        """Those of jobs' own Dask clusters, beside the dashboard's."""
+        pages = JobPages(urlsplit(self.dashboard_link).path.removesuffix("/status"))
+        serve_beside(self.scheduler, pages.handlers())
+        return pages
 
     def last_seen(self) -> dict[str, float]:
         """For each worker's name, the time (since the epoch) of its last heartbeat."""

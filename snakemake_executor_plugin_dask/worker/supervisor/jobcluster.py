@@ -5,9 +5,10 @@ on several nodes, each of the others has a part of it: an attempt of its own, wh
 script's Python. Writes a directory that only the user can enter, and removes it with the attempt.
 
 Messages to and from the driver and the cluster's process are the same, as JSON there. From the cluster: ``{"started":
-pid}``, with ``python`` and ``environment`` where other nodes need them, ``{"failed": why}``, ``{"over": worker, "text":
-what it held}``. To it: ``{"gone": part}``, a part was lost with its node, ``{"failed": why}``, one could not start, and
-``over`` from other parts.
+pid}``, with ``python`` and ``environment`` where other parts need them, ``{"failed": why}``, ``{"over": worker, "text":
+what it held}``, ``{"retired": part}``, ``{"pages": port}`` of its dashboard, ``{"note": what the user is to know}``. To
+it: ``{"gone": part}``, a part was lost with its node, ``{"failed": why}``, one could not start, ``{"retire": part}``,
+its data is to move elsewhere, and ``over`` from other parts.
 """
 
 import asyncio
@@ -85,6 +86,7 @@ class ClusterOfJob:
             "workers": cluster.workers,
             "expected": cluster.workers if spread is None else spread.workers,
             "part": self._part,
+            "pages": "" if spread is None else spread.pages,
             "lent": spread is not None and spread.lent,
             "host": host,
             "scheduler": self._address,
@@ -133,7 +135,7 @@ class ClusterOfJob:
                     self.started = True
                     if self._part == 0:
                         self._say_started(message)
-                if "retired" in message:
+                if message.keys() & {"retired", "pages", "note"}:
                     self._say(message)
                 if "over" in message:
                     if self._part:
