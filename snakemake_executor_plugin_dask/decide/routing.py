@@ -142,6 +142,8 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
     if not made_for(pool, request):
         return (Shortage("it is made for other Slurm resources"),)
     if pool.nodes is not None and request.nodes == 1 and not request.mpi:
+        if request.cluster is not None:
+            return (Shortage("its workers hold several nodes, over which a job's own Dask workers cannot lie"),)
         return (Shortage("it takes only jobs that declare nodes or mpi"),)
     short: list[Shortage] = []
     if request.cluster is not None and (number := places(pool, request.cluster)) > 1:

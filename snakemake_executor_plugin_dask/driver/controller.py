@@ -325,8 +325,10 @@ class Controller:
             if outcome.status != "succeeded":
                 self._dead_on(job, attempt.worker)
                 return
-        if self.parts.ended(attempt, outcome):
+        whole = self.parts.ended(attempt, outcome)
+        if whole is None:
             return
+        outcome = whole
         lost = outcome.status == "lost" and not attempt.killed
         self.event("job-ended", outcome=outcome)
         self._over(job, State.LOST if lost else State.ENDED)

@@ -55,6 +55,7 @@ class _Job:
     number: int = 0  # of parts so far
     missing: int = 0  # Dask workers that were lost
     grows_from: float = 0.0  # not before
+    cpu_s: float | None = None  # of parts that ended before the script
     scheduler: Mapping[str, Any] | None = None  # what it told once it listened
     outcome: Outcome | None = None  # of the script: its parts are ended
 
@@ -131,15 +132,15 @@ class Parts:
                 self._kill(part)  # asked before, it may have had no process to end
         return True
 
-    def ended(self, attempt: Attempt, outcome: Outcome) -> bool:
-        """A script has ended: whether parts are to end first, after which ``over`` is called."""
+    def ended(self, attempt: Attempt, outcome: Outcome) -> Outcome | None:
+        """A script has ended: what it and its parts have come to. None: parts end first, then ``over`` is called."""
         found = self._jobs.get(attempt.key)
         if found is None:
-            return False
+            return outcome
         if found.outcome is None:
-            found.outcome = outcome
+            found.outcome = dataclasses.replace(outcome, cpu_s=_sum(outcome.cpu_s, found.cpu_s))
             self._end(found)
-        return attempt.key in self._jobs
+        return None if attempt.key in self._jobs else found.outcome
 
     def ending(self, attempt: Attempt) -> bool:
         """Whether its script's outcome is known, and its parts are waited for."""
@@ -338,7 +339,10 @@ class Parts:
             self._forget(found)
             if not found.parts:
                 self._over(found.outcome)
-        elif part.lent:
+            return
+        if outcome is not None:
+            found.cpu_s = _sum(outcome.cpu_s, found.cpu_s)
+        if part.lent:
             self._note("returned" if part.given_back is not None else "lost", found, part)
             if part.given_back is None:
                 found.grows_from = self._clock() + _NOT_AGAIN_S

@@ -208,14 +208,15 @@ def test_lent_dask_workers_come_and_go() -> None:
         world.controller.received({"cluster": KEY, "retired": 2})
         await settle()
         assert world.killed == [f"{KEY}+2"]
-        world.end(f"{KEY}+2", "cancelled")
+        world.end(f"{KEY}+2", "cancelled", cpu_s=4.0)
         await settle()
         assert world.submitted[-1][1].name == "other"
         assert world.told[1:] == [(KEY, {"gone": 2})]
-        world.end(KEY)
-        world.end(f"{KEY}+1", "cancelled")
+        world.end(KEY, cpu_s=1.0)
+        world.end(f"{KEY}+1", "cancelled", cpu_s=2.0)
         world.end(world.submitted[-1][1].key)
-        assert len(world.messages(Finished)) == 2
+        finished = world.messages(Finished)
+        assert [each.outcome.cpu_s for each in finished] == [7.0, None]
         assert all(not state.held for state in world.controller.ledger.states("cpu").values())
 
     play(script, POOL)
