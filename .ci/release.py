@@ -32,8 +32,8 @@ rule one:
     shell: "echo {wildcards.n} > {output}"
 """
 BY_HAND = """Left to do by hand, for version {version}:
- 1. ./run tests, variants, accounting and interior, ./run versions, and the three Debians (CONTRIBUTING.md) passed on
-    this commit
+ 1. ./run tests, variants, accounting, interior and software, ./run versions, and the three Debians (CONTRIBUTING.md)
+    passed on this commit
  2. git tag --annotate v{version} --message "Version {version}", and push it
  3. twine upload dist/{name}-{version}*
  4. The release's page in the repository, with the changelog's section

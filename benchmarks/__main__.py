@@ -14,12 +14,14 @@ HELPERS = ("__main__", "census", "harness", "stubbed", "stub_warm", "synthetic")
 
 
 def main() -> int:
-    names = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in HELPERS)
+    places = {path.stem: path for path in HERE.glob("*.py") if path.stem not in HELPERS}
+    places |= {path.parent.name: path for path in HERE.glob("*/__main__.py")}
+    names = sorted(places)
     chosen = sys.argv[1:]
     if chosen and chosen[0] in ("-h", "--help"):
         print(__doc__)
         for name in names:
-            text = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
+            text = ast.get_docstring(ast.parse(places[name].read_text())) or ""
             print(f"  {name + (' *' if name in FIGURES else ''):<16}{text.splitlines()[0]}")
         print("\n./run bench NAME --help lists a benchmark's own options.")
         return 0
@@ -27,7 +29,7 @@ def main() -> int:
         print(f"There is no benchmark {chosen[0]}; there are {', '.join(names)}.", file=sys.stderr)
         return 2
     for name in chosen[:1] or FIGURES:
-        sys.argv = [str(HERE / f"{name}.py"), *chosen[1:]]
+        sys.argv = [str(places[name]), *chosen[1:]]
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:
