@@ -1,0 +1,1 @@
+writeLines(c(system("align", intern = TRUE), snakemake@rule), snakemake@output[[1]])

@@ -1,0 +1,1 @@
+writeLines(paste(sum(unlist(snakemake@params[["numbers"]])), snakemake@threads), snakemake@output[[1]])
