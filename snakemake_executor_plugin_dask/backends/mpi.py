@@ -29,6 +29,7 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node import descriptors
 from snakemake_executor_plugin_dask.node.allocation import allocation_nodes, batch_system, in_allocation
+from snakemake_executor_plugin_dask.node.environment import OF_THE_NODE
 from snakemake_executor_plugin_dask.node.hosts import (
     UNBOUND,
     host_environment,
@@ -274,6 +275,8 @@ class LaunchedWorkers(WorkerProcess):
     def _more(self) -> dict[str, Any]:
         """What the workers' configuration needs beyond the usual."""
         more: dict[str, Any] = {"interface": self.pool.options.get("interface")}
+        if self.link.setup is None:  # jobs of later runs get nothing of what this process has from the first one
+            more["inherited"] = {name: self._environ[name] for name in OF_THE_NODE if name in self._environ}
         if allocation_nodes(self._environ) == 1 and len(_given(self.pool)) < 2:
             more["local_directory"] = self.link.state_dir  # what a killed worker leaves there is cleared with it
         if "://127." in self.link.scheduler:

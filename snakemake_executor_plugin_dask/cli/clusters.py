@@ -31,6 +31,7 @@ _COLUMNS = (
     Column("HOST", 60),
     Column("UP FOR", 70, right=True),
     Column("UNTIL", 90),
+    Column("POOLS", 75),
     Column("WORKERS", 80, right=True),
     Column("RUNS", 85),
     Column("CORE-HOURS", 50, right=True),
@@ -72,9 +73,10 @@ def start(options: argparse.Namespace) -> int | None:
         return 1
     asked = recognise.asked_for(asking, os.environ)
     where = directory.root(os.environ) / name_of(asked)
-    was_up = directory.read(where) is not None and directory.fate(where) != "dead"
     kept = Kept(where.name, os.fspath(where), asked, _completed(asking), asking.keep_s)
-    link, said = asyncio.run(_joined(kept))
+    were_up = {path.name for path, _, fate in directory.all_clusters(os.environ) if fate != "dead"}
+    link, kept, said = asyncio.run(_joined(kept))
+    was_up = kept.name in were_up
     for text in said:
         _say(text)
     if not link:
@@ -92,11 +94,11 @@ def _completed(options: Options) -> Options:
     return ask(Question(options, ())).options
 
 
-async def _joined(kept: Kept) -> tuple[bool, list[str]]:
-    link, said = await joining.join(kept, least=True)
+async def _joined(kept: Kept) -> tuple[bool, Kept, list[str]]:
+    link, kept, said = await joining.join(kept, least=True)
     if link is not None:
         link[1].close()
-    return link is not None, said
+    return link is not None, kept, said
 
 
 def _of_profile(profile: str | None) -> dict[str, str]:
@@ -159,19 +161,20 @@ def _row(where: Path, record: directory.Record | None, fate: str, told: Told | N
     host = "?" if record is None else record.head.host
     age = "?" if record is None else format_duration(int(time.time() - record.since))
     if told is None:
-        return [where.name, host, age, "its head is dead" if fate == "dead" else "does not answer", "?", "?", "?", "?"]
+        return [where.name, host, age, "its head is dead" if fate == "dead" else "does not answer", *"?????"]
     until = "ends now" if told.ending else "runs use it"
     if told.until_s is not None and not told.ending:
         until = f"{format_duration(max(0, int(told.until_s)))} more"
     runs = ", ".join(f"{run.run_id} ({run.jobs} jobs, {run.workdir})" for run in told.runs) or "none"
     workers = ", ".join(f"{number} {state}" for state, number in told.workers.items()) or "none"
     held, idle = (f"{seconds / 3600:.2f}" for seconds in (told.held_core_s, told.idle_core_s))
-    return [where.name, host, age, until, workers, runs, held, idle]
+    pools = ", ".join(f"{pool.name} ({pool.cluster}, {pool.up} of {pool.most})" for pool in told.pools) or "none"
+    return [where.name, host, age, until, pools, workers, runs, held, idle]
 
 
 def stop(options: argparse.Namespace) -> int | None:
     """Give everything back."""
-    there = {where.name: (where, fate) for where, _, fate in directory.all_clusters(os.environ)}
+    there = {where.name: (where, joining.fate(where)) for where, _, _ in directory.all_clusters(os.environ)}
     names = sorted(there) if options.all else options.names
     if not names and not options.all:
         msg = "Which cluster? Name it, or say --all (`snakemake-dask clusters` lists them)."
@@ -210,7 +213,7 @@ def _stop(where: Path, fate: str, *, force: bool) -> bool:
         _say(f"Cluster {where.name} has just been taken by a run; --force ends it, too.")
         return False
     deadline = time.monotonic() + _END_S
-    while where.exists() and directory.fate(where) != "dead":
+    while where.exists() and joining.fate(where) != "dead":
         if time.monotonic() > deadline:
             _say(f"Cluster {where.name} has not ended within {_END_S:.0f} s (see {where}/head.log).")
             return False

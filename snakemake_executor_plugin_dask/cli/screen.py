@@ -10,7 +10,7 @@ from snakemake_executor_plugin_dask.model.units import count, format_memory
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WorkerState, snapshot
 from snakemake_executor_plugin_dask.observe.records import Attempt
-from snakemake_executor_plugin_dask.observe.status import pool_row, used_cells, waiting_line
+from snakemake_executor_plugin_dask.observe.status import pool_row, running_text, used_cells, waiting_line
 from snakemake_executor_plugin_dask.observe.wording import (
     cause,
     clean,
@@ -145,7 +145,6 @@ def _workers(picture: Snapshot, width: int, most: int) -> list[Line]:
 
 
 def _worker(worker: WorkerState) -> tuple[str, ...]:
-    running = ", ".join(f"{clean(rule, 60)} x{jobs}" if jobs > 1 else clean(rule, 60) for rule, jobs in worker.running)
     at_work, in_use = used_cells(worker)
     return (
         clean(worker.name, 60),
@@ -155,7 +154,7 @@ def _worker(worker: WorkerState) -> tuple[str, ...]:
         f"{format_memory(worker.memory_mb - worker.memory_free_mb)} of {format_memory(worker.memory_mb)}",
         in_use,
         NOTHING if worker.ends_in_s is None else rough(worker.ends_in_s),
-        running or NOTHING,
+        running_text(worker) or NOTHING,
         clean(worker.allocation, 60) or NOTHING,
     )
 

@@ -74,10 +74,8 @@ def configure(
     if not all(pool.kind.here for pool in pools):  # whose scheduler listens on loopback only
         check_interface(place.interface, machine.interfaces)
     keep_s = _read(settings, "keep", parse_keep)
-    if keep_s and any(pool.kind.found or pool.kind.launched for pool in pools):
-        warnings.append(
-            "--dask-keep is ignored: workers of a launcher or of a cluster of others end with what holds them."
-        )
+    if keep_s and any(pool.kind.found for pool in pools):
+        warnings.append("--dask-keep is ignored: a cluster that others brought up stays as they want it.")
         keep_s = 0.0
     if keep_s and (limit := keep_at_most(environment)) is not None and limit[0] < keep_s:
         keep_s, where = limit

@@ -35,10 +35,15 @@ class WaitingClass:
 @dataclass(slots=True)
 class Entry:
     job: QueuedJob
-    order: Order
+    within: Order  # among the jobs of its class
     since: float
     cls: "JobClass"
     waits: bool = True
+
+    @property
+    def order(self) -> Order:
+        turn, priority, arrival = self.within
+        return turn + self.cls.moved, priority, arrival
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +53,9 @@ class JobClass:
     pool: Pool
     request: Request
     fresh: bool
+    run: str  # whose jobs they are, where runs take turns
     need: Need
+    moved: float = 0.0  # what their turns have moved since they came
     heap: list[tuple[Order, Entry]] = field(default_factory=list)
     count: int = 0
     # What a worker must have free at the least. Unlike `need` it never changes, also for a job that spreads.
@@ -64,6 +71,10 @@ class JobClass:
         while self.heap and not self.heap[0][1].waits:
             heapq.heappop(self.heap)
         return self.heap[0][1] if self.heap else None
+
+    @property
+    def key(self) -> tuple[Request, bool, str]:
+        return self.request, self.fresh, self.run
 
     @property
     def needs_fresh(self) -> bool:
@@ -93,7 +104,7 @@ class Queue:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.classes: dict[tuple[Request, bool], JobClass] = {}
+        self.classes: dict[tuple[Request, bool, str], JobClass] = {}
         self.heads: list[tuple[Order, JobClass]] = []  # the first job of each class, in order
         self.unchecked: set[JobClass] = set()  # their first job is new, so every worker is looked at
         self.reserved: dict[str, Reservation] = {}  # by worker
@@ -105,10 +116,10 @@ class Queue:
     def add(self, entry: Entry) -> None:
         cls = entry.cls
         old = cls.head()
-        heapq.heappush(cls.heap, (entry.order, entry))
+        heapq.heappush(cls.heap, (entry.within, entry))
         cls.count += 1
         if old is None:
-            self.classes[cls.request, cls.fresh] = cls
+            self.classes[cls.key] = cls
             self._cores[cls.least.cores] += 1
             insort(self._memory, cls.least.memory_mb)
         elif old.order < entry.order:
@@ -130,12 +141,18 @@ class Queue:
         if following is not None:
             insort(self.heads, (following.order, cls), key=_order_of)
             return
-        del self.classes[cls.request, cls.fresh]
+        del self.classes[cls.key]
         self.unchecked.discard(cls)
         self._cores[cls.least.cores] -= 1
         if not self._cores[cls.least.cores]:
             del self._cores[cls.least.cores]
         del self._memory[bisect_left(self._memory, cls.least.memory_mb)]
+
+    def move(self, moves: Mapping[str, float]) -> None:
+        """All turns of these runs' jobs move by so much."""
+        for cls in self.classes.values():
+            cls.moved += moves.get(cls.run, 0.0)
+        self.heads = sorted(((cls.head().order, cls) for cls in self.classes.values()), key=_order_of)  # type: ignore[union-attr]
 
     def unreserve(self, cls: JobClass) -> set[str]:
         """Keep no worker for this class any more; returns those that were kept."""
@@ -176,10 +193,13 @@ class Waiting:
     def __contains__(self, key: object) -> bool:
         return key in self._entries
 
-    def add(self, job: QueuedJob, pool: Pool, now: float, *, fresh: bool = False, turn: float = 0.0) -> None:
+    def add(
+        self, job: QueuedJob, pool: Pool, now: float, *, fresh: bool = False, run: str = "", turn: float = 0.0
+    ) -> None:
         """A job waits for this pool; ``fresh``: for a new allocation. Raises ValueError where its key waits already.
 
-        ``turn``: jobs start in the order of their turns (`turns`), and those of the same turn by priority.
+        ``turn``: jobs start in the order of their turns (`turns`), and those of the same turn by priority; ``run``:
+        with which jobs the turn moves.
         """
         key = job.key
         if key in self._entries:
@@ -190,11 +210,11 @@ class Waiting:
         listed = {name for name, _ in pool.resources}
         extra = tuple(pair for pair in job.request.extra if pair[0] in listed)
         request = replace(job.request, extra=extra, pool=None, slurm=None, origin=_origin(job.request))
-        cls = queue.classes.get((request, fresh))
+        cls = queue.classes.get((request, fresh, run))
         if cls is None:
             memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
-            cls = JobClass(pool, request, fresh, need_of(request, pool, pool.cores, pool.gpus, memory_mb))
-        entry = Entry(job, (turn, -job.priority, next(self._arrivals)), now, cls)
+            cls = JobClass(pool, request, fresh, run, need_of(request, pool, pool.cores, pool.gpus, memory_mb))
+        entry = Entry(job, (turn - cls.moved, -job.priority, next(self._arrivals)), now, cls)
         self._entries[key] = entry
         queue.add(entry)
 
@@ -216,12 +236,25 @@ class Waiting:
     def keys(self, pool: str, request: Request) -> list[str]:
         """The jobs of the classes that `classes` gives with this request, in no order."""
         queue = self._queues.get(pool)
-        classes = [] if queue is None else [cls for (wanted, _), cls in queue.classes.items() if wanted == request]
+        classes = [] if queue is None else [cls for (wanted, *_), cls in queue.classes.items() if wanted == request]
         return [entry.job.key for cls in classes for _, entry in cls.heap if entry.waits]
 
     def queues(self) -> Iterable[Queue]:
         """For `place` and `blockers`."""
         return [queue for queue in self._queues.values() if queue.heads]
+
+    def firsts(self) -> dict[str, float]:
+        """By run: the first turn of its jobs."""
+        found: dict[str, float] = {}
+        for queue in self._queues.values():
+            for (turn, *_), cls in queue.heads:
+                found[cls.run] = min(turn, found.get(cls.run, turn))
+        return found
+
+    def move(self, moves: Mapping[str, float]) -> None:
+        """As `Queue.move`, in all pools."""
+        for queue in self.queues() if moves else ():
+            queue.move(moves)
 
     def reserved(self, pool: str) -> Mapping[str, Reservation]:
         """The workers of a pool that are kept for waiting jobs."""

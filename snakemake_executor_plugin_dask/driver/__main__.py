@@ -69,7 +69,7 @@ async def _relay(begin: Begin, sock: socket.socket) -> int:
     if isinstance(entered, list):  # it is another host's business: this run has a cluster of its own
         return await _drive(replace(begin, kept=None), sock, entered)
     reader, writer, send = await _opened(sock)
-    relay = Relay(begin, send)
+    relay = Relay(begin if entered is None else replace(begin, kept=entered.kept), send)
     failed = True
     try:
         if entered is None:

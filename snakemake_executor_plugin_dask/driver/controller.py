@@ -218,7 +218,7 @@ class Controller:
                 job.queued.spec(), attempt.number, request, holding, member, self._setup, self._around.state_dir
             )
         except OSError as error:
-            self.ledger.release(job.queued.key, now)
+            self.dispatch.release(job.queued.key)
             why = f"the list of its nodes could not be written: {error}"
             self._finish(job, Outcome(job.queued.key, "not-started", detail=why))
             return
@@ -308,8 +308,7 @@ class Controller:
         attempt = job.attempt
         attempt.become(state)
         del self.sent[attempt.key]
-        if self.ledger.holding(job.queued.key) is not None:
-            self.ledger.release(job.queued.key, self.clock())
+        self.dispatch.release(job.queued.key)
         freed, attempt.freed = attempt.freed, None
         if freed is not None:
             freed()
@@ -343,11 +342,12 @@ class Controller:
     async def _heard_lost(self, job: Job, outcome: Outcome) -> None:
         """A job can hear of its allocation's end before anybody else does: ask whether that was taken away."""
         member = job.attempt.member
+        shared = member is not None and self._shared(member)
         preempted = member is not None and (member.preempted or await self._cluster.workers.preempted(member))
         if job.attempt.killed:
             self._finish(job, outcome)
         else:
-            self._lost(job, outcome.detail, planned=preempted)
+            self._lost(job, outcome.detail, planned=preempted, shared=shared)
         self.place_soon()
 
     def _outlived(self, job: Job, outcome: Outcome) -> None:
@@ -364,18 +364,28 @@ class Controller:
             self._tell.outlived(job.queued.spec(), request.runtime_s)
             self._again(job, "its allocation ended first")
 
-    def _lost(self, job: Job, why: str, *, planned: bool) -> None:
-        """An attempt is over without an outcome, and known to be dead: the next one, if the job may have one."""
-        if not planned:
-            job.losses += 1
+    def _shared(self, member: Member) -> bool:
+        """Whether other runs have jobs on a worker."""
+        state = self.ledger.states(member.pool.name).get(member.name)
+        return state is not None and any(key not in self.jobs for key in state.held)
+
+    def _lost(self, job: Job, why: str, *, planned: bool, shared: bool) -> None:
+        """An attempt is over without an outcome, and known to be dead: the next one, if the job may have one.
+
+        ``shared``: another run's job may be what ended the worker. Whose it is shows once the job runs alone.
+        """
         spec, limit = job.queued.spec(), self._retries
+        if not planned and shared and limit:
+            job.shared_losses += 1
+        elif not planned:
+            job.losses += 1
         if job.losses > limit and (job.alone or limit == 0):
             outcome = Outcome(job.attempt.key, "lost", worker=job.attempt.worker, log_path=spec.log_path, detail=why)
             self._finish(job, outcome, message=sentences.lost_too_often(job.losses, why, limit, alone=job.alone))
         elif self.stopping:
             self._not_again(job, why)
         else:
-            job.alone = job.losses >= max(1, limit)
+            job.alone = job.losses >= max(1, limit) or job.shared_losses > limit
             self._tell.runs_again(spec, why)
             self._again(job, why)
 
@@ -431,10 +441,11 @@ class Controller:
         # Its jobs may live or not. A job on several workers has its process on the first: where that one lives, it is
         # asked to end the job, and its word is waited for as well.
         why = f"worker {member.name} was lost ({why})"
+        shared = self._shared(member)
         for job, attempt in lost:
             if attempt.limbo is None:
                 attempt.become(State.LIMBO)
-                attempt.limbo = Limbo(member.name, why, planned, on=set())
+                attempt.limbo = Limbo(member.name, why, planned, shared, on=set())
             attempt.limbo.on.add(member.name)
             attempt.limbo.on |= self.parts.lost_script(attempt)
             self._end_remains(job)
@@ -485,7 +496,7 @@ class Controller:
         elif attempt.killed:
             self._finish(job, dataclasses.replace(outcome, status="cancelled", detail=attempt.killed))
         else:
-            self._lost(job, limbo.why, planned=limbo.planned)
+            self._lost(job, limbo.why, planned=limbo.planned, shared=limbo.shared)
         self.place_soon()
 
     # What else is heard of workers

@@ -58,7 +58,6 @@ class Dispatch:
         self.waiting = placement.Waiting()
         self.ahead = LookAhead()
         self.runs: dict[str, Jobs] = {}  # by their ids
-        self._turn_of: dict[str, float] = {}  # by the keys of jobs that wait, where turns are taken
         self._placing: asyncio.Handle | None = None
 
     @property
@@ -82,13 +81,15 @@ class Dispatch:
         """A job waits for room in the pool; ``fresh``: in a new allocation."""
         turn = 0.0
         if self._turns is not None:
-            turn = self._turns.of(run_id, queued.request, pool, self.pools.shapes[pool.name], queued.priority)
-            self._turn_of[queued.key] = turn
-        self.waiting.add(queued, pool, self.clock(), fresh=fresh, turn=turn)
+            shape = self.pools.shapes[pool.name]
+            turn = self._turns.of(queued.key, run_id, queued.request, pool, shape, queued.priority)
+        run = "" if self._turns is None else run_id
+        self.waiting.add(queued, pool, self.clock(), fresh=fresh, run=run, turn=turn)
 
     def discard(self, key: str) -> QueuedJob | None:
         """Take a job out of the queue; None where it does not wait."""
-        self._turn_of.pop(key, None)
+        if self._turns is not None:
+            self._turns.left(key)
         return self.waiting.discard(key)
 
     def end(self, run_id: str) -> None:
@@ -97,6 +98,18 @@ class Dispatch:
         if self._turns is not None:
             self._turns.end(run_id)
         self.place_soon()
+
+    def release(self, key: str) -> None:
+        """No process of a job is left: what it held is free. Nothing happens where it holds nothing."""
+        if self.ledger.holding(key) is not None:
+            self.ledger.release(key, self.clock())
+        if self._turns is not None:
+            self._turns.ended(key, self.clock())
+
+    def settle(self) -> None:
+        """Have turns follow what runs have really held. Every second or so."""
+        if self._turns is not None:
+            self.waiting.move(self._turns.settle(self.clock(), self.waiting.firsts()))
 
     def joined(self, member: Member, up: list[Member]) -> None:
         """A worker is there; ``up`` are all of its pool. May be repeated."""
@@ -132,10 +145,10 @@ class Dispatch:
                 run.parts.place_missing()
             for queued, holding in placement.place(self.waiting, self.ledger, self.clock()):
                 if self._turns is not None:
-                    self._turns.started(self._turn_of.pop(queued.key, 0.0))
+                    self._turns.started(queued.key, self.clock())
                 owner = next((run for run in self.runs.values() if queued.key in run.jobs), None)
                 if owner is None:  # dropped, since another one of this round could not be started
-                    self.ledger.release(queued.key, self.clock())
+                    self.release(queued.key)
                 else:
                     owner.start(queued, holding)
             self.lend(more=False)

@@ -47,6 +47,7 @@ class Limbo:
     worker: str  # the first that it lost
     why: str
     planned: bool
+    shared: bool  # jobs of other runs were there, and may be what ended it
     on: set[str]  # workers where it is not known to be dead
     unknown: str = ""  # why that cannot be known of one of them
 
@@ -94,6 +95,7 @@ class Job:
     pool: str = ""
     again_since: str = ""  # why it is not its first attempt
     losses: int = 0  # unplanned ones
+    shared_losses: int = 0  # of workers on which other runs had jobs; these spend no retry
     alone: bool = False  # it has lost so many workers that it runs without neighbours now
     outlived: bool = False  # an allocation ended under it once
     reported: bool = False  # Snakemake was told that it started

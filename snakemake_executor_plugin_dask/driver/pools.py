@@ -91,9 +91,12 @@ class Pools(Mapping[str, Pool]):
         return added, refused, made
 
     def share(self, pools: Iterable[Pool]) -> None:
-        """Add those of a further run; one that is there already, whatever its name, is shared."""
+        """Add those of a further run; one that is there already, whatever its name, is shared.
+
+        A relative directory for output was meant from where the run is, which makes no other pool.
+        """
         for pool in pools:
-            if not any(replace(pool, name=there.name) == there for there in self.values()):
+            if not any(_alike(pool) == _alike(there) for there in self.values()):
                 self.put(replace(pool, name=self._free(pool.name)))
 
     def _free(self, name: str, taken: Collection[str] = ()) -> str:
@@ -110,6 +113,12 @@ class Pools(Mapping[str, Pool]):
         except RequestError as error:
             return str(error)
         raise AssertionError
+
+
+def _alike(pool: Pool) -> Pool:
+    return replace(
+        pool, name="", options={name: each for name, each in pool.options.items() if name != "log_directory"}
+    )
 
 
 def made_by_slurm(template: Pool | None) -> MakePools:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.kept import directory
-from snakemake_executor_plugin_dask.kept.joining import clear_up, join, stays
+from snakemake_executor_plugin_dask.kept.joining import clear_up, fate, join, stays
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kept import Alive, Event, Join, Look, Told, Welcome
+from snakemake_executor_plugin_dask.model.kept import Alive, Event, Join, Kept, Look, Told, Welcome
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
     Dropped,
@@ -48,6 +47,7 @@ class Entered:
     writer: asyncio.StreamWriter
     welcome: Welcome
     said: list[str]  # warnings
+    kept: Kept  # the cluster that it is
 
 
 async def enter(begin: Begin) -> Entered | list[str]:
@@ -56,7 +56,7 @@ async def enter(begin: Begin) -> Entered | list[str]:
     assert kept is not None
     while True:
         try:
-            link, said = await join(kept)
+            link, there, said = await join(kept)
         except OSError as error:
             msg = f"What is written down of cluster {kept.name} in {kept.directory} cannot be used: {error}."
             raise ConfigurationError(msg) from error
@@ -72,7 +72,7 @@ async def enter(begin: Begin) -> Entered | list[str]:
         else:
             if not isinstance(welcome, Welcome):  # Fatal, in words
                 raise ConfigurationError(getattr(welcome, "text", f"Cluster {kept.name} does not take this run."))
-            return Entered(reader, writer, welcome, said)
+            return Entered(reader, writer, welcome, said, there)
 
 
 class Relay:
@@ -115,7 +115,7 @@ class Relay:
         if not self._fatal:
             self._send(Fatal(f"The head of cluster {self._kept.name} was lost, and with it all running jobs."))
         where = Path(self._kept.directory)
-        if directory.fate(where) == "dead":
+        if fate(where) == "dead":
             for text in clear_up(where):
                 self._observer.say("warning", text)
 

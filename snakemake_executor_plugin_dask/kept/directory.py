@@ -23,7 +23,7 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Asked
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.node import state
-from snakemake_executor_plugin_dask.node.allocation import allocation_id
+from snakemake_executor_plugin_dask.node.allocation import allocation_id, batch_system
 from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Fate, Process, this_process
 from snakemake_executor_plugin_dask.node.private import opened, read_private, write_private
@@ -43,6 +43,23 @@ _VARIABLES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Within:
+    """The allocation that a head stands in, so that others can ask whether that is gone."""
+
+    system: str
+    cluster: str  # the batch system's own name of itself; empty: it has none, and no other host can ask
+    id: str
+
+
+def within(environment: Mapping[str, str]) -> Within | None:
+    """Of a process with this environment."""
+    system, number = batch_system(environment), allocation_id(environment)
+    if system is None or number is None:
+        return None
+    return Within(system.name, environment.get("SLURM_CLUSTER_NAME", ""), number)
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a head has written down of its cluster. Times in seconds since the epoch."""
 
@@ -52,6 +69,7 @@ class Record:
     head: Process
     address: tuple[str, int]
     since: float
+    within: Within | None = None
 
 
 def root(environment: Mapping[str, str]) -> Path:
@@ -139,6 +157,11 @@ def read(directory: Path) -> Record | None:
     except Exception:  # noqa: BLE001 - unpickling what another version wrote raises whatever it happens to meet
         return None
     return record if isinstance(record, Record) else None
+
+
+def locked(directory: Path) -> bool:
+    """Whether its head has got so far as to say which process it is."""
+    return any(path.name == directory.name and former for path, _, former in state.former_runs(directory.parent))
 
 
 def fate(directory: Path) -> Fate:

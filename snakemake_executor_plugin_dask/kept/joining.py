@@ -5,6 +5,7 @@ Starts processes, cancels allocations. Imports nothing of Dask.
 
 import asyncio
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -12,15 +13,19 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from snakemake_executor_plugin_dask.batch.allocations import cancel_run
+from snakemake_executor_plugin_dask.batch.allocations import Ran, ask, cancel_run, run_here
+from snakemake_executor_plugin_dask.batch.answers import is_id
 from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.model.batch_systems.slurm import SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kept import Kept, Start, Told
+from snakemake_executor_plugin_dask.model.kept import Kept, Start, Told, name_of
 from snakemake_executor_plugin_dask.model.units import count, format_duration
 from snakemake_executor_plugin_dask.node.allocation import allocation_id, batch_system
+from snakemake_executor_plugin_dask.node.former import Fate, this_process
 from snakemake_executor_plugin_dask.node.private import append_private, read_end
 
 _CONNECT_S = 20.0
@@ -28,6 +33,7 @@ _COME_S = 120.0  # how long a new head gets to listen
 _LOOK_EVERY_S = 0.05
 _CLEAR_S = 180.0  # more than cancelling takes
 _TAIL_BYTES = 2000
+_CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _KILLS = re.compile(r"^\s*KillUserProcesses\s*=\s*(yes|true|on|1)\s*$", re.MULTILINE | re.IGNORECASE)
 
 Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -64,26 +70,49 @@ def launch(kept: Kept, *, least: bool = False) -> "subprocess.Popen[bytes]":
     return head
 
 
-async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, list[str]]:
+def fate(where: Path, run: Callable[[Sequence[str]], Ran] = run_here) -> Fate:
+    """What became of a cluster's head. Of one on another host the batch system is asked, where that is the same."""
+    found = directory.fate(where)
+    record = directory.read(where) if found == "unknown" else None
+    if record is None or record.within is None or record.within.system != SLURM.name or not record.within.cluster:
+        return found
+    here = _CLUSTER_NAME.search(run(["scontrol", "show", "config"]).out)
+    if here is None or here[1] != record.within.cluster or not is_id(SLURM, record.within.id):
+        return found  # the same number may be another job of another cluster
+    return "dead" if ask(SLURM, [record.within.id], None, run)[record.within.id].kind == "gone" else found
+
+
+def beside(kept: Kept) -> Kept:
+    """The cluster that runs on this host use while one that was asked for in the same way is on an unknown other."""
+    here = this_process()
+    asked = {**kept.asked, "host": {"host": json.dumps(here.host), "namespace": json.dumps(here.namespace)}}
+    where = Path(kept.directory).with_name(name_of(asked))
+    return replace(kept, name=where.name, directory=os.fspath(where), asked=asked)
+
+
+async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, Kept, list[str]]:
     """A connection to the cluster's head, which is started where there is none and it is to stay; what to say.
 
-    No connection: the run has a cluster of its own. ConfigurationError where a head did not come up, or the cluster was
-    named and cannot be had.
+    Which cluster it is: another one where the head of this one is on a host that cannot be asked. No connection: the
+    run has a cluster of its own. ConfigurationError where a head did not come up, or the cluster was named and cannot
+    be had.
     """
-    where, said = Path(kept.directory), list[str]()
+    where, said, elsewhere = Path(kept.directory), list[str](), False
     starts = not kept.named and (least or kept.keep_s > 0)
     head: subprocess.Popen[bytes] | None = None
     deadline = time.monotonic() + _COME_S
     while True:
         with contextlib.suppress(OSError):
             if (link := await connect(where)) is not None:
-                return link, said
+                return link, kept, said
         if head is not None and head.poll() is not None:
             msg = f"The cluster that is to stay did not come up: {_tail(where) or f'exit code {head.returncode}'}"
+            if not directory.locked(where):  # it has never said that it lives
+                directory.forget(where)
             clear_up(where)
             raise ConfigurationError(msg)
-        fate = directory.fate(where)
-        if fate == "dead" and head is None:
+        found = fate(where)
+        if found == "dead" and head is None:
             left = clear_up(where)
             said += left
             if left or not starts:
@@ -92,11 +121,18 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, list[st
                 head = launch(kept, least=least)
                 if (ends := ends_with(os.environ)) is not None:
                     said.append(f"Cluster {kept.name} ends with {ends}, whatever its keep time.")
-        elif fate == "unknown":
+        elif found == "unknown":
             record = directory.read(where)
             host = "another host" if record is None else record.head.host
-            said.append(f"Cluster {kept.name} is on {host}, and cannot be reached from here.")
-            break
+            said.append(
+                f"Cluster {kept.name} is on {host}, and cannot be reached from here. Only there it is known whether it "
+                f"still lives: `snakemake-dask stop {kept.name}` on {host} ends it, or clears up after it."
+            )
+            if kept.named or elsewhere:
+                break
+            kept, elsewhere = beside(kept), True
+            where = Path(kept.directory)
+            continue
         if time.monotonic() > deadline:
             said.append(f"The head of cluster {kept.name} does not answer (see {where}/head.log).")
             break
@@ -104,7 +140,7 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, list[st
     if kept.named:
         msg = " ".join(said) or f"Cluster {kept.name} has just ended."
         raise ConfigurationError(msg)
-    return None, said
+    return None, kept, said
 
 
 def ends_with(environment: Mapping[str, str], root: Path = Path("/")) -> str | None:
@@ -135,7 +171,7 @@ def clear_up(where: Path) -> list[str]:
     except OSError:
         return []
     # Another one may have cleared it up before, and made it anew.
-    if directory.fate(where) != "dead":
+    if fate(where) != "dead":
         claim.rmdir()
         return []
     said = cancel_run(where)

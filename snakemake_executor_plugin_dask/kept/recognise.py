@@ -20,7 +20,7 @@ def is_name(scheduler: str) -> bool:
 
 def asked_for(options: Options, environment: Mapping[str, str]) -> Asked:
     """What a cluster with these settings is recognised by."""
-    here = any(pool.kind.here for pool in options.pools)
+    here = any(pool.kind.here or pool.kind.launched for pool in options.pools)
     return asked_of_pools(options) | directory.this_installation(environment, here=here)
 
 
@@ -78,8 +78,7 @@ def choose(asking: Options, options: Options, environment: Mapping[str, str]) ->
         record = directory.read(root / options.kept)
         asked: Asked = {} if record is None else record.asked
         return Kept(options.kept, os.fspath(root / options.kept), asked, options, options.keep_s, named=True), []
-    usable = all((pool.kind.here or pool.kind.queued) and not pool.kind.found for pool in options.pools)
-    if not usable or not (options.keep_s or root.is_dir()):
+    if any(pool.kind.found for pool in options.pools) or not (options.keep_s or root.is_dir()):
         return None, []
     asked = asked_for(asking, environment)
     name = name_of(asked)

@@ -138,10 +138,21 @@ class RunThere:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolThere:
+    """A pool, with how many of its workers are up, and how many there may be."""
+
+    name: str
+    cluster: str
+    up: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """The cluster now."""
 
     workers: Mapping[str, int]  # by state
+    pools: Sequence[PoolThere] = ()
     cores: int = 0  # of those that are up
     runs: Sequence[RunThere] = ()
     held_core_s: float = 0.0  # core-seconds that workers were there

@@ -25,7 +25,7 @@ JOB = "SNAKEMAKE_DASK_JOB"
 _VARIABLES = tuple(system.variables for system in SYSTEMS.values())
 _ALLOCATION_PREFIXES, _SETTINGS = named("prefixes"), frozenset(named("settings"))
 #: What an allocation, or its prolog, sets for one node.
-_OF_THE_NODE = {
+OF_THE_NODE = {
     *("TMPDIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
     *("GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK", "HOSTNAME", *named("of_node")),
 }
@@ -66,7 +66,7 @@ def base_environment(environment: Mapping[str, str], replace: bool, own: Mapping
             # A user's own OMPI_MCA_… stay.
             if not (is_of_step(name, environment) or (rank and _is_launcher(name)))
         }
-        base.update({name: own[name] for name in _OF_THE_NODE if name in own})
+        base.update({name: own[name] for name in OF_THE_NODE if name in own})
     else:
         base = _without_allocation(environment)
         base.update({name: value for name, value in _of_allocation(own).items() if not is_of_step(name, own)})
@@ -145,7 +145,7 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
 
 def _of_allocation(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of the batch system's allocation, and of its node."""
-    further = _OF_THE_NODE.union(*(variables.unprefixed for variables in _VARIABLES if variables.inside(environment)))
+    further = OF_THE_NODE.union(*(variables.unprefixed for variables in _VARIABLES if variables.inside(environment)))
     return {name: value for name, value in environment.items() if name in further or _is_allocation(name)}
 
 
@@ -166,7 +166,7 @@ def _without_allocation(environment: Mapping[str, str]) -> dict[str, str]:
     gone = set(_of_allocation(environment))
     if not any(variables.inside(environment) for variables in _VARIABLES):
         # Then TMPDIR and the like are the user's own, and hold until the worker's allocation says otherwise.
-        gone -= _OF_THE_NODE - {"HOSTNAME"}
+        gone -= OF_THE_NODE - {"HOSTNAME"}
     rank = any(name in environment for name in _RANKS)
     return {
         name: value for name, value in environment.items() if name not in gone and not (rank and _is_launcher(name))

@@ -201,14 +201,18 @@ def send(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def kill_descendants(pid: int, timeout_s: float = 10.0) -> bool:
+def kill_descendants(pid: int, timeout_s: float = 10.0, spared: Callable[[], Collection[int]] = tuple) -> bool:
     """SIGKILL all descendants of ``pid`` until none is alive; False where some are after ``timeout_s``.
 
-    Right for a process that is a subreaper, so that no descendant can leave the tree.
+    Right for a process that is a subreaper, so that no descendant can leave the tree. ``spared``: of these children
+    nothing is killed; asked for at each look, before it.
     """
 
     def living() -> list[int]:
-        return [stat.pid for stat in tree(process_table(), [pid]) if stat.pid != pid and not stat.dead]
+        but = {pid, *spared()}
+        table = process_table()
+        others = {stat.pid for stat in tree(table, but - {pid})}
+        return [stat.pid for stat in tree(table, [pid]) if stat.pid not in but | others and not stat.dead]
 
     return _kill_until_gone(living, timeout_s)
 

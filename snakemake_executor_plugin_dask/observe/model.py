@@ -14,6 +14,7 @@ from snakemake_executor_plugin_dask.observe.records import (
     Allocation,
     Attempt,
     MemberRecord,
+    OthersHeld,
     PoolRecord,
     Stay,
     Use,
@@ -41,6 +42,8 @@ class RunModel:
         self.pools: dict[str, PoolRecord] = {}
         self.workers: list[Worker] = []
         self.current: dict[str, Worker] = {}  # by name, those that are there
+        self.others: dict[str, OthersHeld] = {}  # by worker, where other runs hold something now
+        self.others_held: list[tuple[float, OthersHeld]] = []  # of all workers, from each of these moments on
         self.allocations: list[Allocation] = []
         self._allocation: dict[str, Allocation] = {}  # the latest of each worker's name
         self._launcher: dict[str, str] = {}  # by worker: the name under which its allocation was asked for
@@ -208,6 +211,19 @@ class RunModel:
         if worker := self.current.pop(event["worker"], None):
             worker.gone, worker.state, worker.planned = when, state, planned
             worker.why = str(event.get("reason") or "")
+            if self.others.pop(worker.name, None) is not None:
+                self._sum_others(when)
+
+    def _on_others_held(self, event: Event, when: float) -> None:
+        for name, held in event["held"].items():
+            if name in self.current:
+                self.others[name] = OthersHeld(*(int(held[field]) for field in OthersHeld.__slots__))
+        self.others = {name: held for name, held in self.others.items() if held.jobs}
+        self._sum_others(when)
+
+    def _sum_others(self, when: float) -> None:
+        total = (sum(getattr(held, field) for held in self.others.values()) for field in OthersHeld.__slots__)
+        self.others_held.append((when, OthersHeld(*total)))
 
     # Jobs
 

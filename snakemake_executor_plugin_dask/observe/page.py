@@ -20,7 +20,7 @@ from snakemake_executor_plugin_dask.observe.charts import use_charts
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.tables import STATES, block, failures, rules, said, workers
 from snakemake_executor_plugin_dask.observe.timeline import bands, boxes
-from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral
+from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral, others_spans
 from snakemake_executor_plugin_dask.observe.wording import (
     clean,
     core_times,
@@ -116,6 +116,8 @@ def _tiles(model: RunModel, held: Held) -> list[tuple[str, str, bool]]:
         (share(held.job_cores, held.cores), f"of {core_times(held.cores)} held were used by jobs", False),
         (share(held.job_cpu, held.job_cores), "of the core time of jobs, their CPUs were at work", False),
     ]
+    if others_s := sum((end - start) * others.cores for start, end, others in others_spans(model)):
+        tiles.append((core_times(others_s), "of the same workers were used by other runs", False))
     if any(model.pools[allocation.pool].batch for allocation in model.allocations):
         tiles.append((rough(allocation_wait_s(model)), "waited for allocations", False))
     return tiles

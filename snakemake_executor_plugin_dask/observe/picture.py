@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from snakemake_executor_plugin_dask.model.units import count
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.records import Attempt
+from snakemake_executor_plugin_dask.observe.records import Attempt, OthersHeld
 from snakemake_executor_plugin_dask.observe.wording import about, amount, both
 
 
@@ -28,6 +28,7 @@ class WorkerState:
     gpus_free: int
     allocation: str = ""  # the batch system's identifier
     running: tuple[tuple[str, int], ...] = ()
+    others: int = 0  # jobs of other runs that use the cluster
     ends_in_s: float | None = None
     cores_used: float | None = None  # at work now in its jobs; None: nothing was measured
     memory_used_mb: float | None = None  # 10^6 bytes, held by its jobs now
@@ -240,6 +241,7 @@ def _worker_state(model: RunModel, name: str, now: float) -> WorkerState:
     cores = sum(attempt.workers.get(name, 0) for attempt in attempts)
     memory_mb = sum(attempt.memory_total_mb // max(1, len(attempt.workers)) for attempt in attempts)
     gpus = sum(attempt.gpus // max(1, len(attempt.workers)) for attempt in attempts)
+    others = model.others.get(name, OthersHeld())
     ends_in_s = None if worker.remaining_s is None else max(0.0, worker.joined + worker.remaining_s - now)
     return WorkerState(
         name,
@@ -247,13 +249,14 @@ def _worker_state(model: RunModel, name: str, now: float) -> WorkerState:
         worker.host,
         worker.state,
         worker.cores,
-        max(0, worker.cores - cores),
+        max(0, worker.cores - cores - others.cores),
         worker.memory_mb,
-        max(0, worker.memory_mb - memory_mb),
+        max(0, worker.memory_mb - memory_mb - others.memory_mb),
         worker.gpus,
-        max(0, worker.gpus - gpus),
+        max(0, worker.gpus - gpus - others.gpus),
         model.allocation_id(name),
         tuple(sorted(Counter(attempt.rule for attempt in attempts).items(), key=lambda rule: (-rule[1], rule[0]))),
+        others.jobs,
         ends_in_s,
         *_used(attempts, now),
     )

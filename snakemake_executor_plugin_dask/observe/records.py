@@ -26,6 +26,16 @@ class MemberRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class OthersHeld:
+    """What other runs hold of a worker of a cluster that stays."""
+
+    cores: int = 0
+    memory_mb: int = 0
+    gpus: int = 0
+    jobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Use:
     """What a running job uses now."""
 

@@ -17,7 +17,7 @@ from snakemake_executor_plugin_dask.observe.events import SCHEMA_VERSION, plain
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.page import page
 from snakemake_executor_plugin_dask.observe.records import Attempt
-from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral, steps
+from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral, others_spans, steps
 from snakemake_executor_plugin_dask.observe.wording import clean
 
 #: Columns of the table, with how each is made. Times are seconds since the epoch, durations seconds, memory 10^6 bytes.
@@ -112,6 +112,7 @@ def json_text(model: RunModel) -> str:
             **model.counts(),
             "core_s_held": held.cores,
             "core_s_used": held.job_cores,
+            "core_s_of_others": sum((end - start) * others.cores for start, end, others in others_spans(model)),
             "cpu_s": held.job_cpu,
             "memory_mb_s_held": held.memory_mb,
             "memory_mb_s_used": held.job_memory_mb,

@@ -200,7 +200,7 @@ def _pool_state(pool: PoolState, clock_text: Callable[[float], str]) -> str:
 
 
 def _worker_row(worker: WorkerState, *, gpus: bool, used: bool, allocations: bool) -> tuple[str, ...]:
-    running = ", ".join(f"{clean(rule)} x{jobs}" if jobs > 1 else clean(rule) for rule, jobs in worker.running) or "-"
+    running = running_text(worker) or "-"
     name = worker.name if worker.state == "up" else f"{worker.name} ({worker.state})"
     return (
         name,
@@ -213,6 +213,13 @@ def _worker_row(worker: WorkerState, *, gpus: bool, used: bool, allocations: boo
         *([worker.allocation or "-"] if allocations else []),
         running,
     )
+
+
+def running_text(worker: WorkerState) -> str:
+    """Rules with their jobs, and how many jobs of other runs are there."""
+    parts = [f"{clean(rule, 60)} x{jobs}" if jobs > 1 else clean(rule, 60) for rule, jobs in worker.running]
+    parts += [f"{count(worker.others, 'job')} of other runs"] if worker.others else []
+    return ", ".join(parts)
 
 
 def used_cells(worker: WorkerState) -> tuple[str, str]:

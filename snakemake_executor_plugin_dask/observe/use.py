@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.records import first
+from snakemake_executor_plugin_dask.observe.records import OthersHeld, first
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ def steps(model: RunModel) -> list[tuple[float, Held]]:
 
     for start, end, cores, memory_mb, gpus in holdings(model):
         add(start, end, (cores, memory_mb, gpus, 0, 0, 0, 0, 0))
+    for start, end, others in others_spans(model):  # which is no part of what this run had
+        add(start, end, (-others.cores, -others.memory_mb, -others.gpus, 0, 0, 0, 0, 0))
     for attempt in model.attempts.values():
         span = attempt.placed is not None and (attempt.ended or model.end_time) - attempt.placed
         if span and span > 0:
@@ -73,6 +75,12 @@ def holdings(model: RunModel) -> list[tuple[float, float | None, float, float, f
             size = (pool.cores or 0) * nodes, (pool.memory_mb or 0) * nodes, (pool.gpus or 0) * nodes
             result.append((allocation.running, allocation.gone, *size))
     return result
+
+
+def others_spans(model: RunModel) -> list[tuple[float, float, OthersHeld]]:
+    """(from, until, what) other runs held of this run's workers."""
+    changes = [*model.others_held, (model.end_time, OthersHeld())]
+    return [(start, end, held) for (start, held), (end, _) in pairwise(changes)]
 
 
 def worker_use(model: RunModel) -> dict[str, float]:

@@ -38,6 +38,11 @@ from snakemake_executor_plugin_dask.node.processes import become_subreaper, kill
 Report = Callable[[dict[str, Any]], None]
 
 
+#: As `event_topic`, of all runs of a cluster that stays, whose events say which run they are of: Dask keeps the last
+#: events of each topic for ever.
+EVERY_RUN = "snakemake-runs"
+
+
 def event_topic(run_id: str) -> str:
     """The topic of the Dask events that tell of jobs started and ended."""
     return f"snakemake-{run_id}"

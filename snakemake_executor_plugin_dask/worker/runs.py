@@ -5,17 +5,21 @@ what a supervisor that died had started becomes its child.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node.private import write_private
+from snakemake_executor_plugin_dask.node.processes import kill_descendants, process_table
 from snakemake_executor_plugin_dask.worker import client
 from snakemake_executor_plugin_dask.worker.attach import AttachedLink, detach, know
 
@@ -32,6 +36,27 @@ class Serving:
     worker: Any  # Dask's
 
 
+class Link(AttachedLink):
+    """One run's jobs on a worker that other runs have supervisors on."""
+
+    async def _kill_jobs(self) -> bool:
+        """Also what carries no key: it has become this process's child, which only supervisors are besides."""
+        return await super()._kill_jobs() and await asyncio.to_thread(_kill_orphans)
+
+
+def _kill_orphans() -> bool:
+    with _forking:  # one that is just being started is not known yet
+        known = {each.pid for each in _supervisors}
+        gone = kill_descendants(os.getpid(), spared=lambda: known)
+    for stat in process_table().values():
+        if stat.ppid == os.getpid() and stat.dead and stat.pid not in known:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(stat.pid, os.WNOHANG)
+    return gone
+
+
+_forking = threading.Lock()
+_supervisors: "list[subprocess.Popen[bytes]]" = []
 serving: Serving | None = None
 _beginning: dict[str, asyncio.Task[WorkerFacts]] = {}
 
@@ -61,13 +86,26 @@ async def _begin(setup: RunSetup) -> WorkerFacts:
     # On this machine nothing of the run that brought the worker up is left in what jobs get; elsewhere the batch system
     # has set what belongs to the node.
     environment = setup.environment if here.config.get("host") else None
-    supervisor = client.SupervisorProcess(setup, os.fspath(lease), environment, scratch=scratch)
-    topic = client.event_topic(run_id)
-    link = AttachedLink(run_id, here.name, supervisor, lambda message: here.worker.log_event(topic, message))
+    if environment is None and (inherited := here.config.get("inherited")):  # a launcher has handed it on
+        environment = {name: value for name, value in os.environ.items() if inherited.get(name) != value}
+    supervisor = await asyncio.to_thread(_start, setup, os.fspath(lease), environment, scratch)
+
+    def tell(message: dict[str, Any]) -> None:
+        here.worker.log_event(client.EVERY_RUN, {**message, "run": run_id})
+
+    link = Link(run_id, here.name, supervisor, tell)
     await link.open()
     facts = replace(here.facts, supervisor_pid=supervisor.process.pid)
     know(link, facts, lambda: _clear(lease))
     return facts
+
+
+def _start(setup: RunSetup, lease: str, environment: dict[str, str] | None, scratch: str) -> client.SupervisorProcess:
+    with _forking:
+        supervisor = client.SupervisorProcess(setup, lease, environment, scratch=scratch)
+        # One that has ended stays known for as long as it is a zombie.
+        _supervisors[:] = [*(each for each in _supervisors if each.returncode is None), supervisor.process]
+    return supervisor
 
 
 async def end(run_id: str) -> bool:

@@ -1,7 +1,9 @@
 """Batch systems for the tests of whole runs."""
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,9 @@ from clusters.gridengine import GridEngine
 from clusters.htcondor import HTCondor
 from clusters.oar import Oar
 from clusters.slurm import NODES, VirtualSlurm
-from running import wait_for
+from running import processes_of, wait_for
+
+from .kept_clusters import Clusters
 
 
 def virtual(kind: type[Daemons]) -> Iterator[Any]:
@@ -70,3 +74,22 @@ def ready(cluster: VirtualSlurm) -> None:
         if not cluster.node_lives(node):
             cluster.start_node(node)
     wait_for(cluster.all_idle, "all nodes idle", 120)
+
+
+@pytest.fixture
+def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clusters]:
+    """The user's state directory; after the test nothing is left of any cluster in it."""
+    state = tmp_path / "state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    monkeypatch.setenv("WHO", "somebody")
+    found = Clusters(state)
+    try:
+        yield found
+        done = found.command("stop", "--all", "--force")
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}{found.log()}"
+        wait_for(lambda: not found.processes(), f"no process: {processes_of(str(state))}")
+        assert found.names() == []
+    finally:
+        for pid in found.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -1,89 +1,19 @@
 """Clusters that stay: one run after another, several at once, and the end of each of their parts."""
 
-import contextlib
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import GENEROUS_S, SnakemakeRun, ended, logged_jobs, processes_of, started, wait_for
+from running import ended, logged_jobs, processes_of, started, wait_for
+
+from .kept_clusters import KEEP, SMALL, Clusters, finished, pools_of, snakemake
 
 pytestmark = pytest.mark.timeout(900)
-
-KEEP = ("--dask-keep", "1h")
-#: Two cores, whatever this machine has, so that it is known how many jobs run at once.
-SMALL = ("--dask-worker-cores", "2", "--dask-worker-memory", "2 GB")
-
-
-class Clusters:
-    """What is written down of this test's clusters, and their processes."""
-
-    def __init__(self, state: Path) -> None:
-        self.root = state / "snakemake-dask"
-        self.state = state
-
-    def names(self) -> list[str]:
-        return sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
-
-    def processes(self, what: str = "") -> list[int]:
-        return [pid for pid, command in processes_of(str(self.state)).items() if what in command]
-
-    def heads(self) -> list[int]:
-        return self.processes("plugin_dask.driver.head")
-
-    def workers(self) -> list[int]:
-        return self.processes("plugin_dask.worker --config")
-
-    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "snakemake_executor_plugin_dask", *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=GENEROUS_S, check=False
-        )
-
-    def log(self) -> str:
-        return "\n".join(path.read_text(errors="replace") for path in self.root.glob("*/head.log"))
-
-
-@pytest.fixture
-def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clusters]:
-    """The user's state directory; after the test nothing is left of any cluster in it."""
-    state = tmp_path / "state"
-    monkeypatch.setenv("XDG_STATE_HOME", str(state))
-    monkeypatch.setenv("WHO", "somebody")
-    found = Clusters(state)
-    try:
-        yield found
-        done = found.command("stop", "--all", "--force")
-        assert done.returncode == 0, f"{done.stdout}{done.stderr}{found.log()}"
-        wait_for(lambda: not found.processes(), f"no process: {processes_of(str(state))}")
-        assert found.names() == []
-    finally:
-        for pid in found.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def snakemake(directory: Path, snakefile: str, *arguments: str) -> Iterator[SnakemakeRun]:
-    """A run that is ended, whatever the test does; the cluster that it may have brought up stays for the fixture."""
-    run = SnakemakeRun(directory, snakefile, *arguments)
-    try:
-        yield run
-    finally:
-        run.process.kill()
-        run.process.wait(GENEROUS_S)
-
-
-def finished(run: SnakemakeRun) -> SnakemakeRun:
-    assert run.wait() == 0, run.output
-    return run
-
 
 TELLS = """
 rule tell:
@@ -221,25 +151,16 @@ def test_the_cluster_ends_after_the_keep_time(clusters: Clusters, tmp_path: Path
     assert clusters.names() == []
 
 
-def test_runs_that_start_at_once_make_one_cluster(clusters: Clusters, tmp_path: Path) -> None:
-    """Whoever makes the directory first starts the head, and the others wait for it."""
-    with contextlib.ExitStack() as stack:
-        runs = [
-            stack.enter_context(snakemake(tmp_path / f"run{number}", logged_jobs(3, "true"), *KEEP))
-            for number in range(4)
-        ]
-        for run in runs:
-            finished(run)
-    assert len(clusters.heads()) == 1
-    assert len(clusters.workers()) == 1
-
-
 def test_a_supervisor_that_is_killed_costs_its_run_alone(clusters: Clusters, tmp_path: Path) -> None:
-    """Its jobs run again, with a new supervisor; the other run on the worker hears nothing of it."""
+    """Its jobs run again, with a new supervisor; the other run on the worker hears nothing of it.
+
+    Nothing is left of the first attempt, also no daemon that carries no key.
+    """
+    daemon = "env -i setsid sleep 4242 & echo $! >> daemons; "
     wait = 'while [ ! -e "{}" ]; do sleep 0.1; done'
     go = tmp_path / "go"
     with (
-        snakemake(tmp_path / "hit", logged_jobs(1, wait.format(go)), *KEEP, *SMALL) as hit,
+        snakemake(tmp_path / "hit", logged_jobs(1, daemon + wait.format(go)), *KEEP, *SMALL) as hit,
         snakemake(tmp_path / "spared", logged_jobs(1, wait.format(go)), *KEEP, *SMALL) as spared,
     ):
         wait_for(lambda: started(hit) and started(spared), "both jobs")
@@ -249,6 +170,8 @@ def test_a_supervisor_that_is_killed_costs_its_run_alone(clusters: Clusters, tmp
         )
         os.kill(supervisor, signal.SIGKILL)
         wait_for(lambda: len(started(hit)) > 1, f"its job runs again: {hit.output}{clusters.log()}")
+        first = int((hit.directory / "daemons").read_text().split()[0])
+        assert not Path(f"/proc/{first}/stat").exists()
         go.touch()
         finished(hit)
         finished(spared)
@@ -400,23 +323,6 @@ def test_on_slurm_a_dead_heads_allocations_are_cancelled(
     wait_for(lambda: not clusters.heads(), "the head is gone")
     assert clusters.command("stop", "--all").returncode == 0
     wait_for(lambda: not slurm.queue(), "the queue is empty")
-
-
-def pools_of(directory: Path, workers: str) -> Path:
-    path = directory / "pools.yaml"
-    path.write_text(
-        f"""
-pools:
-  main:
-    cluster: slurm
-    workers: {workers}
-    cores: 1
-    memory: 900 MB
-    walltime: 30m
-    options: {{queue: cpu}}
-"""
-    )
-    return path
 
 
 def test_jobs_that_run_end_by_themselves_after_a_failure(

@@ -191,6 +191,29 @@ def test_a_job_is_sent_when_a_worker_has_room() -> None:
     assert [message.outcome.status for message in world.messages(Finished)] == ["succeeded"]
 
 
+def test_what_another_run_may_have_done_spends_no_retry() -> None:
+    """A worker on which others' jobs ran is lost five times: the job runs on, at last alone, and then it counts."""
+
+    async def script(world: World) -> None:
+        ledger, pool = world.controller.ledger, world.controller.pools["local"]
+        world.controller.enqueue(Enqueue((job("a"),)))
+        for number in range(6):
+            member = world.worker(f"local-{number}")
+            await settle()
+            if number < 2:  # a job of another run is there, too
+                state = ledger.states("local")[member.name]
+                ledger.hold(f"other-{number}", [state], Request(cores=1), ledger.need(Request(cores=1), pool), 0.0)
+            if number < 4:
+                assert not world.messages(Finished)
+                world.lose(member)
+                await settle()
+        assert [message.outcome.status for message in world.messages(Finished)] == ["lost"]
+
+    world = play(script, retries=1)
+    placed = [fields["workers"] for kind, fields in world.events if kind == "job-placed"]
+    assert [sum(cores.values()) for cores in placed] == [1, 1, 4, 4]
+
+
 def test_no_more_than_fits_runs_at_once() -> None:
     """Five one-core jobs on four cores: the fifth is sent when one of the others ends."""
 

@@ -1,21 +1,26 @@
 """How a cluster that stays is recognised, and where it is written down."""
 
+import asyncio
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import snakemake_executor_plugin_dask
+from snakemake_executor_plugin_dask.batch.allocations import Ran
 from snakemake_executor_plugin_dask.cli.commands import main
 from snakemake_executor_plugin_dask.config.configure import configure
+from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kept import asked_of_pools, differences, name_of
+from snakemake_executor_plugin_dask.model.kept import Kept, asked_of_pools, differences, name_of
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node import state
-from snakemake_executor_plugin_dask.node.former import this_process
+from snakemake_executor_plugin_dask.node.former import Process, this_process
 from snakemake_executor_plugin_dask.node.machine import Machine
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
@@ -58,6 +63,21 @@ def test_what_a_run_is_told_of_itself_belongs_to_the_run(environment: dict[str, 
         OPTIONS, enforce_memory=False, job_start="cold", report="/r.html", keep_s=7.0, lost_worker_retries=9
     )
     assert recognise.asked_for(other, environment) == recognise.asked_for(OPTIONS, environment)
+
+
+def test_other_code_and_other_groups_are_another_cluster(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same version number may hide other files; a group may be what opens the data, or pays."""
+    before = recognise.asked_for(OPTIONS, environment)
+    (tmp_path / "package").mkdir()
+    monkeypatch.setattr(snakemake_executor_plugin_dask, "__file__", str(tmp_path / "package" / "__init__.py"))
+    other = recognise.asked_for(OPTIONS, environment)
+    assert name_of(other) != name_of(before)
+    assert differences(before, other)[0].startswith("installation: code")
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "getgroups", lambda: [os.getegid(), 54321])
+    assert name_of(recognise.asked_for(OPTIONS, environment)) != name_of(before)
 
 
 def test_differences_are_named_in_words() -> None:
@@ -165,9 +185,10 @@ def test_a_site_sets_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert main(["start", "--dask-keep", "1h"]) == 1
 
 
-def test_a_launchers_workers_stay_not() -> None:
+def test_a_cluster_of_others_stays_as_they_want_it() -> None:
     """A warning says that --dask-keep is ignored there."""
-    options, warnings = configure(ExecutorSettings(cluster="mpi", keep="1h"), {}, Machine(cores=2, memory_mb=4000))
+    settings = ExecutorSettings(scheduler="tcp://10.0.0.1:8786", keep="1h")
+    options, warnings = configure(settings, {}, Machine(cores=2, memory_mb=4000))
     assert options.keep_s == 0.0
     assert any("--dask-keep is ignored" in warning for warning in warnings)
 
@@ -189,17 +210,107 @@ def test_the_command_says_what_is_missing(
     assert "No cluster is up." in capsys.readouterr().out
 
 
+def test_pools_of_further_runs_are_shared() -> None:
+    """Whatever their names, and wherever their runs put what allocations print; others get names of their own."""
+    there = replace(POOL, options={"log_directory": "/first/logs"})
+    pools = Pools(Options(pools=(there,)), made_by_slurm(None))
+    pools.share([replace(POOL, name="else", options={"log_directory": "/second/logs"})])
+    assert list(pools.values()) == [there]
+    pools.share([replace(POOL, cores=8)])
+    assert list(pools) == ["main", "main-2"]
+
+
+HERE = replace(this_process(), namespace="pid:[4026531836]")
+
+
+@pytest.mark.parametrize(
+    "head", [replace(this_process(), pid=2**22 + 1), replace(HERE, boot="before")], ids=["killed", "before a reboot"]
+)
 def test_a_dead_clusters_directory_is_cleared(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], head: Process
 ) -> None:
     """`stop` cancels what its record names, and removes it."""
     monkeypatch.setenv("XDG_STATE_HOME", environment["XDG_STATE_HOME"])
     where = bring_up(OPTIONS, environment)
     HELD.pop().release()
-    (where / "lock").write_bytes(replace(this_process(), pid=2**22 + 1).to_json())
+    (where / "lock").write_bytes(head.to_json())
+    if head.boot == "before":
+        monkeypatch.setattr(state, "this_process", lambda: HERE)
     assert main(["stop", where.name]) == 0
     assert "was dead" in capsys.readouterr().out
     assert not where.exists()
+
+
+def on_another_host(environment: dict[str, str], within: directory.Within | None = None) -> Path:
+    """What the head of a cluster on another host has written down."""
+    where = bring_up(OPTIONS, environment)
+    HELD.pop().release()
+    head = replace(this_process(), host="elsewhere", boot="other", namespace="pid:[4026531836]")
+    (where / "lock").write_bytes(head.to_json())
+    record = directory.read(where)
+    assert record is not None
+    directory.write(where, replace(record, head=head, within=within))
+    return where
+
+
+def test_a_cluster_on_a_host_that_cannot_be_asked_is_left_alone(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The host is named; a run that is to keep its cluster brings one up beside it, which the next run here finds."""
+    where = on_another_host(environment)
+    monkeypatch.setenv("XDG_STATE_HOME", environment["XDG_STATE_HOME"])
+    assert main(["stop", where.name]) == 1
+    assert "stop it on elsewhere" in capsys.readouterr().err
+    assert where.exists()
+    kept, _ = recognise.choose(OPTIONS, OPTIONS, environment)
+    assert kept is not None
+    assert kept.name == where.name
+    launched: list[Kept] = []
+
+    class Ended:
+        returncode = 1
+
+        def poll(self) -> int:
+            return 1
+
+    def launch(kept: Kept, *, least: bool) -> Ended:
+        launched.append(kept)
+        return Ended()
+
+    monkeypatch.setattr(joining, "launch", launch)
+    with pytest.raises(ConfigurationError, match="did not come up"):
+        asyncio.run(joining.join(kept))
+    (beside,) = launched
+    assert beside.name != where.name
+    assert beside == joining.beside(kept)
+    assert where.exists()
+    link, _, said = asyncio.run(joining.join(replace(kept, keep_s=0.0)))
+    assert link is None
+    assert "is on elsewhere" in said[0]
+    with pytest.raises(ConfigurationError, match="is on elsewhere"):
+        asyncio.run(joining.join(replace(kept, named=True)))
+
+
+@pytest.mark.parametrize(
+    ("name", "queue", "found"),
+    [("alps", "", "dead"), ("alps", "17|RUNNING|node1|None|N/A", "unknown"), ("jura", "", "unknown")],
+    ids=["gone", "running", "of another cluster"],
+)
+def test_a_head_whose_allocation_is_gone_is_dead(
+    environment: dict[str, str], name: str, queue: str, found: str
+) -> None:
+    """The batch system says so where the head cannot be asked, if it is the same one here."""
+    where = on_another_host(environment, directory.Within("slurm", "alps", "17"))
+    asked: list[str] = []
+
+    def run(command: Sequence[str]) -> Ran:
+        asked.append(command[0])
+        if command[0] == "scontrol":
+            return Ran(0, f"Configuration data\nClusterName             = {name}\n", "")
+        return Ran(0, f"{queue}\n", "")
+
+    assert joining.fate(where, run) == found
+    assert asked[0] == "scontrol"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, snapshot, waiting_states
 from snakemake_executor_plugin_dask.observe.status import Narrator, end_line, table, waiting_line
+from snakemake_executor_plugin_dask.observe.use import integral
 from snakemake_executor_plugin_dask.observe.wording import clean, core_times
 
 from .test_events import at, ended, joined, placed, queued
@@ -320,3 +321,15 @@ def test_clean_text_harms_no_terminal(text):
 def test_terminal_sequences_leave_no_rest():
     """Colours and titles go as a whole, tabs become spaces, undecodable bytes are shown."""
     assert clean("\x1b[1;31mred\x1b[0m\x1b]0;title\x07\tx\udcff") == "red    x\\udcff"
+
+
+def test_what_other_runs_hold_is_not_free_and_not_charged():
+    """On a cluster that stays: seen at the worker, and no part of what this run held."""
+    held = {"cores": 2, "memory_mb": 1000, "gpus": 0, "jobs": 2}
+    log = [joined(0), queued(0), placed(0), at(10, "others-held", held={"cpu-0": held})]
+    model = RunModel([*log, at(20, "others-held", held={"cpu-0": dict.fromkeys(held, 0)}), ended(100)])
+    (before,), (worker,) = snapshot(RunModel(log[:3])).workers, snapshot(RunModel(log)).workers
+    assert (before.cores_free - worker.cores_free, worker.others) == (2, 2)
+    assert snapshot(model).workers[0].others == 0
+    assert "2 jobs of other runs" in table(snapshot(RunModel(log)))
+    assert integral(RunModel([*log[:3], ended(100)])).cores - integral(model).cores == 20

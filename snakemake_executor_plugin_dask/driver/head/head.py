@@ -3,12 +3,14 @@
 import asyncio
 import dataclasses
 import math
+import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.decide.blockers import blockers
+from snakemake_executor_plugin_dask.decide.ledger import WorkerState
 from snakemake_executor_plugin_dask.decide.turns import Turns
 from snakemake_executor_plugin_dask.driver.cluster import Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
@@ -26,6 +28,7 @@ from snakemake_executor_plugin_dask.model.kept import (
     Event,
     Join,
     Look,
+    PoolThere,
     RunThere,
     Start,
     Told,
@@ -43,6 +46,9 @@ _SILENT_S = 120.0  # a run that says nothing for so long has lost its host, or i
 _LEASE_S = 60.0  # of workers; each run's supervisors have their own
 _BACKLOG = 128
 _READ_AHEAD = 1 << 26
+
+_OTHERS_EVERY_S = 5.0
+_NOTHING_HELD = {"cores": 0, "memory_mb": 0, "gpus": 0, "jobs": 0}
 
 Send = Callable[[object], None]
 
@@ -100,7 +106,15 @@ class Head:
         self._written = tuple(self.dispatch.pools.values())
         address = (self.core.host, self._socket.getsockname()[1])
         options = dataclasses.replace(self._kept.options, pools=self._written)
-        record = directory.Record(self._kept.name, self._kept.asked, options, this_process(), address, self._since)
+        record = directory.Record(
+            self._kept.name,
+            self._kept.asked,
+            options,
+            this_process(),
+            address,
+            self._since,
+            directory.within(os.environ),
+        )
         directory.write(Path(self._kept.directory), record)
 
     def _lives(self, run_id: str) -> bool:
@@ -130,6 +144,7 @@ class Head:
             checked = self._ticked = now
             await self.core.watch()
             self._count(now)
+            self.dispatch.settle()
             if tuple(self.dispatch.pools.values()) != self._written:
                 self._write()
             for served in list(self._served.values()):
@@ -229,6 +244,10 @@ class Head:
             states[state] = states.get(state, 0) + 1
         return Told(
             workers=states,
+            pools=[
+                PoolThere(name, pool.cluster, len(self.core.fleet.up(name)), pool.workers_max)
+                for name, pool in self.dispatch.pools.items()
+            ],
             cores=sum(
                 state.total.cores * (state.total.nodes if state.wide else 1)
                 for pool in self.dispatch.pools
@@ -261,6 +280,20 @@ class Head:
         return await self.core.close()
 
 
+def held_by_others(state: WorkerState, own: Container[str]) -> dict[str, int]:
+    """What is held of a worker under keys that are not a run's own. Of wide workers whole nodes are held."""
+    held = dict(_NOTHING_HELD)
+    for key, part in state.held.items():
+        if key not in own:
+            each = state.total if state.wide else part.amounts
+            nodes = part.amounts.nodes if state.wide else 1
+            held["cores"] += each.cores * nodes
+            held["memory_mb"] += each.memory_mb * nodes
+            held["gpus"] += each.gpus * nodes
+            held["jobs"] += 1
+    return held
+
+
 class _Served:
     """One run, as long as it is there."""
 
@@ -269,6 +302,8 @@ class _Served:
         self.ending = False  # it has said stop, or is gone: its part is being given back
         self.send = send
         self._begin, self._head, self._writer = join.begin, head, writer
+        self._others: dict[str, dict[str, int]] = {}  # by worker, as the run was told last, and when
+        self._told = -math.inf
         self._outbox = Outbox(send, lambda: len(head.dispatch.waiting) > 0)
         around = Surroundings(
             send=self._outbox.send,
@@ -314,11 +349,26 @@ class _Served:
                     return
 
     def look(self, now: float) -> None:
+        if now - self._told >= _OTHERS_EVERY_S:
+            self._tell_others(now)
         if not self.controller.stopping:
             found = blockers(self.controller.waiting, self.controller.ledger, now, among=self.controller.jobs)
             self.send(Look(found, now, self.share.uses()))
         else:
             self.send(Alive())
+
+    def _tell_others(self, now: float) -> None:
+        """What other runs hold of the workers, where that has changed."""
+        ledger, own = self._head.dispatch.ledger, self.controller.jobs
+        held = {
+            state.name: held_by_others(state, own)
+            for pool in self._head.dispatch.pools
+            for state in ledger.states(pool).values()
+        }
+        news = {name: each for name, each in held.items() if each != self._others.get(name, _NOTHING_HELD)}
+        if news:
+            self._told, self._others = now, held
+            self.send(Event("others-held", {"held": news}))
 
     def cut(self) -> None:
         """As if it were gone."""

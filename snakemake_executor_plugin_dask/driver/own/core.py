@@ -58,7 +58,7 @@ class Core:
         self._dask: DaskCluster | None = None
         self._started = False
         self._leases_started = False
-        self._topics: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        self._hearing: dict[str, Callable[[Mapping[str, Any]], None]] = {}  # by run
         self._unreached_told = False
         self.pages: JobPages | None = None  # where there is a dashboard
         self._ended: list[Any] = []  # futures of which nothing more is wanted
@@ -90,7 +90,7 @@ class Core:
         host = _LOOPBACK if here else options.scheduler_host or (None if interface else dask_network.own_address())
         cluster = self._dask = DaskCluster(security, host, None if host else interface, options.scheduler_port)
         hear = Hear(
-            topics=self._topics,
+            topics=self._topics(None if setup is None else self.id),
             worker_added=lambda address, name: self._tasks.spawn(self._joined(address, name)),
             worker_removed=self._removed,
         )
@@ -134,13 +134,22 @@ class Core:
         await self.fleet.joined(address, name, self.id)
         self.scale()
 
+    def _topics(self, only: str | None) -> dict[str, Callable[[Mapping[str, Any]], None]]:
+        """Of Dask's events, with who gets them; ``only``: the only run."""
+
+        def heard(message: Mapping[str, Any]) -> None:
+            if (received := self._hearing.get(only or message["run"])) is not None:
+                received({name: value for name, value in message.items() if name != "run"})
+
+        return {task.EVERY_RUN if only is None else task.event_topic(only): heard}
+
     def hear(self, run_id: str, received: Callable[[Mapping[str, Any]], None]) -> None:
         """``received`` gets what workers say of a run's jobs, until `forget`."""
-        self._topics[task.event_topic(run_id)] = received
+        self._hearing[run_id] = received
 
     def forget(self, run_id: str) -> None:
         """A run is over, and its supervisors have left."""
-        self._topics.pop(task.event_topic(run_id), None)
+        self._hearing.pop(run_id, None)
         self.leases.forget(run_id)
 
     async def call(self, address: str, function: Callable[..., Any], *arguments: Any, within_s: float) -> Any:

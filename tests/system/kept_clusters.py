@@ -1,0 +1,75 @@
+"""What tests of clusters that stay share: the user's state directory, its clusters, and runs that leave these."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from running import GENEROUS_S, SnakemakeRun, processes_of
+
+KEEP = ("--dask-keep", "1h")
+#: Two cores, whatever this machine has, so that it is known how many jobs run at once.
+SMALL = ("--dask-worker-cores", "2", "--dask-worker-memory", "2 GB")
+
+
+class Clusters:
+    """What is written down of this test's clusters, and their processes."""
+
+    def __init__(self, state: Path) -> None:
+        self.root = state / "snakemake-dask"
+        self.state = state
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+
+    def processes(self, what: str = "") -> list[int]:
+        return [pid for pid, command in processes_of(str(self.state)).items() if what in command]
+
+    def heads(self) -> list[int]:
+        return self.processes("plugin_dask.driver.head")
+
+    def workers(self) -> list[int]:
+        return self.processes("plugin_dask.worker --config")
+
+    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=GENEROUS_S, check=False
+        )
+
+    def log(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in self.root.glob("*/head.log"))
+
+
+@contextlib.contextmanager
+def snakemake(directory: Path, snakefile: str, *arguments: str) -> Iterator[SnakemakeRun]:
+    """A run that is ended, whatever the test does; the cluster that it may have brought up stays for the fixture."""
+    run = SnakemakeRun(directory, snakefile, *arguments)
+    try:
+        yield run
+    finally:
+        run.process.kill()
+        run.process.wait(GENEROUS_S)
+
+
+def finished(run: SnakemakeRun) -> SnakemakeRun:
+    assert run.wait() == 0, run.output
+    return run
+
+
+def pools_of(directory: Path, workers: str, cores: int = 1) -> Path:
+    path = directory / "pools.yaml"
+    path.write_text(
+        f"""
+pools:
+  main:
+    cluster: slurm
+    workers: {workers}
+    cores: {cores}
+    memory: 900 MB
+    walltime: 30m
+    options: {{queue: cpu}}
+"""
+    )
+    return path
