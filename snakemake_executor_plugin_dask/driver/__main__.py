@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from snakemake_executor_plugin_dask.interior import checks
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
@@ -147,6 +146,8 @@ def _new_run(begin: Begin, send: Callable[[object], None]) -> "Run":
 
 def _check(*, attached: bool) -> str:
     """Before anything else of Dask's is imported, which might fail. Returns what is lost. ConfigurationError."""
+    from snakemake_executor_plugin_dask.interior import checks  # no relay needs it
+
     interior = checks.of_attached_dask() if attached else checks.of_dask()
     if interior.refusal:
         raise ConfigurationError(interior.refusal)

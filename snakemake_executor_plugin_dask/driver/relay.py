@@ -99,6 +99,8 @@ class Relay:
             self._observer.say("warning", text)
         there, age = count(entered.welcome.up, "worker"), format_duration(int(entered.welcome.age_s))
         self._observer.say("info", f"Cluster {self._kept.name}, up for {age}, has {there}.")
+        if self._begin.options.dashboard is not None:
+            self._tell_dashboard()
         hearing = asyncio.create_task(self._hear(entered.reader))
         telling = asyncio.create_task(self._tell(snakemake))
         pulse = asyncio.create_task(self._pulse())
@@ -109,6 +111,14 @@ class Relay:
             task.cancel()
         if not (hearing.done() and hearing.exception() is None):
             self._lost()
+
+    def _tell_dashboard(self) -> None:
+        path = Path(self._kept.directory, "dashboard")
+        if path.exists():
+            self._observer.say("info", f"Dask's dashboard: the link is in {path}.")
+        else:
+            text = f"Cluster {self._kept.name} was brought up without a dashboard, so --dask-dashboard is ignored."
+            self._observer.say("warning", text)
 
     def _lost(self) -> None:
         """Jobs of a head that is gone end with their workers. What it has in a queue is cancelled, where it is dead."""

@@ -16,7 +16,6 @@ from snakemake_executor_plugin_dask.observe import live
 from snakemake_executor_plugin_dask.observe.events import EventLog
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import Blocked, WaitingState, snapshot, waiting_states
-from snakemake_executor_plugin_dask.observe.report import write_report
 from snakemake_executor_plugin_dask.observe.status import Narrator, end_line, table
 
 NOTE_EVERY_S = 30.0
@@ -96,6 +95,8 @@ class Observer:
         if self.model.counts()["failed"]:
             line += " See `snakemake-dask jobs --state failed` and `snakemake-dask report`."
         if self._report is not None:
+            from snakemake_executor_plugin_dask.observe.report import write_report  # a relay has no time for it before
+
             try:
                 write_report(self.model, self._report)
             except OSError as error:

@@ -101,8 +101,9 @@ def test_a_run_may_name_the_cluster(clusters: Clusters, tmp_path: Path) -> None:
     assert name in done.stdout
     workers = clusters.workers()
     assert len(workers) == 1
-    with snakemake(tmp_path / "run", TELLS, "--dask-scheduler", name) as run:
+    with snakemake(tmp_path / "run", TELLS, "--dask-scheduler", name, "--dask-dashboard", "auto") as run:
         finished(run)
+        assert "was brought up without a dashboard" in run.output
     assert clusters.workers() == workers
     other = "0000000" + str((int(name[7]) + 1) % 10)
     with snakemake(tmp_path / "other", TELLS, "--dask-scheduler", other) as run:
@@ -129,24 +130,29 @@ def test_stop_does_not_end_runs_unless_told(clusters: Clusters, tmp_path: Path) 
 def test_a_head_that_is_killed_ends_its_runs_and_the_next_run_starts_another(
     clusters: Clusters, tmp_path: Path
 ) -> None:
-    """The run says so, no process of a worker or job is left, and what was written down is replaced."""
-    with snakemake(tmp_path / "run", logged_jobs(2, "sleep 600"), *KEEP) as run:
-        wait_for(lambda: started(run), "the jobs")
+    """Both runs say so, no process of a worker or job is left, and what was written down is replaced."""
+    with (
+        snakemake(tmp_path / "run", logged_jobs(1, "sleep 600"), *KEEP, *SMALL) as run,
+        snakemake(tmp_path / "other", logged_jobs(1, "sleep 600"), *KEEP, *SMALL) as other,
+    ):
+        wait_for(lambda: started(run) and started(other), "the jobs")
         (head,) = clusters.heads()
         os.kill(head, signal.SIGKILL)
-        assert run.wait() != 0
-        assert "was lost" in run.output
-        run.expect_gone(30)
+        for each in (run, other):
+            assert each.wait() != 0
+            assert "was lost" in each.output
+            each.expect_gone(30)
     assert clusters.workers() == []
-    with snakemake(tmp_path / "next", TELLS, *KEEP) as run:
+    with snakemake(tmp_path / "next", TELLS, *KEEP, *SMALL) as run:
         finished(run)
     assert clusters.heads() not in ([], [head])
 
 
 def test_the_cluster_ends_after_the_keep_time(clusters: Clusters, tmp_path: Path) -> None:
     """By itself, and leaves neither process nor file."""
-    with snakemake(tmp_path / "run", TELLS, "--dask-keep", "2s") as run:
+    with snakemake(tmp_path / "run", TELLS, "--dask-keep", "2s", "--dask-dashboard", "auto") as run:
         finished(run)
+        assert f"the link is in {clusters.root}/" in run.output
     wait_for(lambda: not clusters.processes(), "no process")
     assert clusters.names() == []
 
@@ -200,7 +206,7 @@ def test_clusters_of_one_name_are_told_apart(
 
 
 def test_an_idle_head_takes_little(clusters: Clusters, tmp_path: Path) -> None:
-    """Its memory is bounded, it dumps no core, it seldom wakes, and it holds nothing of a run that has ended."""
+    """Its memory is bounded, it dumps no core, and it seldom wakes."""
     with snakemake(tmp_path / "run", TELLS, *KEEP) as run:
         finished(run)
     (head,) = clusters.heads()
@@ -248,22 +254,22 @@ def test_on_slurm_three_runs_wait_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second run, with a rule mended and fewer jobs, and the third take the allocation of the first.
+    """The second run, with a rule mended and fewer jobs, and the third take the allocations of the first.
 
     Nothing of Dask is imported in their way.
     """
     pools = ("--dask-pools", str(pools_of(tmp_path, "0-2")))
-    hosts = []
-    for number, jobs in enumerate((3, 1, 2)):
+    allocations = []
+    for number, (jobs, body) in enumerate(((3, "test {wildcards.i} != 1"), (1, "true"), (2, "true"))):
         monkeypatch.setenv("WHO", str(number))
-        with snakemake(tmp_path / f"run{number}", logged_jobs(jobs, "hostname"), *pools, *KEEP) as run:
-            finished(run)
-            hosts += [outcome["allocation"] for event in run.events("job-ended") if (outcome := event["outcome"])]
+        with snakemake(tmp_path / f"run{number}", logged_jobs(jobs, body), *pools, *KEEP, "--keep-going") as run:
+            assert (run.wait() != 0) == (number == 0), run.output
+            allocations.append({event["outcome"]["allocation"] for event in run.events("job-ended")})
     assert "preflight" in imports("0")
     assert imports("1") + imports("2") == ""
     queue = [line.split()[0] for line in slurm.queue()]
-    assert set(hosts[3:]) <= set(hosts[:3])
-    assert set(queue) == set(hosts[:3])
+    assert allocations[1] | allocations[2] <= allocations[0]
+    assert set(queue) == allocations[0]
     assert clusters.command("stop", "--all").returncode == 0
     assert not slurm.queue()
 
