@@ -10,6 +10,7 @@ its allocation anew. The Slurm executor takes part where it is installed.
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
 import statistics
 import subprocess
@@ -87,6 +88,14 @@ def _tell(found: Mapping[str, list[Timed]], runs: int, jobs: int) -> None:
             "from the command to the first job's output",
             {way: [each.stamps()[0] - each.began for each in some] for way, some in found.items()},
         ),
+        (
+            "until the first job has a place (of the local executor: its output), before a warm process starts",
+            {
+                way: [(each.stamps()[0] if way == LOCAL else _placed(each)) - each.began for each in some]
+                for way, some in found.items()
+                if way != SLURM
+            },
+        ),
     ):
         base = statistics.median(seconds[LOCAL])
         print(f"\n{runs} runs of {jobs} jobs: {what}; ratios to the local executor's median, {base:.2f} s")
@@ -95,6 +104,13 @@ def _tell(found: Mapping[str, list[Timed]], runs: int, jobs: int) -> None:
             later = each[1:] or each
             median = statistics.median(later)
             print(f"{way:16}{each[0] / base:8.2f}{median / base:14.2f}{max(later) / base:15.2f}{median - base:14.2f} s")
+
+
+def _placed(run: Timed) -> float:
+    """When its first job was placed on a worker."""
+    (log,) = run.directory.glob(".snakemake/dask/*.events.jsonl")
+    events = map(json.loads, log.read_text().splitlines())
+    return next(float(event["t"]) for event in events if event["kind"] == "job-placed")
 
 
 @contextlib.contextmanager

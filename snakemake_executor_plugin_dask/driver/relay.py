@@ -97,8 +97,10 @@ class Relay:
         self._writer = entered.writer
         for text in entered.said:
             self._observer.say("warning", text)
-        there, age = count(entered.welcome.up, "worker"), format_duration(int(entered.welcome.age_s))
-        self._observer.say("info", f"Cluster {self._kept.name}, up for {age}, has {there}.")
+        welcome = entered.welcome
+        there, age = count(welcome.up, "worker"), format_duration(int(welcome.age_s))
+        room = f", {welcome.roomy} of them with free cores" if welcome.roomy < welcome.up else ""
+        self._observer.say("info", f"Cluster {self._kept.name}, up for {age}, has {there}{room}.")
         if self._begin.options.dashboard is not None:
             self._tell_dashboard()
         hearing = asyncio.create_task(self._hear(entered.reader))

@@ -108,6 +108,7 @@ class Welcome:
     """To a run: it was taken."""
 
     up: int  # workers that are there
+    roomy: int  # those of them with a core that no job holds
     age_s: float
 
 

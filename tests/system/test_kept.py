@@ -71,6 +71,8 @@ def test_two_runs_at_once_take_turns_and_end_apart(clusters: Clusters, tmp_path:
         wait_for(lambda: len(started(large)) > 4, "the large run's jobs")
         with snakemake(tmp_path / "small", logged_jobs(6, body), *KEEP, *SMALL) as small:
             finished(small)
+            assert "has 1 worker" in small.output
+            assert any(held["jobs"] for event in small.events("others-held") for held in event["held"].values())
             assert len(ended(large)) < 300
             assert len(clusters.heads()) == 1
             assert len(clusters.workers()) == 1

@@ -223,7 +223,10 @@ class Head:
             self.core.fleet.try_again()
             self.dispatch.ledger.idle_from(time.monotonic())
             up = sum(member.up for member in self.core.fleet.members.values())
-            send(Welcome(up, time.monotonic() - self._began))
+            states = [state for pool in self.dispatch.pools for state in self.dispatch.ledger.states(pool).values()]
+            free = [state.free.nodes if state.wide else state.free.cores for state in states if not state.draining]
+            roomy = sum(amount > 0 for amount in free)
+            send(Welcome(up, roomy, time.monotonic() - self._began))
             await served.serve(reader)
         finally:
             served.ending = True
