@@ -14,7 +14,7 @@ from snakemake_executor_plugin_dask.observe.wording import about, amount, both
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker that is there. ``running`` are (rule, jobs)."""
+    """One worker that is there. ``running`` are (rule, jobs); a rule's own Dask workers there stand behind its name."""
 
     name: str
     pool: str
@@ -255,11 +255,17 @@ def _worker_state(model: RunModel, name: str, now: float) -> WorkerState:
         worker.gpus,
         max(0, worker.gpus - gpus - others.gpus),
         model.allocation_id(name),
-        tuple(sorted(Counter(attempt.rule for attempt in attempts).items(), key=lambda rule: (-rule[1], rule[0]))),
+        tuple(sorted(Counter(_runs(attempt, name) for attempt in attempts).items(), key=lambda one: (-one[1], one[0]))),
         others.jobs,
         ends_in_s,
         *_used(attempts, now),
     )
+
+
+def _runs(attempt: Attempt, worker: str) -> str:
+    """What a job has on a worker: its rule, and how many Dask workers of its own."""
+    number = attempt.dask_workers.get(worker, 0)
+    return f"{attempt.rule} ({count(number, 'Dask worker')})" if number else attempt.rule
 
 
 def _used(attempts: Iterable[Attempt], now: float) -> tuple[float | None, float | None]:
