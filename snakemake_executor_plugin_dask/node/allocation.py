@@ -21,6 +21,8 @@ _OTHER_ALLOCATIONS = ("FLUX_JOB_ID", "COBALT_JOBID")
 
 _VARIABLES = tuple(system.variables for system in SYSTEMS.values())
 _NODE_LISTS = {each.node_list: each.parse_node_list for each in _VARIABLES if each.node_list}
+#: What says which allocation it is.
+IDS = tuple(each.id for each in _VARIABLES if each.id)
 #: This node, as the batch system's commands call it.
 NODE_NAMES = tuple(each.node for each in _VARIABLES if each.node)
 

@@ -44,8 +44,22 @@ class Process:
         return found if type(found.pid) is int and all(isinstance(text, str) for text in texts) else None
 
 
-def this_process() -> Process:
-    pid = os.getpid()
+def ancestor_with(variable: str, value: str) -> Process | None:
+    """The outermost of this process's ancestors that has this in its environment."""
+    found, pid, wanted = None, os.getppid(), os.fsencode(f"{variable}={value}")
+    while pid > 1 and (stat := read_stat(pid)) is not None:
+        try:
+            has = wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # another user's: the batch system's
+            break
+        found = pid if has else found
+        pid = stat.ppid
+    return None if found is None else this_process(found)
+
+
+def this_process(pid: int | None = None) -> Process:
+    """This one, or another one on this machine."""
+    pid = os.getpid() if pid is None else pid
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

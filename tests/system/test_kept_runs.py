@@ -331,3 +331,42 @@ rule wide:
         assert not any(each.startswith(("PMIX", "OMPI_COMM")) for each in variables)
     assert len(workers[0]) >= 2
     assert workers[0] == workers[1]
+
+
+INSIDE = """#!/bin/bash
+#SBATCH --nodes=2 --ntasks-per-node=2 --partition=cpu --output={directory}/batch.out --time=10
+export XDG_STATE_HOME={state}
+for name in first second; do
+    mkdir $name && cd $name && cp ../Snakefile .
+    ONLY=$name {python} -m snakemake --executor dask --dask-cluster mpi --dask-keep 1h --jobs 500 --scheduler firstfit
+    cd ..
+done
+{python} -P -m snakemake_executor_plugin_dask clusters
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.slurm
+@pytest.mark.variant
+def test_inside_an_allocation_of_slurm_the_launchers_workers_stay(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """A batch script of two runs: the second one takes the workers, and all ends with the allocation."""
+    body = """
+rule wide:
+    output: "wide.txt"
+    resources: nodes=2
+    shell: "(echo $ONLY; timeout 60 srun -n 2 --ntasks-per-node=1 bash -c 'echo $SLURMD_NODENAME') > {output}"
+"""
+    (tmp_path / "Snakefile").write_text(body)
+    script, state = tmp_path / "batch.sh", tmp_path / "state"
+    script.write_text(INSIDE.format(directory=tmp_path, state=state, python=sys.executable))
+    slurm.run("sbatch", "--wait", f"--chdir={tmp_path}", str(script), check=False, timeout_s=RUN_S)
+    output = (tmp_path / "batch.out").read_text()
+    for name in ("first", "second"):
+        path = tmp_path / name / "wide.txt"
+        assert path.exists(), output
+        only, *nodes = path.read_text().split()
+        assert (only, len(set(nodes))) == (name, 2)
+    assert "ends with this allocation of slurm" in output
+    assert "has 2 workers" in output
+    assert "mpi (mpi, 2 of 2)" in output
+    wait_for(lambda: not processes_of(str(state)), f"no process: {processes_of(str(state))}")

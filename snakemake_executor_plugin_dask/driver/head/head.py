@@ -37,8 +37,9 @@ from snakemake_executor_plugin_dask.model.kept import (
 from snakemake_executor_plugin_dask.model.messages import DropWaiting, Enqueue, Fatal, Level, Say, Stop, Stopped
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.node.allocation import IDS, allocation_id
 from snakemake_executor_plugin_dask.node.door import Door, by_tls
-from snakemake_executor_plugin_dask.node.former import this_process
+from snakemake_executor_plugin_dask.node.former import ancestor_with, start_time, this_process
 
 _TICK_S = 1.0
 _SCALE_EVERY_S = 0.2
@@ -98,6 +99,10 @@ class Head:
         family = socket.AF_INET6 if ":" in self.core.host else socket.AF_INET
         self._socket = socket.create_server((self.core.host, 0), family=family, backlog=_BACKLOG)
         self._door = Door(self._socket, by_tls(server_context(self.core.files), _READ_AHEAD, self._came))
+        # Where the batch system does not end what outlives a batch script, the head does so itself.
+        number = allocation_id(os.environ)
+        variable = next((name for name, value in os.environ.items() if value == number and name in IDS), "")
+        self._holder = ancestor_with(variable, number) if variable and number else None
         self._write()
 
     def _write(self) -> None:
@@ -158,6 +163,9 @@ class Head:
             if self._least and self._until is None and not self._served:
                 starting = [m for pool in self.dispatch.pools for m in self.core.fleet.starting(pool)]
                 self._until = None if starting else now + self._keep_s
+            if self._holder is not None and start_time(self._holder.pid) != self._holder.start:
+                self._log("The allocation that it stood in is over.")
+                self.end()
             if self._until is not None and now > self._until:
                 self._log("The keep time is over.")
                 self.end()
