@@ -106,9 +106,10 @@ def _of_profile(profile: str | None) -> dict[str, str]:
     if profile is None:
         return {}
     names = ("config.v9+.yaml", "config.v8+.yaml", "config.yaml")
-    found = next((path for name in names if (path := Path(profile, name)).exists()), None)
+    places = [Path(place).expanduser() / profile for place in _profile_places()]
+    found = next((path for place in places for name in names if (path := place / name).exists()), None)
     if found is None:
-        msg = f"--profile {profile} has no config.yaml."
+        msg = f"--profile {profile} has no config.yaml, in {' or '.join(map(str, places))}."
         raise ConfigurationError(msg)
     try:
         values = load(found.read_text(encoding="utf-8")) or {}
@@ -117,6 +118,13 @@ def _of_profile(profile: str | None) -> dict[str, str]:
         raise ConfigurationError(msg) from error
     own = {str(key).replace("_", "-"): value for key, value in values.items()}
     return {name: str(own[key]) for name in _SETTINGS if (key := "dask-" + name.replace("_", "-")) in own}
+
+
+def _profile_places() -> list[str]:
+    """Where Snakemake looks for a profile by its name."""
+    homes = [os.environ.get("XDG_CONFIG_HOME") or "~/.config"]
+    homes += (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
+    return [".", *(os.path.join(home, "snakemake") for home in homes)]
 
 
 def _least(kept: Kept, *, was_up: bool) -> str:

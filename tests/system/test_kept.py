@@ -65,10 +65,14 @@ def test_runs_after_each_other_share_a_cluster_and_nothing_else(
 
 
 def test_two_runs_at_once_take_turns_and_end_apart(clusters: Clusters, tmp_path: Path) -> None:
-    """The second run's jobs start beside the first one's many; SIGKILL of one run ends its jobs and no other's."""
+    """The second run's jobs start beside the first one's many, also while that one is stopped (Ctrl-Z).
+
+    SIGKILL of one run ends its jobs and no other's.
+    """
     body = "sleep 0.3"
     with snakemake(tmp_path / "large", logged_jobs(300, body), *KEEP, *SMALL) as large:
         wait_for(lambda: len(started(large)) > 4, "the large run's jobs")
+        os.killpg(large.process.pid, signal.SIGSTOP)
         with snakemake(tmp_path / "small", logged_jobs(6, body), *KEEP, *SMALL) as small:
             finished(small)
             assert "has 1 worker" in small.output
@@ -76,6 +80,7 @@ def test_two_runs_at_once_take_turns_and_end_apart(clusters: Clusters, tmp_path:
             assert len(ended(large)) < 300
             assert len(clusters.heads()) == 1
             assert len(clusters.workers()) == 1
+        os.killpg(large.process.pid, signal.SIGCONT)
         large.process.kill()
         large.process.wait()
         wait_for(lambda: not large.jobs(), "the killed run's jobs are gone")

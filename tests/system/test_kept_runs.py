@@ -290,21 +290,8 @@ def resident_kb(pid: int) -> int:
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
 
-def test_a_run_that_is_stopped_holds_up_nobody(clusters: Clusters, tmp_path: Path) -> None:
-    """Ctrl-Z of one with many jobs: another run's jobs start all the same; and when it goes on, it ends well."""
-    with snakemake(tmp_path / "large", logged_jobs(60, "sleep 0.2"), *KEEP, *SMALL) as large:
-        wait_for(lambda: len(started(large)) > 2, "its jobs")
-        os.killpg(large.process.pid, signal.SIGSTOP)
-        try:
-            with snakemake(tmp_path / "small", logged_jobs(4, "true"), *SMALL) as small:
-                finished(small)
-        finally:
-            os.killpg(large.process.pid, signal.SIGCONT)
-        finished(large)
-        assert len(ended(large)) == 60
-
-
 @pytest.mark.mpi
+@pytest.mark.variant
 def test_a_launchers_workers_stay(clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run takes the workers that the first one's launcher started; nothing of the first is in its jobs."""
     for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"):

@@ -210,6 +210,23 @@ def test_the_command_says_what_is_missing(
     assert "No cluster is up." in capsys.readouterr().out
 
 
+def test_a_profile_is_found_where_snakemake_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its directory, or by its name among the user's; its settings of this executor hold."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for place in (tmp_path / "mine", tmp_path / "config" / "snakemake" / "site"):
+        place.mkdir(parents=True)
+        (place / "config.yaml").write_text("executor: dask\ndask-keep: soon\njobs: 5\n")
+    monkeypatch.chdir(tmp_path)
+    for profile in ("mine", str(tmp_path / "mine"), "site"):
+        assert main(["start", "--profile", profile]) == 1
+        assert "--dask-keep is 'soon'" in capsys.readouterr().err
+    assert main(["start", "--profile", "nobodys"]) == 1
+    assert "has no config.yaml" in capsys.readouterr().err
+
+
 def test_pools_of_further_runs_are_shared() -> None:
     """Whatever their names, and wherever their runs put what allocations print; others get names of their own."""
     there = replace(POOL, options={"log_directory": "/first/logs"})
