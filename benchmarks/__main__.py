@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("dispatch", "job_start", "queue_memory", "schedules", "slurm")
-HELPERS = ("__main__", "census", "harness", "stubbed", "stub_warm", "synthetic")
+HELPERS = ("__main__", "census", "harness", "simulated", "stubbed", "stub_warm", "synthetic")
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """How fast jobs are placed, and whether many waiting ones slow it down; one process, no cluster.
 
 `./run bench placement` prints the time of one decision (a job ends, the next one is placed) with 100 and with
-10,000 waiting jobs, and their ratio: of equal jobs, of jobs that all differ, and of a look that finds no room; and the
-time of one recommendation.
+10,000 waiting jobs, and their ratio: of equal jobs, of jobs that all differ, and of a look that finds no room; the
+time of one recommendation; and the time for each job where all workers are idle, with 100 and with 1,000 of them.
 """
 
 import statistics
@@ -39,6 +39,8 @@ def main() -> None:
         report(f"look without room, {name}", look_s(FEW, request_of), look_s(MANY, request_of))
     for name, request_of in kinds.items():
         report(f"recommendation, {name}", recommendation_s(FEW, request_of), recommendation_s(MANY, request_of))
+    print(f"\n{'':34}{100:>12,} {1000:>12,} idle       ratio")
+    report("placement, jobs of 50 kinds", idle_s(100), idle_s(1000))
 
 
 def report(name: str, few_s: float, many_s: float) -> None:
@@ -82,6 +84,19 @@ def recommendation_s(number: int, request_of: RequestOf) -> float:
         recommend(POOL, waiting.classes(POOL.name), ledger, 0, (), 10.0, shape_of(POOL))
         took.append(time.perf_counter() - begun)
     return statistics.median(took)
+
+
+def idle_s(workers: int) -> float:
+    """Of each job, where as many wait as idle workers can take."""
+    waiting, ledger = Waiting(), Ledger()
+    for worker in range(workers):
+        ledger.add_worker(f"w{worker}", POOL, WorkerFacts(f"w{worker}", f"host{worker}", 1, 2, 48, 180_000), 0.0)
+    for number in range(workers * 24):
+        waiting.add(a_job(number, lambda i: Request(1 + i % 3, 2000 + 10 * (i % 50), 600.0)), POOL, 0.0)
+    begun, placed = time.perf_counter(), 0
+    while now := len(place(waiting, ledger, 1.0, 200)):
+        placed += now
+    return (time.perf_counter() - begun) / placed
 
 
 def full(number: int, request_of: RequestOf) -> tuple[Waiting, Ledger, list[str]]:

@@ -51,11 +51,15 @@ class Brakes:
     given_up: bool = False
     not_before: float = float("-inf")  # when the next one may be submitted
 
-    def allowed(self, wanted: int, queued: int, now: float) -> int:
-        """So many of ``wanted`` may be submitted, while ``queued`` have not joined. After a failure: one."""
+    def allowed(self, wanted: int, queued: int, now: float, up: int = 0) -> int:
+        """So many of ``wanted`` may be submitted, while ``queued`` have not joined and ``up`` work.
+
+        After a failure: one. A pool of a thousand would take hours to come up three at a time, so a quarter of what
+        works may queue.
+        """
         if self.given_up or now < self.not_before:
             return 0
-        room = self.queued_max if self.failures == 0 else 1
+        room = max(self.queued_max, up // 4) if self.failures == 0 else 1
         return max(0, min(wanted, room - queued))
 
     def failed(self, now: float, outlook: Outlook = "unknown", *, up: int = 0, elsewhere: bool = True) -> None:

@@ -7,7 +7,7 @@ it. Only workers with more room than at the last look, and classes with a new fi
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.decide import gangs
@@ -36,14 +36,18 @@ _PLAN_EVERY_S = 1.0
 _PLANNED_CLASSES = 16  # so many blocked classes are considered for a reservation, fewer with many workers
 _PLANNED_WORKERS = 1000
 _CLOSE_LOOKS = 8  # so many workers with more room are told apart before each class is looked at
+_NARROWS = 0.9  # of more workers, the look at all of them is done anew once so many of them are left
 _MAX_RESERVATIONS = 8  # of a pool, and never more than half its workers but for one job
 
 
-def place(waiting: Waiting, ledger: Ledger, now: float) -> list[tuple[QueuedJob, Holding]]:
-    """The jobs that start now: taken out of ``waiting``, held in the ledger."""
+def place(waiting: Waiting, ledger: Ledger, now: float, most: int | None = None) -> list[tuple[QueuedJob, Holding]]:
+    """The jobs that start now: taken out of ``waiting``, held in the ledger.
+
+    At ``most`` so many; where it gives that many, there may be more, and the next call goes on with them.
+    """
     placed: list[tuple[QueuedJob, Holding]] = []
     for queue in waiting.queues():
-        placed += _Round(queue, waiting, ledger, now).run()
+        placed += _Round(queue, waiting, ledger, now, math.inf if most is None else most - len(placed)).run()
     return placed
 
 
@@ -75,8 +79,9 @@ def place_missing(
 class _Round:
     """One look at one pool."""
 
-    def __init__(self, queue: Queue, waiting: Waiting, ledger: Ledger, now: float) -> None:
+    def __init__(self, queue: Queue, waiting: Waiting, ledger: Ledger, now: float, most: float) -> None:
         self.queue = queue
+        self.most = most
         self.waiting = waiting
         self.ledger = ledger
         self.now = now
@@ -85,11 +90,16 @@ class _Round:
         self.live: list[WorkerState] = []  # workers with more room than at the last look
         self.roomy: list[WorkerState] = []
         self.hope = _Hope([], self.queue, now)
-        self.candidates: dict[JobClass, list[WorkerState]] = {}  # of the classes looked at: where they may still fit
+        self.looked: dict[JobClass, bool] = {}  # the classes looked at, and whether on every worker
+        self.candidates: dict[JobClass, list[WorkerState]] = {}  # of some of these: where they may still fit
+        self.busy: list[WorkerState] = []  # of the roomy ones
+        self.busy_live: list[WorkerState] = []
         self.last: dict[JobClass, WorkerState] = {}  # where the class's last job went
 
     def run(self) -> list[tuple[QueuedJob, Holding]]:
         queue = self.queue
+        if self._enough():
+            return []
         self._check_reservations()
         gained = self.ledger.take_gained(queue.pool.name) | queue.unlocked
         queue.unlocked = set()
@@ -97,28 +107,36 @@ class _Round:
         if self.live or queue.unchecked:
             self._fresh_first()
             self._walk()
+        if self._enough():  # the next round goes on where this one stopped
+            queue.unlocked = {state.name for state in self.live}
+            return self.placed
         if self.now >= queue.next_plan:
             queue.next_plan = self.now + _PLAN_EVERY_S
             self._plan()
         return self.placed
 
+    def _enough(self) -> bool:
+        return len(self.placed) >= self.most
+
     def _walk(self) -> None:
         """Start what fits, in order: all classes on the workers that gained, the unchecked ones on every worker."""
         self.roomy = [state for state in self.states.values() if self.queue.any_room(state)]
+        self.busy, self.busy_live = _busy(self.roomy), _busy(self.live)
         while not self._walk_all():
-            self._walk_unchecked()
-            if not self.live:
+            if not self._enough():
+                self._walk_unchecked()
+            if self._enough() or not self.live:
                 return
 
     def _walk_all(self) -> bool:
         """Look at each class while a worker that gained has room; returns whether the end was reached."""
         queue, position = self.queue, 0
         while position < len(queue.heads):
-            if not self.live:
+            if self._enough() or not self.live:
                 return False
             order, cls = queue.heads[position]
             everywhere = (
-                cls in queue.unchecked or cls in self.candidates or cls.need.workers > 1 or cls.need.gang is not None
+                cls in queue.unchecked or cls in self.looked or cls.need.workers > 1 or cls.need.gang is not None
             )
             # After a start this position holds another class, or the same one with its next job.
             if (everywhere or self.hope.for_class(cls, order)) and self._start(cls):
@@ -132,7 +150,7 @@ class _Round:
         unchecked = self.queue.unchecked
         heap = [(head.order, cls) for cls in unchecked if (head := cls.head())]
         heapq.heapify(heap)
-        while heap and not self.live:
+        while heap and not self.live and not self._enough():
             cls = heapq.heappop(heap)[1]
             if self._start(cls) and (head := cls.head()):
                 heapq.heappush(heap, (head.order, cls))
@@ -150,19 +168,18 @@ class _Round:
             return
         for _, cls in list(self.queue.heads):
             if cls.needs_fresh and self._waited_s(cls) >= PATIENCE_S:
-                self.candidates[cls] = list(fresh)
-                while cls.count and self._start(cls):
+                self.looked[cls], self.candidates[cls] = True, list(fresh)
+                while cls.count and not self._enough() and self._start(cls):
                     pass
-                del self.candidates[cls]
+                del self.looked[cls], self.candidates[cls]
 
     def _start(self, cls: JobClass) -> bool:
         """Start the class's first job, if it fits where it may run."""
         entry = cls.head()
         if entry is None:
             return False
-        if cls not in self.candidates:
-            everywhere = cls in self.queue.unchecked or cls.need.workers > 1 or cls.need.gang is not None
-            self.candidates[cls] = list(self.roomy if everywhere else self.live)
+        if cls not in self.looked:
+            self.looked[cls] = cls in self.queue.unchecked or cls.need.workers > 1 or cls.need.gang is not None
         if cls.spreads:
             cls.need = self.ledger.need(cls.request, cls.pool)
         if cls.need.gang is not None:
@@ -184,8 +201,23 @@ class _Round:
                 kept.awaited.add(holding.key)
         self._unlock(self.queue.unreserve(cls))
         self.waiting.placed(entry)
-        self._set_live(self.live)
+        self._took(chosen)
         return True
+
+    def _took(self, chosen: Sequence[WorkerState]) -> None:
+        """These workers have less room than before. That of a thousand others need not be looked at for each job."""
+        full = [state for state in chosen if not self.queue.any_room(state)]
+        for state in chosen:
+            if state not in self.busy:
+                self.busy.append(state)
+                if state in self.live:
+                    self.busy_live.append(state)
+        if full:
+            self.live, self.busy, self.busy_live = (
+                [state for state in states if state not in full] for states in (self.live, self.busy, self.busy_live)
+            )
+        if len(self.live) <= max(_CLOSE_LOOKS, _NARROWS * self.hope.workers):
+            self.hope = _Hope(self.live, self.queue, self.now)
 
     def _set_live(self, states: Iterable[WorkerState]) -> None:
         self.live = [state for state in states if self.queue.any_room(state)]
@@ -198,9 +230,13 @@ class _Round:
         if wanted == 1 and last is not None and self._fits(last, cls) and self._passes(last, cls, order):
             # It was the best choice for the job before and is fuller now.
             return [last]
-        candidates = self.candidates[cls]
-        candidates[:] = [state for state in candidates if self._fits(state, cls)]
-        fitting = [state for state in candidates if self._passes(state, cls, order)]
+        if wanted == 1:
+            # Any of them comes before all that are idle, of which there may be a thousand.
+            busy = self.busy if self.looked[cls] else self.busy_live
+            fitting = [state for state in busy if self._fits(state, cls) and self._passes(state, cls, order)]
+            if fitting:
+                return [min(fitting, key=lambda state: _left_over(state, need))]
+        fitting = [state for state in self._candidates(cls) if self._passes(state, cls, order)]
         if len(fitting) < wanted:
             return []
         if wanted == 1:
@@ -209,9 +245,15 @@ class _Round:
 
     def _choose_places(self, cls: JobClass, order: Order) -> list[Place]:
         """As `_choose`, for a job whose Dask cluster may lie on several workers."""
-        candidates = self.candidates[cls]
-        candidates[:] = [state for state in candidates if self._fits(state, cls)]
-        return gangs.plan(cls.need, [(state, self._room(state, cls, order)) for state in candidates])
+        return gangs.plan(cls.need, [(state, self._room(state, cls, order)) for state in self._candidates(cls)])
+
+    def _candidates(self, cls: JobClass) -> list[WorkerState]:
+        """Where the class's first job fits."""
+        known = self.candidates.get(cls)
+        if known is None:
+            known = self.roomy if self.looked[cls] else self.live
+        found = self.candidates[cls] = [state for state in known if self._fits(state, cls)]
+        return found
 
     def _room(self, state: WorkerState, cls: JobClass, order: Order) -> Amounts:
         """What a class may take of a worker, beside the job that it is kept for."""
@@ -227,13 +269,16 @@ class _Round:
         kept = self.queue.reserved.get(state.name)
         return kept is None or not _binds(kept, cls, order) or lets_pass(kept, state, cls, self.now)
 
-    def _unlock(self, names: Iterable[str]) -> None:
+    def _unlock(self, names: Collection[str]) -> None:
         """Workers that are no longer kept are open to the classes further on."""
+        if not names:
+            return
         for name in names:
             state = self.states.get(name)
             if state is None or not self.queue.any_room(state):
                 continue
-            for candidates in [self.live, self.roomy, *self.candidates.values()]:
+            busy = [] if state.idle_since is not None else [self.busy, self.busy_live]
+            for candidates in [self.live, self.roomy, *busy, *self.candidates.values()]:
                 if state not in candidates:
                     candidates.append(state)
         self.hope = _Hope(self.live, self.queue, self.now)
@@ -319,10 +364,14 @@ class _Round:
 
 
 class _Hope:
-    """A quick no for most of the classes that fit on none of these workers; cheap, as thousands of them may wait."""
+    """A quick no for most of the classes that fit on none of these workers; cheap, as thousands of them may wait.
+
+    It stays a true no where the workers have less room later on.
+    """
 
     def __init__(self, states: list[WorkerState], queue: Queue, now: float) -> None:
         firsts: list[Order] = []
+        self.workers = len(states)
         self._rows: list[tuple[float, ...]] = []
         for state in states:
             cores, memory_mb, gpus = state.free.cores, state.free.memory_mb, state.free.gpus
@@ -353,6 +402,10 @@ class _Hope:
             if in_time and cores <= free_cores and memory_mb <= free_mb and gpus <= free_gpus:
                 return True
         return False
+
+
+def _busy(states: Iterable[WorkerState]) -> list[WorkerState]:
+    return [state for state in states if state.idle_since is None]
 
 
 def _beside(kept: Reservation, state: WorkerState) -> Amounts:

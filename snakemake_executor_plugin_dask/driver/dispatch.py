@@ -19,6 +19,8 @@ from snakemake_executor_plugin_dask.driver.pools import Pools
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool
 
+_AT_ONCE = 200  # jobs are started before the event loop does other things: each takes about a millisecond
+
 
 class Jobs(Protocol):
     """A run's jobs, as the dispatch sees them."""
@@ -143,7 +145,10 @@ class Dispatch:
         try:
             for run in self.runs.values():
                 run.parts.place_missing()
-            for queued, holding in placement.place(self.waiting, self.ledger, self.clock()):
+            placed = placement.place(self.waiting, self.ledger, self.clock(), _AT_ONCE)
+            if len(placed) >= _AT_ONCE:
+                self.place_soon()
+            for queued, holding in placed:
                 if self._turns is not None:
                     self._turns.started(queued.key, self.clock())
                 owner = next((run for run in self.runs.values() if queued.key in run.jobs), None)

@@ -81,7 +81,7 @@ class Observer:
             self._lived = wall
             live.write(self._event_log, self.model.running.values())
         waiting = self._note(blockers, now)
-        for line in self._narrator.look(snapshot(self.model, self._clock(), waiting)):
+        for line in self._narrator.look(snapshot(self.model, self._clock(), waiting, workers=False)):
             self.say("info", line)
 
     def show(self, blockers: Iterable[Blocked], now: float) -> str:

@@ -90,8 +90,17 @@ class Snapshot:
     starts: Mapping[tuple[int, str], int] = field(default_factory=dict)  # attempts by depth, and why it was not deeper
 
 
-def snapshot(model: RunModel, now: float | None = None, waiting: Sequence[WaitingState] | None = None) -> Snapshot:
-    """The picture from a model. ``waiting`` None: as the log last said it."""
+def snapshot(
+    model: RunModel,
+    now: float | None = None,
+    waiting: Sequence[WaitingState] | None = None,
+    *,
+    workers: bool = True,
+) -> Snapshot:
+    """The picture from a model; of thousands of ``workers`` and their jobs only where that is wanted.
+
+    ``waiting`` None: as the log last said it.
+    """
     now = model.now if now is None else now
     waits = Counter(attempt.pool for attempt in model.waiting.values())
     if waiting is None:
@@ -105,7 +114,7 @@ def snapshot(model: RunModel, now: float | None = None, waiting: Sequence[Waitin
         started=model.started if model.started is not None else now,
         run_id=model.run_id,
         pools=tuple(_pool_state(model, name, waits[name]) for name in model.pools),
-        workers=tuple(_worker_state(model, name, now) for name in model.current),
+        workers=tuple(_worker_state(model, name, now) for name in model.current) if workers else (),
         waiting=tuple(_with_others(model, waiting, waits)),
         jobs=counts["jobs"],
         known=max(model.known_jobs, counts["jobs"]),

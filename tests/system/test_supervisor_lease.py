@@ -36,11 +36,11 @@ class Driver:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
 
     def connected(self):
-        connection = self.server.connections.get(("w-1", "a"))
+        connection = self.server.connection("w-1", "a")
         return connection if connection is not None and connection.open else None
 
     def deaths(self):
-        connection = self.server.connections.get(("w-1", "a"))
+        connection = self.server.connection("w-1", "a")
         return set() if connection is None else connection.dead
 
     def cut(self):
@@ -72,7 +72,7 @@ def test_death_of_the_worker_is_told_to_the_driver(driver, tmp_path):
         assert not any(map(alive, pids))
         assert not marked_processes()
         assert driver.deaths() == keys
-        assert driver.server.connections["w-1", "a"].ended
+        assert driver.server.connection("w-1", "a").ended
 
 
 def test_driver_ends_jobs_of_a_frozen_worker(driver, tmp_path):

@@ -34,6 +34,7 @@ def test_few_allocations_are_queued_at_once() -> None:
     assert brakes.allowed(10, 2, 0.0) == 1
     assert brakes.allowed(10, 3, 0.0) == 0
     assert brakes.allowed(1, 0, 0.0) == 1
+    assert brakes.allowed(900, 10, 0.0, up=100) == 15
 
 
 def test_delays_grow_after_failures() -> None:

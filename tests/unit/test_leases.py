@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from snakemake_executor_plugin_dask.driver.own.certificate import TLSFiles, make_tls, server_context
-from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
+from snakemake_executor_plugin_dask.driver.own.leases import Connection, LeaseServer
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.lease_messages import encoded, hello
 
@@ -44,6 +44,12 @@ async def connect(
     return reader, writer
 
 
+def line_of(server: LeaseServer) -> Connection:
+    connection = server.connection("w-1", "a")
+    assert connection is not None
+    return connection
+
+
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110 - what is waited for happens on another loop
         await asyncio.sleep(0.01)
@@ -57,8 +63,8 @@ def test_a_supervisor_with_many_jobs_is_heard(tls: TLSFiles) -> None:
         await server.start("127.0.0.1")
         _, writer = await connect(server, tls, "w-1")
         writer.write(encoded({"dead": keys, "last": True}))
-        await until(lambda: server.connections["w-1", "a"].ended)
-        assert server.connections["w-1", "a"].dead == set(keys)
+        await until(lambda: line_of(server).ended)
+        assert line_of(server).dead == set(keys)
 
     with_server(tls, play)
 
@@ -71,7 +77,7 @@ def test_a_supervisor_that_goes_ends_no_renewals_of_others(tls: TLSFiles) -> Non
         _, goes = await connect(server, tls, "w-1")
         stays, _ = await connect(server, tls, "w-2")
         goes.close()
-        await until(lambda: not server.connections["w-1", "a"].open)
+        await until(lambda: not line_of(server).open)
         renewing = asyncio.ensure_future(server.renew())
         assert json.loads(await stays.readline()) == {"renew": 1}
         renewing.cancel()
@@ -114,11 +120,11 @@ def test_leases_of_a_run_that_is_gone_are_not_renewed(tls: TLSFiles) -> None:
         await server.start("127.0.0.1")
         await connect(server, tls, "w-1", "a")
         stays, _ = await connect(server, tls, "w-1", "b")
-        before = server.connections["w-1", "a"].renewed
+        before = line_of(server).renewed
         living.discard("a")
         renewing = asyncio.ensure_future(server.renew())
         assert json.loads(await stays.readline()) == {"renew": 1}
-        assert server.connections["w-1", "a"].renewed == before
+        assert line_of(server).renewed == before
         renewing.cancel()
 
     with_server(tls, play, living.__contains__)
@@ -132,7 +138,7 @@ def test_a_worker_is_dead_once_all_its_supervisors_say_so(tls: TLSFiles) -> None
         _, first = await connect(server, tls, "w-1", "a")
         await connect(server, tls, "w-1", "b")
         first.write(encoded({"dead": ["x-a-1"], "last": True}))
-        await until(lambda: server.connections["w-1", "a"].ended)
+        await until(lambda: line_of(server).ended)
         assert server.dead("w-1", ["x-a-1"])
         assert not server.dead("w-1", ["x-a-1", "x-b-1"])
         server.forget("b")

@@ -255,6 +255,35 @@ def test_a_worker_near_its_end_is_told_as_what_blocks() -> None:
     assert blockers(waiting, ledger, 3000.0)[0].short == ("life",)
 
 
+def test_a_bounded_round_goes_on_where_it_stopped() -> None:
+    pool = a_pool(workers_max=3, cores=4)
+    ledger = a_ledger(pool, "a", "b", "c")
+    waiting = waiting_for(
+        pool, [*(a_job(f"small-{i}") for i in range(8)), *(a_job(f"wide-{i}", cores=2) for i in range(4))]
+    )
+    rounds = [[job.key for job, _ in place(waiting, ledger, 1.0, 5)] for _ in range(4)]
+    assert [len(placed) for placed in rounds] == [5, 5, 0, 0]
+    assert [key for placed in rounds for key in placed] == [*(f"small-{i}" for i in range(8)), "wide-0", "wide-1"]
+    assert all(state.free.cores == 0 for state in ledger.states(pool.name).values())
+
+
+def test_a_job_does_not_look_at_all_idle_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    has_room = WorkerState.has_room
+
+    def counted(self: WorkerState, need: Need) -> bool:
+        nonlocal looks
+        looks += 1
+        return has_room(self, need)
+
+    monkeypatch.setattr(WorkerState, "has_room", counted)
+    pool = a_pool(workers_max=300, cores=20, memory_mb=100_000)
+    ledger = a_ledger(pool, *(f"w{i}" for i in range(300)))
+    waiting = waiting_for(pool, [a_job(f"job-{i}", cores=1 + i % 2, memory_mb=100 + i % 50) for i in range(4000)])
+    assert len(place(waiting, ledger, 1.0)) == 4000
+    assert looks < 4000 * 30
+
+
 def test_ten_thousand_jobs_wait_without_strain(monkeypatch: pytest.MonkeyPatch) -> None:
     """When one job ends, its worker alone is asked, and only until it is full, however different the jobs are."""
     pool = a_pool(cores=48, memory_mb=180_000)

@@ -223,7 +223,7 @@ class Fleet(Members):
         # Until one has joined, those that run count too: more of them might not reach the scheduler either.
         works = known.startup_s is not None
         queued = {m.process.name for m in there if m.starting and not (works and m.state is State.RUNNING)}
-        for _ in range(known.brakes.allowed(count, len(queued), self._clock())):
+        for _ in range(known.brakes.allowed(count, len(queued), self._clock(), len(self.up(pool.name)))):
             bad = known.nodes.bad()
             wanted = replace(pool, left_out=tuple(bad))
             process = self._backends[pool.cluster].worker(wanted, f"{pool.name}-{known.asked}", self._link)

@@ -67,7 +67,7 @@ class LeaseServer:
         self._socket: socket.socket | None = None
         self._door: Door | None = None
         self._stopped: set[str] = set()
-        self.connections: dict[tuple[str, str], Connection] = {}  # by worker and run
+        self._connections: dict[str, dict[str, Connection]] = {}  # by worker, and by run
         self.port = 0
 
     async def start(self, host: str, port: int = 0) -> None:
@@ -107,7 +107,7 @@ class LeaseServer:
         if self._door is not None and self._socket is not None:
             self._door.close()
             self._socket.close()
-        for connection in self.connections.values():
+        for connection in self._all():
             connection.writer.close()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
@@ -126,18 +126,17 @@ class LeaseServer:
 
     def forget(self, run: str, worker: str | None = None) -> None:
         """A run is over, and its supervisors have left; or the one on this worker has."""
-        for key in list(self.connections):
-            if key[1] == run and worker in (None, key[0]):
-                del self.connections[key]
+        for name in list(self._connections) if worker is None else [worker]:
+            self._connections.get(name, {}).pop(run, None)
 
     def listen_anew(self) -> None:
         """Forget for how long nobody was heard: this process stood still itself."""
-        for connection in list(self.connections.values()):
+        for connection in self._all():
             connection.heard = time.monotonic()
 
     def uses(self, run: str) -> dict[str, tuple[float, ...]]:
         """What a run's jobs used when that was last said, by key: when, CPU time in s, memory in 10^6 bytes."""
-        lines = [line for line in list(self.connections.values()) if line.open and line.run == run]
+        lines = [line for line in self._all() if line.open and line.run == run]
         return {key: (line.used, *use) for line in lines for key, use in line.uses.items()}
 
     def silent_s(self, worker: str) -> float | None:
@@ -164,8 +163,15 @@ class LeaseServer:
         """Whether a supervisor's host still does: its connection is open."""
         return any(connection.open for connection in self._of(worker))
 
+    def connection(self, worker: str, run: str) -> Connection | None:
+        """That of a worker's supervisor for a run, if it ever connected."""
+        return self._connections.get(worker, {}).get(run)
+
     def _of(self, worker: str) -> list[Connection]:
-        return [connection for connection in list(self.connections.values()) if connection.worker == worker]
+        return list(self._connections.get(worker, {}).values())
+
+    def _all(self) -> list[Connection]:
+        return [connection for worker in list(self._connections) for connection in self._of(worker)]
 
     # On the thread
 
@@ -177,7 +183,7 @@ class LeaseServer:
         while True:
             number += 1
             now = time.monotonic()
-            for connection in list(self.connections.values()):
+            for connection in self._all():
                 # To one that is not heard none is sent: renewals that wait on their way are worth nothing there, and
                 # would only put off the time from which its jobs are known to be dead.
                 if connection.takes(now) and self._renews(connection):
@@ -195,7 +201,7 @@ class LeaseServer:
                 now = time.monotonic()
                 if connection is None:
                     connection = Connection(str(message["hello"]), str(message["run"]), writer, now, now)
-                    self.connections[connection.worker, connection.run] = connection
+                    self._connections.setdefault(connection.worker, {})[connection.run] = connection
                     if connection.worker in self._stopped:
                         _send(connection, {"stop": True})
                     elif self._alive(connection.run):
