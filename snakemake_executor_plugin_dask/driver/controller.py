@@ -257,6 +257,8 @@ class Controller:
             self.failed(error)
 
     def _received(self, message: Mapping[str, Any]) -> None:
+        if "begun" in message:  # a short job's start, which is told with its end
+            self._received(message["begun"])
         if self.parts.received(message):
             return
         if "started" in message:

@@ -2,11 +2,14 @@
 
 In Snakemake's process `describe` says which rule runs with which wildcards and on which input files. On the worker the
 warm process has read the same workflow, so that a child of it can make the same job. Input files travel, since only the
-main process has the DAG that they come from. Everything else (resources, parameters, log files, the message) is
-evaluated on the worker, as in a cold job.
+main process has the DAG that they come from. So do values of resources that come from expressions of the command line
+(default resources, mostly), which no author's code has a part in: to evaluate them again takes a quarter of a short
+job's preparation. Everything else (resources, parameters, log files, the message) is evaluated on the worker, as in a
+cold job.
 """
 
 import functools
+import inspect
 import pickle
 from typing import Any
 
@@ -34,7 +37,12 @@ _IS_RUN = Private(_JOB, "is_run", _LOST, needed=False)
 _NAMES_OF = Private("snakemake.iocontainers:Namedlist", "_get_names", _LOST, needed=False)
 _RULES = Private("snakemake.workflow:Workflow", "rules", _LOST, needed=False)
 
-NAMES = (*_SPECIAL, *_DEPLOYED, _CACHE, _CHECKPOINT, PIPES, _IS_RUN, _NAMES_OF, _RULES)
+_RESOURCES = Private(_RULE, "resources", _LOST, needed=False)
+_EVALUATOR = Private("snakemake.resources:Resource", "_evaluator", _LOST, needed=False)
+
+NAMES = (*_SPECIAL, *_DEPLOYED, _CACHE, _CHECKPOINT, PIPES, _IS_RUN, _NAMES_OF, _RULES, _RESOURCES, _EVALUATOR)
+
+_OF_THE_NODE = frozenset({"tmpdir"})
 
 #: Flags of input files that mean nothing to a job once its input exists, or that plain values express.
 _HARMLESS_FLAGS = frozenset(
@@ -82,11 +90,35 @@ def describe(job: Any, workflow: Any) -> bytes | None:
         directories=directories,
         output=[str(file) for file in job.output],
         jobid=job.jobid,
+        resources=_evaluated(job, workflow),
     )
     try:
         return pickle.dumps(tuple(call), protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError):
         return None  # e.g. a wildcard that is no plain text
+
+
+def _evaluated(job: Any, workflow: Any) -> dict[str, int | float | str]:
+    """What expressions of the command line give for this job, but for what depends on the node.
+
+    A limit of the run's (`--resources`) is none of a job's own Snakemake.
+    """
+    left_alone = {*_OF_THE_NODE, *workflow.resource_settings.resources}
+    values = {
+        name: job.resources.get(name)
+        for name, resource in _RESOURCES.of(job.rule).items()
+        if name not in left_alone and not name.startswith("_") and is_expression(resource)
+    }
+    # «<TBD>» is a text of a class of its own.
+    return {name: value for name, value in values.items() if type(value) in (int, float, str)}
+
+
+def is_expression(resource: Any) -> bool:
+    """Whether a rule's resource is an expression of the command line, the default ones among them."""
+    if not resource.is_evaluable():
+        return False
+    evaluator = inspect.unwrap(_EVALUATOR.of(resource))
+    return getattr(evaluator, "__qualname__", "").startswith("Resource.from_cli_expression.")
 
 
 def _needs_dag(job: Any, workflow: Any) -> bool:

@@ -8,7 +8,6 @@ Snakemake, and was read in 9.27.1. None of it is looked for by name: before the 
 
 import contextlib
 import dataclasses
-import inspect
 import io
 import itertools
 import logging
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
+from snakemake_executor_plugin_dask.interior.snakemake_calls import is_expression
 from snakemake_executor_plugin_dask.interior.snakemake_command_line import Parser
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.warmcall import Call
@@ -222,7 +222,7 @@ class WarmWorkflow:
             return
         dag = self.workflow.dag
         self.set_cores(1, 1)
-        job = self._make_job(Call(rule.name, dict.fromkeys(rule.wildcard_names, "0"), [], [], [], [], 0))
+        job = self._make_job(Call(rule.name, dict.fromkeys(rule.wildcard_names, "0"), [], [], [], [], 0, {}))
         job.log_info()
         self.workflow.async_run(job.check_protected_output())
         for table in (dag._jobid, dag._reason, dag._priority):
@@ -318,9 +318,12 @@ class WarmWorkflow:
         from snakemake.io import IOFile, flag
         from snakemake.iocontainers import InputFiles
         from snakemake.jobs import Job
+        from snakemake.resources import Resource
 
         workflow, dag = self.workflow, self.workflow.dag
         rule = workflow.get_rule(call.rule)
+        for name, value in call.resources.items():
+            rule.resources[name] = Resource(name, value)
         directories = frozenset(call.directories)
         files = []
         for index, name in enumerate(call.input):
@@ -507,8 +510,4 @@ def _is_static(rule: Any) -> bool:
     """Whether a rule's job can be made without calling anything that the workflow's author wrote."""
     if not rule.is_shell or callable(rule.priority) or any(callable(value) for value in rule.params):
         return False
-    evaluators = (inspect.unwrap(value._evaluator) for value in rule.resources.values() if value.is_evaluable())
-    # Resources from the command line, the default ones among them, are expressions.
-    return all(
-        getattr(evaluator, "__qualname__", "").startswith("Resource.from_cli_expression.") for evaluator in evaluators
-    )
+    return all(is_expression(value) for value in rule.resources.values() if value.is_evaluable())

@@ -13,3 +13,4 @@ class Call(NamedTuple):
     directories: list[int]  # input files that are flagged as directories, by index
     output: list[str]  # only to be compared with what the worker finds
     jobid: int
+    resources: dict[str, int | float | str]  # values of those that expressions of the command line give

@@ -1,8 +1,8 @@
 """The worker's part in Dask: the submitted function, and the link to the supervisor. Starts the supervisor process.
 
 A Dask task is the coroutine `run_job`: it hands a job to the supervisor and waits for the outcome, on the worker's
-event loop and without a thread. Started and ended jobs are told as Dask events as soon as they are known, since a
-result takes two more messages.
+event loop and without a thread. Ends are told as Dask events as soon as they are known, since a result takes two more
+messages; starts a moment later, since those of short jobs then travel with their ends.
 """
 
 import asyncio
@@ -34,6 +34,8 @@ from snakemake_executor_plugin_dask.model.job_messages import (
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node.processes import become_subreaper, kill_descendants
+
+_BEGUN_S = 0.05  # so much later a start is told, or with the job's end
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -101,6 +103,8 @@ class SupervisorLink:
         self._waiting: dict[str, asyncio.Future[Outcome]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._begun: dict[str, dict[str, Any]] = {}  # starts that are not told yet
+        self._telling: asyncio.TimerHandle | None = None
         self.lost = asyncio.Event()
         #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes. Told every few seconds.
         self.uses: Mapping[str, tuple[float, float]] = {}
@@ -131,8 +135,21 @@ class SupervisorLink:
         ended = await outcome
         if not self.lost.is_set():
             # Told here, so that it travels in one message with the end of the task.
-            self._report({"ended": dataclasses.asdict(ended)})
+            self._report(self._end(ended))
         return ended
+
+    def _end(self, outcome: Outcome) -> dict[str, Any]:
+        """What is told of a job's end, and of its start, where that was not told."""
+        begun = self._begun.pop(outcome.key, None)
+        return {"ended": dataclasses.asdict(outcome)} | ({} if begun is None else {"begun": begun})
+
+    def _tell_begun(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        begun, self._begun = self._begun, {}
+        for message in begun.values():
+            self._report(message)
 
     def keys(self) -> set[str]:
         """The attempts that run, or wait for their start."""
@@ -174,12 +191,15 @@ class SupervisorLink:
             case Started():
                 how = {"start": message.start, "start_depth": message.depth, "start_reason": message.reason}
                 what = {"started": message.key, "pid": message.pid, "time": message.time, "worker": self.worker}
-                self._report({**what, **how})
+                self._begun[message.key] = {**what, **how}
+                if self._telling is None:
+                    self._telling = asyncio.get_running_loop().call_later(_BEGUN_S, self._tell_begun)
             case Uses():
                 self._note_uses(message.by_key)
             case Said():
                 self._report({"said": message.text})
             case OfCluster():
+                self._tell_begun()
                 self._report({"cluster": message.key, **message.message})
             case Ended(outcome):
                 outcome = dataclasses.replace(outcome, worker=self.worker, allocation=self._allocation())
@@ -187,11 +207,12 @@ class SupervisorLink:
                 if future is not None and not future.done():
                     future.set_result(outcome)
                 else:
-                    self._report({"ended": dataclasses.asdict(outcome)})
+                    self._report(self._end(outcome))
             case _:
                 pass
 
     async def _supervisor_gone(self) -> None:
+        self._tell_begun()
         self._report({"leaving": self.worker})  # before the jobs, which must not come back to it
         # A process that the kernel holds may outlive the signal. Until it is gone its job must not run again.
         while not await self._kill_jobs():

@@ -214,6 +214,24 @@ def test_what_another_run_may_have_done_spends_no_retry() -> None:
     assert [sum(cores.values()) for cores in placed] == [1, 1, 4, 4]
 
 
+def test_a_start_may_be_told_with_the_end() -> None:
+    """As that of a short job is; it is told to Snakemake and the event log all the same, and once."""
+
+    async def script(world: World) -> None:
+        world.worker("local-0")
+        world.controller.enqueue(Enqueue((job("a"),)))
+        await settle()
+        key = world.submitted[0][1].key
+        begun = {"started": key, "pid": 1, "start": "warm", "start_depth": 3, "start_reason": ""}
+        outcome = {"key": key, "status": "succeeded", "started": 1.0, "ended": 2.0}
+        world.controller.received({"ended": outcome, "begun": begun})
+
+    world = play(script)
+    told = [type(message) for message in world.sent if isinstance(message, Started | Finished)]
+    assert told == [Started, Finished]
+    assert [kind for kind, _ in world.events if kind in ("job-started", "job-ended")] == ["job-started", "job-ended"]
+
+
 def test_no_more_than_fits_runs_at_once() -> None:
     """Five one-core jobs on four cores: the fifth is sent when one of the others ends."""
 

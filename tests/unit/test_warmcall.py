@@ -5,6 +5,8 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
+from snakemake.common.tbdstring import TBDString
+from snakemake.resources import Resource
 
 from snakemake_executor_plugin_dask.interior import snakemake_calls
 from snakemake_executor_plugin_dask.model.warmcall import Call
@@ -41,6 +43,7 @@ def make_job(**changes: Any) -> Any:
         workflow_settings=SimpleNamespace(cache=None),
         deployment_settings=SimpleNamespace(deployment_method=set()),
         rules=[],
+        resource_settings=SimpleNamespace(resources={}),
     )
     rule = SimpleNamespace(
         name="align",
@@ -55,6 +58,7 @@ def make_job(**changes: Any) -> Any:
         conda_env=None,
         container_img=None,
         env_modules=None,
+        resources={},
     )
     workflow.rules.append(rule)
     job = SimpleNamespace(
@@ -70,6 +74,7 @@ def make_job(**changes: Any) -> Any:
         output=Files([File("out", "temp")]),
         log=Files([]),
         benchmark=None,
+        resources={},
         get_target_spec=lambda: [SimpleNamespace(wildcards_dict={"sample": "x,y"})],
         jobid=17,
     )
@@ -95,7 +100,26 @@ def test_a_plain_job_is_described() -> None:
         directories=[2],
         output=["out"],
         jobid=17,
+        resources={},
     )
+
+
+def test_values_of_expressions_travel_and_no_others() -> None:
+    """What the author's functions give, what differs from node to node, and what is limited is left to the worker."""
+    of_rule = {
+        "mem_mb": Resource.from_cli_expression("mem_mb", "max(2*input.size_mb, 1000)"),
+        "disk_mb": Resource.from_cli_expression("disk_mb", "attempt * 7"),
+        "unknown": Resource.from_cli_expression("unknown", "input.size_mb"),
+        "licences": Resource.from_cli_expression("licences", "attempt"),
+        "tmpdir": Resource.from_cli_expression("tmpdir", "system_tmpdir"),
+        "runtime": Resource("runtime", lambda _: 5),
+        "partition": Resource("partition", "long"),
+    }
+    values = {"mem_mb": 1000, "disk_mb": 7, "unknown": TBDString(), "licences": 1, "tmpdir": "/tmp", "runtime": 5}
+    job = make_job(rule__resources=of_rule, resources=values, workflow__resource_settings__resources={"licences": 3})
+    data = describe(job)
+    assert data is not None
+    assert Call(*pickle.loads(data)).resources == {"mem_mb": 1000, "disk_mb": 7}
 
 
 def test_the_description_holds_plain_text_only() -> None:

@@ -10,8 +10,10 @@ import pytest
 import settling
 from settling import settle
 
-from snakemake_executor_plugin_dask.model.job_messages import Uses
-from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.job_messages import Ended, Uses
+from snakemake_executor_plugin_dask.model.job_messages import Started as Began
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
+from snakemake_executor_plugin_dask.model.wire import frame
 from snakemake_executor_plugin_dask.worker import attach, client
 
 
@@ -30,6 +32,41 @@ def test_what_jobs_use_is_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(105.0, a=(5.0, 100.0)) == [1.0, 100.0]
     assert told(110.0, a=(12.5, 120.0), b=(2.5, 80.4)) == [2.0, 200.0]
     assert told(115.0, b=(2.5, 80.4)) == [0.0, 80.0]
+
+
+def test_a_short_jobs_start_is_told_with_its_end() -> None:
+    """In one message instead of two; the start of a job that runs on is told by itself."""
+    told: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        supervisor: Any = types.SimpleNamespace(open=lambda: asyncio.open_connection(sock=ours))
+        link = client.SupervisorLink("run", "local-0", supervisor, told.append)
+        await link.open()
+        jobs = [asyncio.create_task(link.run(JobSpec(key, "rule", "1", 1, (), 1, "/log"))) for key in ("short", "long")]
+        while link.keys() != {"short", "long"}:  # noqa: ASYNC110 - until both are handed over
+            await asyncio.sleep(0)
+        for message in (
+            Began("long", 7, "warm", 3, "", 1.0),
+            Began("short", 8, "warm", 3, "", 1.0),
+            Ended(Outcome("short", "succeeded")),
+        ):
+            theirs.sendall(frame(message))
+        await jobs[0]
+        while len(told) < 2:  # noqa: ASYNC110 - the link's own clock
+            await asyncio.sleep(0.01)
+        theirs.sendall(frame(Ended(Outcome("long", "succeeded"))))
+        await jobs[1]
+        link.close()
+        theirs.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert [sorted(message.keys() & {"begun", "ended", "started"}) for message in told[:3]] == [
+        ["begun", "ended"],
+        ["started"],
+        ["ended"],
+    ]
+    assert (told[0]["begun"]["started"], told[1]["started"], told[1]["pid"]) == ("short", "long", 7)
 
 
 @pytest.mark.parametrize(

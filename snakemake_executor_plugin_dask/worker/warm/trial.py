@@ -108,7 +108,7 @@ def _call(directory: str, kind: str, value: str, text: str) -> TrialJob:
     rule, output = f"snakemake_dask_trial_{kind}", f"{value}.{kind}"
     inputs = ["input"] if kind == "command" else []
     names: list[tuple[str, tuple[int, int | None]]] = [("first", (0, None))] if inputs else []
-    call = Call(rule, {_WILDCARD: value}, inputs, names, [], [output], 0)
+    call = Call(rule, {_WILDCARD: value}, inputs, names, [], [output], 0, {})
     spec = JobSpec(
         f"{rule}-{value}", rule, "0", 3, (), 2, os.path.join(directory, "log"), call=pickle.dumps(tuple(call))
     )  # fmt: skip
