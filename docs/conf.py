@@ -25,6 +25,8 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
 # intro.md is part of index.md.
 exclude_patterns = ["_build", "intro.md"]
+# What a terminal showed is no Python.
+highlight_language = "text"
 html_theme = "furo"
 html_title = f"Snakemake on Dask {version}"
 html_theme_options = {"source_repository": repository, "source_branch": "main", "source_directory": "docs/"}
