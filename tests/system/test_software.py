@@ -136,7 +136,8 @@ def test_on_slurm_as_locally(slurm: VirtualSlurm, deployed: list[str], tmp_path:
             if start == "warm":
                 depths = {event["key"].split("-")[0]: event["start_depth"] for event in begun}
                 assert {depths["joined"], depths["r"], depths["bare"]} == {3}
-                assert depths["notebook"] == 2
+                assert {depths["conda"], depths["conda_r"], depths["container"], depths["modules"]} == {2}
+                assert {depths["wrapper"], depths["notebook"]} == {2}
     with snakemake(directory, snakefile, *deployed, *SLURM, "--touch") as run:
         assert run.wait(RUN_S) == 0, run.output
     with snakemake(directory, snakefile, *deployed, *SLURM, "--report", "report.html") as run:
