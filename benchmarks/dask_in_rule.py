@@ -24,6 +24,10 @@ began = time.monotonic()
 import importlib.util, json, sys
 import dask.array as da
 from dask.distributed import Client, LocalCluster
+frames = importlib.util.find_spec("pandas") and importlib.util.find_spec("pyarrow")
+if frames:
+    from dask.datasets import timeseries
+    import dask.dataframe
 
 def main():
     output, cluster, number, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -53,8 +57,7 @@ def main():
     x = da.random.default_rng(1).random((size, size), chunks=1000)
     float((x @ x.T).std().compute())
     found |= {"array": time.monotonic() - start, "array, CPU time": cpu() - used}
-    if importlib.util.find_spec("pandas") and importlib.util.find_spec("pyarrow"):
-        from dask.datasets import timeseries
+    if frames:
         used, start = cpu(), time.monotonic()
         frame = timeseries("2000-01-01", f"2000-0{1 + size // 1000}-01", freq="5s", partition_freq="4D", seed=1)
         frame.groupby("id").agg({"x": "mean", "y": "std"}).compute()

@@ -184,6 +184,13 @@ def wanted_modules(directory: str) -> "list[str]":
         return []
 
 
+def import_wanted(directory: str) -> None:
+    """Import them, before the first task or graph waits for that."""
+    for module in wanted_modules(directory):
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+
+
 def _guard(directory: str) -> None:
     """Who has no certificate of this job costs its ports little: a few connections, for a few seconds."""
     try:
@@ -250,6 +257,7 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
     """Run the scheduler, and keep the workers of its node, until the supervisor's socket closes."""
     from distributed import Scheduler
 
+    import_wanted(keeper.directory)  # while the workers do
     pages = _pages(settings, keeper)
 
     class OwnScheduler(Scheduler):
@@ -379,9 +387,7 @@ async def work(directory: str, settings: dict[str, Any], name: str) -> None:
     """Run one Dask worker until its scheduler ends it."""
     from distributed import Worker
 
-    for module in wanted_modules(directory):
-        with contextlib.suppress(Exception):
-            importlib.import_module(module)  # before the first task waits for it
+    import_wanted(directory)
 
     class QuietWorker(Worker):
         """Without HTTP: nothing but its TLS port listens."""
