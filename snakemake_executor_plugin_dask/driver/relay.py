@@ -98,7 +98,8 @@ class Relay:
         for text in entered.said:
             self._observer.say("warning", text)
         welcome = entered.welcome
-        there, age = count(welcome.up, "worker"), format_duration(int(welcome.age_s))
+        there = count(welcome.up, "worker") if welcome.up else "no worker yet"
+        age = format_duration(int(welcome.age_s))
         room = f", {welcome.roomy} of them with free cores" if welcome.roomy < welcome.up else ""
         self._observer.say("info", f"Cluster {self._kept.name}, up for {age}, has {there}{room}.")
         if self._begin.options.dashboard is not None:

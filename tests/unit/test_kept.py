@@ -2,6 +2,9 @@
 
 import asyncio
 import os
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +23,7 @@ from snakemake_executor_plugin_dask.model.kept import Kept, asked_of_pools, diff
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node import state
-from snakemake_executor_plugin_dask.node.former import Process, this_process
+from snakemake_executor_plugin_dask.node.former import Process, ancestor_with, this_process
 from snakemake_executor_plugin_dask.node.machine import Machine
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
@@ -225,6 +228,17 @@ def test_a_profile_is_found_where_snakemake_finds_it(
         assert "--dask-keep is 'soon'" in capsys.readouterr().err
     assert main(["start", "--profile", "nobodys"]) == 1
     assert "has no config.yaml" in capsys.readouterr().err
+
+
+def test_the_batch_script_is_the_outermost_process_of_an_allocation() -> None:
+    """Whatever stands in between; a head ends with it."""
+    ask = "from snakemake_executor_plugin_dask.node.former import ancestor_with; print(ancestor_with('{}', '17').pid)"
+    inner = f'{shlex.quote(sys.executable)} -c "{ask.format("MY_JOB_ID")}"'
+    script = ["sh", "-c", f"echo $$; env OTHER=1 sh -c {shlex.quote(inner + '; true')}; true"]
+    done = subprocess.run(script, env=os.environ | {"MY_JOB_ID": "17"}, capture_output=True, text=True, check=True)
+    first, second = done.stdout.split()
+    assert first == second
+    assert ancestor_with("MY_JOB_ID", "17") is None
 
 
 def test_pools_of_further_runs_are_shared() -> None:
