@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.decide.ledger import (
     planned_runtime_s,
 )
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
-from snakemake_executor_plugin_dask.model.amounts import UNKNOWN, Amounts
+from snakemake_executor_plugin_dask.model.amounts import Amounts
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request
 
@@ -84,7 +84,8 @@ class _Bin:
         need = item.need
         if (item.fresh and not self.fresh) or item.planned_s > self.life_s or not need.node <= self.total:
             return
-        shared_mb = self._share_mb(need) if need.shares_memory and not self.wide else need.takes.memory_mb
+        shared = need.shares_memory and not self.wide
+        shared_mb = self.total.memory_share_mb(need.node.cores) if shared else need.takes.memory_mb
         part = need.takes.with_memory_mb(shared_mb)
         if not part <= self.free:
             return
@@ -92,11 +93,6 @@ class _Bin:
         self.taken = True
         item.left -= number
         self.free -= part * number
-
-    def _share_mb(self, need: Need) -> int:
-        if UNKNOWN in (self.total.cores, self.total.memory_mb):
-            return 0
-        return self.total.memory_mb * need.node.cores // max(self.total.cores, 1)
 
 
 def recommend(

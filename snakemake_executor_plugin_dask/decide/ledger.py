@@ -174,8 +174,7 @@ class WorkerState:
         """Memory held on each node. Without mem_mb: the cores' share; without cores too: none."""
         if not need.shares_memory:
             return need.node.memory_mb
-        # Rounded down, so that the shares of all cores together are never more than the whole.
-        return self.total.memory_mb * need.node.cores // max(self.total.cores, 1)
+        return self.total.memory_share_mb(need.node.cores)
 
     def part(self, need: Need) -> Amounts:
         """What the need takes of this worker."""
@@ -185,8 +184,9 @@ class WorkerState:
         """What a Dask worker of a job takes here, and what its script does."""
         if not shares_memory:
             return gang.each, gang.script
-        for_each, cores = self.total.memory_mb, max(self.total.cores, 1)
-        each, script = (part.with_memory_mb(for_each * part.cores // cores) for part in (gang.each, gang.script))
+        each, script = (
+            part.with_memory_mb(self.total.memory_share_mb(part.cores)) for part in (gang.each, gang.script)
+        )
         return each, script
 
     def has_room(self, need: Need) -> bool:

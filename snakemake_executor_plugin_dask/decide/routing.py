@@ -17,6 +17,7 @@ from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node, with_cluster
+from snakemake_executor_plugin_dask.model.units import count
 
 _MAX_NAMES = 8  # rules named in one sentence
 _MANY_READY = 5000  # among so many `greedy` chooses for half a minute or so
@@ -161,7 +162,7 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
     on_node = "" if nodes == 1 else " on each node"
     cores, memory_mb = cores_on_node(request, nodes), memory_on_node(request, nodes)
     if shape.cores is not None and cores > shape.cores and not (too_wide and request.spreads):
-        text = f"{_count(cores, 'core')}{_of_tasks(request, nodes)}{on_node} is more than the {shape.cores} of a worker"
+        text = f"{count(cores, 'core')}{_of_tasks(request, nodes)}{on_node} is more than the {shape.cores} of a worker"
         if request.origin.times == "tasks_per_node" and request.mpi and nodes == 1:
             text += "; tasks_per_node without nodes is one node: declare tasks, or nodes"
         short.append(Shortage(text, remedies.cores(request, room), shape.cores / cores))
@@ -196,7 +197,7 @@ def _cluster_shortages(
     one = replace(request, cores=cluster.cores, memory_mb=cluster.memory_mb, gpus=cluster.gpus, cluster=None)
     if fitting == cluster.workers:
         return [], one
-    text = f"{_of_cluster(cluster)} are too much for its {nodes} workers, which hold {_count(fitting, 'Dask worker')}"
+    text = f"{_of_cluster(cluster)} are too much for its {nodes} workers, which hold {count(fitting, 'Dask worker')}"
     return [Shortage(text, (f"dask_workers={fitting}",), fitting / cluster.workers)], one
 
 
@@ -206,18 +207,18 @@ def _of_tasks(request: Request, nodes: int) -> str:
         return f" ({_of_cluster(request.cluster)})"
     if not request.tasks or request.cores % request.tasks:
         return ""
-    return f" ({_count(-(-request.tasks // nodes), 'task')})"
+    return f" ({count(-(-request.tasks // nodes), 'task')})"
 
 
 def _of_cluster(cluster: JobCluster) -> str:
     """«4 Dask workers with 2 cores and mem_mb=1000 each, and 1 core and mem_mb=1000 for the script»."""
-    each, script = _count(cluster.cores, "core"), _count(cluster.script_cores, "core")
+    each, script = count(cluster.cores, "core"), count(cluster.script_cores, "core")
     if cluster.memory_mb is not None:
         each += f" and mem_mb={cluster.memory_mb}"
         script += f" and mem_mb={cluster.script_memory_mb or 0}"
     where = ", in a container and thus all on one node" if cluster.together else ""
     more = f", and up to {cluster.most} while there is room," if cluster.most > cluster.workers else ""
-    return f"{_count(cluster.workers, 'Dask worker')}{more} with {each} each, and {script} for the script{where}"
+    return f"{count(cluster.workers, 'Dask worker')}{more} with {each} each, and {script} for the script{where}"
 
 
 def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str, room: Shape) -> list[Shortage]:
@@ -227,9 +228,7 @@ def _gpu_shortages(request: Request, nodes: int, shape: Shape, on_node: str, roo
     gpus = -(-request.gpus // nodes)
     if shape.gpus is not None and gpus > shape.gpus:
         held = f"is more than the {shape.gpus} of a worker" if shape.gpus else "is asked for and it has none"
-        short.append(
-            Shortage(f"{_count(gpus, 'GPU')}{on_node} {held}", remedies.gpus(request, room), shape.gpus / gpus)
-        )
+        short.append(Shortage(f"{count(gpus, 'GPU')}{on_node} {held}", remedies.gpus(request, room), shape.gpus / gpus))
     model = request.gpu_model
     if shape.gpus != 0 and model and shape.gpu_model and not model_matches(model, shape.gpu_model):
         short.append(Shortage(f"gpu_model={model} is wanted and it has {shape.gpu_model}"))
@@ -299,7 +298,7 @@ def check_all(
     if not told:
         return None
     return "\n".join(
-        text + (f"\n  (the same holds for {_count(more[name], 'more job')} of this rule)" if name in more else "")
+        text + (f"\n  (the same holds for {count(more[name], 'more job')} of this rule)" if name in more else "")
         for name, text in told.items()
     )
 
@@ -345,8 +344,8 @@ def few_jobs(
     if jobs * average >= cores:
         return None
     return (
-        f"--jobs {jobs} lets the plugin see {_count(jobs, 'job')} at once, and its workers have "
-        f"{_count(cores, 'core')}: --jobs limits what runs. Give several times what they hold, such as --jobs 10000; "
+        f"--jobs {jobs} lets the plugin see {count(jobs, 'job')} at once, and its workers have "
+        f"{count(cores, 'core')}: --jobs limits what runs. Give several times what they hold, such as --jobs 10000; "
         "--cores caps the threads of one job, and --dask-workers and --dask-worker-cores cap how much runs at once."
     )
 
@@ -365,8 +364,8 @@ def capped_threads(
         return None
     rules = ", ".join(list(capped)[:3]) + ", …" * (len(capped) > 3)
     return (
-        f"--cores {cores} lets no job have more than {_count(cores, 'thread')}, and a worker has "
-        f"{_count(largest, 'core')}, which all jobs together do not use; rules with as many: {rules}. --cores does not "
+        f"--cores {cores} lets no job have more than {count(cores, 'thread')}, and a worker has "
+        f"{count(largest, 'core')}, which all jobs together do not use; rules with as many: {rules}. --cores does not "
         "say how many cores are used at once: leave it out."
     )
 
@@ -447,19 +446,19 @@ def local_warning(kind: str, name: str, request: Request, shape: Shape) -> str:
         assert adapted is not None
         text = f"{rule} asks for {_of_cluster(request.cluster)}"
         if kind == "dask_workers":
-            return f"{text}; on the local worker it gets {_count(adapted.workers, 'Dask worker')}."
+            return f"{text}; on the local worker it gets {count(adapted.workers, 'Dask worker')}."
         return (
-            f"{text}; on the local worker it gets 1 Dask worker with {_count(adapted.cores, 'thread')}, which shares "
+            f"{text}; on the local worker it gets 1 Dask worker with {count(adapted.cores, 'thread')}, which shares "
             "the script's cores."
         )
     return {
         "dask_pool": f"{rule} names the pool {request.pool}, which is ignored: the local pool is the only one.",
         "nodes": f"{rule} asks for {request.nodes} nodes, which count as 1 on the local pool.",
-        "threads": f"{rule} asks for {_count(request.cores, 'core')}; jobs are capped to the local worker's"
+        "threads": f"{rule} asks for {count(request.cores, 'core')}; jobs are capped to the local worker's"
         f" {shape.cores}.",
         "at once": f"{rule} joins jobs by pipes or services that must run at once, with"
-        f" {_count(request.cores, 'core')}; they share the local worker's {shape.cores}.",
-        "gpu": f"{rule} asks for {_count(request.gpus, 'GPU')}; GPUs are not counted on the local pool, and jobs share"
+        f" {count(request.cores, 'core')}; they share the local worker's {shape.cores}.",
+        "gpu": f"{rule} asks for {count(request.gpus, 'GPU')}; GPUs are not counted on the local pool, and jobs share"
         " what CUDA_VISIBLE_DEVICES shows, unless --dask-worker-gpus is given.",
     }[kind]
 
@@ -536,13 +535,13 @@ def make_it_fit(name: str, request: Request, short: Iterable[tuple[Shortage, ...
 
 def describe(request: Request) -> str:
     """A request in words, as `4 cores, mem_mb=1000, runtime=30 min`."""
-    parts = [_count(request.cores, "core")]
+    parts = [count(request.cores, "core")]
     if request.memory_mb is not None:
         parts.append(f"mem_mb={request.memory_mb}")
     if request.runtime_s is not None:
         parts.append(f"runtime={_minutes(request.runtime_s)} min")
     if request.gpus:
-        parts.append(_count(request.gpus, "GPU") + (f" ({request.gpu_model})" if request.gpu_model else ""))
+        parts.append(count(request.gpus, "GPU") + (f" ({request.gpu_model})" if request.gpu_model else ""))
     if request.nodes > 1:
         parts.append(f"{request.nodes} nodes")
     if request.mpi:
@@ -568,10 +567,6 @@ def rule_names(names: Collection[str]) -> str:
     if len(listed) > _MAX_NAMES:
         text += f" and {len(listed) - _MAX_NAMES} more"
     return f"{'rule' if len(listed) == 1 else 'rules'} {text}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _minutes(seconds: float) -> str:

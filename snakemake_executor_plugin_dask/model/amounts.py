@@ -95,6 +95,13 @@ class Amounts:
         """One amount of `extra`."""
         return dict(self.extra).get(name, 0)
 
+    def memory_share_mb(self, cores: int) -> int:
+        """Of this worker's memory, what belongs to so many of its cores; 0 where either is not known.
+
+        Rounded down, so that the shares of all cores together are never more than the whole.
+        """
+        return 0 if UNKNOWN in (self.cores, self.memory_mb) else self.memory_mb * cores // max(self.cores, 1)
+
     def with_memory_mb(self, memory_mb: int) -> "Amounts":
         if memory_mb == self.memory_mb:
             return self
