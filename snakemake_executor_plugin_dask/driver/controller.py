@@ -369,7 +369,11 @@ class Controller:
     def _shared(self, member: Member) -> bool:
         """Whether other runs have jobs on a worker."""
         state = self.ledger.states(member.pool.name).get(member.name)
-        return state is not None and any(key not in self.jobs for key in state.held)
+        return state is not None and not all(self.owns(key) for key in state.held)
+
+    def owns(self, key: str) -> bool:
+        """Whether what is held under a key is held for a job of this run, or for a Dask worker lent to one."""
+        return key in self.jobs or key.rpartition("+")[0] in self.sent
 
     def _lost(self, job: Job, why: str, *, planned: bool, shared: bool) -> None:
         """An attempt is over without an outcome, and known to be dead: the next one, if the job may have one.

@@ -15,7 +15,7 @@ from snakemake_executor_plugin_dask.decide.growth import Growing
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Need, WorkerState
 from snakemake_executor_plugin_dask.decide.placement import Missing, Waiting, WaitingClass, place_missing
 from snakemake_executor_plugin_dask.decide.routing import counts_devices
-from snakemake_executor_plugin_dask.driver.cluster import Cluster, Surroundings
+from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, Job, State
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
@@ -128,7 +128,8 @@ class Parts:
             self._gone(found, part, Outcome(**message["ended"]))
         elif part.attempt.state is State.SENT:
             part.attempt.become(State.RUNNING)
-            if found.outcome is not None or found.job.attempt.state is State.LIMBO:
+            over = found.outcome is not None or found.job.attempt.state is State.LIMBO
+            if over or part.given_back is not None:
                 self._kill(part)  # asked before, it may have had no process to end
         return True
 
@@ -295,7 +296,12 @@ class Parts:
         attempt, certificate, pages = found.job.attempt, found.spec.certificate, self._cluster.pages
         if pages is not None and attempt.member is not None and certificate is not None and found.outcome is None:
             name = f"{found.spec.name} (job {found.spec.jobid})"
-            pages.show(found.spec.key, name, _host(attempt.member), port, certificate)
+            try:
+                pages.show(found.spec.key, name, _host(attempt.member), port, certificate)
+            except OSError as error:
+                if "pages" not in self._noted:
+                    self._noted.add("pages")
+                    self._say("warning", f"The pages of the Dask cluster of {name} cannot be shown: {error}")
 
     def _send(self, found: _Job, part: Part) -> None:
         if found.scheduler is None or found.outcome is not None or part.attempt.state is not State.WAITING:
@@ -309,6 +315,10 @@ class Parts:
             outcome = await self._cluster.submit(part.attempt, spec)
         except asyncio.CancelledError:
             raise
+        except NotNow:
+            # Nothing of it was started. In limbo what becomes of it is decided once its worker is known to be dead.
+            if part.attempt.state is State.SENT:
+                self._gone(found, part, None)
         except Exception as error:  # noqa: BLE001 - as for a job (`Controller._follow`)
             await asyncio.sleep(_LOST_WORD_S)
             if part.attempt.key in found.parts and member is not None:
@@ -329,7 +339,8 @@ class Parts:
         if job.attempt.state is State.LIMBO:
             self._forget(found)
             self._dead(job, part.attempt.key)
-        elif found.outcome is not None:
+            return
+        if found.outcome is not None:
             if outcome is not None:
                 found.outcome = dataclasses.replace(
                     found.outcome,

@@ -316,6 +316,9 @@ def _pages(settings: "dict[str, Any]", keeper: Keeper) -> "dict[str, Any]":
         text = f"Dask's pages of a job with dask_workers need bokeh, which its Python ({sys.executable}) does not have."
         keeper.tell({"note": text})
         return {}
+    if ":" in settings["host"]:
+        keeper.tell({"note": "Dask has no pages of a job with dask_workers where nodes have IPv6 addresses."})
+        return {}
     import dask.config
 
     shown = ("scheduler.prometheus", "scheduler.info", "scheduler.json", "health", "statics")

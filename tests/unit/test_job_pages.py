@@ -51,6 +51,23 @@ async def status(url: str) -> int:
         return error.code
 
 
+def test_any_name_has_a_page() -> None:
+    """Also one that is not ASCII, or that looks like a quoted one."""
+
+    async def play() -> None:
+        certificate = self_signed()
+        port = served(Application([("/secret/job/.*", Page)]), of_job(certificate))
+        pages = JobPages("/secret")
+        here = served(Application(pages.handlers()))
+        for key in ("größe-1.1", "a%41 b+c-1.1"):
+            pages.show(key, key, "127.0.0.1", port, certificate)
+            assert await status(f"http://127.0.0.1:{here}{pages.path(key)}/status") == 200
+            pages.hide(key)
+            assert await status(f"http://127.0.0.1:{here}{pages.path(key)}/status") == 404
+
+    asyncio.run(play())
+
+
 def test_pages_and_web_sockets_pass_through() -> None:
     """Under the job's path and as long as it runs; over TLS with its certificate, and no other."""
 

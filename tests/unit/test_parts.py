@@ -1,10 +1,15 @@
 """A job's own Dask cluster on several workers, in the controller: its parts are started, ended, lost and replaced."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from settling import settle
 
+from snakemake_executor_plugin_dask.driver.cluster import NotNow
+from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
+from snakemake_executor_plugin_dask.injob import cluster as in_job
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.messages import Enqueue, Finished, QueuedJob, Say
@@ -188,17 +193,7 @@ def test_lent_dask_workers_come_and_go() -> None:
     """On the script's own worker, too: their room is given back once their data has moved, to a job that waits."""
 
     async def script(world: World) -> None:
-        world.worker("cpu-0")
-        cluster = JobCluster(1, 1, most=9)
-        spec = JobSpec(KEY, "mean", "1", 1, (), 1, "/log/mean", cluster=cluster)
-        queued = QueuedJob.of(spec, with_cluster(Request(cores=1), cluster), 0)
-        world.controller.enqueue(Enqueue((queued,)))
-        await settle()
-        world.start(KEY)
-        listens(world)
-        world.now += 10.0
-        world.controller.dispatch.lend()
-        await settle()
+        await lent(world, most=9)
         _, *parts = (spec for _, spec in world.submitted)
         assert [part.key for part in parts] == [f"{KEY}+1", f"{KEY}+2"]
         assert all(part.spread is not None and part.spread.lent for part in parts)
@@ -226,17 +221,7 @@ def test_a_lent_dask_worker_that_cannot_move_is_ended() -> None:
     """After a while, whatever its scheduler does; one that fails leaves the job alone, which grows no more for long."""
 
     async def script(world: World) -> None:
-        world.worker("cpu-0")
-        cluster = JobCluster(1, 1, most=2)
-        spec = JobSpec(KEY, "mean", "1", 1, (), 1, "/log/mean", cluster=cluster)
-        queued = QueuedJob.of(spec, with_cluster(Request(cores=1), cluster), 0)
-        world.controller.enqueue(Enqueue((queued,)))
-        await settle()
-        world.start(KEY)
-        listens(world)
-        world.now += 10.0
-        world.controller.dispatch.lend()
-        await settle()
+        await lent(world, most=2)
         world.controller.enqueue(Enqueue((job("other", cores=2),)))
         await settle()
         world.now += 50.0
@@ -261,3 +246,142 @@ def test_a_lent_dask_worker_that_cannot_move_is_ended() -> None:
         assert not [message for _, message in world.told if "failed" in message]
 
     play(script, POOL)
+
+
+def test_a_part_that_could_not_be_sent_costs_no_worker() -> None:
+    """Nothing of it was started: it is placed anew, and what else is on that worker goes on."""
+
+    async def script(world: World) -> None:
+        refused = 0
+
+        async def refuse(spec: JobSpec) -> None:
+            nonlocal refused
+            if "+" in spec.key and not refused:
+                refused += 1
+                raise NotNow
+
+        world.tried = refuse
+        for name in ("cpu-0", "cpu-1"):
+            world.worker(name)
+        world.controller.enqueue(Enqueue((mean(),)))
+        await settle()
+        world.start(KEY)
+        listens(world)
+        await settle()
+        assert refused == 1
+        assert [spec.key for _, spec in world.submitted] == [KEY, f"{KEY}+2"]
+        assert all(member.up for member in world.workers.members.values())
+        world.end(KEY)
+        world.end(f"{KEY}+2", "cancelled")
+        assert len(world.messages(Finished)) == 1
+        assert all(not state.held for state in world.controller.ledger.states("cpu").values())
+
+    play(script, POOL)
+
+
+def test_a_lent_dask_worker_that_could_not_be_sent_is_given_back() -> None:
+    """Its room is free at once, and the worker goes on."""
+
+    async def script(world: World) -> None:
+        async def refuse(spec: JobSpec) -> None:
+            if "+" in spec.key:
+                raise NotNow
+
+        world.tried = refuse
+        await lent(world, most=2)
+        assert [spec.key for _, spec in world.submitted] == [KEY]
+        (state,) = world.controller.ledger.states("cpu").values()
+        assert list(state.held) == [KEY]
+        assert all(member.up for member in world.workers.members.values())
+
+    play(script, POOL)
+
+
+def test_a_lent_dask_worker_given_back_before_it_started_is_ended_as_it_starts() -> None:
+    """Its worker knew nothing to end when it was asked."""
+
+    async def script(world: World) -> None:
+        await lent(world, most=2)
+        world.controller.enqueue(Enqueue((job("other", cores=2),)))
+        await settle()
+        world.controller.received({"cluster": KEY, "retired": 1})
+        await settle()
+        assert world.killed == [PART]
+        world.start(PART)
+        await settle()
+        assert world.killed == [PART, PART]
+
+    play(script, POOL)
+
+
+def test_what_is_lent_to_a_run_is_its_own() -> None:
+    """No other run shares the worker for it, so its loss counts."""
+
+    async def script(world: World) -> None:
+        await lent(world, most=2)
+        (state,) = world.controller.ledger.states("cpu").values()
+        assert set(state.held) == {KEY, PART}
+        assert all(world.controller.owns(key) for key in state.held)
+        assert not world.controller.owns("other-0abc12345-1-1.1+1")
+        world.end(KEY)
+        assert world.controller.owns(PART)  # until it has ended
+
+    play(script, POOL)
+
+
+def test_parts_that_end_after_their_script_was_lost_are_not_lost_ones() -> None:
+    """The attempt is over: its scheduler is told nothing, and nothing takes their place."""
+
+    async def script(world: World) -> None:
+        home, _ = await begun(world)
+        world.lose(world.workers.members[home])
+        await settle()
+        world.end(PART, "cancelled")
+        await settle()
+        assert not [kind for kind, _ in world.events if kind == "dask-workers-lost"]
+        assert not world.controller.parts.missing("cpu")
+        assert not world.told
+
+    play(script, POOL)
+
+
+def test_pages_that_cannot_be_shown_are_told_once() -> None:
+    """The run goes on without them."""
+
+    class Unshown(JobPages):
+        def show(self, *_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+    async def script(world: World) -> None:
+        world.controller.parts._cluster.pages = Unshown("/secret")  # type: ignore[misc]
+        await begun(world)
+        for _ in range(2):
+            world.controller.received({"cluster": KEY, "pages": 1})
+        (said,) = world.messages(Say)
+        assert "mean (job 1) cannot be shown: [Errno 28] No space left" in said.text
+
+    play(script, POOL)
+
+
+def test_there_are_no_pages_at_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask refuses such an address; the job goes on without, and says so."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    told: list[dict[str, Any]] = []
+    keeper: Any = SimpleNamespace(tell=told.append)
+    assert not in_job._pages({"pages": "/secret/job/a", "host": "fd00::1"}, keeper)
+    (message,) = told
+    assert "IPv6" in message["note"]
+
+
+async def lent(world: World, *, most: int) -> None:
+    """A job runs on one worker, and was lent Dask workers there."""
+    world.worker("cpu-0")
+    cluster = JobCluster(1, 1, most=most)
+    spec = JobSpec(KEY, "mean", "1", 1, (), 1, "/log/mean", cluster=cluster)
+    world.controller.enqueue(Enqueue((QueuedJob.of(spec, with_cluster(Request(cores=1), cluster), 0),)))
+    await settle()
+    world.start(KEY)
+    listens(world)
+    world.now += 10.0
+    world.controller.dispatch.lend()
+    await settle()

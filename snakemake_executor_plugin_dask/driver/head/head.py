@@ -6,7 +6,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.decide.blockers import blockers
@@ -291,11 +291,11 @@ class Head:
         return await self.core.close()
 
 
-def held_by_others(state: WorkerState, own: Container[str]) -> dict[str, int]:
+def held_by_others(state: WorkerState, owns: Callable[[str], bool]) -> dict[str, int]:
     """What is held of a worker under keys that are not a run's own. Of wide workers whole nodes are held."""
     held = dict(_NOTHING_HELD)
     for key, part in state.held.items():
-        if key not in own:
+        if not owns(key):
             each = state.total if state.wide else part.amounts
             nodes = part.amounts.nodes if state.wide else 1
             held["cores"] += each.cores * nodes
@@ -370,9 +370,9 @@ class _Served:
 
     def _tell_others(self, now: float) -> None:
         """What other runs hold of the workers, where that has changed."""
-        ledger, own = self._head.dispatch.ledger, self.controller.jobs
+        ledger, owns = self._head.dispatch.ledger, self.controller.owns
         held = {
-            state.name: held_by_others(state, own)
+            state.name: held_by_others(state, owns)
             for pool in self._head.dispatch.pools
             for state in ledger.states(pool).values()
         }

@@ -45,27 +45,30 @@ class JobPages:
 
     def show(self, key: str, name: str, host: str, port: int, certificate: tuple[str, str]) -> None:
         """A job's scheduler serves its pages there from now on. Raises OSError."""
-        self._pages[self.path(key)] = _Page(name, host, port, _context(certificate))
+        self._pages[key] = _Page(name, host, port, _context(certificate))
 
     def hide(self, key: str) -> None:
         """The job is over. May be repeated."""
-        self._pages.pop(self.path(key), None)
+        self._pages.pop(key, None)
 
     def handlers(self) -> list[tuple[Any, ...]]:
         """For the run's own server: a list of all, and each one's."""
         prefix = self._prefix
         return [
-            (rf"{prefix}/jobs/?", _List, {"pages": self._pages}),
-            (rf"({prefix}/job/[^/]+)(/.*)", _Of, {"pages": self._pages}),
+            (rf"{prefix}/jobs/?", _List, {"pages": self._pages, "path": self.path}),
+            (rf"{prefix}/job/([^/]+)(/.*)", _Of, {"pages": self._pages}),
         ]
 
 
 class _List(RequestHandler):
-    def initialize(self, pages: dict[str, _Page]) -> None:
-        self._pages = pages
+    def initialize(self, pages: dict[str, _Page], path: Callable[[str], str]) -> None:
+        self._pages, self._path = pages, path
 
     def get(self) -> None:
-        rows = [f'<li><a href="{path}/status">{html.escape(page.name)}</a></li>' for path, page in self._pages.items()]
+        rows = [
+            f'<li><a href="{self._path(key)}/status">{html.escape(page.name)}</a></li>'
+            for key, page in self._pages.items()
+        ]
         text = f"<ul>{''.join(rows)}</ul>" if rows else "<p>No job with a Dask cluster of its own runs now.</p>"
         title = "Dask clusters of jobs"
         self.write(f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{text}")
@@ -75,8 +78,8 @@ class _Of(RequestHandler):
     def initialize(self, pages: dict[str, _Page]) -> None:
         self._pages = pages
 
-    async def get(self, path: str, _: str) -> None:
-        page = self._pages.get(path)
+    async def get(self, key: str, _: str) -> None:
+        page = self._pages.get(key)
         if page is None:
             self.send_error(404)
             return
