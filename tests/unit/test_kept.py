@@ -1,12 +1,13 @@
 """How a cluster that stays is recognised, and where it is written down."""
 
 import asyncio
+import errno
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from snakemake_executor_plugin_dask.model.kept import Kept, asked_of_pools, diff
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Process, ancestor_with, this_process
 from snakemake_executor_plugin_dask.node.machine import Machine
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
@@ -342,6 +344,27 @@ def test_a_head_whose_allocation_is_gone_is_dead(
 
     assert joining.fate(where, run) == found
     assert asked[0] == "scontrol"
+
+
+def test_a_directory_of_dasks_that_cannot_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Dask does it; others count."""
+    for name in ("shut", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.yaml").write_text("")
+    iterdir = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:
+        if path.name == "shut":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    for shut in (tmp_path / "shut", tmp_path / ("n" * 300)):
+        found = files({"DASK_ROOT_CONFIG": str(shut), "DASK_CONFIG": str(tmp_path / "open")})
+        assert found[-1] == tmp_path / "open" / "a.yaml"
+        assert not any(path.is_relative_to(shut) for path in found)
 
 
 @pytest.mark.parametrize(
