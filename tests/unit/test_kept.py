@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import math
 import os
 import shlex
 import subprocess
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -17,6 +20,9 @@ import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.batch.allocations import Ran
 from snakemake_executor_plugin_dask.cli.commands import main
 from snakemake_executor_plugin_dask.config.configure import configure
+from snakemake_executor_plugin_dask.driver.controller import Controller
+from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
+from snakemake_executor_plugin_dask.driver.head.head import Head, _Served
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -344,6 +350,51 @@ def test_a_head_whose_allocation_is_gone_is_dead(
 
     assert joining.fate(where, run) == found
     assert asked[0] == "scontrol"
+
+
+def test_a_record_that_cannot_be_written_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quota that is reached does not end a cluster; it is said once."""
+    head, said, written = object.__new__(Head), list[str](), list[bool]()
+    pools = {"main": POOL}
+    head._kept = Kept("abcdef01", "/nowhere", {}, OPTIONS, 60.0, named=False)
+    head._written, head._unwritten = (), False
+    head.dispatch = cast("Dispatch", SimpleNamespace(pools=pools))
+    monkeypatch.setattr(head, "_say", lambda _level, text: said.append(text))
+    fails = True
+
+    def write() -> None:
+        if fails:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        head._written = tuple(pools.values())
+        written.append(True)
+
+    monkeypatch.setattr(head, "_write", write)
+    head._write_again()
+    head._write_again()
+    assert len(said) == 1
+    assert "Disk quota exceeded" in said[0]
+    fails = False
+    head._write_again()
+    head._write_again()
+    assert written == [True]
+
+
+def test_what_others_hold_is_compared_every_few_seconds() -> None:
+    """And not at each look, where nothing has changed. Until there is something to tell it is, for short runs' sake."""
+    compared: list[str] = []
+    served = object.__new__(_Served)
+    served._told, served._others = -math.inf, {}
+    ledger = SimpleNamespace(states=lambda pool: compared.append(pool) or {})
+    served._head = cast("Head", SimpleNamespace(dispatch=SimpleNamespace(ledger=ledger, pools={"main": POOL})))
+    served.controller = cast("Controller", SimpleNamespace(stopping=True, jobs={}))
+    served.send = lambda _message: None
+    for now in (1.0, 2.0, 3.0):
+        served.look(now)
+    assert compared == ["main"] * 3
+    served._others = {"main-0": {"cores": 1, "memory_mb": 0, "gpus": 0, "jobs": 1}}
+    for now in (4.0, 5.0, 6.0, 9.0, 10.0):
+        served.look(now)
+    assert compared == ["main"] * 5
 
 
 def test_a_directory_of_dasks_that_cannot_be_read_is_passed_over(

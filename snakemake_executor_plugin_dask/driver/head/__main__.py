@@ -54,8 +54,9 @@ def _forget(held: state.Held, directory: Path) -> None:
 
 
 def _log(text: str) -> None:
-    sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # the cluster outlives a full disk
+        sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        sys.stdout.flush()
 
 
 async def _serve(start: Start) -> bool:

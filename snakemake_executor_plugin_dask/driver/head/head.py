@@ -65,6 +65,7 @@ class Head:
         self._keep_s = kept.keep_s
         self._began = time.monotonic()
         self._since = time.time()
+        self._unwritten = False  # and that was said
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         options = kept.options
@@ -108,9 +109,9 @@ class Head:
     def _write(self) -> None:
         """Say where the cluster is, and what its pools are."""
         assert self._socket is not None
-        self._written = tuple(self.dispatch.pools.values())
+        pools = tuple(self.dispatch.pools.values())
         address = (self.core.host, self._socket.getsockname()[1])
-        options = dataclasses.replace(self._kept.options, pools=self._written)
+        options = dataclasses.replace(self._kept.options, pools=pools)
         record = directory.Record(
             self._kept.name,
             self._kept.asked,
@@ -121,6 +122,20 @@ class Head:
             directory.within(os.environ),
         )
         directory.write(Path(self._kept.directory), record)
+        self._written = pools
+
+    def _write_again(self) -> None:
+        """Where pools came. A full or stale file system does not end the cluster; it is tried until it succeeds."""
+        if tuple(self.dispatch.pools.values()) == self._written:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            if not self._unwritten:
+                self._say("warning", f"The record of cluster {self._kept.name} cannot be written, for now: {error}.")
+            self._unwritten = True
+        else:
+            self._unwritten = False
 
     def _lives(self, run_id: str) -> bool:
         heard = self._heard.get(run_id)
@@ -150,8 +165,7 @@ class Head:
             await self.core.watch()
             self._count(now)
             self.dispatch.settle()
-            if tuple(self.dispatch.pools.values()) != self._written:
-                self._write()
+            self._write_again()
             for served in list(self._served.values()):
                 if now - self._heard[served.run_id] > _SILENT_S and not served.ending:
                     served.cut()
@@ -313,8 +327,8 @@ class _Served:
         self.ending = False  # it has said stop, or is gone: its part is being given back
         self.send = send
         self._begin, self._head, self._writer = join.begin, head, writer
-        self._others: dict[str, dict[str, int]] = {}  # by worker, as the run was told last, and when
-        self._told = -math.inf
+        self._others: dict[str, dict[str, int]] = {}  # by worker, as the run was told last
+        self._told = -math.inf  # when that was last compared
         self._outbox = Outbox(send, lambda: len(head.dispatch.waiting) > 0)
         around = Surroundings(
             send=self._outbox.send,
@@ -377,8 +391,10 @@ class _Served:
             for state in ledger.states(pool).values()
         }
         news = {name: each for name, each in held.items() if each != self._others.get(name, _NOTHING_HELD)}
+        if news or self._others:  # a short run is told as soon as there is anything
+            self._told = now
         if news:
-            self._told, self._others = now, held
+            self._others = held
             self.send(Event("others-held", {"held": news}))
 
     def cut(self) -> None:
