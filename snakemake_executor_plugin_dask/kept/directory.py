@@ -23,7 +23,7 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Asked
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.node import state
-from snakemake_executor_plugin_dask.node.allocation import allocation_id, batch_system
+from snakemake_executor_plugin_dask.node.allocation import allocation_hosts, allocation_id, batch_system, host_name
 from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Fate, Process, this_process
 from snakemake_executor_plugin_dask.node.private import opened, read_private, write_private
@@ -52,9 +52,13 @@ class Within:
 
 
 def within(environment: Mapping[str, str]) -> Within | None:
-    """Of a process with this environment."""
+    """Of a process with this environment, where the allocation's end is its end: on one of its nodes.
+
+    A shell on a login node has the variables, too (`salloc`), and a session begun there outlives the allocation.
+    """
     system, number = batch_system(environment), allocation_id(environment)
-    if system is None or number is None:
+    nodes = {host.partition(".")[0] for host in allocation_hosts(environment)}
+    if system is None or number is None or host_name(environment).partition(".")[0] not in nodes:
         return None
     return Within(system.name, environment.get("SLURM_CLUSTER_NAME", ""), number)
 

@@ -352,6 +352,17 @@ def test_a_head_whose_allocation_is_gone_is_dead(
     assert asked[0] == "scontrol"
 
 
+@pytest.mark.parametrize(
+    ("variables", "inside"),
+    [({"SLURMD_NODENAME": "n2"}, True), ({"SLURMD_NODENAME": "n7"}, False), ({}, False)],
+    ids=["on a node of it", "on another's node", "on a login node"],
+)
+def test_an_allocation_counts_for_heads_on_its_nodes(variables: dict[str, str], *, inside: bool) -> None:
+    """A session that was begun from `salloc` on a login node outlives the allocation, and its head with it."""
+    found = directory.within({"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-3]"} | variables)
+    assert found == (directory.Within("slurm", "", "17") if inside else None)
+
+
 def test_a_record_that_cannot_be_written_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quota that is reached does not end a cluster; it is said once."""
     head, said, written = object.__new__(Head), list[str](), list[bool]()
