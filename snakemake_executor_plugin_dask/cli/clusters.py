@@ -37,6 +37,8 @@ _COLUMNS = (
     Column("CORE-HOURS", 50, right=True),
     Column("IDLE", 40, right=True),
 )
+_SILENT = "does not answer"
+_OTHER_VERSION = "is of another version"
 _ANSWER_S = 30.0
 _END_S = 180.0
 _LOOK_EVERY_S = 0.2
@@ -140,7 +142,7 @@ def _wait(kept: Kept) -> int | None:
     least = sum(pool.workers_min for pool in kept.options.pools)
     while True:
         told = asyncio.run(_asked(Path(kept.directory), Ask()))
-        if told is None:
+        if isinstance(told, str):
             _say(f"Cluster {kept.name} is not up any more (see {kept.directory}/head.log).")
             return 1
         if told.workers.get("up", 0) >= least:
@@ -155,8 +157,8 @@ def clusters(_: argparse.Namespace) -> int | None:
     """List what is up."""
     rows = []
     for where, record, fate in directory.all_clusters(os.environ):
-        told = None if fate == "dead" else asyncio.run(_asked(where, Ask()))
-        rows.append(_row(where, record, fate, told))
+        told = "its head is dead" if fate == "dead" else asyncio.run(_asked(where, Ask()))
+        rows.append(_row(where, record, told))
     if not rows:
         _print("No cluster is up.")
         return None
@@ -165,11 +167,11 @@ def clusters(_: argparse.Namespace) -> int | None:
     return None
 
 
-def _row(where: Path, record: directory.Record | None, fate: str, told: Told | None) -> list[str]:
+def _row(where: Path, record: directory.Record | None, told: Told | str) -> list[str]:
     host = "?" if record is None else record.head.host
     age = "?" if record is None else format_duration(int(time.time() - record.since))
-    if told is None:
-        return [where.name, host, age, "its head is dead" if fate == "dead" else "does not answer", *"?????"]
+    if isinstance(told, str):
+        return [where.name, host, age, told, *"?????"]
     until = "ends now" if told.ending else "runs use it"
     if told.until_s is not None and not told.ending:
         until = f"{format_duration(max(0, int(told.until_s)))} more"
@@ -204,10 +206,13 @@ def _stop(where: Path, fate: str, *, force: bool) -> bool:
             _print(f"Cluster {where.name} was dead; what it had left is gone.")
         return not left
     told = asyncio.run(_asked(where, Ask()))
-    if told is None:
+    if isinstance(told, str):
         record = directory.read(where)
-        host = "its host" if record is None else record.head.host
-        _say(f"Cluster {where.name} does not answer from here; stop it on {host}.")
+        host, process = ("its host", "") if record is None else (record.head.host, f" {record.head.pid}")
+        if told == _OTHER_VERSION:
+            _say(f"Cluster {where.name} {told}, whose command stops it; so does ending its process{process} on {host}.")
+        else:
+            _say(f"Cluster {where.name} {told} from here; stop it on {host}.")
         return False
     if told.runs and not force:
         runs = ", ".join(f"{run.run_id} with {run.jobs} jobs in {run.workdir}" for run in told.runs)
@@ -217,7 +222,7 @@ def _stop(where: Path, fate: str, *, force: bool) -> bool:
         if input(f"Cluster {where.name} is used by {runs}. End them? [y/N] ").strip().lower() not in ("y", "yes"):
             return False
     answer = asyncio.run(_asked(where, End(force=force or bool(told.runs))))
-    if answer is not None and not answer.ending:
+    if isinstance(answer, Told) and not answer.ending:
         _say(f"Cluster {where.name} has just been taken by a run; --force ends it, too.")
         return False
     deadline = time.monotonic() + _END_S
@@ -232,12 +237,12 @@ def _stop(where: Path, fate: str, *, force: bool) -> bool:
     return True
 
 
-async def _asked(where: Path, what: Any) -> Told | None:
-    """What the head tells; None where it does not answer."""
+async def _asked(where: Path, what: Any) -> Told | str:
+    """What the head tells; else, in words, why it tells nothing."""
     try:
         link = await joining.connect(where)
         if link is None:
-            return None
+            return _SILENT
         reader, writer = link
         try:
             writer.write(frame(what))
@@ -246,8 +251,10 @@ async def _asked(where: Path, what: Any) -> Told | None:
         finally:
             writer.close()
     except (OSError, EOFError):
-        return None
-    return told if isinstance(told, Told) else None
+        return _SILENT
+    except Exception:  # noqa: BLE001 - unpickling what another version says raises whatever it happens to meet
+        return _OTHER_VERSION
+    return told if isinstance(told, Told) else _OTHER_VERSION
 
 
 def _print(text: str) -> None:

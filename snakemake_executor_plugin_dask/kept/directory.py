@@ -20,7 +20,7 @@ from pathlib import Path
 
 import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kept import Asked
+from snakemake_executor_plugin_dask.model.kept import Asked, by_name
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.allocation import allocation_hosts, allocation_id, batch_system, host_name
@@ -42,6 +42,7 @@ _VARIABLES = frozenset(
 )
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class Within:
     """The allocation that a head stands in, so that others can ask whether that is gone."""
@@ -63,6 +64,7 @@ def within(environment: Mapping[str, str]) -> Within | None:
     return Within(system.name, environment.get("SLURM_CLUSTER_NAME", ""), number)
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a head has written down of its cluster. Times in seconds since the epoch."""

@@ -3,12 +3,37 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, TypeVar
 
 from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.units import format_duration
+
+_T = TypeVar("_T")
+
+
+def by_name(cls: type[_T]) -> type[_T]:
+    """Pickles of this frozen dataclass hold its fields by name: other versions may have some more, or fewer.
+
+    A dataclass with slots goes by position otherwise, and takes one field for another. A field that is missing has its
+    default; TypeError where it has none.
+    """
+
+    def state(self: Any) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def set_state(self: Any, values: Any) -> None:
+        for field in fields(self):
+            if not isinstance(values, dict) or (value := values.get(field.name, field.default)) is MISSING:
+                msg = f"{cls.__name__} of another version: no {field.name}"
+                raise TypeError(msg)
+            object.__setattr__(self, field.name, value)
+
+    for name, method in (("__getstate__", state), ("__setstate__", set_state)):
+        setattr(cls, name, method)
+    return cls
+
 
 #: What was asked for: by part (a pool, a variable, the installation) its fields, as texts.
 Asked = Mapping[str, Mapping[str, str]]
@@ -88,6 +113,7 @@ class Ask:
     """What the cluster is like now; `Told` follows."""
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class End:
     """Give everything back. Without ``force`` a cluster with runs goes on. `Told` follows, then the connection ends."""
@@ -129,6 +155,7 @@ class Look:
     uses: Mapping[str, Sequence[float]]
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class RunThere:
     """A run that uses the cluster."""
@@ -138,6 +165,7 @@ class RunThere:
     jobs: int  # that are not finished
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class PoolThere:
     """A pool, with how many of its workers are up, and how many there may be."""
@@ -148,6 +176,7 @@ class PoolThere:
     most: int
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class Told:
     """The cluster now."""

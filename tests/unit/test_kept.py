@@ -4,7 +4,9 @@ import asyncio
 import errno
 import math
 import os
+import pickle
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +28,7 @@ from snakemake_executor_plugin_dask.driver.head.head import Head, _Served
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kept import Kept, asked_of_pools, differences, name_of
+from snakemake_executor_plugin_dask.model.kept import Kept, Told, asked_of_pools, differences, name_of
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node import state
@@ -361,6 +363,44 @@ def test_an_allocation_counts_for_heads_on_its_nodes(variables: dict[str, str], 
     """A session that was begun from `salloc` on a login node outlives the allocation, and its head with it."""
     found = directory.within({"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-3]"} | variables)
     assert found == (directory.Within("slurm", "", "17") if inside else None)
+
+
+def test_heads_of_other_versions_are_read_by_name() -> None:
+    """A field that they do not know has its default; one that only they know is passed over."""
+    told = Told({"up": 2}, cores=8, until_s=5.0)
+    assert pickle.loads(pickle.dumps(told)) == told
+    older = object.__new__(Told)
+    older.__setstate__({"until_s": 5.0, "workers": {"up": 2}, "cores": 8, "colour": "red"})  # type: ignore[attr-defined]
+    assert older == told
+    for state_ in ({"until_s": 5.0}, [{"up": 2}]):
+        with pytest.raises(TypeError, match="of another version"):
+            older.__setstate__(state_)  # type: ignore[attr-defined]
+
+
+def test_a_head_of_another_version_is_named(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its answer looks like to this one: its row says so, and `stop` how it ends."""
+    monkeypatch.setenv("XDG_STATE_HOME", environment["XDG_STATE_HOME"])
+    where = bring_up(OPTIONS, environment)
+
+    async def connect(_where: Path) -> joining.Link:
+        reader = asyncio.StreamReader()
+        answer = b"cno_such_module\nTold\n."
+        reader.feed_data(len(answer).to_bytes(4) + answer)
+        _, writer = await asyncio.open_unix_connection(str(listening))
+        return reader, writer
+
+    listening = Path(environment["XDG_STATE_HOME"]) / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(listening))
+        listener.listen()
+        monkeypatch.setattr(joining, "connect", connect)
+        assert main(["clusters"]) == 0
+        assert "is of another version" in capsys.readouterr().out
+        assert main(["stop", where.name]) == 1
+    assert f"ending its process {os.getpid()} on" in capsys.readouterr().err
+    HELD.pop().release()
 
 
 def test_a_record_that_cannot_be_written_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
