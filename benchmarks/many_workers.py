@@ -1,8 +1,10 @@
 """One driver with few workers and with a thousand: joining, dispatch, losses. Only jobs' processes are made up."""
 
 import argparse
+import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -122,14 +124,10 @@ class Driver:
 
         deadline = time.monotonic() + timeout_s
         while not enough():
-            self._socket.settimeout(1.0)
-            try:
-                self._socket.recv(1, socket.MSG_PEEK)
-            except TimeoutError:
+            if not select.select([self._socket], [], [], 1.0)[0]:
                 if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise RuntimeError(f"{what}: not within {timeout_s:.0f} s") from None
+                    raise RuntimeError(f"{what}: not within {timeout_s:.0f} s")
                 continue
-            self._socket.settimeout(None)
             message = self._channel.receive()
             for each in message.messages if isinstance(message, Together) else (message,):
                 match each:
@@ -144,7 +142,8 @@ class Driver:
         from snakemake_executor_plugin_dask.model.messages import Stop
 
         if self.process.poll() is None:
-            self._channel.send(Stop(kill=False))
+            with contextlib.suppress(BrokenPipeError):
+                self._channel.send(Stop(kill=False))
             try:
                 self.process.wait(300)
             except subprocess.TimeoutExpired:
@@ -198,6 +197,7 @@ def measure(directory: Path, workers: int, jobs: int, cores: int, seconds: int, 
         figures = json.loads(driver.figures.read_text())
         row("longest placement (CPU)", figures["place_s"] * 1e3, "ms")
         row("longest estimate of demand (CPU)", figures["demand_s"] * 1e3, "ms")
+        row("longest garbage collection (CPU)", figures["gc_s"] * 1e3, "ms")
         row("longest silence of the driver's loop", figures["lag_s"], "s")
         if lost:
             row("workers lost at once", gone, "")

@@ -6,6 +6,7 @@ processes of jobs are missing: a job sleeps for as long as its `max_threads` say
 """
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -70,22 +71,29 @@ class Probe:
     """What the driver's own loop shows: the longest time that it answered nothing, and what its decisions take."""
 
     def __init__(self) -> None:
-        self.figures = {"lag_s": 0.0, "place_s": 0.0, "demand_s": 0.0, "places": 0, "demands": 0}
+        self.figures = {"lag_s": 0.0, "gc_s": 0.0, "place_s": 0.0, "demand_s": 0.0}
+        self._collecting = 0.0
 
     def begin(self) -> None:
         from snakemake_executor_plugin_dask.decide import demand, placement
 
-        placement.place = self._timed(placement.place, "place_s", "places")
-        demand.recommend = self._timed(demand.recommend, "demand_s", "demands")
+        placement.place = self._timed(placement.place, "place_s")
+        demand.recommend = self._timed(demand.recommend, "demand_s")
+        gc.callbacks.append(self._collects)
 
-    def _timed(self, function: Any, longest: str, count: str) -> Any:
+    def _collects(self, phase: str, _: dict[str, int]) -> None:
+        now = time.thread_time()
+        if phase == "stop":
+            self.figures["gc_s"] = max(self.figures["gc_s"], now - self._collecting)
+        self._collecting = now
+
+    def _timed(self, function: Any, longest: str) -> Any:
         def timed(*arguments: Any, **more: Any) -> Any:
             began = time.thread_time()
             try:
                 return function(*arguments, **more)
             finally:
                 self.figures[longest] = max(self.figures[longest], time.thread_time() - began)
-                self.figures[count] += 1
 
         return timed
 
