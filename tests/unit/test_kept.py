@@ -437,7 +437,7 @@ def test_what_others_hold_is_compared_every_few_seconds() -> None:
     served._told, served._others = -math.inf, {}
     ledger = SimpleNamespace(states=lambda pool: compared.append(pool) or {})
     served._head = cast("Head", SimpleNamespace(dispatch=SimpleNamespace(ledger=ledger, pools={"main": POOL})))
-    served.controller = cast("Controller", SimpleNamespace(stopping=True, jobs={}))
+    served.controller = cast("Controller", SimpleNamespace(stopping=True, owns=lambda _key: False))
     served.send = lambda _message: None
     for now in (1.0, 2.0, 3.0):
         served.look(now)
