@@ -5,7 +5,8 @@ lent. A job that waits for the room gets it back. A lent one has a holding of it
 moment (`Holding.until`), so reservations and demand see its room as free.
 """
 
-from collections.abc import Container, Iterator, Sequence
+import heapq
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.decide import gangs
@@ -19,6 +20,7 @@ from snakemake_executor_plugin_dask.model.requests import Request
 SETTLED_S = 2.0
 _CLASSES = 64  # so many waiting classes are looked at
 _JOBS = 100  # and so many jobs of each
+_AT_ONCE = 100  # Dask workers are lent; more of them a moment later
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +57,17 @@ def to_lend(
             del rooms[state]
     lent: list[tuple[str, WorkerState, Need]] = []
     queue = [[one.has, position, one.more] for position, one in enumerate(growing) if one.more > 0]
-    while queue:
+    needs_of = {position: ledger.need(growing[position].request, pool) for _, position, _ in queue}
+    places = {
+        position: [state for state in rooms if state.lives(growing[position].request, now, fresh=False)]
+        for _, position, _ in queue
+    }
+    while queue and len(lent) < _AT_ONCE:
         turn = min(queue)
-        one = growing[turn[1]]
-        need = ledger.need(one.request, pool)
-        fitting = [
-            state
-            for state, room in rooms.items()
-            if state.part(need) <= room and state.lives(one.request, now, fresh=False)
-        ]
+        _, position, more = turn
+        need = needs_of[position]
+        # Room only shrinks here: what does not fit any more is not looked at again.
+        places[position] = fitting = [state for state in places[position] if state.part(need) <= rooms[state]]
         if not fitting:
             queue.remove(turn)
             continue
@@ -72,8 +76,8 @@ def to_lend(
             key=lambda state: (state.idle_since is not None, rooms[state].gpus, rooms[state].cores, state.name),
         )
         rooms[chosen] -= chosen.part(need)
-        lent.append((one.key, chosen, need))
-        turn[0], turn[2] = turn[0] + 1, turn[2] - 1
+        lent.append((growing[position].key, chosen, need))
+        turn[0], turn[2] = turn[0] + 1, more - 1
         if not turn[2]:
             queue.remove(turn)
     return lent
@@ -87,37 +91,71 @@ def to_give_back(
     ``leaving``: those that are on their way already.
     """
     states = [state for state in ledger.states(pool.name).values() if not state.draining]
-    rooms = {state: state.free + _lent_on(state, leaving) for state in states}
     lent = {state: [key for key in _lent_keys(state) if key not in leaving] for state in states}
+    left = sum(map(len, lent.values()))
+    if not left:
+        return []
+    rooms = {state: state.free + _lent_on(state, leaving) for state in states}
+    whole = {state: rooms[state] + _sum(state, lent[state]) for state in states}  # if what is lent were free
     given: list[str] = []
-    for cls in wanted[:_CLASSES] if any(lent.values()) else ():
+    for cls in wanted[:_CLASSES]:
         need = cls.need or ledger.need(cls.request, pool)
-        for _ in range(min(cls.count, _JOBS)):
-            parts = _parts(cls, need, rooms, lent, now)
-            if not parts:
-                break
+        for parts in _each_start(cls, need, rooms, lent, whole, now):
             for state, part in parts:
                 while not part <= rooms[state]:
                     key = lent[state].pop()
                     rooms[state] += state.held[key].amounts
                     given.append(key)
                 rooms[state] -= part
+                whole[state] -= part
+            if len(given) == left:
+                return given
     return given
 
 
-def _parts(
-    cls: WaitingClass, need: Need, rooms: dict[WorkerState, Amounts], lent: dict[WorkerState, list[str]], now: float
-) -> list[tuple[WorkerState, Amounts]]:
-    """Where a job would start, if what is lent were free: there where the least has to be given back; or nowhere."""
-    living = [state for state in rooms if state.lives(cls.request, now, fresh=cls.fresh)]
-    whole = {state: rooms[state] + _sum(state, lent[state]) for state in living}
+def _each_start(
+    cls: WaitingClass,
+    need: Need,
+    rooms: Mapping[WorkerState, Amounts],
+    lent: Mapping[WorkerState, Sequence[str]],
+    whole: Mapping[WorkerState, Amounts],
+    now: float,
+) -> Iterator[list[tuple[WorkerState, Amounts]]]:
+    """Where each job of a class would start, if what is lent were free: where the least has to be given back.
+
+    The caller takes these places before it asks for the next job's.
+    """
+    number = min(cls.count, _JOBS)
     if need.gang is not None:
-        return [(place.state, place.amounts) for place in gangs.plan(need, list(whole.items()))]
-    fitting = [state for state in living if state.could_hold(need) and state.part(need) <= whole[state]]
-    if len(fitting) < need.workers:
-        return []
-    fitting.sort(key=lambda state: _number_to_give(state, state.part(need), rooms[state], lent[state]))
-    return [(state, state.part(need)) for state in fitting[: need.workers]]
+        living = [state for state in whole if state.lives(cls.request, now, fresh=cls.fresh)]
+        for _ in range(number):
+            places = gangs.plan(need, [(state, whole[state]) for state in living])
+            if not places:
+                return
+            yield [(place.state, place.amounts) for place in places]
+        return
+    parts = {
+        state: part
+        for state in whole
+        if (part := state.part(need)) <= whole[state]
+        and state.could_hold(need)
+        and state.lives(cls.request, now, fresh=cls.fresh)
+    }
+    position = {state: index for index, state in enumerate(parts)}
+
+    def entry(state: WorkerState) -> tuple[int, int, WorkerState]:
+        return _number_to_give(state, parts[state], rooms[state], lent[state]), position[state], state
+
+    fitting = [entry(state) for state in parts]
+    heapq.heapify(fitting)
+    for _ in range(number):
+        if len(fitting) < need.workers:
+            return
+        chosen = [heapq.heappop(fitting)[2] for _ in range(need.workers)]
+        yield [(state, parts[state]) for state in chosen]
+        for state in chosen:
+            if parts[state] <= whole[state]:
+                heapq.heappush(fitting, entry(state))
 
 
 def _number_to_give(state: WorkerState, part: Amounts, room: Amounts, lent: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ A cluster that a run brings up for itself has one run, a cluster that stays has 
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool
 
 _AT_ONCE = 200  # jobs are started before the event loop does other things: each takes about a millisecond
+_GIVE_BACK_S = 1.0  # lent room is asked back no oftener: that looks at all workers
 
 
 class Jobs(Protocol):
@@ -61,6 +63,7 @@ class Dispatch:
         self.ahead = LookAhead()
         self.runs: dict[str, Jobs] = {}  # by their ids
         self._placing: asyncio.Handle | None = None
+        self._asked_back = -math.inf
 
     @property
     def stopping(self) -> bool:
@@ -156,7 +159,9 @@ class Dispatch:
                     self.release(queued.key)
                 else:
                     owner.start(queued, holding)
-            self.lend(more=False)
+            if self.clock() - self._asked_back >= _GIVE_BACK_S:  # else `lend` follows soon enough
+                self._asked_back = self.clock()
+                self.lend(more=False)
         except Exception as error:  # noqa: BLE001 - called by the event loop, which would only log it
             self._failed(error)
 

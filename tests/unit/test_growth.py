@@ -4,10 +4,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 from deciding import a_job, a_ledger, a_pool, hold, waiting_for, worker
 
 from snakemake_executor_plugin_dask.decide.growth import SETTLED_S, Growing, to_give_back, to_lend
-from snakemake_executor_plugin_dask.decide.ledger import Ledger
+from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
 from snakemake_executor_plugin_dask.decide.placement import Waiting, place
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
@@ -106,6 +107,35 @@ def test_many_jobs_get_room_at_once() -> None:
     for number in range(20):
         world.waiting.add(a_job(f"j{number}", cores=1), POOL, 1.0)
     assert len(world.give_back(10.0)) == 4
+
+
+def test_thousands_of_places_are_lent_bit_by_bit() -> None:
+    """A call lends so many at most, and the next one goes on where nothing has changed."""
+    world = Lending(POOL, a_ledger(POOL, *(f"w{number}" for number in range(60))))
+    growing = Growing("job", ONE, 1000, 0)
+    assert [len(world.lend(SETTLED * times, growing)) for times in (1, 2, 3, 4)] == [100, 100, 40, 0]
+
+
+def test_many_kinds_of_jobs_look_at_a_worker_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no further once all that is lent is on its way back."""
+    pool, looked = a_pool(cores=8, memory_mb=80000), 0
+    ledger = a_ledger(pool, *(f"w{number}" for number in range(50)))
+    world = Lending(pool, ledger)
+    world.lend(SETTLED, Growing("job", Request(cores=8, memory_mb=1000), 40, 0))
+    for kind in range(20):
+        for number in range(10):
+            request = Request(cores=1, memory_mb=100 + kind)
+            world.waiting.add(replace(a_job(f"{kind}-{number}"), request=request), pool, 1.0)
+    lives = WorkerState.lives
+
+    def counted(state: WorkerState, request: Request, now: float, *, fresh: bool) -> bool:
+        nonlocal looked
+        looked += 1
+        return lives(state, request, now, fresh=fresh)
+
+    monkeypatch.setattr(WorkerState, "lives", counted)
+    assert len(world.give_back(10.0)) == 15  # 200 jobs of a core: 80 beside what is lent, 8 in place of each one
+    assert looked <= 20 * 50
 
 
 def test_what_does_not_help_stays() -> None:

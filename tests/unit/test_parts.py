@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from settling import settle
 
+from snakemake_executor_plugin_dask.decide import growth
+from snakemake_executor_plugin_dask.decide.growth import to_give_back
 from snakemake_executor_plugin_dask.driver.cluster import NotNow
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.injob import cluster as in_job
@@ -310,6 +312,30 @@ def test_a_lent_dask_worker_given_back_before_it_started_is_ended_as_it_starts()
         world.start(PART)
         await settle()
         assert world.killed == [PART, PART]
+
+    play(script, POOL)
+
+
+def test_room_is_asked_back_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where jobs come one by one, not for each; the look of every second sees to the rest."""
+
+    async def script(world: World) -> None:
+        await lent(world, most=4)
+        looked: list[float] = []
+
+        def counted(*arguments: Any) -> list[str]:
+            looked.append(world.now)
+            return to_give_back(*arguments)
+
+        monkeypatch.setattr(growth, "to_give_back", counted)
+        for number in range(3):
+            world.controller.enqueue(Enqueue((job("other", number, cores=1),)))
+            await settle()
+        assert len(looked) == 1
+        assert world.told == [(KEY, {"retire": 2})]
+        world.controller.dispatch.lend()
+        await settle()
+        assert world.told[1:] == [(KEY, {"retire": 1})]
 
     play(script, POOL)
 
