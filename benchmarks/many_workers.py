@@ -208,9 +208,11 @@ def measure(directory: Path, workers: int, jobs: int, cores: int, seconds: int, 
             aim="a lease has 60",
         )
     finally:
-        if driver is not None:
-            driver.end()
-        hosts.end()
+        try:
+            if driver is not None:
+                driver.end()
+        finally:
+            hosts.end()
 
 
 def main() -> None:
