@@ -177,6 +177,7 @@ def test_a_supervisor_that_is_killed_costs_its_run_alone(clusters: Clusters, tmp
         snakemake(tmp_path / "spared", logged_jobs(1, wait.format(go)), *KEEP, *SMALL) as spared,
     ):
         wait_for(lambda: started(hit) and started(spared), "both jobs")
+        wait_for(lambda: hit.events("job-started"), "the event of its start")
         theirs = hit.events("job-started")[0]["key"].split("-")[1].lstrip("0")
         (supervisor,) = (
             pid for pid, command in processes_of(theirs).items() if "worker.supervisor" in command and theirs in command

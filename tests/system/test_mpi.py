@@ -118,7 +118,7 @@ def test_more_than_two_nodes_hold_is_refused(tmp_path: Path) -> None:
     with snakemake(tmp_path, MIXED.format(launcher="mpirun", tasks=4000), *mpi_arguments("mpirun.openmpi")) as run:
         assert run.wait() != 0
         assert "mpi" in run.output
-        assert "4000" in run.output or "2000" in run.output, run.output
+        assert "4,000 cores" in run.output or "2,000 cores" in run.output, run.output
         run.expect_gone(15)
 
 
