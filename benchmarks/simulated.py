@@ -168,27 +168,18 @@ class Host:
 
     async def _start(self, path: Path) -> None:
         """As `worker/__main__.py` does, without the process of a supervisor: its connection is made here."""
-        from distributed.security import Security
-
         from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
+        from snakemake_executor_plugin_dask.worker.__main__ import security_of
         from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseConfig, LeaseLine
 
         config = json.loads(await asyncio.to_thread(path.read_text))
         name, tls = config["name"], config["tls"]
-        security = Security(
-            require_encryption=True,
-            tls_ca_file=tls["ca"],
-            tls_worker_cert=tls["cert"],
-            tls_worker_key=tls["key"],
-            tls_client_cert=tls["cert"],
-            tls_client_key=tls["key"],
-        )
         worker = self.workers[name] = QuietWorker(
             config["scheduler"],
             name=name,
             nthreads=config["cores"],
             memory_limit=config["memory_mb"] * 10**6,
-            security=security,
+            security=security_of(tls),
             protocol="tls://",
             host="127.0.0.1",
             local_directory=os.fspath(path.parent / "dask"),

@@ -115,6 +115,10 @@ class _Round:
             self._plan()
         return self.placed
 
+    def _everywhere(self, cls: JobClass) -> bool:
+        """Whether it takes more than a look at the workers that gained."""
+        return cls in self.queue.unchecked or cls.need.workers > 1 or cls.need.gang is not None
+
     def _enough(self) -> bool:
         return len(self.placed) >= self.most
 
@@ -135,9 +139,7 @@ class _Round:
             if self._enough() or not self.live:
                 return False
             order, cls = queue.heads[position]
-            everywhere = (
-                cls in queue.unchecked or cls in self.looked or cls.need.workers > 1 or cls.need.gang is not None
-            )
+            everywhere = cls in self.looked or self._everywhere(cls)
             # After a start this position holds another class, or the same one with its next job.
             if (everywhere or self.hope.for_class(cls, order)) and self._start(cls):
                 continue
@@ -179,7 +181,7 @@ class _Round:
         if entry is None:
             return False
         if cls not in self.looked:
-            self.looked[cls] = cls in self.queue.unchecked or cls.need.workers > 1 or cls.need.gang is not None
+            self.looked[cls] = self._everywhere(cls)
         if cls.spreads:
             cls.need = self.ledger.need(cls.request, cls.pool)
         if cls.need.gang is not None:

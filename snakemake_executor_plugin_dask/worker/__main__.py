@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,20 @@ def _scratch(wanted: str | None) -> str:
     return tempfile.mkdtemp(prefix="snakemake-dask-", dir=parent)
 
 
+def security_of(tls: Mapping[str, str]) -> Any:
+    """What a worker shows to whom: ``ca``, ``cert`` and ``key`` as PEM, or the paths of such files."""
+    from distributed.security import Security
+
+    return Security(
+        require_encryption=True,
+        tls_ca_file=tls["ca"],
+        tls_worker_cert=tls["cert"],
+        tls_worker_key=tls["key"],
+        tls_client_cert=tls["cert"],
+        tls_client_key=tls["key"],
+    )
+
+
 async def _serve(
     config: dict[str, Any],
     name: str,
@@ -82,7 +97,6 @@ async def _serve(
 ) -> int:
     """``only``: the run that the worker is for, and its supervisor; None: runs come later, by `runs`."""
     import dask
-    from distributed.security import Security
 
     from snakemake_executor_plugin_dask.config.owned import WORKER_CONFIGURATION, quieten
     from snakemake_executor_plugin_dask.interior import checks, dask_network
@@ -103,21 +117,13 @@ async def _serve(
     interface = config.get("interface")
     # Read here, and not by their paths: whoever replaced them would be this worker's scheduler.
     tls = {name: read_private(path).decode() for name, path in config["tls"].items()}
-    security = Security(
-        require_encryption=True,
-        tls_ca_file=tls["ca"],
-        tls_worker_cert=tls["cert"],
-        tls_worker_key=tls["key"],
-        tls_client_cert=tls["cert"],
-        tls_client_key=tls["key"],
-    )
     worker = QuietWorker(
         config["scheduler"],
         name=name,
         # Shown by Dask's dashboard, and held by nothing: how many jobs run at once is the ledger's business.
         nthreads=facts.cores,
         memory_limit=facts.memory_mb * 10**6,
-        security=security,
+        security=security_of(tls),
         protocol="tls://",
         host=config.get("host") or (None if interface else dask_network.own_address(config["scheduler"])),
         interface=interface,

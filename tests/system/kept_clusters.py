@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from running import GENEROUS_S, SnakemakeRun, processes_of
 
 KEEP = ("--dask-keep", "1h")
@@ -51,6 +52,14 @@ def snakemake(directory: Path, snakefile: str, *arguments: str) -> Iterator[Snak
     finally:
         run.process.kill()
         run.process.wait(GENEROUS_S)
+
+
+def in_each_python(directory: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Every Python that is started from here on runs this text first."""
+    path = directory / "path"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(path))
 
 
 def finished(run: SnakemakeRun) -> SnakemakeRun:

@@ -11,7 +11,7 @@ import pytest
 from clusters.slurm import VirtualSlurm
 from running import ended, logged_jobs, processes_of, started, wait_for
 
-from .kept_clusters import KEEP, SMALL, Clusters, finished, pools_of, snakemake
+from .kept_clusters import KEEP, SMALL, Clusters, finished, in_each_python, pools_of, snakemake
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -236,16 +236,16 @@ def wakings(pid: int) -> int:
 @pytest.fixture
 def imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     """The commands of the processes with this value of WHO that have ended, and had imported Dask."""
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "sitecustomize.py").write_text(
+    in_each_python(
+        tmp_path,
+        monkeypatch,
         "import atexit, os, sys\n"
         "def tell():\n"
         "    if 'dask' in sys.modules:\n"
         f"        with open(os.path.join({str(tmp_path)!r}, 'imported-' + os.environ.get('WHO', '')), 'a') as file:\n"
         "            file.write(' '.join(sys.orig_argv) + '\\n')\n"
-        "atexit.register(tell)\n"
+        "atexit.register(tell)\n",
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
 
     def imported(who: str) -> str:
         path = tmp_path / f"imported-{who}"
@@ -343,14 +343,14 @@ def test_jobs_that_run_end_by_themselves_after_a_failure(
     clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head that has nothing to tell of a run that stops is not taken for lost."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    (tmp_path / "path").mkdir()
     # Silence counts for 120 s; here for eight.
-    (tmp_path / "path" / "sitecustomize.py").write_text(
+    in_each_python(
+        tmp_path,
+        monkeypatch,
         "import sys\n"
         "if 'snakemake_executor_plugin_dask.driver' in sys.orig_argv:\n"
         "    from snakemake_executor_plugin_dask.driver import relay\n"
-        "    relay._SILENT_S = 8.0\n"
+        "    relay._SILENT_S = 8.0\n",
     )
     body = """
 rule all:

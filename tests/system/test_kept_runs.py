@@ -19,7 +19,7 @@ from running import RUN_S, ended, logged_jobs, processes_of, started, wait_for
 
 from snakemake_executor_plugin_dask.kept import directory
 
-from .kept_clusters import KEEP, SMALL, Clusters, finished, pools_of, snakemake
+from .kept_clusters import KEEP, SMALL, Clusters, finished, in_each_python, pools_of, snakemake
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -153,17 +153,17 @@ def test_a_run_whose_network_is_cut_ends_and_the_other_goes_on(
     clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both sides notice; its jobs end, their room is free, and the cluster is as it was."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    (tmp_path / "path").mkdir()
     # Silence counts for two minutes; here for fifteen seconds.
-    (tmp_path / "path" / "sitecustomize.py").write_text(
+    in_each_python(
+        tmp_path,
+        monkeypatch,
         "import sys\n"
         "if 'snakemake_executor_plugin_dask.driver' in sys.orig_argv:\n"
         "    from snakemake_executor_plugin_dask.driver import relay as part\n"
         "    part._SILENT_S = 15.0\n"
         "if 'snakemake_executor_plugin_dask.driver.head' in sys.orig_argv:\n"
         "    from snakemake_executor_plugin_dask.driver.head import head as part\n"
-        "    part._SILENT_S = 15.0\n"
+        "    part._SILENT_S = 15.0\n",
     )
     go = tmp_path / "go"
     with snakemake(tmp_path / "spared", logged_jobs(1, WAITS.format(go)), *KEEP, *SMALL) as spared:
