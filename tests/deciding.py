@@ -54,7 +54,7 @@ def a_ledger(pool: Pool, *names: str, now: float = 0.0, **values: Any) -> Ledger
 
 def worker(ledger: Ledger, name: str) -> WorkerState:
     """What a worker has, and what is free of it."""
-    return next(states[name] for pool in ledger._by_pool if name in (states := ledger.states(pool)))
+    return ledger.state(name)
 
 
 def fits(ledger: Ledger, name: str, request: Request, now: float, *, fresh: bool = False) -> bool:

@@ -55,12 +55,12 @@ from snakemake_executor_plugin_dask.node.private import NotPrivate, opened, read
 
 _COMMAND_TIMEOUT_S = 60.0
 #: How often the queue is asked at most while nothing hurries: sites ask not to be polled more often.
-_LOOK_EVERY_S = 10.0
+LOOK_EVERY_S = 10.0
 _KILL_LOOK_EVERY_S = 1.0
 _KILL_TIMEOUT_S = 60.0
 _CANCEL_AGAIN_S = 10.0
 #: Slurm gives reasons that mean «never» for a moment, before it has looked closely.
-_STUCK_S = 12.0
+STUCK_S = 12.0
 #: When a submission that got no answer is looked for in the queue; what comes later is cancelled at the run's end.
 _FIND_AFTER_S = (1.0, 4.0, 10.0)
 _REHEARSAL_S = 10.0  # a batch system that is slow to answer keeps no run from starting
@@ -185,7 +185,7 @@ class Allocation(WorkerProcess):
             return AllocationState("gone", self.failure or "it was never submitted")
         if self._gone is not None:
             return self._gone
-        seen = await self._look(_LOOK_EVERY_S, self._submitted)
+        seen = await self._look(self._backend.look_every_s, self._submitted)
         if seen.nodes:
             self.node = seen.nodes if re.fullmatch(r"[\w.-]+", seen.nodes) else ""
         if seen.kind == "gone":
@@ -210,7 +210,7 @@ class Allocation(WorkerProcess):
         """It would wait for ever, and count as an allocation that may still come: cancelled, if it stays so."""
         now = self._backend.clock()
         self._stuck_since = now if self._stuck_since is None else self._stuck_since
-        if now - self._stuck_since < _STUCK_S:
+        if now - self._stuck_since < self._backend.stuck_s:
             return AllocationState("queued", reason)
         advice = what_to_change(self._backend.system, reason)
         self.outlook = "final"
@@ -316,6 +316,8 @@ class JobqueueBackend:
     run: Callable[..., Any] = run_command
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    look_every_s: float = LOOK_EVERY_S
+    stuck_s: float = STUCK_S
 
     def __post_init__(self) -> None:
         self.system = SYSTEMS[self.name]
@@ -414,13 +416,14 @@ class JobqueueBackend:
         if lacking := missing(jobqueue.NAMES):
             raise ConfigurationError(refusal(lacking))
         self.check_commands(pool)
-        self._check_options(pool)
-        self._check_output(pool)
+        self.check_options(pool)
+        self.check_output(pool)
         self._check_queue(pool)
         self._check_walltime(pool)
         self._check_submission(pool)
 
     def check_commands(self, pool: Pool) -> None:
+        """That those of the batch system are there."""
         missing = [command for command in self.system.commands if shutil.which(command) is None]
         if missing:
             are = f"command {missing[0]} is" if len(missing) == 1 else f"commands {', '.join(missing)} are"
@@ -431,7 +434,8 @@ class JobqueueBackend:
             )
             raise ConfigurationError(msg)
 
-    def _check_options(self, pool: Pool) -> None:
+    def check_options(self, pool: Pool) -> None:
+        """That the class takes them, and that somebody says how large a worker is."""
         allowed = self.options()
         for key in sorted(allowed):
             self.setting(pool, key)  # what the site's configuration says makes sense
@@ -454,7 +458,7 @@ class JobqueueBackend:
                 )
                 raise ConfigurationError(msg)
 
-    def _check_output(self, pool: Pool) -> None:
+    def check_output(self, pool: Pool) -> None:
         """That output can go where it is to go; each allocation would fail without a word of its own."""
         extra = self.setting(pool, "job_extra_directives") or self.setting(pool, "job_extra")
         if found := directives.owned(self.system, extra):

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.backends.base import (
@@ -23,8 +24,8 @@ from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, ta
 from snakemake_executor_plugin_dask.node.private import append_private, read_end
 from snakemake_executor_plugin_dask.node.processes import kill_worker
 
-_CLOSE_S = 5.0  # a worker that was asked to close gets so long
-_KILL_S = 10.0  # and one that was killed
+CLOSE_S = 5.0  # a worker that was asked to close gets so long
+KILL_S = 10.0  # and one that was killed
 LOG_TAIL_BYTES = 2000
 
 
@@ -33,9 +34,21 @@ class LocalWorker(WorkerProcess):
 
     _process: asyncio.subprocess.Process | None = None
 
-    def __init__(self, pool: Pool, name: str, link: Link, devices: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        name: str,
+        link: Link,
+        devices: tuple[str, ...] | None = None,
+        *,
+        execute: Callable[..., Awaitable[asyncio.subprocess.Process]] = asyncio.create_subprocess_exec,
+        kill_rest: Callable[[str, str, Sequence[str]], bool] = kill_worker,
+        kill_s: float = KILL_S,
+    ) -> None:
+        """``kill_rest``: see `processes.kill_worker`. ``kill_s``: for how long the killed process is waited for."""
         super().__init__(pool, name, link)
         self.devices = devices
+        self._execute, self._kill_rest, self._kill_s = execute, kill_rest, kill_s
 
     @property
     def log(self) -> Path:
@@ -55,7 +68,7 @@ class LocalWorker(WorkerProcess):
             )
             command = worker_command(config, self.link)
             with os.fdopen(append_private(self.log), "ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
+                self._process = await self._execute(
                     *command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -85,16 +98,16 @@ class LocalWorker(WorkerProcess):
         if process.returncode is None:
             process.kill()
             with contextlib.suppress(TimeoutError):  # the kernel may hold it: a frozen cgroup, a file server that hangs
-                await asyncio.wait_for(process.wait(), _KILL_S)
+                await asyncio.wait_for(process.wait(), self._kill_s)
         # The others are signalled in any case, so that what is held does nothing any more once it is released.
-        gone = await asyncio.to_thread(kill_worker, self.link.state_dir, self.name, tuple(self.link.runs))
+        gone = await asyncio.to_thread(self._kill_rest, self.link.state_dir, self.name, tuple(self.link.runs))
         return gone and process.returncode is not None
 
     async def close(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             try:
-                await asyncio.wait_for(self._process.wait(), _CLOSE_S)
+                await asyncio.wait_for(self._process.wait(), CLOSE_S)
             except TimeoutError:
                 pass  # kill() follows
         await super().close()

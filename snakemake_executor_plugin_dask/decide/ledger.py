@@ -285,6 +285,10 @@ class Ledger:
         """The workers' names, draining ones included, in the order in which they joined."""
         return list(self._workers if pool_name is None else self._by_pool.get(pool_name, {}))
 
+    def state(self, name: str) -> WorkerState:
+        """What a worker has, and what is free of it. Raises KeyError."""
+        return self._workers[name]
+
     def states(self, pool_name: str) -> Mapping[str, WorkerState]:
         """A pool's workers, for placement and demand."""
         return self._by_pool.get(pool_name, {})

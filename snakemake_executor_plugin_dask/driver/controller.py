@@ -31,7 +31,7 @@ from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 
-_KILL_S = 10.0  # how long jobs get to end beyond their grace, before their workers are given back
+KILL_S = 10.0  # how long jobs get to end beyond their grace, before their workers are given back
 
 
 @dataclass
@@ -47,9 +47,15 @@ class Controller:
     """Waiting and running jobs of one run. As `members.Listener` it hears of workers."""
 
     def __init__(
-        self, setup: RunSetup, options: Options, cluster: Cluster, dispatch: Dispatch, around: Surroundings
+        self,
+        setup: RunSetup,
+        options: Options,
+        cluster: Cluster,
+        dispatch: Dispatch,
+        around: Surroundings,
+        kill_s: float = KILL_S,
     ) -> None:
-        self._setup = setup
+        self._setup, self._kill_s = setup, kill_s
         self._retries = options.lost_worker_retries
         self._cluster = cluster
         self._around = around
@@ -130,7 +136,7 @@ class Controller:
             if job.attempt.state in (State.SENT, State.RUNNING):
                 asking.spawn(self._cluster.kill(job.attempt, reason))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._setup.stop_grace_s + _KILL_S):
+            async with asyncio.timeout(self._setup.stop_grace_s + self._kill_s):
                 while self.jobs:
                     self._changed.clear()
                     await self._changed.wait()

@@ -65,7 +65,7 @@ class Private:
             owner = self._owner()
         except (ImportError, AttributeError):
             return False
-        if not _defines(owner, self.name):
+        if not defines(owner, self.name):
             return False
         if not self.arguments:
             return True
@@ -150,7 +150,7 @@ def _installed(package: str) -> str:
         return _distribution(package)
 
 
-def _defines(owner: Any, name: str) -> bool:
+def defines(owner: Any, name: str) -> bool:
     """Whether a module or class has the name, or the objects of a class do: by a field, or set when one is made."""
     if hasattr(owner, name):
         return True

@@ -131,10 +131,10 @@ def complaint(wanted: int | None, found: Inventory, where: str, workers: int = 1
     )
 
 
-def probe_nvidia() -> tuple[str, ...] | None:
+def probe_nvidia(library: str = NVML) -> tuple[str, ...] | None:
     """The devices that NVIDIA's driver knows: indices, or names where a device is divided (MIG). None: no driver."""
     try:
-        listed = _nvml()
+        listed = by_nvml(library)
     except OSError:
         listed = None
     if listed is None:
@@ -163,7 +163,8 @@ def _started(library: str) -> Iterator[ctypes.CDLL | None]:
         nvml.nvmlShutdown()
 
 
-def _nvml(library: str = NVML) -> Listed | None:
+def by_nvml(library: str = NVML) -> Listed | None:
+    """What the driver's own library lists. None: it does not start. OSError: not there."""
     with _started(library) as nvml:
         count = ctypes.c_uint()
         if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:

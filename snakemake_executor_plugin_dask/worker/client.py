@@ -95,8 +95,16 @@ class SupervisorProcess:
 class SupervisorLink:
     """One run's jobs on this worker."""
 
-    def __init__(self, run_id: str, worker: str, supervisor: SupervisorProcess, report: Report) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        worker: str,
+        supervisor: SupervisorProcess,
+        report: Report,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.run_id = run_id
+        self._clock = clock
         self.worker = worker
         self.supervisor = supervisor
         self._report = report
@@ -108,11 +116,11 @@ class SupervisorLink:
         self.lost = asyncio.Event()
         #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes. Told every few seconds.
         self.uses: Mapping[str, tuple[float, float]] = {}
-        self._told = time.monotonic()
+        self._told = clock()
         self.cores_at_work = 0.0  # in all jobs, between the last two times
 
     def _note_uses(self, uses: Mapping[str, tuple[float, float]]) -> None:
-        now = time.monotonic()
+        now = self._clock()
         used_s = sum(max(0.0, cpu_s - self.uses.get(key, (0.0, 0.0))[0]) for key, (cpu_s, _) in uses.items())
         self.cores_at_work = used_s / max(1.0, now - self._told)
         self.uses, self._told = uses, now

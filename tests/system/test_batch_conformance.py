@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,15 @@ async def until(process: Any, kind: str, timeout_s: float = 90) -> Any:
     return state
 
 
-@pytest.fixture(autouse=True)
-def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._LOOK_EVERY_S", 1.0)
+# The queue is asked more often than on a site, which has others to serve.
+Backend = partial(JobqueueBackend, look_every_s=1.0)
 
 
 def test_submitted_running_and_cancelled(batch: BatchSystem, tmp_path: Path) -> None:
     """The script is truly started, the queue says so, and `kill` returns once it is gone; the record is empty then."""
 
     async def check() -> None:
-        process = JobqueueBackend(batch.name).worker(
+        process = Backend(batch.name).worker(
             pool(batch.name), "main-0", link(tmp_path, f'echo "$@" > {tmp_path}/started; exec sleep 600')
         )
         await process.start()
@@ -115,7 +115,7 @@ def test_end_by_itself_shows_the_last_output(batch: BatchSystem, tmp_path: Path)
     """An allocation that fails on its own is gone, with the end of what it printed; cancelling it does no harm."""
 
     async def check() -> None:
-        process = JobqueueBackend(batch.name).worker(
+        process = Backend(batch.name).worker(
             pool(batch.name), "main-0", link(tmp_path, "echo the reason is this >&2; exit 3")
         )
         await process.start()
@@ -130,15 +130,12 @@ def test_end_by_itself_shows_the_last_output(batch: BatchSystem, tmp_path: Path)
 
 
 @pytest.mark.slurm
-def test_allocation_that_would_never_start(
-    slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_allocation_that_would_never_start(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """What no node has is queued by Slurm 22.05 and refused by newer ones; both are told with what to change."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.backends.jobqueue._STUCK_S", 1.0)
 
     async def check() -> None:
         large = replace(pool("slurm"), cores=64)
-        process = JobqueueBackend("slurm").worker(large, "main-0", link(tmp_path, "true"))
+        process = Backend("slurm", stuck_s=1.0).worker(large, "main-0", link(tmp_path, "true"))
         await process.start()
         deadline = time.monotonic() + 90
         while (state := await process.state()).kind != "gone":
@@ -161,7 +158,7 @@ def test_node_and_server_that_do_not_answer(oar: Oar, tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", oar.variables["PATH"])
 
     async def check() -> None:
-        lost = JobqueueBackend("oar").worker(pool("oar"), "main-0", link(tmp_path / "lost", "exec sleep 600"))
+        lost = Backend("oar").worker(pool("oar"), "main-0", link(tmp_path / "lost", "exec sleep 600"))
         await lost.start()
         first, state = lost.allocation_id, await lost.state()
         deadline = time.monotonic() + 90
@@ -176,7 +173,7 @@ def test_node_and_server_that_do_not_answer(oar: Oar, tmp_path: Path, monkeypatc
         assert not oar.queue()
         await asyncio.to_thread(oar.mend_node)
         await asyncio.to_thread(oar.end_server)
-        late = JobqueueBackend("oar").worker(pool("oar"), "main-0", link(tmp_path / "late", "exec sleep 600"))
+        late = Backend("oar").worker(pool("oar"), "main-0", link(tmp_path / "late", "exec sleep 600"))
         await late.start()
         assert late.failure is None, late.failure
         await asyncio.to_thread(oar.start_server)
@@ -198,9 +195,7 @@ def test_what_fits_in_no_slot(htcondor: HTCondor, tmp_path: Path, monkeypatch: p
         monkeypatch.setenv(variable, value)
 
     async def check() -> None:
-        large = JobqueueBackend("htcondor").worker(
-            replace(pool("htcondor"), cores=64), "main-0", link(tmp_path, "true")
-        )
+        large = Backend("htcondor").worker(replace(pool("htcondor"), cores=64), "main-0", link(tmp_path, "true"))
         await large
         deadline = time.monotonic() + 90
         while (state := await large.state()).reason != "no match found":
@@ -225,7 +220,7 @@ def test_queue_that_is_full_or_silent(name: str, tmp_path: Path, monkeypatch: py
     (switches / "hold").touch()
 
     async def check() -> None:
-        process = JobqueueBackend(name).worker(pool(name), "main-0", link(tmp_path / "state", "exec sleep 600"))
+        process = Backend(name).worker(pool(name), "main-0", link(tmp_path / "state", "exec sleep 600"))
         await process.start()
         await until(process, "queued")
         (switches / "down").touch()
@@ -245,7 +240,7 @@ def test_prologue_runs_and_what_it_changed_is_known(batch: BatchSystem, tmp_path
 
     async def check() -> None:
         options = {"job_script_prologue": ["export FROM_PROLOGUE=yes"]}
-        process = JobqueueBackend(batch.name).worker(pool(batch.name, **options), "main-0", link(tmp_path, program))
+        process = Backend(batch.name).worker(pool(batch.name, **options), "main-0", link(tmp_path, program))
         await process.start()
         await asyncio.to_thread(wait_for, lambda: said.exists() and said.read_text(), "the worker's words")
         assert await process.kill()
@@ -264,7 +259,7 @@ def test_refused_submission_keeps_the_words(batch: BatchSystem, tmp_path: Path) 
         wrong = {"job_extra_directives": {"accounting_group": "nope"}}
 
     async def check() -> None:
-        process = JobqueueBackend(batch.name).worker(pool(batch.name, **wrong), "main-0", link(tmp_path, "true"))
+        process = Backend(batch.name).worker(pool(batch.name, **wrong), "main-0", link(tmp_path, "true"))
         await process.start()
         assert process.failure is not None
         assert "failed with exit code" in process.failure
@@ -277,7 +272,7 @@ def test_refused_submission_keeps_the_words(batch: BatchSystem, tmp_path: Path) 
 
 def test_what_would_be_refused_is_told_before(batch: BatchSystem) -> None:
     """A pool that is well passes; where the submit command can be asked without submitting, it is."""
-    backend = JobqueueBackend(batch.name)
+    backend = Backend(batch.name)
     backend.check(pool(batch.name))
     wrong = {"slurm": ["--constraint=fast"], "sge": ["-P nope"], "htcondor": {"requirements": "((("}}
     if batch.name in wrong:
@@ -290,7 +285,7 @@ def test_leftovers_are_cancelled_from_the_record(batch: BatchSystem, tmp_path: P
     """What a dead run submitted is cancelled by what it recorded."""
 
     async def submit() -> None:
-        process = JobqueueBackend(batch.name).worker(pool(batch.name), "main-0", link(tmp_path, "exec sleep 600"))
+        process = Backend(batch.name).worker(pool(batch.name), "main-0", link(tmp_path, "exec sleep 600"))
         await process.start()
         assert process.failure is None, process.failure
         await until(process, "running")

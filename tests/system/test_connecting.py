@@ -39,13 +39,13 @@ def closed() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def why(scheduler: str) -> str:
+def why(scheduler: str, **limits: float) -> str:
     """What a user is told, within 15 seconds on a machine that is not busy; Dask's own client tries for 30."""
 
     async def attempt() -> str:
         async with asyncio.timeout(15 * slowness()):
             with pytest.raises(ConfigurationError) as caught:
-                await connect(scheduler)
+                await connect(scheduler, **limits)
         return str(caught.value)
 
     return asyncio.run(attempt())
@@ -68,18 +68,15 @@ def test_no_such_file_or_host(tmp_path: Path) -> None:
     assert "The host of tcp://no-such-host.invalid:8786 is not known here" in why("tcp://no-such-host.invalid:8786")
 
 
-def test_whoever_listens_is_no_scheduler(closed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_listens_is_no_scheduler(closed: int) -> None:
     """One that says nothing is given some time, since a scheduler may be busy, and is then told."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.driver.attached.connecting._CONNECT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        assert f"Something listens at {address}, but does not answer as a Dask scheduler" in why(address)
+        assert f"Something listens at {address}, but does not answer as a Dask scheduler" in why(address, connect_s=1.0)
 
 
-def test_tls_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_that_does_not_fit(tmp_path: Path) -> None:
     """Encrypted or not, with which authority, with which certificate: each is told apart."""
-    # A scheduler on this loop, on a busy machine, may take longer than one of a user's.
-    monkeypatch.setattr("snakemake_executor_plugin_dask.driver.attached.connecting._GREETING_S", 8.0)
     security, right = certificates(tmp_path / "right")
     _, wrong = certificates(tmp_path / "wrong")
     half = wrong | {TLS + "ca-file": right[TLS + "ca-file"]}
@@ -100,7 +97,9 @@ def test_tls_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             ):
                 with dask.config.set(configuration):
                     try:
-                        client, _ = await connect(f"{scheme}://{scheduler.address.partition('://')[2]}")
+                        # A scheduler on this loop, on a busy machine, may take longer than one of a user's.
+                        address = f"{scheme}://{scheduler.address.partition('://')[2]}"
+                        client, _ = await connect(address, greeting_s=8.0)
                     except ConfigurationError as error:
                         told[name] = str(error)
                     else:

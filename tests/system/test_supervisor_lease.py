@@ -12,18 +12,19 @@ from supervising import alive, fake_worker, marked_processes, run_setup, wait_fo
 
 from snakemake_executor_plugin_dask.driver.own.certificate import make_tls, server_context
 from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
+from snakemake_executor_plugin_dask.model.lease_messages import RENEW_EVERY_S
 
 
 class Driver:
     """A lease server, renewing."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, renew_every_s):
         directory.mkdir()
         self.tls = make_tls(directory)[1]
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.run_lives = True
-        self.server = LeaseServer(server_context(self.tls), lambda _: self.run_lives)
+        self.server = LeaseServer(server_context(self.tls), lambda _: self.run_lives, renew_every_s)
         self.call(self.server.start("127.0.0.1"))
         asyncio.run_coroutine_threadsafe(self.server.renew(), self.loop)
         self.config = directory / "lease-w-1.json"
@@ -48,8 +49,8 @@ class Driver:
 
 
 @pytest.fixture
-def driver(tmp_path):
-    driver = Driver(tmp_path / "driver")
+def driver(tmp_path, request):
+    driver = Driver(tmp_path / "driver", getattr(request, "param", RENEW_EVERY_S))
     yield driver
     driver.call(driver.server.close())
     driver.loop.call_soon_threadsafe(driver.loop.stop)
@@ -86,13 +87,9 @@ def test_driver_ends_jobs_of_a_frozen_worker(driver, tmp_path):
         assert worker.wait() == 0
 
 
-@pytest.fixture
-def often(monkeypatch):
-    """Renewed far more often than a lease is long, so that a busy machine lets none run out."""
-    monkeypatch.setattr("snakemake_executor_plugin_dask.driver.own.leases.RENEW_EVERY_S", 0.5)
-
-
-def test_renewals_over_tls_keep_jobs_alive_and_their_end_ends_them(often, driver, tmp_path):
+# Renewed far more often than a lease is long, so that a busy machine lets none run out.
+@pytest.mark.parametrize("driver", [0.5], indirect=True)
+def test_renewals_over_tls_keep_jobs_alive_and_their_end_ends_them(driver, tmp_path):
     """A lease shorter than the test is renewed, though the driver stands still; without one it runs out."""
     with connected(driver, tmp_path, lease_s=7.0) as worker:
         key = worker.start("sleep 1000")

@@ -11,9 +11,8 @@ import pytest
 import settling
 from settling import settle
 
-from snakemake_executor_plugin_dask.driver import controller as controller_module
 from snakemake_executor_plugin_dask.driver.cluster import NotNow, Surroundings
-from snakemake_executor_plugin_dask.driver.controller import Controller
+from snakemake_executor_plugin_dask.driver.controller import KILL_S, Controller
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.members import Member, Members, State
@@ -94,6 +93,7 @@ def play(
     *pools: Pool,
     retries: int = 3,
     template: Pool | None = None,
+    kill_s: float = KILL_S,
     state_dir: str = "",
     **setup: Any,
 ) -> World:
@@ -147,7 +147,7 @@ def play(
         )
         cluster: Any = SimpleNamespace(submit=submit, kill=kill, tell_cluster=tell_cluster, pages=None)
         dispatch = Dispatch(Pools(options, make_pools), around.clock, failures.append)
-        world.controller = Controller(replace(SETUP, **setup), options, cluster, dispatch, around)
+        world.controller = Controller(replace(SETUP, **setup), options, cluster, dispatch, around, kill_s)
         fleet: Any = Members(world.controller, lambda: world.now)
         fleet.confirm_dead = confirm
         fleet.startup_s = lambda _: 1.0
@@ -818,9 +818,8 @@ def test_jobs_for_whose_pool_slurm_is_asked_can_be_dropped() -> None:
     assert not world.messages(Finished)
 
 
-def test_a_worker_that_stands_still_does_not_hold_the_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_stands_still_does_not_hold_the_end_up() -> None:
     """The wait for all jobs is bounded, and over at once where they end, whatever became of the question."""
-    monkeypatch.setattr(controller_module, "_KILL_S", 0.05)
 
     async def never_ends(world: World) -> None:
         world.standing = {"local-0"}
@@ -832,8 +831,7 @@ def test_a_worker_that_stands_still_does_not_hold_the_end_up(monkeypatch: pytest
         await settle()
         assert len(asyncio.all_tasks()) == 2, "this one and the submission: nothing is asked any more"
 
-    play(never_ends)
-    monkeypatch.setattr(controller_module, "_KILL_S", 1000.0)
+    play(never_ends, kill_s=0.05)
 
     async def ends(world: World) -> None:
         world.standing = {"local-0"}
@@ -845,7 +843,7 @@ def test_a_worker_that_stands_still_does_not_hold_the_end_up(monkeypatch: pytest
         world.end(world.submitted[0][1].key, "cancelled")
         await asyncio.wait_for(ending, 60.0)
 
-    play(ends)
+    play(ends, kill_s=1000.0)
 
 
 def test_a_list_of_nodes_that_cannot_be_written_fails_its_job_alone() -> None:

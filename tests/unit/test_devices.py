@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from snakemake_executor_plugin_dask.node.devices import (
     NVML,
     Inventory,
-    _nvml,
+    by_nvml,
     complaint,
     cores_for,
     device_environment,
@@ -23,6 +23,8 @@ from snakemake_executor_plugin_dask.node.devices import (
     probe_nvidia,
     take_inventory,
 )
+
+ABSENT = "libnvidia-ml-that-is-not-there.so"
 
 SMI = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
@@ -91,14 +93,13 @@ def test_the_probe_uses_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     command.write_text(f"#!/bin/sh\ncat <<'END'\n{SMI}END\n")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr("snakemake_executor_plugin_dask.node.devices._nvml", lambda: None)
-    assert probe_nvidia() == (
+    assert probe_nvidia(ABSENT) == (
         "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f",
         "MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb",
         "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6",
     )
     command.write_text("#!/bin/sh\nexit 9\n")
-    assert probe_nvidia() is None
+    assert probe_nvidia(ABSENT) is None
 
 
 def test_amd_devices_are_counted_in_sysfs(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_library_is_asked_as_it_wants_to_be(nvml: str) -> None:
     """Devices by name, and the instances of the divided one."""
-    assert _nvml(nvml) == [("GPU-0", ("MIG-0", "MIG-1")), ("GPU-1", ()), ("GPU-2", ()), ("GPU-3", ())]
+    assert by_nvml(nvml) == [("GPU-0", ("MIG-0", "MIG-1")), ("GPU-1", ()), ("GPU-2", ()), ("GPU-3", ())]
 
 
 def test_near_cores_by_any_name(nvml: str) -> None:
@@ -169,7 +170,7 @@ def test_near_cores_by_any_name(nvml: str) -> None:
     allowed = {0, 1, 2, 66, 67}
     assert near_cores(("1", "GPU-2", "MIG-1"), allowed, nvml) == ((0, 1, 2), (66, 67), (0, 1, 2))
     assert near_cores(("7", "GPU-9", "3"), allowed, nvml) == ((), (), (66, 67))
-    assert near_cores(("0", "1"), allowed, "libnvidia-ml-that-is-not-there.so") == ((), ())
+    assert near_cores(("0", "1"), allowed, ABSENT) == ((), ())
 
 
 NEAR = {"0": range(16), "1": range(16), "2": range(16, 32), "3": range(16, 32)}

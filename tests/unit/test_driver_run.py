@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from distributed.utils import get_ip
 from snakemake_executor_plugin_dask.batch.allocations import Ran
 from snakemake_executor_plugin_dask.driver import pools as pools_module
 from snakemake_executor_plugin_dask.driver.own import core as core_module
+from snakemake_executor_plugin_dask.driver.own.cluster import OwnCluster
 from snakemake_executor_plugin_dask.driver.run import Run
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
@@ -46,7 +48,6 @@ def dask_configuration() -> Iterator[None]:
 @pytest.mark.usefixtures("dask_configuration")
 def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a bounded time the driver gives up, names workers not seen to go, and keeps their record and the lock."""
-    monkeypatch.setattr(core_module, "_CLOSE_S", 0.05)
     state_dir = tmp_path / "abc12345"
     state_dir.mkdir()
     (state_dir / "allocations.jsonl").write_text('{"submitting": "cpu-0"}\n')
@@ -67,7 +68,8 @@ def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, mon
     monkeypatch.setattr(core_module, "Fleet", fleet)
 
     async def end() -> tuple[str, ...]:
-        run = Run(Begin(SETUP, options, str(state_dir), str(tmp_path / "events.jsonl")), lambda _: None)
+        begin = Begin(SETUP, options, str(state_dir), str(tmp_path / "events.jsonl"))
+        run = Run(begin, lambda _: None, partial(OwnCluster, close_s=0.05))
         await run.start()
         left = await asyncio.wait_for(run.close(), 30)
         await dask_clusters[0].close()

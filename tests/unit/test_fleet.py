@@ -30,6 +30,7 @@ class Process(WorkerProcess):
 
     stays = False
     taken = False
+    seen = AllocationState("gone", "allocation 7 ended (NonZeroExitCode)")
     error: Exception | None = None  # of its end
     output: Callable[[], str] = staticmethod(lambda: "")
     ends: Callable[[], bool] = staticmethod(lambda: True)
@@ -44,7 +45,7 @@ class Process(WorkerProcess):
         return self.taken
 
     async def state(self) -> AllocationState:
-        return AllocationState("gone", "allocation 7 ended (NonZeroExitCode)")
+        return self.seen
 
     async def close(self) -> None:
         self.removed.append(self.name)
@@ -204,11 +205,14 @@ def test_refusals_give_the_pool_up_soon_unless_workers_are_there() -> None:
     async def while_others_queue(world: World) -> None:
         await world.ask(3)
         world.now += 400.0
-        for process in [member.process for member in world.fleet.members.values()][:2]:
-            process.outlook = "final"
-            await world.fleet._never_came(process, "it would never start")
+        processes: Any = [member.process for member in world.fleet.members.values()]
+        for process in processes:
+            process.seen = AllocationState("queued")
+        for process in processes[:2]:
+            process.outlook, process.seen = "final", AllocationState("gone", "it would never start")
+            await world.fleet.check()
+            await settle()
             world.now += 400.0
-        await settle()
         assert len(world.given_up) == 1
         assert world.removed == ["cpu-0", "cpu-1", "cpu-2"]
         assert not world.fleet.members

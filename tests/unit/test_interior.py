@@ -194,8 +194,8 @@ def test_annotations_that_cannot_be_evaluated() -> None:
     """A class may annotate what is imported for type checkers alone; its other fields are found all the same."""
     names: dict[str, Any] = {}
     exec("class Settings:\n    cores: int\n    pool: OnlyForTypeCheckers\n", names)
-    assert declared._defines(names["Settings"], "cores")
-    assert not declared._defines(names["Settings"], "workers")
+    assert declared.defines(names["Settings"], "cores")
+    assert not declared.defines(names["Settings"], "workers")
 
 
 @pytest.mark.parametrize(

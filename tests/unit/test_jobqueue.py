@@ -244,13 +244,13 @@ def test_grid_engine_needs_a_parallel_environment() -> None:
 def test_unknown_option_is_named_with_a_close_one() -> None:
     """An option that the class lacks is an error before anything starts."""
     with pytest.raises(ConfigurationError, match="'acount' is not an option of SLURMCluster; did you mean 'account'"):
-        JobqueueBackend("slurm")._check_options(pool(options={"acount": "x"}))
+        JobqueueBackend("slurm").check_options(pool(options={"acount": "x"}))
 
 
 def test_size_that_nobody_says() -> None:
     """Without cores in settings and configuration the error names where they can be set."""
     with pytest.raises(ConfigurationError, match="--dask-worker-cores"):
-        JobqueueBackend("slurm")._check_options(pool(cores=None))
+        JobqueueBackend("slurm").check_options(pool(cores=None))
 
 
 def test_missing_commands_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -839,27 +839,26 @@ def test_directives_that_are_the_plugins_own(cluster: str, extra: Any, found: st
     assert directives.owned(SYSTEMS[cluster], extra) == found
 
 
-def refused(wanted: Pool, monkeypatch: pytest.MonkeyPatch) -> str:
+def refused(wanted: Pool) -> str:
     backend = JobqueueBackend(wanted.cluster)
-    for name in ("check_commands", "_check_queue", "_check_submission"):
-        monkeypatch.setattr(backend, name, lambda _: None)
+    backend.check_options(wanted)
     with pytest.raises(ConfigurationError) as caught:
-        backend.check(wanted)
+        backend.check_output(wanted)
     return str(caught.value)
 
 
 def test_output_that_could_not_be_written_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own directives for it, a directory that cannot be written, and paths that batch systems read as patterns."""
     own = pool(options={"job_extra_directives": ["-o logs/%j.out"]})
-    assert "-o in job_extra_directives is reserved for the plugin" in refused(own, monkeypatch)
+    assert "-o in job_extra_directives is reserved for the plugin" in refused(own)
     nowhere = pool(options={"log_directory": "/dev/null/logs"})
-    assert "nothing can be created in /dev/null" in refused(nowhere, monkeypatch)
-    assert "holds '%', which sbatch" in refused(pool(options={"log_directory": f"{tmp_path}/%u"}), monkeypatch)
+    assert "nothing can be created in /dev/null" in refused(nowhere)
+    assert "holds '%', which sbatch" in refused(pool(options={"log_directory": f"{tmp_path}/%u"}))
     for cluster in ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor"):
         for name in ("%j", "back\\slash", "$USER"):
             (tmp_path / name).mkdir(exist_ok=True)
             monkeypatch.chdir(tmp_path / name)
-            assert "run the workflow in another directory (--directory), or name" in refused(pool(cluster), monkeypatch)
+            assert "run the workflow in another directory (--directory), or name" in refused(pool(cluster))
 
 
 def test_a_relative_log_directory_is_where_snakemake_was_started(

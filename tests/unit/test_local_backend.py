@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from snakemake_executor_plugin_dask.backends import local
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.local import LocalBackend, LocalWorker
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -32,16 +34,24 @@ def test_workers_beside_each_other_hold_different_gpus(monkeypatch: pytest.Monke
     assert replacement.devices == ("0", "1")
 
 
-def test_a_worker_that_does_not_die_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_does_not_die_is_not_waited_for(tmp_path: Path) -> None:
     """One that the kernel holds, as in a frozen cgroup, is told as not gone after a bounded time."""
-    monkeypatch.setattr(local, "_KILL_S", 0.05)
     killed: list[bool] = []
 
+    async def execute(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(pid=1, returncode=None, kill=lambda: killed.append(True), wait=asyncio.Event().wait)
+
     async def kill() -> bool:
-        worker = LocalWorker(Pool("local", "local", cores=1), "local-0", LINK)
-        monkeypatch.setattr(local, "kill_worker", lambda *_: bool(killed.append(True)))
-        held = SimpleNamespace(returncode=None, kill=lambda: killed.append(True), wait=asyncio.Event().wait)
-        worker._process = held  # type: ignore[assignment]
+        worker = LocalWorker(
+            Pool("local", "local", cores=1),
+            "local-0",
+            replace(LINK, state_dir=str(tmp_path)),
+            execute=execute,
+            kill_rest=lambda *_: bool(killed.append(True)),
+            kill_s=0.05,
+        )
+        await worker.start()
+        assert worker.failure is None
         return await asyncio.wait_for(worker.kill(), 30)
 
     assert asyncio.run(kill()) is False

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,19 +37,40 @@ def spec(key: str) -> JobSpec:
     return JobSpec(key, "rule", "1", 1, (), 1, "/dev/null")
 
 
-class Late(warm.Server):
-    """Looks at its children only once the one that got a job has ended."""
+class Stopped:
+    """A server that stands still from when a child has its job until that child has ended."""
 
-    def _start(self, spec: JobSpec) -> None:
-        super()._start(spec)
-        for child in self._children.values():
-            if child.key is not None:
-                os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+    def __init__(self) -> None:
+        self._told, self._tell = os.pipe()
+
+    def by_child(self) -> None:
+        """Called in the child, before it says anything."""
+        server = os.getppid()
+        os.kill(server, signal.SIGSTOP)
+        wait_for(lambda: state_of(server) == "T")
+        os.write(self._tell, f"{server} {os.getpid()}".encode())
+
+    def until_it_has_ended(self) -> None:
+        server, child = map(int, os.read(self._told, 100).split())
+        wait_for(lambda: state_of(child) == "Z")
+        os.kill(server, signal.SIGCONT)
+
+
+def state_of(pid: int) -> str:
+    stat = processes.read_stat(pid)
+    return "" if stat is None else stat.state
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 @contextmanager
 def served(
-    server: type[warm.Server], run_command: Callable[..., None], monkeypatch: Any, warmth: warm.Warmth = WARMTH
+    run_command: Callable[..., None], monkeypatch: Any, warmth: warm.Warmth = WARMTH, **limits: Any
 ) -> Iterator[Channel]:
     """The supervisor's end of a server whose children do this, whatever job they get."""
     monkeypatch.setattr(warm_child, "run_command", run_command)
@@ -59,7 +81,7 @@ def served(
     if pid == 0:
         ours.close()
         try:
-            server(theirs, warmth, 1).serve()
+            warm.Server(theirs, warmth, 1, **limits).serve()
         finally:
             os._exit(0)
     theirs.close()
@@ -75,35 +97,40 @@ def served(
 @pytest.mark.parametrize(("code", "status"), [(1, 1 << 8), (0, 0)])
 def test_last_words_of_a_runner_that_has_ended(code: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """How its command ended is told as it said it, also where it has left before it was listened to."""
+    stopped = Stopped()
 
     def run_command(_warmth: object, spec: JobSpec, channel: Channel) -> None:
+        stopped.by_child()
         channel.send(Spawned(spec.key, 12345))
         channel.send(Done(code << 8, 0.5, again=code == 0))
         os._exit(0)
 
-    with served(Late, run_command, monkeypatch) as supervisor:
+    with served(run_command, monkeypatch) as supervisor:
         for key in ("first", "second"):
             supervisor.send(Start(spec(key)))
+            stopped.until_it_has_ended()
             assert supervisor.receive() == Spawned(key, 12345)
             assert supervisor.receive() == Exited(key, status, 0.5)
 
 
 def test_a_runner_that_dies_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shell is told of all the same, and the job's end is the signal."""
+    stopped = Stopped()
 
     def run_command(_warmth: object, spec: JobSpec, channel: Channel) -> None:
+        stopped.by_child()
         channel.send(Spawned(spec.key, 12345))
         os.kill(os.getpid(), 9)
 
-    with served(Late, run_command, monkeypatch) as supervisor:
+    with served(run_command, monkeypatch) as supervisor:
         supervisor.send(Start(spec("job")))
+        stopped.until_it_has_ended()
         assert supervisor.receive() == Spawned("job", 12345)
         assert supervisor.receive().status == 9
 
 
 def test_a_runner_that_is_held_before_it_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while it counts as the job's process; what it says later still tells the end, and others go on."""
-    monkeypatch.setattr(warm, "_SILENT_S", 2.0)  # the others are not so long silent on a busy machine
     released, release = os.pipe()
 
     def run_command(_warmth: object, spec: JobSpec, channel: Channel) -> None:
@@ -113,7 +140,8 @@ def test_a_runner_that_is_held_before_it_can_answer(monkeypatch: pytest.MonkeyPa
         channel.send(Spawned(spec.key, 12345))
         channel.send(Done(0, 0.5, again=True))
 
-    with served(warm.Server, run_command, monkeypatch) as supervisor:
+    # The others are not so long silent on a busy machine.
+    with served(run_command, monkeypatch, silent_s=2.0) as supervisor:
         supervisor.send(Start(spec("held")))
         answer = supervisor.receive()
         assert answer == Forked("held", answer.pid, 0)
@@ -129,15 +157,16 @@ def test_a_runner_that_is_held_before_it_can_answer(monkeypatch: pytest.MonkeyPa
     os.close(release)
 
 
-def test_a_job_that_is_stopped_does_not_wait_for_the_warm_process() -> None:
+def test_a_job_that_is_stopped_does_not_wait_for_the_warm_process(tmp_path: Path) -> None:
     """While the workflow is being read, a job that is not wanted any more ends at once."""
 
     async def stop() -> None:
         loop = asyncio.get_running_loop()
         current = Attempt(spec("job"), loop.create_future(), loop.create_future())
         endings = Endings(Monitor(ProcFiles(), os.getpid()))
-        keeper = warming.Warming(endings, lambda *_: None)
-        keeper._current = types.SimpleNamespace(settled=asyncio.Event())  # type: ignore[assignment]
+        process: Any = types.SimpleNamespace(pid=1234, settled=asyncio.Event())
+        keeper = warming.Warming(endings, lambda *_: None, make=lambda *_: process)
+        keeper.begin(run_setup(tmp_path, job_start="warm"), {})
         start = asyncio.create_task(keeper.start(current))
         await settle()
         endings.stop(current, "cancelled", "enough")
@@ -166,7 +195,7 @@ def test_a_kernel_without_pidfds_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.parametrize(("state", "talks", "killed"), [("D", False, False), ("S", True, False), ("S", False, True)])
 def test_a_warm_process_that_does_not_answer(
-    state: str, talks: bool, killed: bool, monkeypatch: pytest.MonkeyPatch
+    state: str, talks: bool, killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One that the kernel holds, or that tells of others, is waited for: its jobs would end with it. Silence counts."""
 
@@ -185,20 +214,20 @@ def test_a_warm_process_that_does_not_answer(
                 self.killed = True
                 current.answer.set_result("the warm process ended")
 
-        process = Process()
+        process: Any = Process()
 
         def read_stat(pid: int) -> Stat:
             asked.append(pid)
             process.words += talks
-            if len(asked) == 3 * warming._LOOKS:
+            if len(asked) == 3 * warming.LOOKS:
                 current.answer.set_result(None)
             return Stat(pid, 1, state, 1, 1, 1)
 
         process.settled.set()
-        monkeypatch.setattr(warming, "_ANSWER_S", 0.01)
         monkeypatch.setattr(processes, "read_stat", read_stat)
-        keeper = warming.Warming(Endings(Monitor(ProcFiles(), os.getpid())), lambda *_: None)
-        keeper._current = process  # type: ignore[assignment]
+        endings = Endings(Monitor(ProcFiles(), os.getpid()))
+        keeper = warming.Warming(endings, lambda *_: None, make=lambda *_: process, answer_s=0.01)
+        keeper.begin(run_setup(tmp_path, job_start="warm"), {})
         assert await keeper.start(current) is not killed
         assert process.killed is killed
 
@@ -214,7 +243,7 @@ def test_a_warm_process_that_does_not_answer(
         ("the warm process ended", []),
     ],
 )
-def test_why_some_jobs_start_cold_is_told(refusal: str, told: list[str]) -> None:
+def test_why_some_jobs_start_cold_is_told(refusal: str, told: list[str], tmp_path: Path) -> None:
     """With what it costs; what holds for all jobs was told before, and the end of a warm process is an accident."""
 
     async def start() -> None:
@@ -229,10 +258,11 @@ def test_why_some_jobs_start_cold_is_told(refusal: str, told: list[str]) -> None
             def start(self, spec: JobSpec) -> None:
                 current.answer.set_result(refusal)
 
-        process = Process()
+        process: Any = Process()
         process.settled.set()
-        keeper = warming.Warming(Endings(Monitor(ProcFiles(), os.getpid())), lambda *_: None, said.append)
-        keeper._current = process  # type: ignore[assignment]
+        endings = Endings(Monitor(ProcFiles(), os.getpid()))
+        keeper = warming.Warming(endings, lambda *_: None, said.append, make=lambda *_: process)
+        keeper.begin(run_setup(tmp_path, job_start="warm"), {})
         assert await keeper.start(current) is False
         assert current.start_reason == refusal
         assert [text[: len(start)] for text, start in zip(said, told, strict=True)] == told
@@ -247,15 +277,19 @@ NO_COMMANDS = dataclasses.replace(
 
 def test_a_child_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its job is to start cold, with its reason; the next one is tried as well."""
+    stopped = Stopped()
 
     def run_job(_warmth: object, spec: JobSpec, channel: Channel) -> None:
+        stopped.by_child()
         channel.send(Cold("first", "something is missing") if spec.key == "first" else Forked(spec.key, os.getpid(), 3))
         os._exit(7)
 
-    with served(Late, run_job, monkeypatch, NO_COMMANDS) as supervisor:
+    with served(run_job, monkeypatch, NO_COMMANDS) as supervisor:
         supervisor.send(Start(spec("first")))
+        stopped.until_it_has_ended()
         assert supervisor.receive() == Cold("first", "something is missing")
         supervisor.send(Start(spec("second")))
+        stopped.until_it_has_ended()
         answer = supervisor.receive()
         assert answer == Forked("second", answer.pid, 3)
         exited = supervisor.receive()
@@ -269,7 +303,7 @@ def test_a_workflow_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AttributeError("Rule has no attribute is_shell")
 
     asked = types.SimpleNamespace(files=(), unfit=unfit)
-    with served(warm.Server, lambda *_: None, monkeypatch, dataclasses.replace(WARMTH, workflow=asked)) as supervisor:
+    with served(lambda *_: None, monkeypatch, dataclasses.replace(WARMTH, workflow=asked)) as supervisor:
         for key in ("first", "second"):
             supervisor.send(Start(spec(key)))
             assert supervisor.receive() == Cold(key, "AttributeError: Rule has no attribute is_shell")
@@ -282,21 +316,18 @@ def test_jobs_that_need_a_graph_where_none_can_be_built(monkeypatch: pytest.Monk
         channel.send(Forked(spec.key, os.getpid(), 3))
         os._exit(0)
 
-    with served(
-        warm.Server, run_job, monkeypatch, dataclasses.replace(NO_COMMANDS, dag_reason="no graph")
-    ) as supervisor:
+    with served(run_job, monkeypatch, dataclasses.replace(NO_COMMANDS, dag_reason="no graph")) as supervisor:
         supervisor.send(Start(spec("group")))
         assert supervisor.receive() == Cold("group", "no graph")
         supervisor.send(Start(dataclasses.replace(spec("single"), call=b"")))
         assert isinstance(supervisor.receive(), Forked)
 
 
-def test_a_gpu_that_was_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_was_opened() -> None:
     """Its device file stays open, whatever library did it; a fork of such a process could not use it."""
-    monkeypatch.setattr(warm, "_GPU_FILES", ("/dev/full",))
-    assert warm._gpu() == ""
+    assert warm.gpu_in_use(("/dev/full",)) == ""
     with open("/dev/full"):
-        assert "opened a GPU (/dev/full)" in warm._gpu()
+        assert "opened a GPU (/dev/full)" in warm.gpu_in_use(("/dev/full",))
 
 
 def test_a_process_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,8 +336,7 @@ def test_a_process_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails() -> int:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(warm, "fork", fails)
-    with served(warm.Server, lambda *_: None, monkeypatch) as supervisor:
+    with served(lambda *_: None, monkeypatch, fork=fails) as supervisor:
         for key in ("first", "second"):
             supervisor.send(Start(spec(key)))
             assert supervisor.receive() == Cold(key, "no process could be forked (Resource temporarily unavailable)")
@@ -319,7 +349,7 @@ def test_a_job_of_a_runner_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         channel.send(Spawned(spec.key, 12345))
         signal.pause()
 
-    with served(warm.Server, run_command, monkeypatch) as supervisor:
+    with served(run_command, monkeypatch) as supervisor:
         supervisor.send(Start(spec("job")))
         assert supervisor.receive() == Spawned("job", 12345)
         supervisor.send(EndChild("former"))

@@ -20,18 +20,27 @@ from snakemake_executor_plugin_dask.worker import attach, client
 def test_what_jobs_use_is_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dask's worker tells the cores at work between two words of the supervisor, and the memory in use, of all jobs."""
     now = [100.0]
-    monkeypatch.setattr(client.time, "monotonic", lambda: now[0])
-    link = client.SupervisorLink("run", "local-0", types.SimpleNamespace(), print)  # type: ignore[arg-type]
-    monkeypatch.setattr(client, "links", {"run": link})
 
-    def told(at: float, **uses: tuple[float, float]) -> list[float]:
-        now[0] = at
-        link._received(Uses(uses))
-        return [metric(None) for metric in client.METRICS.values()]
+    async def tell() -> None:
+        ours, theirs = socket.socketpair()
+        supervisor: Any = types.SimpleNamespace(open=lambda: asyncio.open_connection(sock=ours))
+        link = client.SupervisorLink("run", "local-0", supervisor, print, clock=lambda: now[0])
+        monkeypatch.setattr(client, "links", {"run": link})
+        await link.open()
 
-    assert told(105.0, a=(5.0, 100.0)) == [1.0, 100.0]
-    assert told(110.0, a=(12.5, 120.0), b=(2.5, 80.4)) == [2.0, 200.0]
-    assert told(115.0, b=(2.5, 80.4)) == [0.0, 80.0]
+        async def told(at: float, **uses: tuple[float, float]) -> list[float]:
+            now[0] = at
+            theirs.sendall(frame(Uses(uses)))
+            await settle()
+            return [metric(None) for metric in client.METRICS.values()]
+
+        assert await told(105.0, a=(5.0, 100.0)) == [1.0, 100.0]
+        assert await told(110.0, a=(12.5, 120.0), b=(2.5, 80.4)) == [2.0, 200.0]
+        assert await told(115.0, b=(2.5, 80.4)) == [0.0, 80.0]
+        link.close()
+        theirs.close()
+
+    settling.run(tell())
 
 
 def test_a_short_jobs_start_is_told_with_its_end() -> None:

@@ -17,11 +17,11 @@ from snakemake_executor_plugin_dask.interior import dask_network
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 _REACH_S = 5.0
-_GREETING_S = 2.0  # a scheduler greets whoever connects; one that is busy may take longer
-_CONNECT_S = 15.0
+GREETING_S = 2.0  # a scheduler greets whoever connects; one that is busy may take longer
+CONNECT_S = 15.0
 
 
-async def connect(scheduler: str) -> tuple[Any, str]:
+async def connect(scheduler: str, *, greeting_s: float = GREETING_S, connect_s: float = CONNECT_S) -> tuple[Any, str]:
     """A client, and the scheduler's address. ``scheduler``: an address or a scheduler file. ConfigurationError."""
     try:
         address = scheduler_address(scheduler)
@@ -30,13 +30,13 @@ async def connect(scheduler: str) -> tuple[Any, str]:
         raise ConfigurationError(msg) from error
     named = address if address == scheduler else f"{address} (named by the scheduler file {scheduler})"
     context = _context(named) if address.startswith("tls://") else None
-    await _probe(address, named, context)
+    await _probe(address, named, context, greeting_s)
     try:
-        async with asyncio.timeout(_CONNECT_S):  # Dask's own timeout is for the connection, and not for what follows
+        async with asyncio.timeout(connect_s):  # Dask's own timeout is for the connection, and not for what follows
             client = await Client(address, asynchronous=True, set_as_default=False, name="snakemake")
     except (OSError, TimeoutError, ValueError, ImportError, RuntimeError) as error:
         msg = (
-            f"Something listens at {named}, but does not answer as a Dask scheduler would within {_CONNECT_S:.0f} s "
+            f"Something listens at {named}, but does not answer as a Dask scheduler would within {connect_s:.0f} s "
             f"({error!r})."
         )
         raise ConfigurationError(msg) from error
@@ -60,13 +60,13 @@ def _context(named: str) -> ssl.SSLContext:
     return found
 
 
-async def _probe(address: str, named: str, context: ssl.SSLContext | None) -> None:
+async def _probe(address: str, named: str, context: ssl.SSLContext | None, greeting_s: float) -> None:
     """Raise ConfigurationError where a connection shows for certain that the client would try in vain."""
     host, port = dask_network.host_and_port(address)
     try:
         await _reach(host, port)
-        greeted = await _greeted(host, port, context)
-        if not greeted and context is None and await _speaks_tls(host, port):
+        greeted = await _greeted(host, port, context, greeting_s)
+        if not greeted and context is None and await _speaks_tls(host, port, greeting_s):
             msg = f"The scheduler at {named} speaks TLS; name it as tls://{host}:{port}, with Dask's TLS configuration."
             raise ConfigurationError(msg)
     except ssl.SSLError as error:
@@ -100,13 +100,13 @@ async def _reach(host: str, port: int) -> None:
     await _close(writer)
 
 
-async def _greeted(host: str, port: int, context: ssl.SSLContext | None) -> bool:
+async def _greeted(host: str, port: int, context: ssl.SSLContext | None, greeting_s: float) -> bool:
     """Whether whoever listens says something at once. Raises OSError, among it SSLError.
 
     With TLS 1.3 only this first word shows that the client's own certificate was accepted.
     """
     try:
-        async with asyncio.timeout(_GREETING_S):
+        async with asyncio.timeout(greeting_s):
             hostname = None if context is None else host
             reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=hostname)
             try:
@@ -120,16 +120,16 @@ async def _greeted(host: str, port: int, context: ssl.SSLContext | None) -> bool
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(_GREETING_S):
+        async with asyncio.timeout(GREETING_S):
             await writer.wait_closed()
 
 
-async def _speaks_tls(host: str, port: int) -> bool:
+async def _speaks_tls(host: str, port: int, greeting_s: float) -> bool:
     """Whether it answers a TLS greeting, whatever it then thinks of the certificate that it is not shown."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        return await _greeted(host, port, context)
+        return await _greeted(host, port, context, greeting_s)
     except ssl.SSLError as error:
         return error.reason not in {"WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"}
     except OSError:

@@ -10,7 +10,7 @@ from snakemake_executor_plugin_dask.driver.cluster import Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.members import Members
-from snakemake_executor_plugin_dask.driver.own.core import Core
+from snakemake_executor_plugin_dask.driver.own.core import CLOSE_S, Core
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.messages import Begin
@@ -22,10 +22,10 @@ class OwnCluster:
 
     workers: Members  # the fleet, from `start` on
 
-    def __init__(self, begin: Begin, around: Surroundings) -> None:
+    def __init__(self, begin: Begin, around: Surroundings, close_s: float = CLOSE_S) -> None:
         self._setup, self._state_dir = begin.setup, Path(begin.state_dir)
         self._run_id = begin.setup.run_id
-        self.core = Core(self._run_id, begin.options, begin.state_dir, around.say, around.failed)
+        self.core = Core(self._run_id, begin.options, begin.state_dir, around.say, around.failed, close_s)
 
     async def start(self, jobs: Controller) -> None:
         setup = self._state_dir / "setup.pickle"

@@ -35,7 +35,7 @@ from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.worker import client as task
 
 _LOOPBACK = "127.0.0.1"
-_CLOSE_S = 100.0  # less than Snakemake waits for this process
+CLOSE_S = 100.0  # less than Snakemake waits for this process
 _RELEASE_AFTER_S = 0.2
 
 
@@ -48,9 +48,15 @@ class Core:
     files: TLSFiles
 
     def __init__(
-        self, cluster_id: str, options: Options, state_dir: str, say: Say, failed: Callable[[BaseException], None]
+        self,
+        cluster_id: str,
+        options: Options,
+        state_dir: str,
+        say: Say,
+        failed: Callable[[BaseException], None],
+        close_s: float = CLOSE_S,
     ) -> None:
-        self.id = cluster_id
+        self.id, self._close_s = cluster_id, close_s
         self._options = options
         self._state_dir = Path(state_dir)
         self._say = say
@@ -225,7 +231,7 @@ class Core:
         if self._started:
             names = {member.process.name for member in self.fleet.members.values()}
             try:
-                left = await asyncio.wait_for(self._give_back(), _CLOSE_S)
+                left = await asyncio.wait_for(self._give_back(), self._close_s)
             except TimeoutError:  # a batch system that does not answer must not keep this process for ever
                 left = tuple(sorted(names))
         elif self._dask is not None:

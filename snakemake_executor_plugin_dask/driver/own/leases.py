@@ -59,10 +59,13 @@ class LeaseServer:
     end no job. Its methods are for that other loop.
     """
 
-    def __init__(self, context: ssl.SSLContext, alive: Callable[[str], bool]) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, alive: Callable[[str], bool], renew_every_s: float = RENEW_EVERY_S
+    ) -> None:
         """``alive``: whether a run lives, by its id. Called on the thread of the leases."""
         self._context = context
         self._alive = alive
+        self._renew_every_s = renew_every_s
         self._loop = asyncio.new_event_loop()
         self._socket: socket.socket | None = None
         self._door: Door | None = None
@@ -189,7 +192,7 @@ class LeaseServer:
                 if connection.takes(now) and self._renews(connection):
                     _send(connection, {"renew": number})
                     connection.renewed = now
-            await asyncio.sleep(RENEW_EVERY_S)
+            await asyncio.sleep(self._renew_every_s)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection: Connection | None = None

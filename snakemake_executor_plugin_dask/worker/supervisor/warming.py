@@ -13,8 +13,8 @@ from snakemake_executor_plugin_dask.worker.supervisor.ending import WARM_ENDED, 
 from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess, WarmStart, shallow
 
 _READY_S = 60.0  # a job waits so long for the workflow to have been read
-_ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless the kernel holds it
-_LOOKS = 6  # in that time; so it does not count while this process itself is stopped
+ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless the kernel holds it
+LOOKS = 6  # in that time; so it does not count while this process itself is stopped
 _LEAVE_S = 2.0  # for the exit functions of a workflow
 _RESTARTS = 3
 _ENDED = "the warm process ended"
@@ -29,16 +29,20 @@ class Warming:
         started: Callable[[Attempt, int, bool, bool], None],
         say: Callable[[str], None] = note,
         directory: str | None = None,
+        *,
+        make: Callable[..., WarmProcess] = WarmProcess,
+        answer_s: float = ANSWER_S,
     ) -> None:
         """``started(attempt, pid, began, is_command)`` is called for each job that the warm process started.
 
         ``began``: its own function runs at once. ``is_command``: the process is the job's shell, and no Snakemake.
-        ``say`` tells the user. ``directory``: for what a warm process leaves where it is killed.
+        ``say`` tells the user. ``directory``: for what a warm process leaves where it is killed. ``make`` starts one.
         """
         self._endings = endings
         self._started = started
         self._say = say
         self._directory = directory
+        self._make, self._answer_s = make, answer_s
         self._setup: RunSetup | None = None
         self._environment: Mapping[str, str] = {}
         self._current: WarmProcess | None = None
@@ -94,14 +98,14 @@ class Warming:
     async def _answered(self, warm: WarmProcess, current: Attempt) -> None:
         """Wait for the answer. A warm process that says nothing, of other jobs either, is ended with its jobs."""
         words, looks = warm.words, 0
-        while not (await asyncio.wait({current.answer}, timeout=_ANSWER_S / _LOOKS))[0]:
+        while not (await asyncio.wait({current.answer}, timeout=self._answer_s / LOOKS))[0]:
             state = stat.state if (stat := processes.read_stat(warm.pid)) is not None else ""
             if state == "T":
                 processes.send([warm.pid], signal.SIGCONT)  # a job has stopped it
             # While a file server keeps it from answering, its jobs have done nothing that they should be ended for.
             if warm.words != words or state == "D":
                 words, looks = warm.words, 0
-            elif (looks := looks + 1) >= _LOOKS:
+            elif (looks := looks + 1) >= LOOKS:
                 warm.kill()
                 return
 
@@ -110,7 +114,7 @@ class Warming:
         if self._setup is None:
             return
         try:
-            self._current = WarmProcess(self._setup, self._environment, self, self._directory)
+            self._current = self._make(self._setup, self._environment, self, self._directory)
         except OSError as error:
             self._give_up(f"no warm process could be made ({error.strerror or error})")
         else:

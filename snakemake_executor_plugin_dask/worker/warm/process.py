@@ -48,7 +48,7 @@ from snakemake_executor_plugin_dask.worker.warm.reseeding import Randomness
 RUNNERS_MAX = 64  # that wait for another shell command
 IDLE_CHILDREN = 2
 #: A child that has said nothing for so long is held by the kernel: its own alarm comes earlier (`warm_child`).
-_SILENT_S = 10.0
+SILENT_S = 10.0
 #: A job of the trial must have ended in that time.
 _TRIAL_S = 30.0
 #: Of a job of the trial whose child has not said why; its log may.
@@ -93,10 +93,10 @@ def _stamp(path: str) -> tuple[int, int, int, int] | None:
 
 
 class _Child:
-    def __init__(self, pid: int, sock: socket.socket) -> None:
+    def __init__(self, pid: int, sock: socket.socket, silent_s: float) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
-        sock.settimeout(_SILENT_S)  # one that is stopped must not hold up the others
+        sock.settimeout(silent_s)  # one that is stopped must not hold up the others
         self.channel = Channel(sock)
         self.key: str | None = None  # of its job; None: it waits for one
         self.answered = False  # the supervisor knows the leader of its job
@@ -115,7 +115,16 @@ class _Child:
 class Server:
     """Serves the supervisor until it closes its end, and then until the last job has ended."""
 
-    def __init__(self, sock: socket.socket, warmth: "Warmth", idle_children: int = IDLE_CHILDREN) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        warmth: "Warmth",
+        idle_children: int = IDLE_CHILDREN,
+        *,
+        fork: Callable[[], int] = fork,
+        silent_s: float = SILENT_S,
+    ) -> None:
+        self._fork_process, self._silent_s = fork, silent_s
         self._sock = sock
         self._channel = Channel(sock)
         self.warmth = warmth
@@ -203,7 +212,7 @@ class Server:
                 continue
             break
         child.key, child.answered = spec.key, False
-        child.silent_at = time.monotonic() + _SILENT_S
+        child.silent_at = time.monotonic() + self._silent_s
         self._asked.append(child)
         if child.sock.fileno() not in self._talking:
             self._talking[child.sock.fileno()] = child
@@ -397,7 +406,7 @@ class Server:
         parent = os.getpid()
         with theirs:
             try:
-                pid = fork()
+                pid = self._fork_process()
             except OSError:
                 ours.close()
                 raise
@@ -405,7 +414,7 @@ class Server:
                 ours.close()
                 self._be_child(parent, theirs, prepare)
         try:
-            child = _Child(pid, ours)
+            child = _Child(pid, ours, self._silent_s)
         except OSError:
             ours.close()  # end of file: it leaves
             os.waitpid(pid, 0)
@@ -511,12 +520,12 @@ def _native_threads() -> list[str]:
     return names
 
 
-def _gpu() -> str:
-    """The GPU that was used, if one was."""
+def gpu_in_use(files: tuple[str, ...] = _GPU_FILES) -> str:
+    """Why this process cannot be forked, where it has used a GPU: one of these files is open then."""
     for descriptor in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             name = os.readlink(f"/proc/self/fd/{descriptor}")
-            if name.startswith(_GPU_FILES):
+            if name.startswith(files):
                 return f"reading the workflow opened a GPU ({name}), which no fork of this process could use"
     return ""
 
@@ -646,7 +655,7 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
     if not unfit and workflow is not None:
         belongings, unfit = _belongings(workflow)
     gc.collect()
-    unfit = unfit or _threads() or _gpu()
+    unfit = unfit or _threads() or gpu_in_use()
     if unfit and depth == 1:
         return Warmth(setup, cold_reason=unfit)
     if unfit:
