@@ -64,7 +64,7 @@ def hold_open(where: Iterable[tuple[str, int]], each: int) -> list[socket.socket
 
 
 def silence(where: list[tuple[str, int]], each: int, seconds: float) -> int:
-    """Hold them for a time; returns how many there were."""
+    """Hold them, for the time that whoever came in gets to show who he is; returns how many there were."""
     held = hold_open(where, each)
     time.sleep(seconds)
     return len(held)

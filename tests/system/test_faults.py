@@ -98,7 +98,7 @@ def test_all_processes_of_a_worker_ended(tmp_path: Path, number: signal.Signals)
 
 def test_worker_keeps_dying(tmp_path: Path) -> None:
     """A job that kills its worker each time is named and fails after the limit; its neighbours finish."""
-    # The file may still name the last one.
+    # The file may still name the last one. Its neighbours last until it does what it does.
     kill = "sleep 1; until kill -9 $(cat worker.pid); do sleep 0.1; done; sleep 300"
     body = f"test {{wildcards.i}} != 0 || {{{{ {kill}; }}}}; sleep 2"
     with snakemake(tmp_path, logged_jobs(4, body), "--keep-going", "--dask-lost-worker-retries", "2") as run:

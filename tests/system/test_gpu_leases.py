@@ -13,6 +13,7 @@ JOBS = """
 rule all:
     input: expand("gpu{n}/{i}.json", n=[0, 1, 2, 4], i=range(4))
 
+# Each holds its devices for a while, so that two on one device would show.
 rule job:
     output: "gpu{n}/{i}.json"
     resources: gpu=lambda wildcards: int(wildcards.n)
@@ -110,7 +111,7 @@ rule job:
     output: "{i}.txt"
     resources: gpu=1
     threads: 0
-    shell: "echo $CUDA_VISIBLE_DEVICES > {output}; sleep 0.3"
+    shell: "echo $CUDA_VISIBLE_DEVICES > {output}"
 """
 
 

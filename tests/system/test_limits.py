@@ -12,7 +12,7 @@ from running import SnakemakeRun, ended, slowness, snakemake, started, wait_for
 
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import HOST
 
-#: Holds so many MB, written page by page, then sleeps.
+#: Holds so many MB, written page by page, for so long: longer than from one look at a job's memory to the next.
 HOLD = """
 import os, sys, time
 size, seconds = int(sys.argv[1]), float(sys.argv[2])

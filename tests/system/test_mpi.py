@@ -24,7 +24,8 @@ def with_variants(*launchers: str, run: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("launcher", [pytest.param(name, marks=marks[name]) for name in launchers])
 
 
-#: Small jobs, jobs on two nodes that call a launcher themselves, and several wide ones, which could block each other.
+#: Small jobs, jobs on two nodes that call a launcher themselves, and several wide ones. They could block each other, as
+#: each holds its cores for a while.
 MIXED = """
 rule all:
     input: expand("small/{{i}}", i=range(6)), expand("wide/{{i}}", i=range(4)), expand("mpi/{{i}}", i=range(2))

@@ -74,7 +74,7 @@ CASES = (
         "language",
         (
             ("shell/a.txt", "config.txt", "updated.txt", "--config", "given=x, 'y' $z"),
-            "sleep 1; echo more >> data/a.txt",
+            "sleep 1; echo more >> data/a.txt",  # later, also where a file system counts whole seconds
             ("shell/a.txt", "config.txt", "updated.txt", "ancient.out", "--config", "given=a\\b"),
             (
                 "shell/a.txt",

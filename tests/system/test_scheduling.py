@@ -48,7 +48,7 @@ rule high:
     priority: 10
     threads: 0
     resources: mem_mb=1
-    shell: "until test -e grown/2; do sleep 0.1; done; sleep 1; touch {output}"
+    shell: "until grep -q 'Finished.*grow' output.txt; do sleep 0.1; done; touch {output}"
 """
 
 

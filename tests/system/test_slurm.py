@@ -162,7 +162,7 @@ rule big:
 rule gpu:
     output: "gpu/{i}"
     resources: slurm_partition="gpu", gres="gpu:a100:2", mem_mb=500, runtime=5
-    shell: "sleep 3; echo $SLURM_JOB_PARTITION $CUDA_VISIBLE_DEVICES > {output}"
+    shell: "echo $SLURM_JOB_PARTITION $CUDA_VISIBLE_DEVICES > {output}"
 """
     with snakemake(tmp_path, snakefile, "--dask-cluster", "slurm", "--dask-workers", "0-2") as run:
         assert run.wait() == 0, run.output
@@ -242,6 +242,7 @@ def test_workers_come_and_go_with_the_work(slurm: VirtualSlurm, tmp_path: Path) 
 def test_walltime_ends_during_many_short_jobs(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """Allocations of two minutes end one after the other; each job runs once, and none is ended with its allocation."""
     file = pools(tmp_path, one_pool("0-1", "default_runtime: 15s\n    margin: 20s", walltime="2m", cores=2))
+    # Together they take longer than one allocation lasts.
     with snakemake(tmp_path, logged_jobs(90, "sleep 2"), "--dask-pools", file) as run:
         assert run.wait() == 0, run.output
         assert len(run.events("worker-joined")) >= 2, "one allocation was enough; the test shows nothing"

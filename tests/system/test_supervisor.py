@@ -135,14 +135,15 @@ def test_runtime_limit_ends_the_tree_and_says_so(worker, tmp_path):
     assert not alive(pid)
 
 
-def test_fast_memory_grower_is_ended_alone(worker):
+def test_fast_memory_grower_is_ended_alone(worker, tmp_path):
     """A job that grows by gigabytes a second is caught near its limit; its neighbour goes on."""
-    neighbour = worker.start("sleep 3; echo done", memory_limit_mb=500)
+    neighbour = worker.start(f"until test -e {tmp_path}/go; do sleep 0.1; done", memory_limit_mb=500)
     fast = "x = []\nwhile True:\n    x.append(bytearray(5_000_000))"
     outcome = worker.outcome(worker.start(f"{PYTHON} -c '{fast}' & wait", memory_limit_mb=500))
     assert outcome.status == "out-of-memory"
     assert 500 <= outcome.peak_memory_mb < 500 + 1000 * slowness()
     assert "exceeded the limit of 500 MB (mem_mb)" in outcome.detail
+    (tmp_path / "go").touch()
     assert worker.outcome(neighbour).status == "succeeded"
 
 
@@ -155,6 +156,7 @@ def test_memory_of_many_processes_adds_up(worker):
 
 def test_memory_that_processes_share_counts_once(worker):
     """Forked children that only read their parent's memory do not multiply it."""
+    # It is held for longer than from one look at a job's memory to the next.
     code = (
         "import os, time, sys\nx = bytearray(150_000_000)\n"
         "pids = [p for p in (os.fork() for _ in range(3)) if p]\ntime.sleep(2.5)"
@@ -168,6 +170,7 @@ def test_limits_can_be_switched_off(tmp_path):
     """`--dask-enforce none` measures memory only; a time limit that is sent all the same is that of the allocation."""
     setup = run_setup(tmp_path, enforce_memory=False, enforce_runtime=False)
     with fake_worker(tmp_path, setup) as worker:
+        # For longer than from one look at a job's memory to the next.
         hold = python("import time; x = bytearray(80_000_000); time.sleep(2)")
         outcome = worker.outcome(worker.start(hold, memory_limit_mb=20))
         assert outcome.status == "succeeded"
@@ -192,6 +195,7 @@ def test_jobs_with_a_time_limit_are_forgotten(worker):
 def test_measured_use_is_right(worker, tmp_path):
     """Peak memory and CPU time of a tree with known use, daemon included."""
     # They say themselves what they spent: on a busy machine an interpreter's start may cost as much as their work.
+    # Memory is held, and the daemon's end left behind, for longer than from one look to the next.
     burn = (
         "import time\nx = bytearray(200_000_000)\nend = time.process_time() + 1.0\n"
         "while time.process_time() < end: pass\ntime.sleep(1.2)"
@@ -236,12 +240,13 @@ def test_sigkill_of_the_supervisor_ends_the_leaders(worker):
     wait_for(lambda: not alive(leader), "the leader outlived the supervisor")
 
 
-def test_signals_to_the_supervisor_end_no_job(worker):
+def test_signals_to_the_supervisor_end_no_job(worker, tmp_path):
     """SIGINT, SIGTERM and SIGHUP of others are not for the supervisor."""
-    key = worker.start("sleep 1; echo fine")
+    key = worker.start(f"until test -e {tmp_path}/go; do sleep 0.1; done")
     worker.wait_started(key)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(worker.process.pid, number)
+    (tmp_path / "go").touch()
     assert worker.outcome(key).status == "succeeded"
 
 
@@ -264,7 +269,7 @@ def test_lease_that_runs_out_ends_the_jobs(tmp_path):
         while time.monotonic() < began + 2 * lease_s:
             worker.send(Renew(number))
             number += 1
-            time.sleep(0.1)
+            time.sleep(0.1)  # far shorter than a lease, of which two pass
         assert alive(pid)
         outcome = worker.outcome(key)
         assert (outcome.status, alive(pid)) == ("lost", False)
@@ -279,7 +284,7 @@ def test_stopped_supervisor_does_not_take_late_renewals(tmp_path):
         pid = worker.wait_started(key)
         os.kill(worker.process.pid, signal.SIGSTOP)
         for number in range(6):
-            time.sleep(0.4)
+            time.sleep(0.4)  # six of them are longer than a lease
             worker.send(Renew(number))
         os.kill(worker.process.pid, signal.SIGCONT)
         assert worker.outcome(key).status == "lost"
@@ -335,7 +340,7 @@ def test_log_that_cannot_be_read_holds_up_nobody_else(tmp_path):
     with fake_worker(tmp_path, environment={**os.environ, "PYTHONPATH": str(tmp_path / "site")}) as worker:
         held = worker.start("echo last; exit 3", log_path=log)
         wait_for(Path(asked).exists, "the log was not read")
-        assert worker.outcome(worker.start("sleep 0.5")).status == "succeeded"
+        assert worker.outcome(worker.start("true")).status == "succeeded"
         assert held not in worker.outcomes
         Path(hangs).unlink()
         outcome = worker.outcome(held)

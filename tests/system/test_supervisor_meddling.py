@@ -21,7 +21,9 @@ rule late:
 
 rule stops_runner:
     output: "runner.stopped"
-    shell: "(sleep 0.5; kill -STOP $PPID) & sleep 0.1; (sleep 1; touch {output}) &"
+    shell:
+        "(while kill -0 $$; do sleep 0.1; done 2> /dev/null; kill -STOP $PPID; touch {output}) & "
+        "until test -e known; do sleep 0.1; done"
 
 rule stops_warm:
     output: "warm.stopped"
@@ -92,7 +94,9 @@ def number(spec: JobSpec) -> str:
 def test_what_a_job_stops_goes_on(worker_and_specs, rule):
     """The job ends as it would have."""
     worker, specs = worker_and_specs
-    outcome = worker.outcome(start(worker, specs, rule).key)
+    spec = start(worker, specs, rule)
+    (worker.directory / "known").touch()
+    outcome = worker.outcome(spec.key)
     assert (outcome.status, outcome.start) == ("succeeded", "warm"), log(outcome)
 
 

@@ -24,6 +24,7 @@ rule sleeps:
     output: "slept"
     shell: "echo $$ >> pids; sleep 1000; touch {output}"
 
+# What these two hold they hold for longer than from one look at a job's memory to the next.
 rule holds:
     output: "held"
     run:

@@ -160,10 +160,11 @@ def test_a_killed_warm_process(tmp_path: Path) -> None:
 
 def test_a_closed_end(tmp_path: Path) -> None:
     """Told that no more jobs come, the warm process ends once the last one has, and reports it."""
-    setup, specs = planned(tmp_path, SIMPLE.replace("echo", "sleep 1; echo"))
+    setup, specs = planned(tmp_path, SIMPLE.replace("echo", "until test -e go; do sleep 0.1; done; echo"))
     with Warm(setup) as warm:
         warm.start(specs[0])
         warm.socket.shutdown(socket.SHUT_WR)
+        (tmp_path / "go").touch()
         assert warm.end_of(specs[0]).code == 0
         assert warm.process.wait(60) == 0
 
