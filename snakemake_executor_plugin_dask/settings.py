@@ -2,7 +2,7 @@
 
 The types must be plain `Optional[...]` and annotations must not be delayed: Snakemake makes its command line from them.
 All values but the flags are texts as given; `configure.py` reads and checks them, so that a complaint is one sentence
-instead of a usage text. None means «not given» where that matters. Defaults must be JSON's: the plugin catalog prints
+instead of a usage text. None means "not given" where that matters. Defaults must be JSON's: the plugin catalog prints
 them.
 """
 
@@ -65,8 +65,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     keep: str = _setting(
         "0",
         "DURATION",
-        "For how long the cluster stays after the last run that uses it ends, as 2h or 30m; a later run that asks for "
-        "the same cluster uses it. 0: nothing stays.",
+        "For how long the cluster stays after the last run that uses it ends, such as 2h or 30m; a later run that asks "
+        "for the same cluster uses it. 0: nothing stays.",
     )
     workers: Optional[str] = _setting(
         None,
@@ -84,9 +84,9 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     worker_memory: Optional[str] = _setting(
         None,
         "SIZE",
-        "Memory of one worker with its unit, as 180 GB or 16GiB. Default: for local this machine's memory divided by "
-        "the workers, for slurm Dask's configuration, else a share of the partition's nodes; for other batch systems "
-        "what Dask's configuration says.",
+        "Memory of one worker with a unit, such as 180 GB or 16GiB. Default: for local this machine's memory divided "
+        "by the workers, for slurm Dask's configuration, else a share of the partition's nodes; for other batch "
+        "systems what Dask's configuration says.",
     )
     worker_gpus: Optional[str] = _setting(
         None,
@@ -96,7 +96,7 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
     walltime: Optional[str] = _setting(
         None,
         "DURATION",
-        "Lifetime of one worker's allocation in a batch system, as 2h, 90m or 04:00:00 (in a profile in quotes). "
+        "Lifetime of one worker's allocation in a batch system, such as 2h, 90m or 04:00:00 (in a profile in quotes). "
         "Default: what Dask's configuration says; for slurm without it the longest runtime that is declared, and the "
         "margin, at most the partition's limit.",
     )
@@ -104,7 +104,7 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]
         None,
         "YAML|FILE",
         "Further arguments of the batch system's class in dask-jobqueue, or the launcher for mpi, as YAML text such "
-        "as '{queue: long, account: physics}' or as a file that holds it. In a profile write it as a block text or a "
+        "as '{queue: long, account: physics}' or as a file that holds it. In a profile write it as a block scalar or a "
         "file name.",
     )
     idle_timeout: str = _setting(

@@ -41,7 +41,7 @@ class AllocationState:
 
     ``queued``: not started yet, ``reason`` as the batch system gives it. ``running``. ``gone``: ended, failed or
     cancelled, nothing of it runs any more; ``log_tail`` is the end of its own output. ``unknown``: the batch system
-    does not answer, ``reason`` says how; never taken for «gone».
+    does not answer, ``reason`` says how; never taken for "gone".
     """
 
     kind: Literal["queued", "running", "gone", "unknown"]

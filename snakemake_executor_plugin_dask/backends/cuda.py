@@ -2,7 +2,7 @@
 
 dask-cuda's workers as they come have one process for each GPU, which shows every device to its jobs, holds a context on
 each and carries no job on two. So dask-cuda is asked what it knows of the devices, and the worker is the one of all
-backends. See «GPUs» in docs/design.md.
+backends. See "GPUs" in docs/design.md.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class CudaBackend(LocalBackend):
         if pool.workers_max > 1:
             msg = (
                 f"pool {pool.name}: {pool.workers_max} workers were asked for, but one worker holds all GPUs of this "
-                "machine and runs many jobs at once; remove «workers», or ask for 1."
+                "machine and runs many jobs at once; remove `workers`, or ask for 1."
             )
             raise ConfigurationError(msg)
         if pool.gpu_vendor != "nvidia":

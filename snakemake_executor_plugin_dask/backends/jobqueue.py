@@ -59,7 +59,7 @@ LOOK_EVERY_S = 10.0
 _KILL_LOOK_EVERY_S = 1.0
 _KILL_TIMEOUT_S = 60.0
 _CANCEL_AGAIN_S = 10.0
-#: Slurm gives reasons that mean «never» for a moment, before it has looked closely.
+#: Slurm gives reasons that mean "never" for a moment, before it has looked closely.
 STUCK_S = 12.0
 #: When a submission that got no answer is looked for in the queue; what comes later is cancelled at the run's end.
 _FIND_AFTER_S = (1.0, 4.0, 10.0)

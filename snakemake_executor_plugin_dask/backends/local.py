@@ -132,7 +132,7 @@ class LocalBackend:
             )
             raise ConfigurationError(msg)
         if pool.nodes is not None:
-            msg = f"pool {pool.name}: workers on this machine have one node; remove «nodes»."
+            msg = f"pool {pool.name}: workers on this machine have one node; remove `nodes`."
             raise ConfigurationError(msg)
         if pool.gpus and (wrong := complaint(pool.gpus, self.inventory(pool), "this machine", pool.workers_max)):
             msg = f"pool {pool.name}: {wrong}"

@@ -89,7 +89,7 @@ def find_launcher(
         words = shlex.split(given) if isinstance(given, str) else [str(word) for word in given]
         if not words or which(words[0]) is None:
             program = words[0] if words else repr(given)
-            msg = f"pool {pool.name}: the launcher {program} is not on PATH; correct «launcher»."
+            msg = f"pool {pool.name}: the launcher {program} is not on PATH; correct `launcher`."
             raise ConfigurationError(msg)
         kind = _kind(words[0], version)
         if len(words) > 1:  # the whole call is the user's
@@ -185,7 +185,7 @@ class LauncherBackend:
         if unknown:
             msg = (
                 f"pool {pool.name}: an mpi pool has no option {', '.join(unknown)}; it has {' and '.join(_OPTIONS)}; "
-                'whatever the launcher needs goes into «launcher»: "mpirun -n 3 --mca …".'
+                'whatever the launcher needs goes into `launcher`: "mpirun -n 3 --mca …".'
             )
             raise ConfigurationError(msg)
         if pool.elastic:
@@ -196,7 +196,7 @@ class LauncherBackend:
             raise ConfigurationError(msg)
         if pool.nodes is not None:
             msg = (
-                f"pool {pool.name}: a worker of an mpi pool holds one node, so «nodes» has no meaning there; "
+                f"pool {pool.name}: a worker of an mpi pool holds one node, so `nodes` has no meaning there; "
                 "remove it. A job with nodes=2 takes two of the workers at once."
             )
             raise ConfigurationError(msg)

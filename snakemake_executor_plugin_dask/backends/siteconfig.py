@@ -67,7 +67,7 @@ def _cores(value: object) -> int:
     try:
         return units.parse_count(value, 1)
     except ValueError:
-        msg = "is not a number of cores; write a whole number, as 48"
+        msg = "is not a number of cores; write a whole number, such as 48"
         raise ValueError(msg) from None
 
 
@@ -78,7 +78,7 @@ def _memory(value: object) -> object:
 
 def _text(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        msg = "is not a text; write a text, in quotes"
+        msg = "is not a string; put it in quotes"
         raise ValueError(msg)  # noqa: TRY004 - the value is wrong, not the caller's type
     return value
 
@@ -86,14 +86,14 @@ def _text(value: object) -> object:
 def _texts(value: object) -> object:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str | int | float) for item in value):
         example = _show(value) if isinstance(value, str) else '"first", "second"'
-        msg = f"is not a list of texts; write a list, as [{example}]"
+        msg = f"is not a list of strings; write a list, such as [{example}]"
         raise ValueError(msg)
     return value
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
     if value and not isinstance(value, Mapping):
-        msg = "is not a mapping; write keys with values, as {key: value}"
+        msg = "is not a mapping; write keys with values, such as {key: value}"
         raise ValueError(msg)
     return value or {}  # type: ignore[return-value]  # it is one
 

@@ -333,7 +333,7 @@ def parse_sinfo(out: str) -> list[NodeKind]:
     for line in out.splitlines():
         fields = [field.strip() for field in line.split("|")]
         if len(fields) != 8 or not fields[0]:
-            continue  # «CLUSTER: name»
+            continue  # "CLUSTER: name"
         name, limit, default_time, cores, memory, gres, features, nodes = fields
         kinds.append(
             NodeKind(

@@ -42,7 +42,7 @@ def outlook(system: BatchSystem, said: str) -> Outlook:
 
 
 def no_such(kind: str, name: str, known: Collection[str], change: str) -> str:
-    """«there is no queue cpuu (did you mean cpu?) among big, cpu, gpu; change queue in its options»."""
+    """As "there is no queue cpuu (did you mean cpu?) among big, cpu, gpu; change queue in its options"."""
     close = difflib.get_close_matches(name, list(known), n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
     return f"there is no {kind} {name}{meant} among {', '.join(sorted(known))}; {change}"

@@ -66,7 +66,7 @@ def start(options: argparse.Namespace) -> int | None:
     given = {name: value for name in _SETTINGS if (value := getattr(options, name)) is not None}
     given = _of_profile(options.profile) | given
     if given.get("keep", "0") == "0":
-        msg = "For how long is the cluster to stay? Say it by --dask-keep, as 8h."
+        msg = "For how long is the cluster to stay? Set --dask-keep, for example to 8h."
         raise ConfigurationError(msg)
     asking, warnings = configure_here(ExecutorSettings(**given))
     for warning in warnings:

@@ -29,8 +29,8 @@ def find_log(run: str | None, directory: Path = Path()) -> Path:
         if (newest := newest_log(where)) is None:
             here = "this directory" if where == Path() else os.fspath(where)
             msg = (
-                f"There is no event log of a run in {here} ({LOGS}/*{SUFFIX}); a run that has just been started makes "
-                "it with its first job."
+                f"There is no event log of a run in {here} ({LOGS}/*{SUFFIX}); a run that has just been started "
+                "creates it with its first job."
             )
             raise ConfigurationError(msg)
         return newest
@@ -42,7 +42,7 @@ def find_log(run: str | None, directory: Path = Path()) -> Path:
         return (exact or found)[0]
     if found:
         names = ", ".join(path.name.removesuffix(SUFFIX) for path in found[:_MATCHES_SHOWN])
-        msg = f"Several runs begin with {run} ({names}): give more letters."
+        msg = f"Several runs begin with {run} ({names}): give more characters."
     else:
         msg = f"There is no run {run} in this directory; `snakemake-dask runs` lists those that exist."
     raise ConfigurationError(msg)
@@ -113,7 +113,7 @@ def find_job(model: RunModel, name: str) -> list[Attempt]:
 
 
 def state_of(attempt: Attempt) -> str:
-    """One word: «waiting», «running», or how it ended."""
+    """One word: "waiting", "running", or how it ended."""
     if attempt.state == "ended":
         return attempt.status
     return "running" if attempt.state == "placed" else attempt.state

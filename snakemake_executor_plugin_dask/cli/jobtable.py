@@ -36,7 +36,7 @@ class Choice:
     """Which jobs to show; empty: all. Patterns are those of a shell (`*`, `?`)."""
 
     rules: tuple[str, ...] = ()
-    wildcards: tuple[str, ...] = ()  # «sample=A», or a value alone
+    wildcards: tuple[str, ...] = ()  # "sample=A", or a value alone
     states: tuple[str, ...] = ()
     attempts: bool = False  # each attempt, and not only the last one of each job
     slowest: int | None = None
@@ -79,7 +79,7 @@ def _fits(attempt: Attempt, choice: Choice) -> bool:
     rules = {attempt.rule, *(member.rule for member in attempt.members)}
     wildcards = [attempt.wildcards, *(member.wildcards for member in attempt.members)]
     word = state_of(attempt)
-    # «failed» takes each way to fail; a lost worker's job runs again.
+    # "failed" takes each way to fail; a lost worker's job runs again.
     words = {word} | ({"failed"} if word in ("out-of-memory", "out-of-time", "not-started") else set())
     return (
         (not choice.rules or any(fnmatchcase(rule, pattern) for rule in rules for pattern in choice.rules))

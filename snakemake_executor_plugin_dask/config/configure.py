@@ -239,7 +239,7 @@ def _parse_enforce(text: str) -> tuple[bool, bool, bool]:
         if word not in known:
             similar = did_you_mean(word, known)
             msg = (
-                f"is not a list of limits{similar}; allowed are runtime,memory, or one of them, or none "
+                f"is not a list of limits{similar}; allowed: runtime,memory, or one of them, or none "
                 "(and runtime,cgroup for memory limits that the kernel enforces, too)"
             )
             raise ValueError(msg)
@@ -251,7 +251,7 @@ def _parse_enforce(text: str) -> tuple[bool, bool, bool]:
 
 def _parse_job_start(text: str) -> str:
     if text not in {"warm", "cold"}:
-        msg = f"is not a way to start jobs{did_you_mean(text, ('warm', 'cold'))}; allowed are warm and cold"
+        msg = f"is not a way to start jobs{did_you_mean(text, ('warm', 'cold'))}; allowed: warm and cold"
         raise ValueError(msg)
     return text
 

@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
             first = lines.get((key.tag, key.value))
             if first is not None:
                 where = f"line {line}" if line == first else f"lines {first} and {line}"
-                msg = f"the key {key.value!r} is there twice, in {where}; remove one of them"
+                msg = f"the key {key.value!r} is given twice, in {where}; remove one of them"
                 raise YamlError(msg)
             lines[key.tag, key.value] = line
         return node
@@ -106,7 +106,7 @@ def _refuse_cycles(value: Any, above: set[int], done: set[int]) -> None:
     if not isinstance(value, dict | list) or id(value) in done:
         return
     if id(value) in above:
-        msg = "an alias (*) stands inside of what it names"
+        msg = "an alias (*) refers to a node that contains it"
         raise YamlError(msg)
     above.add(id(value))
     for item in value.values() if isinstance(value, dict) else value:

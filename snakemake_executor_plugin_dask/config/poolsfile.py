@@ -155,9 +155,9 @@ def read_options(text: str, cluster: str) -> tuple[dict[str, Any], SchedulerPlac
 
 
 def did_you_mean(word: object, allowed: Iterable[str]) -> str:
-    """`` (did you mean «x»?)`` where one of the allowed words is close, else nothing."""
+    """`` (did you mean "x"?)`` where one of the allowed words is close, else nothing."""
     close = difflib.get_close_matches(str(word).lower()[:100], list(allowed), n=1, cutoff=0.6)
-    return f" (did you mean «{close[0]}»?)" if close else ""
+    return f" (did you mean `{close[0]}`?)" if close else ""
 
 
 class _Section:
@@ -172,7 +172,7 @@ class _Section:
             _complain(source, path, f"is {_show(value)}; it must be a mapping of keys to values")
         for key in value:
             if not isinstance(key, str):
-                _complain(source, self.at(key), f"is named by {_show(key)}, which is not a text; put it in quotes")
+                _complain(source, self.at(key), f"is named by {_show(key)}, which is not a string; put it in quotes")
         self._values: dict[str, Any] = value
 
     def __contains__(self, key: str) -> bool:
@@ -196,7 +196,7 @@ class _Section:
         for key in self._values:
             if key not in allowed:
                 similar = did_you_mean(key.replace("-", "_"), allowed)
-                self.complain(key, f"is not a key that is known here{similar}; allowed are {', '.join(allowed)}")
+                self.complain(key, f"is not a known key{similar}; allowed: {', '.join(allowed)}")
 
     def section(self, key: str) -> "_Section":
         return _Section(self.source, self.at(key), self._values[key])
@@ -223,12 +223,12 @@ def _pool(section: _Section, name: str, mpi_workers: int, idle_timeout_s: float)
         _complain(
             section.source,
             section.path,
-            "is no name for a pool; use at most 40 letters, digits, dots, hyphens and underscores, "
+            "is not a valid name for a pool; use at most 40 letters, digits, dots, hyphens and underscores, "
             "and begin with a letter or digit",
         )
     section.check_keys(_POOL_KEYS)
     if "cluster" not in section:
-        _complain(section.source, section.path, f"does not say its `cluster`; allowed are {', '.join(BACKENDS)}")
+        _complain(section.source, section.path, f"has no `cluster`; it must be one of {', '.join(BACKENDS)}")
     cluster = section.get("cluster", parse_cluster) or ""
     workers = section.get("workers", units.parse_range) or default_workers(cluster, mpi_workers)
     pool = Pool(
@@ -258,7 +258,7 @@ def _check_together(section: _Section, pool: Pool) -> None:
         for key in ("walltime", "margin", "nodes"):
             if key in section:
                 section.complain(
-                    key, f"has no meaning for cluster {pool.cluster}, which asks no batch system; remove it"
+                    key, f"has no meaning for cluster {pool.cluster}, which uses no batch system; remove it"
                 )
     if pool.kind.launched and pool.elastic:
         section.complain("workers", "is a range, but a launcher starts all workers at once; give one number")
@@ -267,7 +267,7 @@ def _check_together(section: _Section, pool: Pool) -> None:
     if pool.margin >= pool.walltime_s:
         section.complain(
             "margin",
-            f"is {units.format_duration(pool.margin)}, which leaves nothing of the walltime of "
+            f"is {units.format_duration(pool.margin)}, which leaves no time of the walltime of "
             f"{units.format_duration(pool.walltime_s)}; make it shorter",
         )
     longest = pool.walltime_s - pool.margin
@@ -297,18 +297,18 @@ def _options(section: _Section, cluster: str, *, flags: bool = False) -> tuple[d
         if name in _HARMLESS and value == _HARMLESS[name]:
             del options[key]
         elif name in _SAID_ELSEWHERE:
-            section.complain(key, f"is not said among the options; use {_instead(name, flags=flags)}")
+            section.complain(key, f"is not one of the options; use {_instead(name, flags=flags)}")
         elif name == "scheduler_options":
             if not flags:
-                section.complain(key, "is not said for one pool; use the key `scheduler` of the whole file")
+                section.complain(key, "cannot be set for one pool; use the key `scheduler` of the whole file")
             place = _scheduler_place(section.section(key))
             del options[key]
         elif name in _OWNED:
-            section.complain(key, f"is set to {_show(value)}, but is the plugin's own: {_OWNED[name]}; remove it")
+            section.complain(key, f"is set to {_show(value)}, but the plugin sets it itself: {_OWNED[name]}; remove it")
         elif name != key:
             section.complain(key, f"is not an option; write `{name}`, with underscores")
         elif name in _LISTS and isinstance(value, str) and not system.description:  # where the first two are mappings
-            section.complain(key, f"is a text; it must be a list of texts, as [{_show(value)}]")
+            section.complain(key, f"is a string; it must be a list of strings, such as [{_show(value)}]")
     return options, place
 
 
@@ -359,7 +359,7 @@ def parse_port(value: object) -> int:
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        msg = "is not a text; put it in quotes"
+        msg = "is not a string; put it in quotes"
         raise ValueError(msg)
     return value
 

@@ -202,7 +202,7 @@ def _cluster_shortages(
 
 
 def _of_tasks(request: Request, nodes: int) -> str:
-    """« (3 tasks)», where the cores of a node are those of several tasks, or of a Dask cluster's parts."""
+    """As " (3 tasks)", where the cores of a node are those of several tasks, or of a Dask cluster's parts."""
     if request.cluster is not None:
         return f" ({_of_cluster(request.cluster)})"
     if not request.tasks or request.cores % request.tasks:
@@ -211,7 +211,7 @@ def _of_tasks(request: Request, nodes: int) -> str:
 
 
 def _of_cluster(cluster: JobCluster) -> str:
-    """«4 Dask workers with 2 cores and mem_mb=1000 each, and 1 core and mem_mb=1000 for the script»."""
+    """As "4 Dask workers with 2 cores and mem_mb=1000 each, and 1 core and mem_mb=1000 for the script"."""
     each, script = count(cluster.cores, "core"), count(cluster.script_cores, "core")
     if cluster.memory_mb is not None:
         each += f" and mem_mb={cluster.memory_mb}"
@@ -366,7 +366,7 @@ def capped_threads(
     return (
         f"--cores {cores} lets no job have more than {count(cores, 'thread')}, and a worker has "
         f"{count(largest, 'core')}, which all jobs together do not use; rules with as many: {rules}. --cores does not "
-        "say how many cores are used at once: leave it out."
+        "say how many cores are used at once: omit it."
     )
 
 
@@ -554,14 +554,14 @@ def describe(request: Request) -> str:
 
 
 def who(name: str, request: Request | None = None) -> str:
-    """«Rule a», «Group g (rules a, b)»."""
+    """As "Rule a", "Group g (rules a, b)"."""
     if request is not None and request.origin.members:
         return f"Group {name} ({rule_names(request.origin.members)})"
     return f"Rule {name}" if name else "The job"
 
 
 def rule_names(names: Collection[str]) -> str:
-    """«rule a», «rules a, b and 3 more»."""
+    """As "rule a", "rules a, b and 3 more"."""
     listed = list(names)
     text = ", ".join(listed[:_MAX_NAMES])
     if len(listed) > _MAX_NAMES:

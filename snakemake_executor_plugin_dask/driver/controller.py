@@ -3,7 +3,7 @@
 Its jobs wait in the cluster's queue (`dispatch`); runs on the driver's event loop.
 
 Which pool, which worker and how long is decided elsewhere (`pools`, `decide/placement`, `outfit`); workers are the
-cluster's. See docs/design.md, «The life of a job».
+cluster's. See docs/design.md, "The life of a job".
 """
 
 import asyncio

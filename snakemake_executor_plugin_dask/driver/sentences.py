@@ -43,7 +43,7 @@ class Teller:
             rule,
             f"Rule {rule} asks for runtime={format_duration(runtime_s)}, which leaves no margin in pool "
             f"{pool.name}'s walltime of {format_duration(pool.walltime_s or 0)}: its jobs wait for new "
-            f"allocations, and are ended {END_BEFORE_S:.0f} s before these.",
+            f"allocations, and are ended {END_BEFORE_S:.0f} s before these end.",
         )
 
     def own_end(self, rule: str, runtime_s: float, remaining_s: float) -> None:
@@ -90,7 +90,7 @@ class Teller:
         if self._preempted[pool] == _OFTEN:
             self.warn(
                 f"Pool {pool}: {_OFTEN} allocations were preempted so far. Their jobs run again however often this "
-                "happens; a queue or QOS that is not preempted, or shorter jobs, would lose less."
+                "happens; a queue or QOS that is not preempted, or shorter jobs, would lose less work."
             )
 
     def pool_failed(self, pool: Pool, why: str) -> None:
@@ -101,8 +101,8 @@ class Teller:
             self._once(
                 "own file system",
                 "",
-                f"The working directory {directory} is on a file system of this host's own ({kind}): workers on other "
-                "nodes see it only if this host exports it. Run where the nodes share a file system.",
+                f"The working directory {directory} is on a file system that is local to this host ({kind}): workers "
+                "on other nodes see it only if this host exports it. Run where the nodes share a file system.",
             )
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
@@ -138,7 +138,7 @@ def ended_with_its_allocation(rule: str, runtime_s: float | None, outcome: Outco
 
 
 def lost_too_often(losses: int, why: str, limit: int, *, alone: bool) -> str:
-    suspect = ", the last time while no other job ran there: it is the suspect" if alone else ""
+    suspect = ", the last time while no other job ran there: it is the likely cause" if alone else ""
     return f"It lost its worker {losses} times ({why}){suspect}. --dask-lost-worker-retries is {limit}."
 
 

@@ -61,7 +61,7 @@ def general_arguments(factory: Any, common_settings: CommonSettings, *, copies_s
 
 
 def _quotes() -> str:
-    """How this version of Snakemake's interface quotes: «python» or «shell». Raises WorkflowError where neither."""
+    """How this version of Snakemake's interface quotes: "python" or "shell". Raises WorkflowError where neither."""
     text = format_cli_arg("--probe", _PROBE)
     for quotes in ("python", "shell"):
         with contextlib.suppress(WorkflowError):
@@ -77,7 +77,7 @@ def _quotes() -> str:
 def _words(text: str, quotes: str) -> Iterator[tuple[str, bool]]:
     """The words of a text, and whether each was quoted.
 
-    «python»: by ``repr``, or as for a shell where that cannot be. A value that begins and ends with quotes of its own
+    "python": by ``repr``, or as for a shell where that cannot be. A value that begins and ends with quotes of its own
     is not quoted again by Snakemake, and loses them, here as in a shell. WorkflowError where the text is no words.
     """
     position = 0

@@ -307,8 +307,8 @@ def cluster_with_options(cluster: JobCluster, resources: Mapping[str, object]) -
         raise RequestError(msg)
     if owned := sorted(WORKER_CLASS_OPTIONS & options.keys()):
         msg = (
-            f"The resource dask_worker_options names {', '.join(owned)}, which the rule's threads, mem_mb and "
-            "dask_workers decide; leave it out."
+            f"The resource dask_worker_options names {', '.join(owned)}, which follow from the rule's threads, "
+            "mem_mb and dask_workers; remove it."
         )
         raise RequestError(msg)
     return dataclasses.replace(cluster, options=json.dumps(options))

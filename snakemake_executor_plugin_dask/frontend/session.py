@@ -491,7 +491,7 @@ class Session:
             self._handover.ended(message.key, failed=kind == "failed")
         except OSError as error:
             self._voice.warning(
-                f"What {_label(info.job)} was to update could not be kept: {error.filename}: {error.strerror}."
+                f"What {_label(info.job)} was to update could not be saved first: {error.filename}: {error.strerror}."
             )
         if kind == "succeeded":
             self._unchecked.add(info.job, outcome, message.runs)
@@ -583,9 +583,9 @@ class Session:
                 hints = cancel_hints(self._state_dir)
             for worker in link.last.left:
                 hint = f", in {hints[worker]}" if worker in hints else ""
-                self._voice.error(f"Worker {worker} was not seen to be gone{hint} (see {self._state_dir}).")
+                self._voice.error(f"Worker {worker} may still be running{hint} (see {self._state_dir}).")
         if not ended:
-            done = "did not end" if link.last is None else "has given everything back, and did not end"
+            done = "did not end" if link.last is None else "gave everything back, but did not end"
             self._voice.error(f"The driver process {done} within {_STOP_TIMEOUT_S:.0f} s.")
 
     def _remove_empty_log_directories(self) -> None:

@@ -164,7 +164,7 @@ class DashboardScheduler(Scheduler):
             why = os.strerror(error.errno) if error.errno else str(error)
             msg = (
                 f"--dask-dashboard {dashboard_address}: the dashboard cannot listen there ({why}); give another port, "
-                "or «auto» for a free one."
+                "or `auto` for a free one."
             )
             raise ConfigurationError(msg) from error
         self.http_server.add_sockets(sockets)

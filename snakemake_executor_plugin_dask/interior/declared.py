@@ -35,7 +35,7 @@ class Gone(RuntimeError):
 class Private:
     """One name. ``owner`` is a module, or a class in it as ``snakemake.dag:DAG``.
 
-    ``lost`` completes «Without it, …». ``needed``: nothing stands in for it, and the run is refused; else the run
+    ``lost`` completes "Without it, …". ``needed``: nothing stands in for it, and the run is refused; else the run
     goes on and says once what is lost. ``arguments``: those that a function is called with by name.
     """
 

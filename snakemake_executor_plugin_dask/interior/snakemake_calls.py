@@ -109,7 +109,7 @@ def _evaluated(job: Any, workflow: Any) -> dict[str, int | float | str]:
         for name, resource in _RESOURCES.of(job.rule).items()
         if name not in left_alone and not name.startswith("_") and is_expression(resource)
     }
-    # «<TBD>» is a text of a class of its own.
+    # "<TBD>" is a text of a class of its own.
     return {name: value for name, value in values.items() if type(value) in (int, float, str)}
 
 

@@ -75,7 +75,7 @@ def override(namespace: Any, overrides: Mapping[str, Any]) -> None:
     for name, value in overrides.items():
         if not hasattr(namespace, name):
             msg = (
-                f"Snakemake's command line has no argument with the destination «{name}»: what the plugin sends "
+                f"Snakemake's command line has no argument with the destination `{name}`: what the plugin sends "
                 "with a job does not fit the version of Snakemake on this worker; install that of the main process."
             )
             raise AttributeError(msg)

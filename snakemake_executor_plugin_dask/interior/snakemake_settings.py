@@ -66,7 +66,7 @@ def locks(workflow: Any) -> bool:
 
 
 def waits_not(workflow: Any) -> bool:
-    """Whether `--latency-wait 0` was given, which Snakemake does not hand on, since 0 counts as «nothing» there."""
+    """Whether `--latency-wait 0` was given, which Snakemake does not hand on, since 0 counts as "nothing" there."""
     return LATENCY_WAIT.there() and LATENCY_WAIT.of(workflow.execution_settings) == 0
 
 

@@ -190,7 +190,7 @@ class AnyGroupMember(Protocol):
 
 
 def job_text(name: str, wildcards: Wildcards, members: Sequence[AnyGroupMember] = (), most: int = 3) -> str:
-    """A job as people know it: «align (sample=A)», for a group «group (2 jobs: align (sample=A), sort (sample=A))».
+    """A job as people know it: "align (sample=A)", for a group "group (2 jobs: align (sample=A), sort (sample=A))".
 
     It may hold what a terminal would obey. At most ``most`` members are named.
     """
@@ -201,13 +201,13 @@ def job_text(name: str, wildcards: Wildcards, members: Sequence[AnyGroupMember] 
 
 
 def members_text(members: Sequence[AnyGroupMember], most: int = 3) -> str:
-    """The jobs of a group: «align (sample=A), sort (sample=A), and 2 more»."""
+    """The jobs of a group: "align (sample=A), sort (sample=A), and 2 more"."""
     more = [f"and {len(members) - most:,} more"] if len(members) > most else []
     return ", ".join([*(job_text(each.rule, each.wildcards) for each in members[:most]), *more])
 
 
 def wildcard_text(wildcards: Wildcards) -> str:
-    """«sample=A, lane=1»; empty without wildcards."""
+    """As "sample=A, lane=1"; empty without wildcards."""
     return ", ".join(f"{name}={value}" for name, value in dict(wildcards).items())
 
 

@@ -26,7 +26,7 @@ class Pool:
     gpu_model: str | None = None
     gpu_vendor: str = "nvidia"
     devices: tuple[str, ...] | None = None  # the GPUs by name, where the backend knows them; None: workers look
-    nodes: int | None = None  # given: each worker holds an allocation of so many nodes («wide»)
+    nodes: int | None = None  # given: each worker holds an allocation of so many nodes ("wide")
     walltime_s: float | None = None
     margin_s: float | None = None  # None: 300 s, or a tenth of a shorter walltime
     default_runtime_s: float | None = None  # None: half the walltime

@@ -90,7 +90,7 @@ _TBD = "<TBD>"  # Snakemake's word for a value that depends on inputs which do n
 
 
 def request_from_resources(resources: Mapping[str, object], threads: int) -> Request:
-    """What a job with these resources needs, by the table in the documentation («What a rule declares»).
+    """What a job with these resources needs, by the table in the documentation ("What a rule declares").
 
     A value that is not known yet (``<TBD>``) counts as not declared; so does 0 for memory, runtime and tasks, and 0 or
     less for cores of a task or of a GPU, as for the Slurm executor. Raises RequestError, which names the resource, for
@@ -142,8 +142,8 @@ def request_from_resources(resources: Mapping[str, object], threads: int) -> Req
         return request
     if nodes > 1 or mpi or times is not None:
         msg = (
-            f"The resource dask_workers={workers} stands beside nodes, tasks or mpi: a job has a Dask cluster of its "
-            "own or ranks of MPI; take one of them out of the rule."
+            f"The resource dask_workers={workers} cannot be combined with nodes, tasks or mpi: a job has either a Dask "
+            "cluster of its own or MPI ranks; remove one of them from the rule."
         )
         raise RequestError(msg)
     return with_cluster(request, _cluster(resources, request, workers))
@@ -297,7 +297,7 @@ def _text(resources: Mapping[str, object], name: str) -> str | None:
         return None
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
-    msg = f"The resource {name}={value!r} must be a text; change it in the rule."
+    msg = f"The resource {name}={value!r} must be a string; change it in the rule."
     raise RequestError(msg)
 
 
@@ -360,7 +360,7 @@ def _check_for_script(name: str, text: str) -> None:
         what = "begins with" if found.group() == "-" else "holds"
         msg = (
             f"The resource {name}={text!r} {what} {found.group()!r}, which no name in Slurm does; in the batch script "
-            "it would be more than a name. Change it in the rule."
+            "it could act as more than a name. Change it in the rule."
         )
         raise RequestError(msg)
 

@@ -42,9 +42,9 @@ _DAYS = re.compile(r"(\d{1,6})-(\d{1,2})(?::([0-5]\d))?", re.ASCII)
 _TWO_PARTS = re.compile(r"\d+:\d+", re.ASCII)
 _RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?", re.ASCII)
 
-DURATION_FORMS = 'write it with a unit, as 2h, 90m or 45s, or as "04:00:00" or "1-12:00:00" in quotes'
-SECONDS_FORMS = "write a number of seconds, or a duration with a unit, as 2m"
-SIZE_FORMS = "write it with a unit, as 180 GB, 16GiB or 500MB"
+DURATION_FORMS = 'write it with a unit, such as 2h, 90m or 45s, or as "04:00:00" or "1-12:00:00" in quotes'
+SECONDS_FORMS = "write a number of seconds, or a duration with a unit, such as 2m"
+SIZE_FORMS = "write it with a unit, such as 180 GB, 16GiB or 500MB"
 
 
 def parse_memory_mb(value: object) -> int:
@@ -211,5 +211,5 @@ def _sixty(text: str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """«1 job», «2 jobs», «12,000 jobs»."""
+    """As "1 job", "2 jobs", "12,000 jobs"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

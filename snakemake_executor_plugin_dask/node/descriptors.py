@@ -4,7 +4,7 @@ import contextlib
 import functools
 import resource
 
-_ENOUGH = 1 << 16  # limits of a thousand million make programs slow that close «all» descriptors
+_ENOUGH = 1 << 16  # limits of a thousand million make programs slow that close "all" descriptors
 
 
 @functools.cache

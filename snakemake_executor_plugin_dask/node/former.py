@@ -1,6 +1,6 @@
 """Whether a process that left something behind still lives: alive, dead, or unknown. Reads /proc; `judge` is pure.
 
-«Dead» is said only where it is known: of this boot of this machine by the process table, of an earlier boot because
+"Dead" is said only where it is known: of this boot of this machine by the process table, of an earlier boot because
 nothing survives one. Of another machine, or another container, nobody here can tell.
 """
 

@@ -12,7 +12,7 @@ HOSTFILE = "SNAKEMAKE_DASK_HOSTFILE"  # path: a line for each rank, as PBS write
 
 Hosts = tuple[tuple[str, int], ...]  # each node once, with its number of ranks
 
-#: With «none» they keep Open MPI from binding ranks to cores, unless its command says otherwise: up to 4, 5, and from
+#: With "none" they keep Open MPI from binding ranks to cores, unless its command says otherwise: up to 4, 5, and from
 #: 6 on, which would complain of the second one if it were alone.
 UNBOUND = ("OMPI_MCA_hwloc_base_binding_policy", "PRTE_MCA_hwloc_default_binding_policy", "PRTE_MCA_bindto")
 

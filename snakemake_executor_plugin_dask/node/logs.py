@@ -160,7 +160,7 @@ def command_end(path: str) -> str:
 
 
 def failed_members(path: str) -> str:
-    """«in rule c (output c.txt)»: which rules of a group failed, as its Snakemake wrote it; empty where it did not."""
+    """As "in rule c (output c.txt)": which rules of a group failed; empty where its Snakemake did not write it."""
     try:
         text = b"\n" + read_end(path, _SEARCHED_BYTES)[0]
     except OSError:

@@ -63,8 +63,8 @@ class WaitingState:
 
     pool: str
     jobs: int
-    what: str  # memory, cores, gpus, workers, ...: stands behind «wait for»
-    detail: str = ""  # a clause: «they need 64 GB, ...»
+    what: str  # memory, cores, gpus, workers, ...: stands behind "wait for"
+    detail: str = ""  # a clause: "they need 64 GB, ..."
     rules: tuple[str, ...] = ()
 
 
@@ -161,7 +161,7 @@ class Blocked(Protocol):
     def reserved_for(self) -> str | None: ...
 
 
-#: What stands behind «wait for».
+#: What stands behind "wait for".
 _WHAT = {
     "worker": "a worker",
     "cores": "cores",

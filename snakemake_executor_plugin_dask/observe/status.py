@@ -128,7 +128,7 @@ def waiting_line(state: WaitingState, pool: PoolState, clock_text: Callable[[flo
 
 
 def queue_clause(pool: PoolState, clock_text: Callable[[float], str]) -> str:
-    """«2 allocations are queued since 14:02, reason Priority, the first is expected to start at 15:10»."""
+    """As "2 allocations are queued since 14:02, reason Priority, the first is expected to start at 15:10"."""
     verb = "is" if pool.queued == 1 else "are"
     since = f" since {clock_text(pool.queued_since)}" if pool.queued_since is not None else ""
     reason = f", reason {clean(pool.queue_reason, 200)}" if pool.queue_reason else ""
@@ -190,7 +190,7 @@ def pool_row(pool: PoolState, clock_text: Callable[[float], str]) -> tuple[str, 
 
 
 def _pool_state(pool: PoolState, clock_text: Callable[[float], str]) -> str:
-    """«up», «2 allocations are queued since 14:02», «given up: …»."""
+    """As "up", "2 allocations are queued since 14:02", "given up: …"."""
     if pool.given_up:
         return f"given up: {clean(pool.given_up, 300)}"
     parts = [f"{pool.starting} starting"] if pool.starting else []

@@ -20,13 +20,13 @@ def share(part: float, whole: float) -> str:
 
 
 def core_time(core_seconds: float) -> str:
-    """«4 h», «2.5 min», «0.3 s» of one core, with two or three digits that matter."""
+    """As "4 h", "2.5 min", "0.3 s" of one core, with two or three digits that matter."""
     size, unit = next(((size, unit) for size, unit in _TIMES if core_seconds >= size), _TIMES[-1])
     return f"{_digits(core_seconds / size)} {unit}" if core_seconds > 0 else "0"
 
 
 def core_times(*core_seconds: float) -> str:
-    """«4 core-hours», «2 of 4 core-hours»: in the unit that suits the last one."""
+    """As "4 core-hours", "2 of 4 core-hours": in the unit that suits the last one."""
     size, unit = next((known for known in _CORE_TIMES if core_seconds[-1] >= known[0] / 10), _CORE_TIMES[-1])
     return f"{' of '.join(_digits(each / size) for each in core_seconds)} {unit}"
 
@@ -45,7 +45,7 @@ def rough(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """A time to come, as exact as a guess can be: «about 10 min»."""
+    """A time to come, as exact as a guess can be: "about 10 min"."""
     if seconds < 90:
         return f"about {max(10, round(seconds, -1)):.0f} s"
     if seconds < 5400:
@@ -66,7 +66,7 @@ def clean(text: str, limit: int = 1000) -> str:
 
 
 def amount(what: str, number: int) -> str:
-    """«64 GB», «8 cores», «2 GPUs», «3 licences»."""
+    """As "64 GB", "8 cores", "2 GPUs", "3 licences"."""
     if what == "memory":
         return format_memory(number)
     noun = {"cores": "core", "gpus": "GPU", "nodes": "node", "workers": "worker", "coreless": "place"}.get(what)

@@ -130,7 +130,7 @@ class SupervisorLink:
         self._reading = asyncio.create_task(self._read(reader))
 
     async def run(self, spec: JobSpec) -> Outcome:
-        """Start the job and wait for its end; «lost», and all its processes dead, where the supervisor is gone."""
+        """Start the job and wait for its end; "lost", and all its processes dead, where the supervisor is gone."""
         if self.lost.is_set():
             return self._lost(spec.key)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()

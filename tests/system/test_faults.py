@@ -109,7 +109,7 @@ def test_worker_keeps_dying(tmp_path: Path) -> None:
             wait_for(_news_of(run, len(joined)), "news", 120)
         assert run.wait() == 1
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.txt", "2.txt", "3.txt"]
-        assert "suspect" in run.output
+        assert "likely cause" in run.output
         run.expect_gone(10)
 
 

@@ -50,7 +50,7 @@ rule repeated:
 def worker_and_specs(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("meddling")
     (workdir / "Snakefile").write_text(SNAKEFILE)
-    setup, specs = plan(workdir, "--latency-wait", "300")
+    setup, specs = plan(workdir, "--latency-wait", "60")
     setup = dataclasses.replace(setup, run_id=RUN_ID, plugin_version=versions.plugin_version(), lease_s=3600.0)
     with fake_worker(workdir, setup) as worker:
         yield worker, specs

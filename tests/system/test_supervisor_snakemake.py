@@ -91,7 +91,7 @@ def test_entry_takes_what_a_command_line_cannot(workdir):
         wrong = pickle.dumps({"no_such_argument": 1})
         outcome = worker.outcome(worker.submit(arguments=("--allowed-rules", "named"), overrides=wrong))
         assert (outcome.status, outcome.exit_code) == ("failed", 1)
-        assert "no argument with the destination «no_such_argument»" in outcome.log_tail
+        assert "no argument with the destination `no_such_argument`" in outcome.log_tail
 
 
 @pytest.mark.parametrize(("rule", "expected_mb"), [("holds", 300), ("shells", 203)])

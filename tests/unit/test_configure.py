@@ -157,7 +157,7 @@ def test_interface_that_this_host_lacks() -> None:
     """The scheduler's interface must be one of this host's."""
     message = complaint(cluster="lsf", options="{scheduler_options: {interface: ib1}}")
     assert "ib1" in message
-    assert "lo, eth0, ib0 (did you mean «ib0»?)" in message
+    assert "lo, eth0, ib0 (did you mean `ib0`?)" in message
 
 
 def test_pools_file_wins() -> None:
@@ -231,7 +231,7 @@ def test_attach_contradicts(given: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        ({"cluster": "slrum"}, ("--dask-cluster", "did you mean «slurm»")),
+        ({"cluster": "slrum"}, ("--dask-cluster", "did you mean `slurm`")),
         ({"cluster": ""}, ("--dask-cluster is ''", "local, cuda, mpi")),
         ({"workers": "-1"}, ("--dask-workers is '-1'",)),
         ({"workers": "0"}, ("--dask-workers is '0'", "1 or more")),
@@ -248,7 +248,7 @@ def test_attach_contradicts(given: dict[str, str]) -> None:
         ({"idle_timeout": "1:00"}, ("--dask-idle-timeout is '1:00'", "write a number of seconds")),
         ({"idle_timeout": "-1"}, ("--dask-idle-timeout is '-1'", "0 or more")),
         ({"lost_worker_retries": "-1"}, ("--dask-lost-worker-retries is '-1'", "0 or more")),
-        ({"job_start": "wram"}, ("--dask-job-start is 'wram'", "did you mean «warm»")),
+        ({"job_start": "wram"}, ("--dask-job-start is 'wram'", "did you mean `warm`")),
         ({"enforce": "runtime,mem"}, ("--dask-enforce is 'runtime,mem'", "none")),
         ({"enforce": "none,memory"}, ("--dask-enforce", "none alone")),
         ({"enforce": ""}, ("--dask-enforce is ''",)),

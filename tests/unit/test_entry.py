@@ -25,5 +25,5 @@ def test_values_replace_those_of_the_arguments():
     namespace = argparse.Namespace(target_jobs=None)
     override(namespace, {"target_jobs": ["x"]})
     assert namespace.target_jobs == ["x"]
-    with pytest.raises(AttributeError, match="no argument with the destination «gone»"):
+    with pytest.raises(AttributeError, match="no argument with the destination `gone`"):
         override(namespace, {"gone": 1})

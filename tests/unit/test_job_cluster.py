@@ -40,9 +40,9 @@ def test_all_parts_are_counted() -> None:
     [
         ({"dask_workers": -1}, "dask_workers=-1 must be"),
         ({"dask_workers": "2-8"}, "dask_workers='2-8' must be"),
-        ({"dask_workers": 2, "nodes": 2}, "dask_workers=2 stands beside nodes"),
-        ({"dask_workers": 2, "mpi": "mpirun"}, "dask_workers=2 stands beside nodes"),
-        ({"dask_workers": 2, "tasks": 2}, "dask_workers=2 stands beside nodes"),
+        ({"dask_workers": 2, "nodes": 2}, "dask_workers=2 cannot be combined with nodes"),
+        ({"dask_workers": 2, "mpi": "mpirun"}, "dask_workers=2 cannot be combined with nodes"),
+        ({"dask_workers": 2, "tasks": 2}, "dask_workers=2 cannot be combined with nodes"),
         ({"dask_workers": 4, "dask_workers_max": 2}, "dask_workers_max=2 must be at least"),
         ({"dask_workers": 4, "dask_script_threads": -1}, "dask_script_threads=-1 must be"),
     ],

@@ -912,7 +912,7 @@ def test_not_listed_is_not_believed_at_once() -> None:
 
 
 def test_a_submission_without_an_answer_is_looked_for(tmp_path: Path) -> None:
-    """«Socket timed out», and the allocation is queued all the same: it is found by its script, and used."""
+    """After "Socket timed out" the allocation may be queued all the same: it is found by its script, and used."""
     script = tmp_path / "workers" / "main-0.sh"
     lost = Ran(1, "", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
     queue = Ran(0, f"11|/elsewhere/workers/main-0.sh\n12|{script}\n", "")

@@ -95,7 +95,7 @@ def test_no_launcher_is_told() -> None:
     [
         (Pool("p", "mpi", 3, 3, options={"queue": "q"}), "has no option queue"),
         (Pool("p", "mpi", 0, 3), "workers 0-3 were asked for"),
-        (Pool("p", "mpi", 3, 3, nodes=2), "«nodes» has no meaning"),
+        (Pool("p", "mpi", 3, 3, nodes=2), "`nodes` has no meaning"),
         (Pool("p", "mpi", 4, 4), "4 workers were asked for, but the allocation holds 3 nodes"),
     ],
 )

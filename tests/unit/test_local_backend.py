@@ -62,7 +62,7 @@ def test_options_and_nodes_are_refused() -> None:
     """Each complaint names the pool and what to remove."""
     with pytest.raises(ConfigurationError, match="pool here: the local backend takes no options, but queue"):
         LocalBackend().check(Pool("here", "local", options={"queue": "x"}))
-    with pytest.raises(ConfigurationError, match="remove «nodes»"):
+    with pytest.raises(ConfigurationError, match="remove `nodes`"):
         LocalBackend().check(Pool("here", "local", nodes=2))
 
 

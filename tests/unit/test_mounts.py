@@ -42,4 +42,4 @@ def test_told_once_where_workers_elsewhere_do_not_come_up(
     teller = sentences.Teller(lambda _, text: said.append(text))
     for why in ("exit code 1", "exit code 2"):
         teller.pool_failed(a_pool("p", cluster), why)
-    assert sum("is on a file system of this host's own (ext4)" in text for text in said) == told
+    assert sum("is on a file system that is local to this host (ext4)" in text for text in said) == told

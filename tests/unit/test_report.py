@@ -345,7 +345,7 @@ def test_an_old_report_stays_when_the_new_one_cannot_be_written(tmp_path):
 
 
 def test_small_figures_are_told():
-    """Jobs of less than a second, of no memory to speak of and of few core-seconds are not all «0»."""
+    """Jobs of less than a second, of no memory to speak of and of few core-seconds are not all "0"."""
     text = page(RunModel(run(3, asked_mb=900, asked_s=None, peak_mb=0.0, took_s=0.25)))
     assert "0.25s, 0.25s" in text
     assert "&lt;0.1 MB, &lt;0.1 MB" not in text, "what was not measured is not given as a figure"

@@ -67,16 +67,16 @@ PBS = Pool("main", "pbs", 0, 2)
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("cores: many", "cores is 'many', which is not a number of cores; write a whole number, as 48."),
-        ("memory: lots", "memory is 'lots', which is not a size; write it with a unit, as 180 GB"),
-        ("memory: 4000", "memory is 4000, which Dask reads as 4000 bytes; write it with a unit, as 180 GB"),
+        ("cores: many", "cores is 'many', which is not a number of cores; write a whole number, such as 48."),
+        ("memory: lots", "memory is 'lots', which is not a size; write it with a unit, such as 180 GB"),
+        ("memory: 4000", "memory is 4000, which Dask reads as 4000 bytes; write it with a unit, such as 180 GB"),
         ("walltime: forever", "walltime is 'forever'"),
         (
             "job-extra-directives: -q x",
-            "job-extra-directives is '-q x', which is not a list of texts; write a list",
+            "job-extra-directives is '-q x', which is not a list of strings; write a list",
         ),
-        ("job-script-prologue: {a: b}", "job-script-prologue is a mapping, which is not a list of texts"),
-        ("interface: [ib0]", "interface is a list, which is not a text"),
+        ("job-script-prologue: {a: b}", "job-script-prologue is a mapping, which is not a list of strings"),
+        ("interface: [ib0]", "interface is a list, which is not a string"),
         ("scheduler-options: {port: web}", "scheduler-options is a mapping, which is not a whole number"),
         ("scheduler-options: lo", "scheduler-options is 'lo', which is not a mapping"),
     ],
@@ -96,7 +96,7 @@ def test_a_wrong_directory_for_pools_that_are_made(site: Site) -> None:
     file = site("jobqueue:\n  slurm:\n    log-directory: [logs]\n")
     options = Options(pools=(Pool("slurm", "slurm", 0, 2),), make_slurm_pools=True, local_by_default=False)
     told = answer(Question(options, ())).complaints
-    assert f"{file}: jobqueue.slurm.log-directory is a list, which is not a text; write a text, in quotes." in told
+    assert f"{file}: jobqueue.slurm.log-directory is a list, which is not a string; put it in quotes." in told
 
 
 def test_a_variable_is_named_as_the_origin(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def test_what_is_waited_for_is_said_once_and_again_when_it_changes():
     line = (
         "12 jobs wait for memory in pool cpu: they need 64 GB, the worker with most room has 32 GB free; "
         "2 allocations are queued since T900, reason Priority (others come first in this queue: fewer or smaller "
-        "workers may fit in between)."
+        "workers may start in between)."
     )
     assert watch.look(20) == [line]
     assert [line for _ in range(500) for line in watch.look(10)] == []

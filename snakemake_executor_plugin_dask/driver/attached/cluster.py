@@ -107,7 +107,9 @@ class AttachedCluster:
         self._ready = True
         await asyncio.gather(*(self._join(where, workers[where]) for where in seen))
         for where in workers.keys() - seen.keys():
-            self._say("warning", f"Worker {workers[where]['name']} at {where} does not answer; not used so far.")
+            self._say(
+                "warning", f"Worker {workers[where]['name']} at {where} does not answer, so it is not used for now."
+            )
         await self._renew_once()
         self._renewing = self._tasks.spawn(self._renew())
         if not workers:

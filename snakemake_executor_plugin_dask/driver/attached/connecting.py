@@ -86,7 +86,7 @@ async def _probe(address: str, named: str, context: ssl.SSLContext | None, greet
         msg = f"The host of {named} is not known here ({error.strerror}); correct --dask-scheduler."
         raise ConfigurationError(msg) from error
     except TimeoutError as error:
-        msg = f"{named} cannot be reached: no connection within {_REACH_S:.0f} s; does a firewall stand between?"
+        msg = f"{named} cannot be reached: no connection within {_REACH_S:.0f} s; is there a firewall in between?"
         raise ConfigurationError(msg) from error
     except OSError as error:
         msg = f"{named} cannot be reached ({error.strerror or error}); correct --dask-scheduler."

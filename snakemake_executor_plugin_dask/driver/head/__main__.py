@@ -87,7 +87,7 @@ async def _serve(start: Start) -> bool:
         failed = True
     left = await head.close()
     for worker in left:
-        _log(f"error: Worker {worker} was not seen to be gone.")
+        _log(f"error: Worker {worker} may still be running.")
     return failed or bool(left)
 
 

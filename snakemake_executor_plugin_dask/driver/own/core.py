@@ -216,9 +216,9 @@ class Core:
             self._unreached_told = True
             where = f"port {self.leases.port} of this machine"
             text = (
-                f"Worker {member.name} on {member.facts.host} reaches the scheduler, and not {where}, over which its "
-                f"jobs' leases are renewed: it ends after {self._lease_s:.0f} s. Where a firewall is in between, say "
-                "in the pools file under `scheduler` a `port` that it lets through, and the next one."
+                f"Worker {member.name} on {member.facts.host} reaches the scheduler but not {where}, over which its "
+                f"jobs' leases are renewed: it ends after {self._lease_s:.0f} s. If a firewall is in between, set "
+                "`port` under `scheduler` in the pools file to one that it lets through together with the next."
             )
             self._say("warning", text)
 

@@ -79,7 +79,7 @@ class LeaseServer:
         try:
             await self._there(self._listen(host, port))
         except OSError as error:
-            msg = f"The leases of jobs, which are renewed on the port after the scheduler's, cannot be: {error}"
+            msg = f"The port after the scheduler's, on which jobs' leases are renewed, cannot be opened: {error}"
             raise ConfigurationError(msg) from error
 
     def _run(self) -> None:

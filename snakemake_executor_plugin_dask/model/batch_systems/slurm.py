@@ -54,7 +54,7 @@ def _parse(out: str) -> dict[str, Seen]:
     for line in out.splitlines():
         number, state, reason, start, nodes = (*line.split("|"), "", "", "", "")[:5]
         if not state:
-            continue  # «CLUSTER: name»
+            continue  # "CLUSTER: name"
         kind = _STATES.get(state, "unknown")
         reason = "" if reason == "None" else reason
         # A user who holds an allocation by hand means to release it.
@@ -207,7 +207,7 @@ SLURM = BatchSystem(
         (r"JobHeldUser", "you hold it: release it with scontrol"),
         (r"Licenses", "licences are in use"),
         (r"MaxPoweredUpNodes", "no more nodes may be switched on now: it starts when others are free"),
-        (r"^Priority$", "others come first in this queue: fewer or smaller workers may fit in between"),
+        (r"^Priority$", "others come first in this queue: fewer or smaller workers may start in between"),
         (r"^Resources$", "it is the next one, and waits for nodes to become free"),
         (r"^Dependency", "it waits for another one to end"),
         (r"^BeginTime$", "it is not to start before a time that was asked for, or was requeued a moment ago"),

@@ -35,7 +35,7 @@ class Variables:
     tasks: tuple[str, ...] = ()
     slots: tuple[str, ...] = ()  # ranks that Open MPI may start on a node
     gpus: tuple[str, ...] = ()  # on a node
-    memory: tuple[str, ...] = ()  # in MiB, the first one on a node; «0» there: all of it, together with other steps
+    memory: tuple[str, ...] = ()  # in MiB, the first one on a node; "0" there: all of it, together with other steps
     #: A step would take them for what it asks for itself, which may be more than, or contradict, what it is told.
     of_whole: tuple[str, ...] = ()
 

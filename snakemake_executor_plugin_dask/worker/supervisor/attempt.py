@@ -188,7 +188,7 @@ def fallback_places(environment: Sequence[str | None]) -> list[str]:
 
 
 def seconds(value: float) -> str:
-    """For people: «45 s», «1 min», «90 min», «2 h»."""
+    """For people: "45 s", "1 min", "90 min", "2 h"."""
     if value >= 60 and value % 3600 == 0:
         return f"{value / 3600:g} h"
     if value >= 60 and value % 60 == 0:

@@ -161,7 +161,7 @@ class LeaseLine:
                 message = json.loads(line)
                 if "renew" in message:
                     self._heard = int(message["renew"])
-                    # The answer to «hello» was sent after it. Later numbers follow one another.
+                    # The answer to "hello" was sent after it. Later numbers follow one another.
                     self.lease.renew(self._heard, earliest=first)
                     first = None
                 else:

@@ -323,7 +323,7 @@ class Supervisor:
         """
         aside = await self._in_time(
             functools.partial(_move_aside, directory),
-            late=f"the place of its local copies, {directory}, did not answer",
+            late=f"the directory of its local copies, {directory}, did not answer",
             failed=f"what an earlier run left in {directory} could not be moved away",
         )
         if aside is not None:

@@ -365,7 +365,7 @@ class Server:
                 if reason := told or job.reason():
                     break
         except (EOFError, OSError) as error:  # TimeoutError among them
-            reason = f"a trial job did not end well ({type(error).__name__})"
+            reason = f"a trial job failed ({type(error).__name__})"
         child.kill()
         self._epoll.unregister(child.pidfd)
         del self._children[child.pidfd]

@@ -60,7 +60,7 @@ class TrialJob:
                 found = file.read().strip()
         except OSError as error:
             return f"a trial job left no output ({error.strerror})"
-        return "" if found == self.text else f"a trial job wrote «{found}» instead of «{self.text}»"
+        return "" if found == self.text else f"a trial job wrote `{found}` instead of `{self.text}`"
 
 
 def lay_out(directory: str) -> str:
