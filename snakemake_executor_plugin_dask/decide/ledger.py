@@ -439,6 +439,10 @@ class Ledger:
             state.free += none
             state.pool = replace(state.pool, resources=state.total.extra)
 
+    def parts(self, key: str) -> list[tuple[WorkerState, Part]]:
+        """What a key holds, by worker. Raises KeyError where it holds nothing."""
+        return list(self._parts[key][1])
+
     def holding(self, key: str) -> Holding | None:
         found = self._parts.get(key)
         return None if found is None else found[0]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from snakemake_executor_plugin_dask.decide import remedies
+from snakemake_executor_plugin_dask.model.amounts import UNKNOWN
 from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
@@ -46,7 +47,9 @@ def counts_devices(pool: Pool) -> bool:
 
 def places(pool: Pool, cluster: JobCluster) -> int:
     """Over so many of the pool's workers a job's own Dask cluster may lie."""
-    return 1 if cluster.together or pool.kind.found or pool.nodes is not None else pool.workers_max
+    if cluster.together or pool.nodes is not None:
+        return 1
+    return UNKNOWN if pool.kind.found else pool.workers_max  # how many there will be is for others to say
 
 
 def shape_of(pool: Pool, seen: Shape | None = None) -> Shape:
@@ -216,7 +219,7 @@ def _of_cluster(cluster: JobCluster) -> str:
     if cluster.memory_mb is not None:
         each += f" and mem_mb={cluster.memory_mb}"
         script += f" and mem_mb={cluster.script_memory_mb or 0}"
-    where = ", in a container and thus all on one node" if cluster.together else ""
+    where = f", {cluster.together} and thus all on one node" if cluster.together else ""
     more = f", and up to {cluster.most} while there is room," if cluster.most > cluster.workers else ""
     return f"{count(cluster.workers, 'Dask worker')}{more} with {each} each, and {script} for the script{where}"
 

@@ -4,16 +4,18 @@ Workers there differ, and come and go by the will of others. So such a job may b
 for ever.
 """
 
+import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from snakemake_executor_plugin_dask.decide import routing
+from snakemake_executor_plugin_dask.decide import gangs, routing
 from snakemake_executor_plugin_dask.decide.ledger import WorkerState, need_of
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
-from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.model.requests import Request, with_cluster
 
 WAIT_S = 60.0
 #: While the cluster is adaptive, other workers may be on their way, through a batch system's queue.
@@ -56,7 +58,7 @@ class Unfit:
         wait_s = ADAPTIVE_WAIT_S if adaptive else WAIT_S
         since, self._since = self._since, {}
         for cls in waiting:
-            if cls.request in self._fitting or any(_holds(state, cls.request) for state in states):
+            if cls.request in self._fitting or _hold(states, cls.request):
                 self._fitting.add(cls.request)
                 fitting.append(cls)
                 continue
@@ -75,12 +77,23 @@ class Unfit:
         return Verdict(tuple(said), tuple(over), tuple(fitting))
 
 
-def _holds(state: WorkerState, request: Request) -> bool:
-    return state.could_hold(need_of(request, state.pool, state.total.cores, state.total.gpus))
+def _hold(states: Sequence[WorkerState], request: Request) -> bool:
+    """Whether one of them, or for a job's own Dask cluster all together, could hold it while they are empty."""
+    need = need_of(request, states[0].pool, None, None)
+    if need.gang is not None:
+        return bool(gangs.plan(need, [(state, state.total) for state in states]))
+    return any(state.could_hold(need_of(request, state.pool, state.total.cores, state.total.gpus)) for state in states)
 
 
 def _why(request: Request, states: Sequence[WorkerState], name: str) -> str:
     """The usual message about what is short, on the worker that comes nearest."""
+    if (cluster := request.cluster) is not None and (fitting := _dask_workers(request, cluster, states)):
+        fewer = routing.Shortage("", (f"dask_workers={fitting}",))
+        return (
+            f"{routing.who(name)} asks for {routing.describe(request)}, and the cluster's "
+            f"{units.count(len(states), 'worker')} can hold {units.count(fitting, 'Dask worker')}.\n"
+            f"  To make it fit: {routing.make_it_fit(name, request, [(fewer,)])}"
+        )
     shapes = [(state.pool, routing.shape_of_worker(state.pool, state.facts)) for state in states]
     pool, shape = min(shapes, key=lambda pair: _distance(request, *pair))
     try:
@@ -88,6 +101,15 @@ def _why(request: Request, states: Sequence[WorkerState], name: str) -> str:
     except RequestError as error:
         return str(error)
     return f"Rule {name} asks for {routing.describe(request)}, which no worker of the cluster can hold."
+
+
+def _dask_workers(request: Request, cluster: JobCluster, states: Sequence[WorkerState]) -> int:
+    """How many of a job's Dask workers fit beside its script on all workers together."""
+
+    def fit(workers: int) -> bool:
+        return _hold(states, with_cluster(request, replace(cluster, workers=workers)))
+
+    return bisect.bisect_left(range(1, cluster.workers + 1), True, key=lambda workers: not fit(workers))
 
 
 def _distance(request: Request, pool: Pool, shape: Shape) -> tuple[int, float]:

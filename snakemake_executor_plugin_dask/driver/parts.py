@@ -335,6 +335,8 @@ class Parts:
             part.attempt.become(State.LOST if outcome is None else State.ENDED)
         job = found.job
         self._release(found, part)
+        if (freed := part.attempt.freed) is not None:
+            freed()
         self._room()
         if job.attempt.state is State.LIMBO:
             self._forget(found)

@@ -92,6 +92,8 @@ class Handover:
             SharedFSUsage.STORAGE_LOCAL_COPIES,
         }
         self._scratch = "" if together.isdisjoint(usage) else None
+        scheduler = self._options.scheduler
+        self._encrypted = scheduler is None or scheduler_address(scheduler).startswith("tls://")
         self._jobscript = self._read_jobscript()
         self._warm_possible = not self._jobscript and not self._precommand and os.path.isabs(self._python)
         self._calls = self._warm_possible and snakemake_calls.possible()
@@ -101,7 +103,6 @@ class Handover:
         """What is the same for every job. ``environment`` is Snakemake's own, of the moment."""
         options = self._options
         factory = self._workflow.spawned_job_args_factory
-        plain = options.scheduler is not None and not scheduler_address(options.scheduler).startswith("tls://")
         umask = os.umask(0o077)
         os.umask(umask)
         return RunSetup(
@@ -110,8 +111,8 @@ class Handover:
             umask=umask,
             soft_limits=tuple((number, resource.getrlimit(number)[0]) for number in _SOFT_LIMITS),
             # What is declared by `envvars:` and by storage plugins may not stand in the environment itself.
-            environment=({} if plain else environment) | dict(factory.envvars()),
-            replace_environment=not plain,
+            environment=(environment if self._encrypted else {}) | dict(factory.envvars()),
+            replace_environment=self._encrypted,
             python=self._python,
             snakefile=self._snakefile,
             general_arguments=self._general,
@@ -142,7 +143,7 @@ class Handover:
         request = request_from_resources(resources, job.threads)
         if request.cluster is not None:
             cluster = dataclasses.replace(
-                cluster_with_options(request.cluster, resources), together=self._in_container(job)
+                cluster_with_options(request.cluster, resources), together=self._together(job)
             )
             request = dataclasses.replace(request, cluster=cluster)
         if not job.is_group():
@@ -157,9 +158,13 @@ class Handover:
         origin = dataclasses.replace(request.origin, pending=tuple(unknown), members=members)
         return dataclasses.replace(request, origin=origin)
 
-    def _in_container(self, job: Any) -> bool:
+    def _together(self, job: Any) -> str:
+        """Why a job's own Dask cluster has to be on one node; empty: it need not."""
         method = self._workflow.deployment_settings.deployment_method
-        return DeploymentMethod.APPTAINER in method and bool(not job.is_group() and job.is_containerized)
+        if DeploymentMethod.APPTAINER in method and not job.is_group() and job.is_containerized:
+            return "in a container"
+        # Its secrets are in files that its nodes share, or are sent encrypted.
+        return "" if self._encrypted or self._scratch is None else "without encryption or a shared file system"
 
     def queued(self, job: Any, request: Request) -> QueuedJob:
         """One attempt of a job, as it waits in the driver. Raises OSError or WorkflowError for a custom job script."""

@@ -20,6 +20,9 @@ class Spread:
     environment: tuple[tuple[str, str | None], ...] = ()  # what the script's has beyond what its node gave it
     pages: str = ""  # the path under which the scheduler serves its pages; empty: it serves none
     lent: bool = False  # its one Dask worker is given back at some time, and nothing replaces it here
+    #: Where what is said to nodes is not encrypted: a directory that they share and only the user can read. It has the
+    #: certificate, and what the job has changed in its environment.
+    secrets: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class JobCluster:
     gpus: int = 0  # of each worker
     script_cores: int = 1
     script_memory_mb: int | None = None  # None: not declared
-    together: bool = False  # all on one node: its Python is in a container, which nobody could start elsewhere
+    together: str = ""  # why all are on one node, as «in a container», where nobody could start its Python elsewhere
     most: int = 0  # workers that it may grow to; no more than ``workers``: it does not grow
     options: str = ""  # further arguments of Dask's worker class, as JSON; empty: none
 

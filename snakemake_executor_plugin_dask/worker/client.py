@@ -135,7 +135,7 @@ class SupervisorLink:
             return self._lost(spec.key)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[spec.key] = outcome
-        if spec.cluster is not None and spec.certificate is None:
+        if spec.cluster is not None and spec.spread is None:
             from snakemake_executor_plugin_dask.node.certificate import self_signed
 
             spec = dataclasses.replace(spec, certificate=self_signed())

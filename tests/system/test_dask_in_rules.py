@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.error import HTTPError
@@ -428,6 +429,64 @@ def test_on_an_attached_cluster(tmp_path: Path) -> None:
     finally:
         cluster.end()
     assert (tmp_path / "some.txt").read_text() == "3 [(1, 300000000), (1, 300000000)] NoneType"
+
+
+def attached(cluster: Cluster, output: str, workers: int) -> AbstractContextManager[SnakemakeRun]:
+    """A job with so many Dask workers of one core on a cluster of others."""
+    directory = cluster.directory.parent
+    resources = ("--set-resources", "one:dask_script_mem_mb=300", f"one:dask_workers={workers}")
+    return snakemake(directory, of_python(ONE, directory), output, "--dask-scheduler", str(cluster.file), *resources)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Cluster]:
+    """An attached cluster without encryption: three workers of two threads."""
+    (tmp_path / "cluster").mkdir()
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        cluster.scheduler()
+        for name in "abc":
+            cluster.worker(name, 2)
+        yield cluster
+    finally:
+        cluster.end()
+
+
+def test_over_the_workers_of_an_attached_cluster(tmp_path: Path, three: Cluster) -> None:
+    """Over `tcp://`: what is secret lies in files while the job runs, and is sent to none of them."""
+    with attached(three, "keeps.txt", 5) as run:
+        wait_for((tmp_path / "address").exists, "the script")
+        (secrets,) = tmp_path.glob(".snakemake/dask/*/dask-one-*")
+        assert (secrets / "environment.json").exists()
+        assert [secrets.stat().st_mode & 0o777, *{file.stat().st_mode & 0o777 for file in secrets.iterdir()}] == [
+            0o700,
+            0o600,
+        ]
+        (tmp_path / "refused").touch()
+        assert run.wait() == 0, run.output
+        run.expect_gone(10)
+    assert (tmp_path / "keeps.txt").read_text() == f"3 {[(1, 300000000)] * 5} NoneType"
+    (placed,) = run.events("job-placed")
+    assert sorted(placed["workers"].values()) == [2, 2, 2]
+    assert not list(tmp_path.glob(".snakemake/dask/*/dask-*"))
+
+
+def test_a_lost_worker_of_an_attached_cluster_takes_its_dask_workers_alone(tmp_path: Path, three: Cluster) -> None:
+    """What comes in its place is used; the job goes on."""
+    with attached(three, "lossy.txt", 5) as run:
+        wait_for((tmp_path / "pid").exists, "the script")
+        (placed,) = run.events("job-placed")
+        lost = next(name for name in placed["workers"] if name != placed["worker"])
+        three.processes[1 + "abc".index(lost)].kill()
+        wait_for(lambda: run.events("dask-workers-lost"), "the loss")
+        three.worker("d", 2)
+        (tmp_path / "go").touch()
+        assert run.wait() == 0, run.output
+        run.expect_gone(10)
+    assert (tmp_path / "lossy.txt").read_text() == f"45 {[(1, 300000000)] * 5} NoneType"
+    assert len(run.events("job-placed")) == 1
+    (instead,) = run.events("dask-workers-placed")
+    assert instead["worker"] == "d"
 
 
 NODES = """

@@ -1,9 +1,12 @@
 """A job's own Dask cluster: what a rule asks for, where it fits, and what is said where it does not."""
 
 import asyncio
+import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deciding import a_pool
@@ -11,10 +14,11 @@ from deciding import a_pool
 from snakemake_executor_plugin_dask.decide.routing import NoPool, adapt_to_local, local_warning, route, shape_of
 from snakemake_executor_plugin_dask.frontend.handover import cluster_with_options
 from snakemake_executor_plugin_dask.model.errors import RequestError
-from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster, Spread
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.pools import Shape
 from snakemake_executor_plugin_dask.model.requests import Request, request_from_resources, with_cluster
+from snakemake_executor_plugin_dask.node import jobsecrets
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
 
 
@@ -91,13 +95,12 @@ def test_several_workers_of_a_pool_hold_more() -> None:
     wide = a_pool("wide", nodes=2, workers_max=2)
     with pytest.raises(NoPool, match="its workers hold several nodes"):
         route(asks(1, dask_workers=2), [wide], {"wide": shape_of(wide)})
-    container = with_cluster(asks(), JobCluster(4, 2, together=True))
+    container = with_cluster(asks(), JobCluster(4, 2, together="in a container"))
     with pytest.raises(NoPool, match="in a container and thus all on one node") as error:
         route(container, [pool], shapes, name="mean")
     assert "--set-resources mean:dask_workers=3" in str(error.value)
-    attached = a_pool("others", "attached", cores=8, memory_mb=20_000, workers_max=3)
-    with pytest.raises(NoPool, match="dask_workers=3"):
-        route(asks(2, dask_workers=4), [attached], {"others": shape_of(attached)})
+    others = a_pool("others", "attached", cores=8, memory_mb=20_000)
+    assert route(asks(2, dask_workers=40), [others], {"others": shape_of(others)}) == "others"  # `Unfit` knows them
 
 
 @pytest.mark.parametrize(
@@ -147,3 +150,38 @@ def test_files_of_a_cluster(tmp_path: Path) -> None:
     settings = json.loads((directory / "settings.json").read_text())
     assert settings["environment"] == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
     assert settings["enforce"]
+
+
+def test_what_is_not_sent_is_in_files(tmp_path: Path) -> None:
+    """Where nothing is encrypted: the script's node finds its certificate there, the others what that one has told."""
+    secrets = tmp_path / "secrets"
+    jobsecrets.make(secrets, ("cert", "key"))
+    spread = Spread("127.0.0.1", 2, secrets=os.fspath(secrets))
+    script = JobSpec("k", "n", "1", 1, (), 1, "log", spread=spread)
+
+    async def told() -> Mapping[str, Any]:
+        said: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        home = ClusterOfJob(print, said.set_result)
+        await home.prepare(script, JobCluster(1, 1), str(tmp_path), "log", {"OWN": "1"})
+        directory = Path(home.directory)
+        _, writer = await asyncio.open_unix_connection(directory / "supervisor")
+        started = {"started": 1, "python": "py", "environment": {"SECRET": "1", "TMPDIR": "/there"}}
+        writer.write(json.dumps(started).encode() + b"\n")
+        writer.close()
+        return await said
+
+    async def part(scheduler: str) -> dict[str, str | None]:
+        part = dataclasses.replace(script, spread=dataclasses.replace(spread, part=1, scheduler=scheduler, python="py"))
+        other = ClusterOfJob(print, print)
+        changes = await other.prepare(part, JobCluster(1, 1), str(tmp_path), "log", {"OWN": "1"})
+        other.close()
+        return dict(changes)
+
+    message = asyncio.run(told())
+    assert message["environment"] == []
+    changes = asyncio.run(part(message["started"]))
+    assert (changes["SECRET"], changes["OWN"]) == ("1", None)
+    assert "TMPDIR" not in changes
+    assert {file.read_text() for file in tmp_path.glob("dask-*/key.pem")} == {"key"}
+    assert secrets.stat().st_mode & 0o77 == 0
+    assert not any(file.stat().st_mode & 0o77 for file in secrets.iterdir())

@@ -55,6 +55,17 @@ def test_runs_do_not_overbook(leases: SharedLeases) -> None:
     assert leases.used_by_others("one") == {"w": Amounts(cores=1), "other": Amounts(cores=4)}
 
 
+def test_a_part_of_what_is_held_is_given_back(leases: SharedLeases) -> None:
+    """The rest stays held, for as long as the run says so."""
+    assert leases.reserve("one", "a", {"w": Amounts(cores=3), "other": Amounts(cores=4)}, CAPACITY)
+    assert leases.release("one", "a", {"other": Amounts(cores=4)})
+    assert leases.reserve("two", "b", {"other": Amounts(cores=4)}, CAPACITY)
+    assert not leases.reserve("two", "c", {"w": Amounts(cores=2)}, CAPACITY)
+    assert not leases.release("one", "b", {"w": Amounts(cores=1)})
+    assert leases.release("one", "a")
+    assert leases.reserve("two", "c", {"w": Amounts(cores=2)}, CAPACITY)
+
+
 def test_a_device_is_held_once(leases: SharedLeases) -> None:
     """The GPUs of a host are one place, by whichever of its workers they are held."""
     assert leases.reserve("one", "a", {"w": Amounts(cores=1), "gpus of host": Amounts(extra=(("0", 1),))}, CAPACITY)

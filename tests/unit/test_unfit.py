@@ -9,8 +9,9 @@ from snakemake_executor_plugin_dask.backends.attached import pool_of_worker
 from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
 from snakemake_executor_plugin_dask.decide.unfit import ADAPTIVE_WAIT_S, WAIT_S, Unfit
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
-from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.model.requests import Request, with_cluster
 
 NAMES = ("licence",)
 KINDS = {
@@ -62,6 +63,26 @@ def test_a_larger_worker_starts_the_wait_anew() -> None:
     assert not look.look([job], states(["plain"]), 100.0, adaptive=False).over
     assert not look.look([job], states(["plain"]), 100.0 + WAIT_S - 1, adaptive=False).over
     assert look.look([job], states(["plain"]), 100.0 + WAIT_S, adaptive=False).over
+
+
+def test_a_jobs_dask_workers_may_lie_on_all_of_them() -> None:
+    """Whatever their sizes; the message says how many fit, and where they have to be on one, how many there."""
+    there = states(["plain", "licensed", "large"])  # 4, 1 and 2 cores
+    fits, more = (with_cluster(Request(cores=1), JobCluster(number, 1)) for number in (6, 7))
+    look = Unfit()
+    assert [cls.request for cls in look.look([waiting(fits), waiting(more)], there, 0.0, adaptive=False).fitting] == [
+        fits
+    ]
+    ((request, why),) = look.look([waiting(more)], there, WAIT_S, adaptive=False).over
+    assert request == more
+    assert "the cluster's 3 workers can hold 6 Dask workers" in why
+    assert "--set-resources work:dask_workers=6" in why
+    alone = with_cluster(Request(cores=1), JobCluster(4, 1, together="in a container"))
+    look = Unfit()
+    assert not look.look([waiting(alone)], there, 0.0, adaptive=False).fitting
+    ((_, why),) = look.look([waiting(alone)], there, WAIT_S, adaptive=False).over
+    assert "in a container and thus all on one node" in why
+    assert "--set-resources work:dask_workers=3" in why
 
 
 def test_an_adaptive_cluster_has_more_time() -> None:

@@ -5,12 +5,14 @@ What jobs hold is reserved in that cluster's scheduler (see `shared.py`), so tha
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.attached import check, resource_names, shortcomings
-from snakemake_executor_plugin_dask.decide.ledger import Holding, Others
+from snakemake_executor_plugin_dask.decide.ledger import Others, Part
 from snakemake_executor_plugin_dask.driver import dasktasks
 from snakemake_executor_plugin_dask.driver.attached.connecting import connect
 from snakemake_executor_plugin_dask.driver.attached.growth import Growth
@@ -37,8 +39,8 @@ from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.model.pools import Pool
-from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.model.units import count
+from snakemake_executor_plugin_dask.node import jobsecrets
 from snakemake_executor_plugin_dask.worker import client as task
 
 _CALL_S = 20.0
@@ -57,6 +59,7 @@ class AttachedCluster:
 
     def __init__(self, begin: Begin, around: Surroundings) -> None:
         self._setup, self._scheduler = begin.setup, begin.options.scheduler
+        self._encrypted = begin.setup.replace_environment
         self._around = around
         self._event, self._say = around.event, around.say
         self._clock = around.clock
@@ -72,6 +75,8 @@ class AttachedCluster:
         self._scheduler_id: Any = None
         self._mute_since: float | None = None  # since when no question to the scheduler was answered
         self._lost_at: float | None = None  # when the scheduler was lost; None: it is there
+        self._places: dict[str, dict[str, Places]] = {}  # by attempt and worker: what is reserved for it
+        self._secrets: dict[str, Path] = {}  # by attempt: where those of its own Dask cluster are
         self._ran: set[str] = set()  # the jobs that it ended, by Snakemake's keys
         self._growth = Growth()
 
@@ -217,9 +222,10 @@ class AttachedCluster:
     # Jobs
 
     async def submit(self, attempt: Attempt, spec: JobSpec) -> Outcome | None:
-        member, holding, submitted = attempt.member, attempt.holding, asyncio.current_task()
-        if member is None or holding is None or attempt.state is not State.SENT:
+        submitted = asyncio.current_task()
+        if attempt.member is None or attempt.state is not State.SENT:
             raise NotNow
+        owner = attempt.key.rpartition("+")[0]  # empty: it is no part of a job's own Dask cluster
         pinned = False
 
         def freed() -> None:
@@ -227,13 +233,11 @@ class AttachedCluster:
             if pinned and submitted is not None and submitted is not asyncio.current_task():
                 # Its worker is gone, and a task pinned to an address would wait for another worker to have it.
                 submitted.cancel()
-            self._tasks.spawn(self._give_up(attempt.key))
+            self._give_up(attempt.key, attempt.worker)
 
         attempt.freed = freed
-        amounts = packed(_reserved(holding, attempt.request, member))
         try:
-            async with self._asking:
-                held = await self._ask("reserve", key=attempt.key, amounts=amounts, capacity=packed(_capacity(member)))
+            held = await self._reserve(attempt, owner)
         except Exception as error:
             if not isinstance(error, OSError | TimeoutError) and not self._lost():
                 raise
@@ -244,6 +248,11 @@ class AttachedCluster:
         if not held or attempt.state is not State.SENT:
             raise NotNow
         pinned = True
+        try:
+            spec = self._without_secrets(spec, owner or attempt.key)
+        except OSError as error:
+            why = f"the certificate of its Dask cluster could not be written: {error}"
+            return Outcome(attempt.key, "not-started", worker=attempt.worker, detail=why)
         future = dasktasks.submit(self._client, self._setup.run_id, attempt, spec)
         try:
             outcome: Outcome = await future.result()
@@ -255,6 +264,41 @@ class AttachedCluster:
         finally:
             future.release()
 
+    async def _reserve(self, attempt: Attempt, owner: str) -> bool:
+        """Whether the scheduler holds what an attempt takes.
+
+        A job's own Dask cluster has all its places at once, so that no two of them wait for each other. A part that
+        takes the place of a lost one has its own.
+        """
+        if attempt.worker in self._places.get(owner, {}):
+            return True
+        members, job = self._workers.members, self._jobs.sent[owner or attempt.key]
+        parts = {
+            state.name: part
+            for state, part in self._jobs.ledger.parts(job.queued.key)
+            if not owner or state.name == attempt.worker
+        }
+        if not parts.keys() <= members.keys():
+            return False  # one was lost meanwhile
+        self._places[attempt.key] = {name: _reserved([(members[name], part)]) for name, part in parts.items()}
+        amounts = _reserved([(members[name], part) for name, part in parts.items()])
+        capacity = packed(_capacity([members[name] for name in parts]))
+        async with self._asking:
+            held: bool = await self._ask("reserve", key=attempt.key, amounts=packed(amounts), capacity=capacity)
+        return held
+
+    def _without_secrets(self, spec: JobSpec, owner: str) -> JobSpec:
+        """An attempt as it travels: without encryption the secrets of its own Dask cluster are in files."""
+        if self._encrypted or spec.spread is None or spec.certificate is None:
+            return spec
+        directory = self._secrets.get(owner)
+        if directory is None:
+            directory = Path(self._around.state_dir, f"dask-{owner}").absolute()
+            jobsecrets.make(directory, spec.certificate)
+            self._secrets[owner] = directory
+        spread = replace(spec.spread, secrets=os.fspath(directory), environment=())
+        return replace(spec, spread=spread, certificate=None)
+
     async def kill(self, attempt: Attempt, reason: str) -> None:
         try:
             await dasktasks.kill(self._client, self._setup.run_id, attempt, reason)
@@ -264,7 +308,10 @@ class AttachedCluster:
     pages = None  # the dashboard is that of others
 
     async def tell_cluster(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
-        """Nothing: a job's own Dask cluster lies on one worker here."""
+        try:
+            await dasktasks.tell_cluster(self._client, self._setup.run_id, attempt, message)
+        except Exception as error:  # noqa: BLE001 - as for `kill`
+            self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
         """A call that the cluster of others did not answer ends no run: what is reserved there runs out by itself.
@@ -276,9 +323,20 @@ class AttachedCluster:
         else:
             self._around.failed(error)
 
-    async def _give_up(self, key: str) -> None:
+    def _give_up(self, key: str, worker: str) -> None:
+        """What an attempt had is free, for all runs."""
+        owner = key.rpartition("+")[0]
+        if key not in self._places and (place := self._places.get(owner, {}).pop(worker, None)) is not None:
+            self._tasks.spawn(self._release(owner, amounts=packed(place)))  # a part of what its job had
+            return
+        self._places.pop(key, None)
+        if (secrets := self._secrets.pop(key, None)) is not None:
+            jobsecrets.remove(secrets)
+        self._tasks.spawn(self._release(key))
+
+    async def _release(self, key: str, **more: Any) -> None:
         async with self._asking:
-            await self._ask("release", key=key)  # the next renewal makes up for one that fails
+            await self._ask("release", key=key, **more)  # the next renewal makes up for one that fails
 
     # Leases
 
@@ -307,7 +365,7 @@ class AttachedCluster:
         """Hold what is held for longer, and take note of what others hold."""
         async with self._asking:
             self._renewal_due = False
-            asked, keys = self._clock(), list(self._jobs.sent)
+            asked, keys = self._clock(), [*self._jobs.sent, *(key for key in self._places if "+" in key)]
             seen = len(self._workers.up(ATTACHED)) + len(self._refused)
             length_s = self._setup.lease_s + OUTLIVES_S
             told = await self._ask("renew", length_s=length_s, keys=keys, seen=seen, more=self._growth.more)
@@ -428,24 +486,25 @@ def _gpus_of(member: Member) -> str:
     return f"gpus of {member.facts.host}"
 
 
-def _reserved(holding: Holding, request: Request, member: Member) -> Places:
-    counted = dict(member.pool.resources)
-    return {
-        member.address: Amounts(
-            holding.cores_by_worker.get(member.name, 0),
-            holding.memory_mb,
-            extra=tuple((name, amount) for name, amount in request.extra if name in counted),
-        ),
-        _gpus_of(member): _each(holding.devices.get(member.name, ())),
-    }
+def _reserved(parts: Iterable[tuple[Member, Part]]) -> Places:
+    places: dict[str, Amounts] = {}
+    for member, part in parts:
+        counted = dict(member.pool.resources)
+        extra = tuple((name, amount) for name, amount in part.amounts.extra if name in counted)
+        places[member.address] = Amounts(part.amounts.cores, part.amounts.memory_mb, extra=extra)
+        gpus = _gpus_of(member)
+        places[gpus] = places.get(gpus, NOTHING) + _each(part.devices)
+    return places
 
 
-def _capacity(member: Member) -> Places:
-    assert member.facts is not None
-    return {
-        member.address: Amounts(member.facts.cores, member.facts.memory_mb, extra=member.pool.resources),
-        _gpus_of(member): _each(member.facts.devices),
-    }
+def _capacity(members: Iterable[Member]) -> Places:
+    places: dict[str, Amounts] = {}
+    for member in members:
+        assert member.facts is not None
+        places[member.address] = Amounts(member.facts.cores, member.facts.memory_mb, extra=member.pool.resources)
+        gpus = _gpus_of(member)
+        places[gpus] = places.get(gpus, NOTHING) + _each(member.facts.devices)
+    return places
 
 
 def _each(devices: Sequence[str]) -> Amounts:
@@ -455,7 +514,7 @@ def _each(devices: Sequence[str]) -> Amounts:
 def _all_of(member: Member) -> Others:
     """Nothing more is placed on a worker that is about to be closed."""
     assert member.facts is not None
-    return Others(_capacity(member)[member.address], member.facts.devices)
+    return Others(_capacity([member])[member.address], member.facts.devices)
 
 
 def _others(held: Places, member: Member) -> Others:

@@ -26,7 +26,7 @@ from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 OUTLIVES_S = 60.0
 
 #: Raised when what runs say to the plugin changes: all runs on a cluster must speak the same.
-PROTOCOL = 4
+PROTOCOL = 5
 
 PLUGIN_NAME = "snakemake-executor-plugin-dask"
 TOPIC = "snakemake-leases"  # tells that something was given back
@@ -103,10 +103,16 @@ class SharedLeases:
         known.held[key] = amounts
         return True
 
-    def release(self, run: str, key: str) -> bool:
-        """Give back; True where something was held."""
+    def release(self, run: str, key: str, amounts: Places | None = None) -> bool:
+        """Give back, all of it or these ``amounts``; True where something was held."""
         known = self._runs.get(run)
-        return known is not None and known.held.pop(key, None) is not None
+        if known is None or key not in known.held:
+            return False
+        if amounts is None:
+            del known.held[key]
+        else:
+            known.held[key] = {place: held - amounts.get(place, NOTHING) for place, held in known.held[key].items()}
+        return True
 
     def end(self, run: str) -> bool:
         """A run is over, and all its jobs are dead. True where it held something."""
@@ -226,7 +232,8 @@ class SharedLeasesPlugin(SchedulerPlugin):
                     return False
                 return self.leases.reserve(run, more["key"], unpacked(more["amounts"]), unpacked(more["capacity"]))
             case "release":
-                if self.leases.release(run, more["key"]):
+                amounts = more.get("amounts")
+                if self.leases.release(run, more["key"], None if amounts is None else unpacked(amounts)):
                     self._tell()
             case "end":
                 if self.leases.end(run):

@@ -24,6 +24,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.node import jobsecrets
 from snakemake_executor_plugin_dask.node.devices import VISIBLE, device_environment
 from snakemake_executor_plugin_dask.node.environment import expand, job_environment
 from snakemake_executor_plugin_dask.node.private import write_private
@@ -52,7 +53,8 @@ class ClusterOfJob:
         self._given: dict[str, str] = {}  # the job's environment
         self._writers: list[asyncio.StreamWriter] = []
         self.command: list[str] = []  # of a part without the script
-        self._directory = ""
+        self._secrets: Path | None = None  # see `Spread`
+        self.directory = ""
         self._spill = ""
         self._port: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -67,18 +69,20 @@ class ClusterOfJob:
 
         ``parent``: where its directory is made; ``base``: the environment of jobs on this worker.
         """
-        self._directory = tempfile.mkdtemp(prefix="dask-", dir=parent)
-        here = Path(self._directory)
-        assert spec.certificate is not None
-        for name, text in zip(("cert.pem", "key.pem"), spec.certificate, strict=True):
-            write_private(here / name, text.encode())
+        self.directory = tempfile.mkdtemp(prefix="dask-", dir=parent)
+        here = Path(self.directory)
         spread = spec.spread
+        self._secrets = None if spread is None or not spread.secrets else Path(spread.secrets)
+        certificate = spec.certificate if self._secrets is None else jobsecrets.certificate(self._secrets)
+        assert certificate is not None
+        for name, text in zip(jobsecrets.CERTIFICATE, certificate, strict=True):
+            write_private(here / name, text.encode())
         self._part = None if spread is None else spread.part
         options = json.loads(cluster.options or "{}")
         spill = expand(str(options.pop("local_directory", "")), base)
         if spill:
             os.makedirs(spill, exist_ok=True)
-        self._spill = tempfile.mkdtemp(prefix="snakemake-dask-", dir=spill or self._directory)
+        self._spill = tempfile.mkdtemp(prefix="snakemake-dask-", dir=spill or self.directory)
         devices, changes = _devices(spec.environment, cluster)
         host = _LOOPBACK if spread is None else spread.host
         self._address = spread.scheduler if spread is not None and spread.part else self._reserve_port(host)
@@ -112,8 +116,9 @@ class ClusterOfJob:
         self._server = await asyncio.start_unix_server(self._listen, sock=listening, limit=_LINE_MAX)
         changes = (*changes, *_dask_environment(here, self._address))
         if spread is not None and spread.part:
-            changes = (*spread.environment, *changes)
-            self.command = [spread.python, os.fspath(here / "cluster.py"), self._directory]
+            of_script = spread.environment if self._secrets is None else jobsecrets.environment(self._secrets)
+            changes = (*of_script, *changes)
+            self.command = [spread.python, os.fspath(here / "cluster.py"), self.directory]
         self._given = job_environment(base, spec.key, (*spec.environment, *changes))
         return changes
 
@@ -153,6 +158,13 @@ class ClusterOfJob:
         }
         changed |= dict.fromkeys(self._given.keys() - found.keys())
         environment = [(name, value) for name, value in changed.items() if name not in _OF_NODE]
+        if self._secrets is not None:
+            try:
+                jobsecrets.tell_environment(self._secrets, environment)
+            except OSError as error:
+                self.tell({"failed": f"what other nodes need to know could not be written: {error}"})
+                return
+            environment = []
         self._say({"started": self._address, "python": message["python"], "environment": environment})
 
     def tell(self, message: Mapping[str, Any]) -> None:
@@ -185,7 +197,7 @@ class ClusterOfJob:
             self._server.close()
         if self._port is not None:
             self._port.close()
-        return [directory for directory in (self._spill, self._directory) if directory]
+        return [directory for directory in (self._spill, self.directory) if directory]
 
 
 def _devices(environment: Changes, cluster: JobCluster) -> tuple[list[dict[str, str]], Changes]:
