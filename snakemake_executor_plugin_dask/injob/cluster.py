@@ -66,6 +66,7 @@ class Keeper:
         self._over: list[str] = []
         self._killed: set[str] = set()
         self._runs = [0] * settings["workers"]
+        self._trees = has_dask_cuda(settings)  # its workers have a process of their own
 
     def start_all(self) -> str:
         """Start the workers. Returns in each of them, with its name; else empty."""
@@ -121,7 +122,11 @@ class Keeper:
                     again, environment = self._next(index)
                     self._spawn(again, index, environment)
             elif self._exceeds(name, process):
+                rest = _descendants(process.pid) if self._trees else []
                 process.kill()
+                for pid in rest:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         return ""
 
     def _was_ready(self, name: str) -> bool:
@@ -144,7 +149,7 @@ class Keeper:
     def _exceeds(self, name: str, process: "_Process") -> bool:
         """Whether a worker is to be ended, which the supervisor is told: it counts them."""
         limit_mb = self._settings["memory_mb"]
-        held = _held(process.pid)
+        held = sum(map(_held, [process.pid, *(_descendants(process.pid) if self._trees else [])]))
         self._peaks[name] = max(self._peaks[name], held)
         if limit_mb is None or not self._settings["enforce"] or name in self._killed or held <= limit_mb * 10**6:
             return False
@@ -230,6 +235,17 @@ def _held(pid: int) -> int:
     except OSError:
         return 0
     return sum(int(value.split()[0]) for value in fields.values()) * 1024
+
+
+def _descendants(pid: int) -> "list[int]":
+    """Those that can be seen."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{each}/task"):
+                with open(f"/proc/{each}/task/{thread}/children") as file:
+                    found += map(int, file.read().split())
+    return found[1:]
 
 
 def _ending(code: int) -> str:
@@ -406,9 +422,68 @@ async def work(directory: str, settings: dict[str, Any], name: str) -> None:
         "host": settings["host"],
         "local_directory": settings["local_directory"],
     }
+    if has_dask_cuda(settings) and (of_cuda := await _start_cuda_worker(directory, settings, given)) is not None:
+        _mark_ready(directory, name)
+        await of_cuda.finished()
+        return
     async with QuietWorker(settings["scheduler"], **given, **settings["options"]) as worker:
         _mark_ready(directory, name)
         await worker.finished()
+
+
+def has_dask_cuda(settings: "dict[str, Any]") -> bool:
+    """Whether the Dask workers are dask-cuda's: each has one device, which is all that those are made for."""
+    nvidia = settings["gpus"] == 1 and all("CUDA_VISIBLE_DEVICES" in each for each in settings["environment"])
+    return nvidia and importlib.util.find_spec("dask_cuda") is not None
+
+
+async def _start_cuda_worker(directory: str, settings: "dict[str, Any]", given: "dict[str, Any]") -> Any:
+    """One with dask-cuda's memory pool and spilling, in a process of its own. None: it cannot be had, which is told."""
+    import dask.config
+
+    options = dict(settings["options"])
+    if isinstance(resources := options.get("resources"), dict):
+        options["resources"] = " ".join(f"{key}={value}" for key, value in resources.items())
+    if settings["memory_mb"] is None:
+        share = settings["cores"] / (os.cpu_count() or 1)
+        given = {**given, "memory_limit": min(1.0, share)}  # of the machine's, as a plain one has it
+    dask.config.set({"distributed.worker.memory.terminate": False})  # who is over its memory is ended and counted here
+    quiet = (
+        "import importlib.util\n"
+        f"spec = importlib.util.spec_from_file_location('snakemake_dask_cluster', {__file__!r})\n"
+        "found = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(found)\n"
+        f"found.be_quiet({directory!r})\n"
+    )
+    preload = options.get("preload", [])
+    options["preload"] = [quiet, *([preload] if isinstance(preload, str) else preload)]
+    worker = None
+    try:
+        from dask_cuda import CUDAWorker
+
+        worker = CUDAWorker(settings["scheduler"], dashboard=False, **given, **options)
+        await worker
+    except Exception as error:
+        if worker is not None:
+            with contextlib.suppress(Exception):
+                await worker.close()
+        if settings["options"]:
+            raise  # a plain one may not know what is asked for
+        sys.stderr.write(f"Dask worker {given['name']} of this job is a plain one, since dask-cuda failed: {error!r}\n")
+        sys.stderr.flush()
+        return None
+    return worker
+
+
+def be_quiet(directory: str) -> None:
+    """In the process of a worker of dask-cuda's, before it listens: nothing but its TLS port, which is guarded."""
+    from distributed import Worker
+
+    def start_nothing(*_: Any, **__: Any) -> None:
+        """Open nothing."""
+
+    Worker.start_http_server = start_nothing  # type: ignore[method-assign]
+    _guard(directory)
 
 
 def main() -> None:

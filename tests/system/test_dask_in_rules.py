@@ -96,6 +96,12 @@ if __name__ == "__main__":
         if kind == "devices":
             seen = client.run(lambda: __import__("os").environ["CUDA_VISIBLE_DEVICES"]).values()
             answer = f"{' '.join(sorted(seen))} of the script {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
+        if kind == "cuda":
+            def described(dask_worker):
+                visible = os.environ["CUDA_VISIBLE_DEVICES"]
+                data, listens = type(dask_worker.data).__name__, hasattr(dask_worker, "http_server")
+                return visible, data, dask_worker.state.nthreads, listens, "RMMSetup" in str(dask_worker.plugins)
+            answer = sorted(client.run(described).values())
         if kind == "other":
             answer = set(client.run(lambda: __import__("sys").executable).values())
         if kind == "devices":
@@ -387,6 +393,84 @@ def test_each_dask_worker_has_a_device(tmp_path: Path, monkeypatch: pytest.Monke
     held = sorted(device for devices in placed["devices"].values() for device in devices)
     assert seen.split() == held
     assert of_script in ("-1", "")
+
+
+DASK_CUDA = Path(sys.executable).parents[1] / "dask-cuda"
+STANDINS = Path(__file__).parents[1] / "clusters" / "nvml"
+
+CUDA = """
+rule one:
+    output: "{name}.txt"
+    threads: 2
+    resources: mem_mb=600, gpu=1, dask_workers=2, dask_script_threads=0, dask_script_mem_mb=2000
+    shell: "PYTHON dask_script.py {output}"
+
+rule own:
+    output: "own.txt"
+    threads: 2
+    resources: gpu=2
+    shell: "PYTHON own.py {output}"
+"""
+
+OWN = """
+import sys
+from dask_cuda import LocalCUDACluster
+from distributed import Client
+
+if __name__ == "__main__":
+    with LocalCUDACluster(dashboard_address=None) as cluster, Client(cluster) as client:
+        seen = client.run(lambda: __import__("os").environ["CUDA_VISIBLE_DEVICES"].split(",")[0])
+        with open(sys.argv[1], "w") as file:
+            file.write(" ".join(sorted(seen.values())))
+"""
+
+
+@pytest.mark.skipif(not DASK_CUDA.is_dir(), reason="dask-cuda is an extra of the test machine")
+def test_the_workers_are_those_of_dask_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stand-ins for devices: each has one, and spills from it; `LocalCUDACluster()` has those that its job holds."""
+    monkeypatch.setenv("PYTHONPATH", f"{DASK_CUDA}:{STANDINS}")
+    monkeypatch.setenv("SNAKEMAKE_DASK_DEVICES", "0,1,2,3")
+    (tmp_path / "own.py").write_text(OWN)
+    pool = ("--dask-worker-gpus", "4", "--dask-worker-cores", "6", "cuda.txt", "own.txt")
+    with snakemake(tmp_path, of_python(CUDA, tmp_path), *pool) as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(10)
+    devices = {event["key"].partition("-")[0]: event["devices"] for event in run.events("job-placed")}
+    (held,) = devices["one"].values()
+    expected = [(device, "DeviceHostFile", 2, False, True) for device in held]
+    assert (tmp_path / "cuda.txt").read_text().startswith(str(expected))
+    (held,) = devices["own"].values()
+    assert (tmp_path / "own.txt").read_text() == " ".join(held)
+
+
+@pytest.mark.variant
+@pytest.mark.skipif(not DASK_CUDA.is_dir(), reason="dask-cuda is an extra of the test machine")
+def test_workers_of_dask_cuda_over_their_memory_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What their own processes hold is measured; nothing of one that is ended lives beside its replacement."""
+    monkeypatch.setenv("PYTHONPATH", f"{DASK_CUDA}:{STANDINS}")
+    monkeypatch.setenv("SNAKEMAKE_DASK_DEVICES", "0,1,2,3")
+    pool = ("--dask-worker-gpus", "4", "--dask-worker-cores", "4", "greedy.txt")
+    with snakemake(tmp_path, of_python(CUDA, tmp_path), *pool) as run:
+        assert run.wait() == 1, run.output
+        run.expect_gone(10)
+    (ended,) = run.events("job-ended")
+    assert ended["outcome"]["status"] == "out-of-memory"
+    assert "exceeded the limit of 600 MB (mem_mb), as workers" in ended["outcome"]["detail"]
+
+
+@pytest.mark.variant
+@pytest.mark.skipif(not DASK_CUDA.is_dir(), reason="dask-cuda is an extra of the test machine")
+def test_where_dask_cuda_fails_workers_are_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without NVIDIA's library it can be imported and no more: that is in the log, and the job goes on."""
+    monkeypatch.setenv("PYTHONPATH", str(DASK_CUDA))
+    monkeypatch.setenv("SNAKEMAKE_DASK_DEVICES", "0,1,2,3")
+    pool = ("--dask-worker-gpus", "4", "--dask-worker-cores", "4", "some.txt")
+    with snakemake(tmp_path, of_python(CUDA, tmp_path), *pool, "--dask-keep-successful-logs") as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(10)
+    assert (tmp_path / "some.txt").read_text() == f"3 {[(2, 600000000)] * 2} NoneType"
+    (log,) = (tmp_path / ".snakemake" / "dask_logs" / "one").iterdir()
+    assert log.read_text().count("is a plain one, since dask-cuda failed") == 2
 
 
 @pytest.mark.variant

@@ -64,7 +64,7 @@ DOCUMENTED = {
     "dask.config",
     *("dask.config.get", "dask.config.set", "dask.config.merge"),
     *("distributed.Client", "distributed.wait", "distributed.SchedulerPlugin", "distributed.Scheduler"),
-    "distributed.Worker",
+    *("distributed.Worker", "dask_cuda.CUDAWorker"),  # the latter where `SSHCluster` is described
     "distributed.diagnostics.plugin.SchedulerPlugin",
     "distributed.security.Security",
     "distributed.core.Status",  # of a worker, as a scheduler plugin meets it

@@ -96,6 +96,7 @@ class ClusterOfJob:
             "scheduler": self._address,
             "cores": cluster.cores,
             "memory_mb": cluster.memory_mb,
+            "gpus": cluster.gpus,
             "enforce": spec.memory_limit_mb is not None,
             "options": options,
             "environment": devices,
