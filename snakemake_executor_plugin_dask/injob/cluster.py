@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 _LOOK_S = 0.2
 _OVER_MOST = 3  # workers over their memory, before none is replaced any more
 _ARRAY = "dask.array"  # other modules that a script uses start threads when they are imported
-_CONTAINERS = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 _RETIRE_S = 30.0  # so long a worker's data may take to move to others
 _START_S = 60.0  # a job does not wait longer for all its workers, once some are there
 _PR_SET_PDEATHSIG = 1
@@ -287,7 +286,7 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
                 server: Any = self.http_server
                 keeper.tell({"pages": server.port})
 
-    answered, problem = False, ""
+    answered = False
     reader = await keeper.hear()
     try:
         port = int(settings["scheduler"].rpartition(":")[2])
@@ -297,18 +296,10 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
             started: dict[str, Any] = {"started": os.getpid()}
             if settings["part"] is not None:
                 started |= {"python": sys.executable, "environment": dict(os.environ)}
-                if any(os.environ.get(name) for name in _CONTAINERS):
-                    del started["python"]  # other parts would not be in the container: it does not grow
-                    if settings["expected"] > settings["workers"]:
-                        problem = (
-                            "a script in a container has Dask workers on its own node only, and here they are on "
-                            "several: ask for fewer or smaller ones (dask_workers, threads, mem_mb)"
-                        )
-            keeper.tell(started if not problem else {"failed": problem})
+            keeper.tell(started)
             began = asyncio.get_running_loop().time()
             while not gone.done():
-                problem = problem or keeper.look()
-                if problem:
+                if problem := keeper.look():
                     _answer(problem)
                     keeper.tell({"failed": problem})
                     return

@@ -1,10 +1,19 @@
-"""What kind of file system holds a directory, as the kernel's list of mounts says. Reads /proc."""
+"""What kind of file system holds a directory, and whether a process sees the same ones as this one. Reads /proc."""
 
 import os
 import re
 
 #: Kept on this machine's own disks or in its memory. It may still export them, so this is a guess.
 _OWN = frozenset(("tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "squashfs"))
+
+
+def sees_others(pid: int) -> bool:
+    """Whether a process has another root or other mounts than this one, as in a container, or that cannot be told."""
+    try:
+        mounts, root = os.readlink(f"/proc/{pid}/ns/mnt"), os.stat(f"/proc/{pid}/root")
+    except OSError:
+        return True
+    return mounts != os.readlink("/proc/self/ns/mnt") or not os.path.samestat(root, os.stat("/"))
 
 
 def own_file_system(directory: str, mounts: str | None = None) -> str:

@@ -4,6 +4,8 @@ import asyncio
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,42 @@ def test_what_is_not_sent_is_in_files(tmp_path: Path) -> None:
     assert {file.read_text() for file in tmp_path.glob("dask-*/key.pem")} == {"key"}
     assert secrets.stat().st_mode & 0o77 == 0
     assert not any(file.stat().st_mode & 0o77 for file in secrets.iterdir())
+
+
+SCHEDULER = """
+import json, os, socket, sys
+there = socket.socket(socket.AF_UNIX)
+os.chdir(sys.argv[1])
+there.connect("supervisor")
+there.sendall(json.dumps({"started": 1, "python": "py", "environment": {}}).encode() + b"\\n")
+there.sendall(json.dumps({"note": "told"}).encode() + b"\\n")
+print(there.makefile().readline())
+"""
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_container_is_known_by_what_it_sees(tmp_path: Path, apart: bool) -> None:
+    """And not by its variables, which are there too where all of Snakemake runs in a container."""
+    spec = JobSpec("k", "n", "1", 1, (), 1, "log", certificate=("c", "k"), spread=Spread("127.0.0.1", 2))
+    command = ["unshare", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")), "--mount"] if apart else []
+
+    async def said() -> tuple[list[Mapping[str, Any]], str]:
+        found: list[Mapping[str, Any]] = []
+        told = asyncio.Event()
+        cluster = ClusterOfJob(print, lambda message: (found.append(message), "note" in message and told.set()))
+        await cluster.prepare(spec, JobCluster(1, 1), str(tmp_path), "log", {"APPTAINER_CONTAINER": "/image.sif"})
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            *(sys.executable, "-c", SCHEDULER, cluster.directory),
+            env={**os.environ, "APPTAINER_CONTAINER": "/image.sif"},
+            stdout=subprocess.PIPE,
+        )
+        await told.wait()
+        cluster.tell({"failed": "no reason"})
+        output, _ = await process.communicate()
+        cluster.close()
+        return found, output.decode()
+
+    messages, heard = asyncio.run(said())
+    assert [message.get("python") for message in messages] == ([None] if apart else ["py", None])
+    assert ("a script in a container has Dask workers on its own node only" in heard) is apart

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
-from snakemake_executor_plugin_dask.node import jobsecrets
+from snakemake_executor_plugin_dask.node import jobsecrets, mounts
 from snakemake_executor_plugin_dask.node.devices import VISIBLE, device_environment
 from snakemake_executor_plugin_dask.node.environment import expand, job_environment
 from snakemake_executor_plugin_dask.node.private import write_private
@@ -34,6 +35,10 @@ _COPIED = (_IN_JOB / "cluster.py", *(_IN_JOB.parent / name for name in ("node/do
 _PRELOAD = "snakemake_dask_preload.py"  # becomes a module of the job's process
 _LOOPBACK = "127.0.0.1"
 _LINE_MAX = 1 << 25  # an environment is in one of them
+_IN_CONTAINER = (
+    "a script in a container has Dask workers on its own node only, and here they are on several: ask for fewer or "
+    "smaller ones (dask_workers, threads, mem_mb)"
+)
 _OVER_MOST = 3  # workers over their memory, before the job fails
 #: What another node has of its own.
 _OF_NODE = {"TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "SHLVL", "_", "HOSTNAME"}
@@ -50,6 +55,7 @@ class ClusterOfJob:
         self._say = say
         self._overs: list[str] = []
         self._part: int | None = None  # None: the cluster is on this node alone
+        self._elsewhere = 0  # so many of its workers are to be on other nodes
         self._given: dict[str, str] = {}  # the job's environment
         self._writers: list[asyncio.StreamWriter] = []
         self.command: list[str] = []  # of a part without the script
@@ -78,6 +84,7 @@ class ClusterOfJob:
         for name, text in zip(jobsecrets.CERTIFICATE, certificate, strict=True):
             write_private(here / name, text.encode())
         self._part = None if spread is None else spread.part
+        self._elsewhere = 0 if spread is None else spread.workers - cluster.workers
         options = json.loads(cluster.options or "{}")
         spill = expand(str(options.pop("local_directory", "")), base)
         if spill:
@@ -140,7 +147,7 @@ class ClusterOfJob:
                 if "started" in message:
                     self.started = True
                     if self._part == 0:
-                        self._say_started(message)
+                        self._say_started(message, _peer(writer))
                 if message.keys() & {"retired", "pages", "note"}:
                     self._say(message)
                 if "over" in message:
@@ -149,10 +156,12 @@ class ClusterOfJob:
                     else:
                         self.tell(message)
 
-    def _say_started(self, message: Mapping[str, Any]) -> None:
+    def _say_started(self, message: Mapping[str, Any], pid: int) -> None:
         """The other nodes start their parts with the same Python, and with what the job has made of its environment."""
-        if "python" not in message:
-            return  # it is in a container, which other parts would not be
+        if mounts.sees_others(pid):  # other parts would not be in its container: it does not grow
+            if self._elsewhere:
+                self.tell({"failed": _IN_CONTAINER})
+            return
         found: dict[str, str] = message["environment"]
         changed: dict[str, str | None] = {
             name: value for name, value in found.items() if self._given.get(name) != value
@@ -199,6 +208,12 @@ class ClusterOfJob:
         if self._port is not None:
             self._port.close()
         return [directory for directory in (self._spill, self.directory) if directory]
+
+
+def _peer(writer: asyncio.StreamWriter) -> int:
+    """The process at the other end."""
+    found = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 3 * 4)
+    return int.from_bytes(found[:4], sys.byteorder)
 
 
 def _devices(environment: Changes, cluster: JobCluster) -> tuple[list[dict[str, str]], Changes]:
