@@ -273,6 +273,7 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
     from distributed import Scheduler
 
     import_wanted(keeper.directory)  # while the workers do
+    reader = await keeper.hear()
     pages = _pages(settings, keeper)
 
     class OwnScheduler(Scheduler):
@@ -287,7 +288,6 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
                 keeper.tell({"pages": server.port})
 
     answered = False
-    reader = await keeper.hear()
     try:
         port = int(settings["scheduler"].rpartition(":")[2])
         where = {"host": settings["host"], "port": port, "protocol": "tls"}

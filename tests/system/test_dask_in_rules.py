@@ -182,12 +182,12 @@ def of_python(snakefile: str, directory: Path) -> str:
     return snakefile.replace("PYTHON", sys.executable)
 
 
-def other_python(directory: Path) -> None:
-    """An environment with Dask, and without Snakemake and the plugin."""
+def other_python(directory: Path, *without: str) -> None:
+    """An environment with Dask, and without Snakemake, the plugin, and what else starts so."""
     packages = directory / "packages"
     packages.mkdir(parents=True)
     for path in Path(sysconfig.get_path("purelib")).iterdir():
-        if not path.name.lower().startswith("snakemake"):
+        if not path.name.lower().startswith(("snakemake", *without)):
             (packages / path.name).symlink_to(path)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory / "other"], check=True)
     (own,) = (directory / "other").glob("lib/python*/site-packages")
@@ -242,7 +242,7 @@ def test_a_worker_over_its_memory_is_replaced_and_then_the_job_fails(tmp_path: P
 
 
 def test_its_pages_are_below_the_runs(tmp_path: Path) -> None:
-    """Under the run's secret path, as long as the job runs. Where its Python has no bokeh, that is said."""
+    """Under the run's secret path, as long as the job runs."""
     with snakemake(tmp_path, of_python(ONE, tmp_path), "long.txt", "--dask-dashboard", "auto") as run:
         script = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the script"))
         (file,) = tmp_path.glob(".snakemake/dask/*/dashboard")
@@ -256,6 +256,30 @@ def test_its_pages_are_below_the_runs(tmp_path: Path) -> None:
         os.kill(script, signal.SIGKILL)
         assert run.wait() == 1
         run.expect_gone(10)
+
+
+TWICE = """
+rule all:
+    input: "a.txt", "b.txt"
+
+rule one:
+    output: "{name}.txt"
+    resources: mem_mb=300, dask_workers=1
+    shell: "other/bin/python dask_script.py {output}"
+"""
+
+
+@pytest.mark.variant
+def test_without_bokeh_there_are_no_pages(tmp_path: Path) -> None:
+    """In the script's Python, which is named once; its jobs have their Dask workers all the same."""
+    other_python(tmp_path, "bokeh")
+    with snakemake(tmp_path, of_python(TWICE, tmp_path), "--dask-dashboard", "auto") as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(10)
+    python = tmp_path / "other" / "bin" / "python"
+    said = f"Dask's pages of a job with dask_workers need bokeh, which its Python ({python}) does not have."
+    assert run.output.count(said) == 1
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "b.txt").read_text() == "3 [(1, 300000000)] NoneType"
 
 
 GROWS = """
