@@ -165,7 +165,10 @@ class Parts:
         return [part for _, part in lost if part.attempt.state is State.LIMBO]
 
     def confirmed(self, part: Part, *, unknown: str | None) -> None:
-        """Nothing of a part lives any more; ``unknown``: why it may, and then nothing takes its place."""
+        """Nothing of a part lives any more; ``unknown``: its lease has run out, and this is why that is not seen.
+
+        Such a part was frozen. It ends once it goes on, and the job's scheduler has nothing to do with it.
+        """
         found, _ = self._find(part.attempt.key)
         if found is None:
             return
@@ -173,9 +176,9 @@ class Parts:
             self._say(
                 "warning",
                 f"{count(part.workers, 'Dask worker')} of {found.spec.name} (job {found.spec.jobid}) on worker "
-                f"{part.attempt.worker} may live: {unknown}. The job goes on without, and nothing takes their place.",
+                f"{part.attempt.worker} may live: {unknown}. They get no more work, and others take their place.",
             )
-        self._gone(found, part, None, again=not unknown)
+        self._gone(found, part, None)
 
     def place_missing(self) -> None:
         """Give jobs new Dask workers for those they have lost, where there is room."""
@@ -327,7 +330,7 @@ class Parts:
             if outcome is not None and part.attempt.state is not State.LIMBO:
                 self._gone(found, part, outcome)
 
-    def _gone(self, found: _Job, part: Part, outcome: Outcome | None, *, again: bool = True) -> None:
+    def _gone(self, found: _Job, part: Part, outcome: Outcome | None) -> None:
         """No process of it is left. ``outcome`` None: its worker was lost."""
         if found.parts.pop(part.attempt.key, None) is None:
             return  # told twice
@@ -370,7 +373,7 @@ class Parts:
             if outcome is not None and outcome.status == "out-of-memory":  # with processes that its Dask workers began
                 self._tell(found, {"over": str(part.attempt.number), "text": outcome.detail})
             self._tell(found, {"gone": part.attempt.number})
-            found.missing += part.workers if again else 0
+            found.missing += part.workers
 
     def _note(self, what: str, found: _Job, part: Part) -> None:
         cores = part.workers * found.cluster.cores

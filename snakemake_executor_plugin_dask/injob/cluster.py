@@ -292,7 +292,8 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
         port = int(settings["scheduler"].rpartition(":")[2])
         where = {"host": settings["host"], "port": port, "protocol": "tls"}
         async with OwnScheduler(**where, **(pages or {"dashboard": False})) as scheduler:
-            gone = asyncio.ensure_future(_hear(reader, scheduler, keeper))
+            lost: set[int] = set()
+            gone = asyncio.ensure_future(_hear(reader, scheduler, keeper, lost))
             started: dict[str, Any] = {"started": os.getpid()}
             if settings["part"] is not None:
                 started |= {"python": sys.executable, "environment": dict(os.environ)}
@@ -303,6 +304,8 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
                     _answer(problem)
                     keeper.tell({"failed": problem})
                     return
+                for part in list(lost):  # one that was frozen, or what it has started since, may be there again
+                    await _remove(part, scheduler)
                 there = len(scheduler.workers)
                 late = there and asyncio.get_running_loop().time() - began > _START_S
                 if not answered and (there >= settings["expected"] or late):
@@ -349,8 +352,11 @@ def _for_ourselves(directory: str) -> ssl.SSLContext:
     return context
 
 
-async def _hear(reader: asyncio.StreamReader, scheduler: Any, keeper: Keeper) -> str:
-    """What the supervisor says of other parts, until it goes; returns what failed, if that is why."""
+async def _hear(reader: asyncio.StreamReader, scheduler: Any, keeper: Keeper, lost: "set[int]") -> str:
+    """What the supervisor says of other parts, until it goes; returns what failed, if that is why.
+
+    ``lost`` gets the parts that get no more work.
+    """
     tasks: set[asyncio.Future[None]] = set()  # held, so that they go on
     while line := await reader.readline():
         message = json.loads(line)
@@ -359,9 +365,14 @@ async def _hear(reader: asyncio.StreamReader, scheduler: Any, keeper: Keeper) ->
         if "retire" in message:
             tasks.add(asyncio.ensure_future(_retire(message["retire"], scheduler, keeper)))
             continue
-        for address in _workers_of(message["gone"], scheduler):
-            await scheduler.remove_worker(address=address, stimulus_id=f"node-lost-{message['gone']}")
+        lost.add(message["gone"])
+        await _remove(message["gone"], scheduler)
     return ""
+
+
+async def _remove(part: int, scheduler: Any) -> None:
+    for address in _workers_of(part, scheduler):
+        await scheduler.remove_worker(address=address, stimulus_id=f"node-lost-{part}")
 
 
 async def _retire(part: int, scheduler: Any, keeper: Keeper) -> None:

@@ -65,11 +65,12 @@ if __name__ == "__main__":
             os.rename("address.part", "address")
             while not Path("refused").exists():
                 time.sleep(0.1)
+        wanted = len(client.scheduler_info(n_workers=-1)["workers"])
         if kind == "lossy":
             futures = client.map(slow, range(10), [str(Path("go").resolve())] * 10)
             Path("pid").write_text(str(os.getpid()))
             total = sum(client.gather(futures))
-            client.wait_for_workers(5)
+            client.wait_for_workers(wanted)
         if kind == "grows":
             client.wait_for_workers(3)
             futures = client.map(noted, range(10))
@@ -388,6 +389,42 @@ def test_over_the_ranks_of_a_launcher(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "some.txt").read_text() == "3 [(1, 300000000), (1, 300000000)] NoneType"
     (placed,) = run.events("job-placed")
     assert sorted(placed["workers"].values()) == [1, 1, 1]
+
+
+#: As one would on three nodes.
+LAUNCHER = """#!/bin/bash
+trap 'kill $(jobs -p); wait; exit 0' TERM
+export OMPI_COMM_WORLD_SIZE=3 OMPI_COMM_WORLD_LOCAL_SIZE=3
+shift
+for rank in 0 1 2; do OMPI_COMM_WORLD_RANK=$rank "$@" & done
+wait
+"""
+
+
+@pytest.mark.variant
+@pytest.mark.long
+def test_what_is_frozen_gets_no_more_work(tmp_path: Path) -> None:
+    """Where nobody can end worker and supervisor, their Dask worker goes on: another takes its place all the same."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text(LAUNCHER)
+    launcher.chmod(0o755)
+    pool = ("--dask-cluster", "mpi", "--dask-workers", "3", "--dask-worker-cores", "1", "--dask-worker-memory", "800MB")
+    pool += ("--dask-options", f"{{launcher: {launcher} --}}", "--set-resources", "one:dask_script_mem_mb=300")
+    with snakemake(tmp_path, of_python(ONE, tmp_path), "lossy.txt", *pool, "one:dask_workers=1") as run:
+        wait_for((tmp_path / "pid").exists, "the script")
+        (placed,) = run.events("job-placed")
+        part = next(name for name in placed["workers"] if name != placed["worker"])
+        facts = next(event["facts"] for event in run.events("worker-joined") if event["worker"] == part)
+        for which in ("pid", "supervisor_pid"):
+            os.kill(facts[which], signal.SIGSTOP)
+        wait_for(lambda: run.events("dask-workers-placed"), "another in its place", 300)
+        assert "They get no more work, and others take their place" in run.output
+        (tmp_path / "go").touch()
+        assert run.wait() == 0, run.output
+        for which in ("pid", "supervisor_pid"):
+            os.kill(facts[which], signal.SIGCONT)
+        run.expect_gone(60)
+    assert (tmp_path / "lossy.txt").read_text() == f"45 {[(1, 300000000)]} NoneType"
 
 
 TWO_HERE = """

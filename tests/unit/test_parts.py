@@ -114,8 +114,8 @@ def test_a_lost_part_is_replaced() -> None:
     play(script, POOL)
 
 
-def test_a_part_that_may_live_is_told_and_not_replaced() -> None:
-    """Frozen processes count no lease: nothing runs beside them, and the job goes on with what it has."""
+def test_a_part_that_may_live_is_told_and_replaced() -> None:
+    """Its lease has run out, so it ends once it is not frozen any more; the job's scheduler was told to do without."""
 
     async def script(world: World) -> None:
         _, other = await begun(world)
@@ -123,11 +123,14 @@ def test_a_part_that_may_live_is_told_and_not_replaced() -> None:
         world.lose(world.workers.members[other])
         world.worker("cpu-2")
         await settle()
-        assert len(world.submitted) == 2
-        assert not world.controller.parts.missing("cpu")
         text = "1 Dask worker of mean (job 1) on worker cpu-1 may live: the processes on n2 are frozen"
         assert any(said.text.startswith(text) for said in world.messages(Say))
+        assert world.told[0] == (KEY, {"gone": 1})
+        address, part = world.submitted[-1]
+        assert (address, part.key) == ("tls://cpu-2", f"{KEY}+2")
+        world.start(part.key)
         world.end(KEY)
+        world.end(part.key, "cancelled")
         assert len(world.messages(Finished)) == 1
 
     play(script, POOL)
