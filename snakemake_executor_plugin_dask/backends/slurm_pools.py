@@ -28,7 +28,7 @@ from snakemake_executor_plugin_dask.model.batch_systems.scripts import option_gi
 from snakemake_executor_plugin_dask.model.batch_systems.slurm import CLUSTERS, SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
-from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node, with_cluster
+from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_mb_on_node, with_cluster
 
 Key = tuple[tuple[str, str], ...]
 Named = Sequence[tuple[str, Request]]  # requests with their rules, as far as those are known
@@ -459,7 +459,7 @@ def _largest(requests: Sequence[Request], nodes: int) -> Amounts:
     """The most that any job has on one of its nodes; the memory is that of a worker that leaves enough of it."""
     return Amounts(
         max((cores_on_node(request, nodes) for request in requests), default=1),
-        max((granting(memory_on_node(request, nodes) or 0) for request in requests), default=0),
+        max((granting(memory_mb_on_node(request, nodes) or 0) for request in requests), default=0),
         max((-(-request.gpus // nodes) for request in requests), default=0),
     )
 
@@ -549,5 +549,5 @@ def _walltime_s(template: Pool, kinds: Sequence[NodeKind], requests: Sequence[Re
     if any(request.runtime_s is None for request in requests):
         # What Slurm itself gives to jobs that say nothing.
         longest = max(longest, *(kind.default_time_s or 0.0 for kind in kinds), 0.0)
-    margin = template.margin_s if template.margin_s is not None else min(300.0, longest / 9)
-    return min(limit, max(_LEAST_WALLTIME_S, math.ceil((longest + margin) / 60) * 60.0))
+    margin_s = template.margin_s if template.margin_s is not None else min(300.0, longest / 9)
+    return min(limit, max(_LEAST_WALLTIME_S, math.ceil((longest + margin_s) / 60) * 60.0))

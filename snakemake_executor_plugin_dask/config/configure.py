@@ -22,7 +22,7 @@ from snakemake_executor_plugin_dask.config.poolsfile import (
     read_pools_file,
 )
 from snakemake_executor_plugin_dask.config.schedulerfile import scheduler_address
-from snakemake_executor_plugin_dask.config.site import keep_at_most, parse_keep
+from snakemake_executor_plugin_dask.config.site import keep_at_most_s, parse_keep_s
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED, KINDS
@@ -73,11 +73,11 @@ def configure(
     pools = _fit_machine(pools, machine, warnings)
     if not all(pool.kind.here for pool in pools):  # whose scheduler listens on loopback only
         check_interface(place.interface, machine.interfaces)
-    keep_s = _read(settings, "keep", parse_keep)
+    keep_s = _read(settings, "keep", parse_keep_s)
     if keep_s and any(pool.kind.found for pool in pools):
         warnings.append("--dask-keep is ignored: a cluster that others brought up stays as they want it.")
         keep_s = 0.0
-    if keep_s and (limit := keep_at_most(environment)) is not None and limit[0] < keep_s:
+    if keep_s and (limit := keep_at_most_s(environment)) is not None and limit[0] < keep_s:
         keep_s, where = limit
         allowed = f"{units.format_duration(keep_s)} at most" if keep_s else "no time"
         warnings.append(f"--dask-keep is {settings.keep}, and {where} lets clusters stay for {allowed}.")

@@ -264,13 +264,13 @@ def _check_together(section: _Section, pool: Pool) -> None:
         section.complain("workers", "is a range, but a launcher starts all workers at once; give one number")
     if pool.walltime_s is None:
         return
-    if pool.margin >= pool.walltime_s:
+    if pool.effective_margin_s >= pool.walltime_s:
         section.complain(
             "margin",
-            f"is {units.format_duration(pool.margin)}, which leaves no time of the walltime of "
+            f"is {units.format_duration(pool.effective_margin_s)}, which leaves no time of the walltime of "
             f"{units.format_duration(pool.walltime_s)}; make it shorter",
         )
-    longest = pool.walltime_s - pool.margin
+    longest = pool.walltime_s - pool.effective_margin_s
     if pool.default_runtime_s is not None and pool.default_runtime_s > longest:
         section.complain(
             "default_runtime",

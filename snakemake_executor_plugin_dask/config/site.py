@@ -13,12 +13,12 @@ _PART, _KEY = "snakemake-dask", "keep-at-most"
 _VARIABLE = "DASK_SNAKEMAKE_DASK__KEEP_AT_MOST"
 
 
-def parse_keep(text: str) -> float:
+def parse_keep_s(text: str) -> float:
     """Seconds; 0: not at all. ValueError."""
     return 0.0 if text.strip() == "0" else units.parse_duration_s(text)
 
 
-def keep_at_most(environment: Mapping[str, str]) -> tuple[float, str] | None:
+def keep_at_most_s(environment: Mapping[str, str]) -> tuple[float, str] | None:
     """The shortest time that is set anywhere, and where; None: no limit.
 
     Elsewhere a user's file wins over the site's; here that would lift the limit. ConfigurationError.
@@ -26,7 +26,7 @@ def keep_at_most(environment: Mapping[str, str]) -> tuple[float, str] | None:
     found: list[tuple[float, str]] = []
     for where, value in _said(environment):
         try:
-            found.append((parse_keep(str(value)), where))
+            found.append((parse_keep_s(str(value)), where))
         except ValueError as error:
             msg = f"{where} sets {_PART}.{_KEY} to {str(value)!r:.80}, which {error}."
             raise ConfigurationError(msg) from error

@@ -91,7 +91,7 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
         }
     needed = {
         "cores": need.node.cores,
-        "memory": max((state.memory_for(need) for state in states), default=need.node.memory_mb),
+        "memory": max((state.memory_mb_for(need) for state in states), default=need.node.memory_mb),
         "gpus": need.node.gpus,
         "coreless": 1,
         "nodes": need.nodes,

@@ -69,7 +69,7 @@ class _Bin:
         found.state, found.free = state, state.free
         found.fresh = state.fresh(now)
         if state.end is not None and not found.fresh:
-            found.life_s = state.end - now - state.pool.margin
+            found.life_s = state.end - now - state.pool.effective_margin_s
         for held in state.held.values():
             if held.holding.until is not None and held.holding.until <= now + startup_s:
                 found.free += held.amounts

@@ -11,7 +11,7 @@ from snakemake_executor_plugin_dask.decide.routing import counts_devices, nodes_
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
-from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node
+from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_mb_on_node
 
 #: A job that needs a whole allocation's life is ended so long before the allocation is.
 END_BEFORE_S = 30.0
@@ -74,7 +74,7 @@ def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, m
     nodes = nodes_needed(request, pool, cores, gpus, memory_mb)
     listed = dict(pool.resources)
     extra = tuple((name, amount) for name, amount in request.extra if name in listed)
-    declared_mb = memory_on_node(request, nodes)
+    declared_mb = memory_mb_on_node(request, nodes)
     node = Amounts(cores_on_node(request, nodes), declared_mb or 0, -(-request.gpus // nodes))
     if request.cluster is not None and places(pool, request.cluster) > 1:
         script = replace(request.cluster.script, coreless=int(not request.cluster.script_cores), extra=extra)
@@ -106,7 +106,7 @@ def needs_fresh(request: Request, pool: Pool) -> bool:
         pool.kind.queued
         and request.runtime_s is not None
         and pool.walltime_s is not None
-        and request.runtime_s > pool.walltime_s - pool.margin
+        and request.runtime_s > pool.walltime_s - pool.effective_margin_s
     )
 
 
@@ -170,7 +170,7 @@ class WorkerState:
         """Whether anything has run there."""
         return self.used_since is not None
 
-    def memory_for(self, need: Need) -> int:
+    def memory_mb_for(self, need: Need) -> int:
         """Memory held on each node. Without mem_mb: the cores' share; without cores too: none."""
         if not need.shares_memory:
             return need.node.memory_mb
@@ -178,7 +178,9 @@ class WorkerState:
 
     def part(self, need: Need) -> Amounts:
         """What the need takes of this worker."""
-        return need.takes.with_memory_mb(self.memory_for(need)) if need.shares_memory and not self.wide else need.takes
+        if not need.shares_memory or self.wide:
+            return need.takes
+        return need.takes.with_memory_mb(self.memory_mb_for(need))
 
     def gang_parts(self, gang: Gang, *, shares_memory: bool) -> tuple[Amounts, Amounts]:
         """What a Dask worker of a job takes here, and what its script does."""
@@ -195,7 +197,7 @@ class WorkerState:
             return False
         if self.wide:
             return need.node <= self.total
-        return not need.shares_memory or self.memory_for(need) <= self.free.memory_mb
+        return not need.shares_memory or self.memory_mb_for(need) <= self.free.memory_mb
 
     def could_hold(self, need: Need) -> bool:
         """Whether the amounts fit while the worker is empty."""
@@ -203,11 +205,12 @@ class WorkerState:
 
     def fresh(self, now: float) -> bool:
         """Whether this is a new allocation, on which nothing has run but what started just now."""
-        if self.used_since is not None and now - self.used_since > min(SHARED_S, self.pool.margin):
+        if self.used_since is not None and now - self.used_since > min(SHARED_S, self.pool.effective_margin_s):
             return False
         if self.end is None or now - self.joined <= FRESH_S:
             return True
-        return self.pool.walltime_s is not None and self.end - now >= self.pool.walltime_s - self.pool.margin
+        walltime_s = self.pool.walltime_s
+        return walltime_s is not None and self.end - now >= walltime_s - self.pool.effective_margin_s
 
     def lives(self, request: Request, now: float, *, fresh: bool) -> bool:
         """Whether the allocation's remaining life covers the request. ``fresh``: only a new allocation will do.
@@ -220,24 +223,26 @@ class WorkerState:
         is_fresh = self.fresh(now)
         if fresh and not is_fresh and self.pool.kind.queued:
             return False
-        planned = planned_runtime_s(request, self.pool)
-        remaining = self.end - now
-        if planned is None or planned + self.pool.margin <= remaining:
+        planned_s = planned_runtime_s(request, self.pool)
+        remaining_s = self.end - now
+        if planned_s is None or planned_s + self.pool.effective_margin_s <= remaining_s:
             return True
         if not self.pool.kind.queued:
-            return request.runtime_s is None or planned + END_BEFORE_S <= remaining
+            return request.runtime_s is None or planned_s + END_BEFORE_S <= remaining_s
         if not is_fresh or request.runtime_s is None:
             return is_fresh
         if self.pool.walltime_s is None:
-            return planned <= remaining
-        return planned <= remaining + self.pool.margin + FRESH_S
+            return planned_s <= remaining_s
+        return planned_s <= remaining_s + self.pool.effective_margin_s + FRESH_S
 
     def limit_s(self, request: Request, now: float) -> float | None:
         """How long the job may run where it was placed without the margin; None: the margin holds."""
         if self.end is None or request.runtime_s is None:
             return None
-        remaining = self.end - now
-        return None if request.runtime_s + self.pool.margin <= remaining else max(0.0, remaining - END_BEFORE_S)
+        remaining_s = self.end - now
+        if request.runtime_s + self.pool.effective_margin_s <= remaining_s:
+            return None
+        return max(0.0, remaining_s - END_BEFORE_S)
 
 
 class Ledger:
@@ -327,7 +332,7 @@ class Ledger:
             key=key,
             workers=tuple(state.name for state in states),
             cores_by_worker=_cores_by_worker(states, request),
-            memory_mb=min(state.memory_for(need) for state in states),
+            memory_mb=min(state.memory_mb_for(need) for state in states),
             devices={
                 state.name: devices
                 for state, (devices, _) in zip(states, picked, strict=True)

@@ -427,7 +427,7 @@ def _life_s(state: WorkerState, now: float) -> float:
     """The longest that a job may be planned to run there; infinite where that takes a closer look."""
     if state.end is None or state.fresh(now) or not state.pool.kind.queued:
         return math.inf
-    return state.end - now - state.pool.margin
+    return state.end - now - state.pool.effective_margin_s
 
 
 def _left_over(state: WorkerState, need: Need) -> tuple[bool, bool, int, int, int, int]:

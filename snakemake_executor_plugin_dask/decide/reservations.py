@@ -39,8 +39,8 @@ def lives_from(state: WorkerState, cls: JobClass, start: float) -> bool:
     """Whether the allocation's life would cover a job that starts then."""
     if state.end is None:
         return True
-    planned = planned_runtime_s(cls.request, cls.pool) or 0.0
-    return start + planned + cls.pool.margin <= state.end
+    planned_s = planned_runtime_s(cls.request, cls.pool) or 0.0
+    return start + planned_s + cls.pool.effective_margin_s <= state.end
 
 
 def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list[str]] | None:

@@ -17,7 +17,7 @@ from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
-from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_on_node, with_cluster
+from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_mb_on_node, with_cluster
 from snakemake_executor_plugin_dask.model.units import count
 
 _MAX_NAMES = 8  # rules named in one sentence
@@ -163,7 +163,7 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
         short.append(Shortage(f"{what} is too much, {held}", settings, most / nodes))
         nodes = most
     on_node = "" if nodes == 1 else " on each node"
-    cores, memory_mb = cores_on_node(request, nodes), memory_on_node(request, nodes)
+    cores, memory_mb = cores_on_node(request, nodes), memory_mb_on_node(request, nodes)
     if shape.cores is not None and cores > shape.cores and not (too_wide and request.spreads):
         text = f"{count(cores, 'core')}{_of_tasks(request, nodes)}{on_node} is more than the {shape.cores} of a worker"
         if request.origin.times == "tasks_per_node" and request.mpi and nodes == 1:
@@ -180,7 +180,7 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
             text = f"{name}={wanted} is more than the {amount} of a worker"
             short.append(Shortage(text, (f"{name}={amount}",), amount / wanted))
     if request.runtime_s is not None and shape.lifetime_s is not None and request.runtime_s > shape.lifetime_s:
-        largest = int((shape.lifetime_s - pool.margin) // 60)
+        largest = int((shape.lifetime_s - pool.effective_margin_s) // 60)
         text = (
             f"runtime={_minutes(request.runtime_s)} min is more than the walltime of {_minutes(shape.lifetime_s)} min"
             f" (the largest that fits beside the margin is {largest})"

@@ -111,7 +111,7 @@ class Queue:
         self.unlocked: set[str] = set()  # workers that are no longer kept
         self.next_plan = -math.inf
         self._cores: Counter[int] = Counter()
-        self._memory: list[int] = []
+        self._memory_mb: list[int] = []
 
     def add(self, entry: Entry) -> None:
         cls = entry.cls
@@ -121,7 +121,7 @@ class Queue:
         if old is None:
             self.classes[cls.key] = cls
             self._cores[cls.least.cores] += 1
-            insort(self._memory, cls.least.memory_mb)
+            insort(self._memory_mb, cls.least.memory_mb)
         elif old.order < entry.order:
             return
         else:
@@ -146,7 +146,7 @@ class Queue:
         self._cores[cls.least.cores] -= 1
         if not self._cores[cls.least.cores]:
             del self._cores[cls.least.cores]
-        del self._memory[bisect_left(self._memory, cls.least.memory_mb)]
+        del self._memory_mb[bisect_left(self._memory_mb, cls.least.memory_mb)]
 
     def move(self, moves: Mapping[str, float]) -> None:
         """All turns of these runs' jobs move by so much."""
@@ -167,7 +167,7 @@ class Queue:
             return False
         if state.wide:
             return state.free.nodes > 0
-        return state.free.cores >= min(self._cores, default=0) and state.free.memory_mb >= (self._memory or [0])[0]
+        return state.free.cores >= min(self._cores, default=0) and state.free.memory_mb >= (self._memory_mb or [0])[0]
 
 
 def _origin(request: Request) -> Origin:

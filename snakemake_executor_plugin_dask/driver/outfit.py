@@ -31,7 +31,7 @@ def runtime_limit(request: Request, holding: Holding, member: Member, now: float
         # Nothing else ends it: do so while its end can still be told apart from a lost worker.
         remaining_s = life_s - (now - member.since)
         # Less than the margin, which placement left beside the job: of a short allocation not its last 30 s.
-        limits.append(max(1.0, remaining_s - min(END_BEFORE_S, pool.margin / 2)))
+        limits.append(max(1.0, remaining_s - min(END_BEFORE_S, pool.effective_margin_s / 2)))
         if runtime_s is not None and limits[-1] < runtime_s:
             own_end_s = remaining_s
     limit_s = min(limits, default=None)

@@ -48,7 +48,7 @@ class Pool:
         return KINDS[self.cluster]
 
     @property
-    def margin(self) -> float:
+    def effective_margin_s(self) -> float:
         """Seconds of an allocation's life that no job is planned into."""
         if self.margin_s is not None:
             return self.margin_s

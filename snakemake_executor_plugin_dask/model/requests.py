@@ -29,7 +29,7 @@ class Request:
     """A job's request. ``cores`` and ``gpus`` are totals over its nodes, ``memory_mb`` is for each node.
 
     ``None`` for memory or runtime means that the rule did not declare it. ``memory_mb`` of a job whose number of nodes
-    follows from the nodes' size is what it takes on one node alone; `memory_on_node` says it for others.
+    follows from the nodes' size is what it takes on one node alone; `memory_mb_on_node` says it for others.
     """
 
     cores: int
@@ -65,7 +65,7 @@ def cores_on_node(request: Request, nodes: int) -> int:
     return -(-request.cores // nodes)
 
 
-def memory_on_node(request: Request, nodes: int) -> int | None:
+def memory_mb_on_node(request: Request, nodes: int) -> int | None:
     """The memory that it takes on each of so many nodes; None: it declares none."""
     if request.mb_per_cpu is None:
         return request.memory_mb
@@ -136,7 +136,7 @@ def request_from_resources(resources: Mapping[str, object], threads: int) -> Req
             pending=pending(resources),
         ),
     )
-    request = replace(request, memory_mb=memory_mb or memory_on_node(request, nodes))
+    request = replace(request, memory_mb=memory_mb or memory_mb_on_node(request, nodes))
     workers = _count(resources, "dask_workers")
     if not workers:
         return request

@@ -24,7 +24,7 @@ def this_machine(root: Path = Path("/"), affinity: Callable[[int], Collection[in
     cores = len(affinity(0))
     for quota in filter(None, map(_cpu_quota, groups)):
         cores = min(cores, max(1, int(quota)))
-    limits = [_memory_total(root), *filter(None, map(_memory_limit, groups))]
+    limits = [_memory_total_bytes(root), *filter(None, map(_memory_limit_bytes, groups))]
     return Machine(cores, min(limits) // _MB, tuple(name for _, name in socket.if_nameindex()))
 
 
@@ -62,13 +62,13 @@ def _cpu_quota(group: Path) -> float | None:
     return None
 
 
-def _memory_limit(group: Path) -> int | None:
+def _memory_limit_bytes(group: Path) -> int | None:
     """Bytes that the cgroup grants; None without a limit (version 1 then shows a number near 2**63)."""
     text = _text(group / "memory.max") or _text(group / "memory.limit_in_bytes") or ""
     return int(text) if text.isdecimal() and 0 < int(text) < 2**60 else None
 
 
-def _memory_total(root: Path) -> int:
+def _memory_total_bytes(root: Path) -> int:
     for line in (_text(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024

@@ -262,13 +262,13 @@ def _of_worker(state_dir: str, worker: str, runs: Collection[str]) -> list[int]:
 
 def _kill_until_gone(living: Callable[[], Collection[int]], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
-    pause = 0.005
+    pause_s = 0.005
     while pids := living():
         send(pids, signal.SIGKILL)
         if time.monotonic() > deadline:
             return False
-        time.sleep(pause)
-        pause = min(0.1, pause * 2)
+        time.sleep(pause_s)
+        pause_s = min(0.1, pause_s * 2)
     return True
 
 

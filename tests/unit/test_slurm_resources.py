@@ -185,7 +185,7 @@ def test_walltime() -> None:
     """The longest runtime and its margin, an hour at least, and at most the partition's limit."""
     (pool,) = make({"slurm_partition": "cpu", "runtime": 300})
     assert pool.walltime_s == 305 * 60
-    assert (pool.walltime_s or 0) - pool.margin >= 300 * 60
+    assert (pool.walltime_s or 0) - pool.effective_margin_s >= 300 * 60
     (pool,) = make({"slurm_partition": "cpu", "runtime": 1})
     assert pool.walltime_s == 3600
     (pool,) = make({"slurm_partition": "boost", "runtime": 479})
