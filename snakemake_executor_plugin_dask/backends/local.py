@@ -6,7 +6,6 @@ A worker dies with the driver (`PR_SET_PDEATHSIG`), its supervisor with the work
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, take_inventory
 from snakemake_executor_plugin_dask.node.private import append_private, read_end
-from snakemake_executor_plugin_dask.node.processes import kill_worker
+from snakemake_executor_plugin_dask.node.processes import how_ended, kill_worker
 
 CLOSE_S = 5.0  # a worker that was asked to close gets so long
 KILL_S = 10.0  # and one that was killed
@@ -86,9 +85,7 @@ class LocalWorker(WorkerProcess):
             return AllocationState("gone", reason=self.failure or "never started")
         if self._process.returncode is None:
             return AllocationState("running")
-        code = self._process.returncode
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return AllocationState("gone", reason=how, log_tail=_tail(self.log))
+        return AllocationState("gone", reason=how_ended(self._process.returncode), log_tail=_tail(self.log))
 
     async def kill(self) -> bool:
         """End the worker, its supervisor and every process of its jobs; True once none of them is left."""

@@ -8,7 +8,6 @@ import asyncio
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -40,7 +39,7 @@ from snakemake_executor_plugin_dask.node.hosts import (
 )
 from snakemake_executor_plugin_dask.node.machine import Machine, this_machine
 from snakemake_executor_plugin_dask.node.private import append_private, read_end, write_private
-from snakemake_executor_plugin_dask.node.processes import kill_worker
+from snakemake_executor_plugin_dask.node.processes import how_ended, kill_worker
 
 Kind = Literal["srun", "openmpi", "hydra", "other"]
 
@@ -289,8 +288,7 @@ class LaunchedWorkers(WorkerProcess):
         code = self._process.returncode
         if code is None:
             return AllocationState("running")
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return AllocationState("gone", reason=f"the launcher ended ({how})", log_tail=self.log_tail())
+        return AllocationState("gone", reason=f"the launcher ended ({how_ended(code)})", log_tail=self.log_tail())
 
     def log_tail(self) -> str:
         """The end of what launcher and workers printed."""

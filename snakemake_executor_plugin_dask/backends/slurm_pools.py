@@ -27,7 +27,7 @@ from snakemake_executor_plugin_dask.model.amounts import UNKNOWN, Amounts
 from snakemake_executor_plugin_dask.model.batch_systems.scripts import option_given
 from snakemake_executor_plugin_dask.model.batch_systems.slurm import CLUSTERS, SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape, unique_name, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_mb_on_node, with_cluster
 
 Key = tuple[tuple[str, str], ...]
@@ -207,12 +207,7 @@ def _name(key: Mapping[str, str], template: Pool, model: str | None, taken: set[
     parts = [key.get("slurm_partition") or template.name]
     parts += [f"{key['nodes']}nodes"] if "nodes" in key else []
     parts += [model] if model else []
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts)).lstrip("-._")[:36] or "slurm"
-    number = 2
-    unique = name
-    while unique in taken:
-        unique, number = f"{name}-{number}", number + 1
-    return unique
+    return unique_name(parts, taken, "slurm")
 
 
 def _make(

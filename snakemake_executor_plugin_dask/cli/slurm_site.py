@@ -21,6 +21,7 @@ from snakemake_executor_plugin_dask.batch.allocations import Ran, run_here, user
 from snakemake_executor_plugin_dask.config.poolsfile import read_pools_file
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.pools import unique_name
 from snakemake_executor_plugin_dask.model.printed import clean_block
 
 Run = Callable[[Sequence[str]], Ran]
@@ -28,7 +29,6 @@ Run = Callable[[Sequence[str]], Ran]
 _MIB = 2**20
 _MOST_WORKERS = 10
 _LONGEST_S = 86400.0  # a longer walltime waits longer in the queue, and few jobs need it
-_NAME_LENGTH = 40
 #: Nodes in these states take no jobs at the moment, and may never again.
 _AWAY = ("down", "drain", "drng", "fail", "maint", "unk", "inval", "futr")
 
@@ -387,11 +387,7 @@ def _pool_name(node: NodeKind, several: bool, taken: Collection[str]) -> str:
         parts.append(f"{node.cores}c")
         parts += [f"{round(node.memory_mib / 1024)}g"] if node.memory_mib > 1 else []
         parts += [model or "gpu" for model, _ in node.gpus]
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts)).lstrip("-._")[: _NAME_LENGTH - 3] or "nodes"
-    unique, number = name, 2
-    while unique in taken:
-        unique, number = f"{name}-{number}", number + 1
-    return unique
+    return unique_name(parts, taken, "nodes")
 
 
 def _listed(names: Collection[str]) -> str:

@@ -1,6 +1,5 @@
 """The driver process as Snakemake sees it: started, spoken to, heard by a thread, ended. Imports nothing of Dask."""
 
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from snakemake_executor_plugin_dask.model.messages import Begin, Stop, Stopped
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.private import append_private, read_end
+from snakemake_executor_plugin_dask.node.processes import how_ended
 
 _LOG_TAIL_BYTES = 2000
 
@@ -115,8 +115,7 @@ class DriverLink:
 
     def _lost(self) -> None:
         if self.last is None:
-            code = self._process.wait()
-            self._on_loss(f"exit code {code}" if code >= 0 else signal.Signals(-code).name)
+            self._on_loss(how_ended(self._process.wait()))
 
     def log_tail(self) -> str:
         """The end of the driver's own output."""

@@ -1,6 +1,7 @@
 """Pools: workers of one shape, brought up by one backend. Data; `poolsfile.py` and `configure.py` make them."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,15 @@ class Shape:
         cores, memory_mb, gpus = (UNKNOWN if it is None else it for it in (self.cores, self.memory_mb, self.gpus))
         coreless = UNKNOWN if self.cores is None else CORELESS_FOR_EACH_CORE * max(1, cores)
         return Amounts(cores, memory_mb, gpus, self.nodes, coreless, self.extra)
+
+
+def unique_name(parts: Iterable[str], taken: Collection[str], default: str) -> str:
+    """A pool's name made of these parts, of allowed characters and length, that is not taken."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts)).lstrip("-._")[:36] or default
+    unique, number = name, 2
+    while unique in taken:
+        unique, number = f"{name}-{number}", number + 1
+    return unique
 
 
 def usable_memory_mb(memory_mb: int) -> int:

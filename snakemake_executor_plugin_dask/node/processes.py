@@ -395,6 +395,16 @@ def _execute(arguments: Sequence[str], environment: dict[str, str]) -> NoReturn:
     os.execve("/bin/sh", ["sh", *arguments], environment)
 
 
+def how_ended(code: int | None) -> str:
+    """How a child process ended, from its return code as `subprocess` gives it: an exit code, or a signal's name."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {-code}"
+
+
 def exit_status(status: int) -> tuple[int | None, int | None]:
     """Exit code and signal, of which one is None, from what `wait` said."""
     if os.WIFSIGNALED(status):

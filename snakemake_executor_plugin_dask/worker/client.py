@@ -9,7 +9,6 @@ import asyncio
 import dataclasses
 import os
 import platform
-import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from snakemake_executor_plugin_dask.model.job_messages import (
 )
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.wire import frame, receive
-from snakemake_executor_plugin_dask.node.processes import become_subreaper, kill_descendants
+from snakemake_executor_plugin_dask.node.processes import become_subreaper, how_ended, kill_descendants
 
 _BEGUN_S = 0.05  # so much later a start is told, or with the job's end
 
@@ -243,15 +242,13 @@ class SupervisorLink:
         return "" if known is None else known.allocation_id or ""
 
     def _lost(self, key: str) -> Outcome:
-        code = self.supervisor.process.poll()
-        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         return Outcome(
             key=key,
             status="lost",
             worker=self.worker,
             host=platform.node(),
             allocation=self._allocation(),
-            detail=f"the worker's supervisor process ended ({how})",
+            detail=f"the worker's supervisor process ended ({how_ended(self.supervisor.process.poll())})",
         )
 
 

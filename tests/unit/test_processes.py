@@ -9,6 +9,7 @@ from snakemake_executor_plugin_dask.node.processes import (
     Launch,
     Stat,
     exit_status,
+    how_ended,
     process_table,
     read_stat,
     spawn,
@@ -53,6 +54,11 @@ def test_what_wait_says():
     """An exit code or a signal, never both."""
     assert exit_status(3 << 8) == (3, None)
     assert exit_status(signal.SIGKILL) == (None, signal.SIGKILL)
+
+
+def test_how_a_process_ended():
+    """By its exit code, or by the signal's name, where it has one."""
+    assert [how_ended(code) for code in (0, 3, -9, -40)] == ["exit code 0", "exit code 3", "SIGKILL", "signal 40"]
 
 
 def test_a_process_is_started_beside_threads():
