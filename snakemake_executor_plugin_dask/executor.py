@@ -28,6 +28,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
         self._session.run_jobs(jobs)
 
     def run_job(self, job: Any) -> None:
+        """The interface demands it; Snakemake calls `run_jobs`."""
         self._session.run_jobs([job])
 
     def cancel(self) -> None:
@@ -39,10 +40,12 @@ class Executor(RealExecutor):  # type: ignore[misc]
         self._session.end(kill=False)
 
     def handle_job_success(self, job: Any) -> None:
+        """The job's outputs were found."""
         super().handle_job_success(job)
         self._session.job_accepted(job)
 
     def handle_job_error(self, job: Any) -> None:
+        """The job failed, or its outputs did."""
         super().handle_job_error(job)
         self._session.job_failed(job)
 
@@ -52,7 +55,9 @@ class Executor(RealExecutor):  # type: ignore[misc]
         return 1
 
     def get_exec_mode(self) -> ExecMode:
+        """Jobs have a Snakemake of their own."""
         return ExecMode.REMOTE
 
     def get_python_executable(self) -> str:
+        """Workers have the same installation."""
         return sys.executable

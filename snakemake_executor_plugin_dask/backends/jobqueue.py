@@ -285,6 +285,7 @@ class Unanswered(RuntimeError):
 
 
 def allocation_name(pool: Pool, link: Link) -> str:
+    """By which users and clean-up find it in the queue."""
     return f"snakemake-{link.run_id}-{pool.name}"
 
 
@@ -642,6 +643,7 @@ class JobqueueBackend:
         return Path(link.state_dir, "logs") if given is None else Path(given, f"snakemake-{link.run_id}")
 
     def cancel_command(self, pool: Pool, allocation_id: str) -> list[str]:
+        """The command that cancels an allocation of the pool."""
         command = self.system.cancel(allocation_id, self.where(pool))
         return [command[0], *map(str, self.setting(pool, "cancel_command_extra") or ()), *command[1:]]
 

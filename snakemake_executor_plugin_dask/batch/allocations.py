@@ -85,6 +85,7 @@ class Brakes:
         self.given_up, self.not_before = False, float("-inf")
 
     def joined(self, _now: float) -> None:
+        """A worker came up: earlier failures are over."""
         self.failures = 0
         self.not_before = float("-inf")
 
@@ -116,6 +117,7 @@ class Record:
         self._append({"submitting": worker, "name": name, "system": system, "where": where})
 
     def submitted(self, worker: str, allocation_id: str) -> None:
+        """The submit command gave an id; or the batch system a new one."""
         self._append({"submitted": worker, "id": allocation_id})
 
     def gone(self, worker: str) -> None:
@@ -172,6 +174,8 @@ def user_name() -> str:
 
 
 class Ran(NamedTuple):
+    """What a command printed, and its exit code."""
+
     code: int
     out: str
     err: str

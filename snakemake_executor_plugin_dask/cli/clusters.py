@@ -56,6 +56,7 @@ def add_start(parser: argparse.ArgumentParser) -> None:
 
 
 def add_stop(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `stop`."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="of clusters, as `snakemake-dask clusters` shows them")
     parser.add_argument("--all", action="store_true", help="all clusters that are up")
     parser.add_argument("--force", action="store_true", help="also where runs use them, without asking")

@@ -31,6 +31,7 @@ class Nodes:
     _joined: set[str] = field(default_factory=set)
 
     def joined(self, node: str) -> None:
+        """A worker has joined there."""
         self._joined.add(node)
 
     def left(self, node: str) -> None:
@@ -38,6 +39,7 @@ class Nodes:
         self.failures = [failure for failure in self.failures if failure.node != node]
 
     def failed(self, node: str, why: str, jobs: Collection[str] = ()) -> None:
+        """A worker failed there, with these jobs on it."""
         self.failures.append(Failure(node, why, frozenset(jobs)))
 
     def bad(self) -> dict[str, str]:

@@ -449,6 +449,7 @@ class Ledger:
         return list(self._parts[key][1])
 
     def holding(self, key: str) -> Holding | None:
+        """What an attempt holds; None: nothing."""
         found = self._parts.get(key)
         return None if found is None else found[0]
 

@@ -34,6 +34,8 @@ class WaitingClass:
 
 @dataclass(slots=True)
 class Entry:
+    """A waiting job; where it no longer waits, it is passed over."""
+
     job: QueuedJob
     within: Order  # among the jobs of its class
     since: float
@@ -42,6 +44,7 @@ class Entry:
 
     @property
     def order(self) -> Order:
+        """When its turn is, among all jobs."""
         turn, priority, arrival = self.within
         return turn + self.cls.moved, priority, arrival
 
@@ -68,16 +71,19 @@ class JobClass:
             self.least = self.need.takes
 
     def head(self) -> Entry | None:
+        """The job whose turn is next."""
         while self.heap and not self.heap[0][1].waits:
             heapq.heappop(self.heap)
         return self.heap[0][1] if self.heap else None
 
     @property
     def key(self) -> tuple[Request, bool, str]:
+        """What its jobs have in common."""
         return self.request, self.fresh, self.run
 
     @property
     def needs_fresh(self) -> bool:
+        """Whether only a new allocation will do."""
         return self.fresh or needs_fresh(self.request, self.pool)
 
     @property
@@ -268,6 +274,7 @@ class Waiting:
 
 
 def described(cls: JobClass) -> WaitingClass:
+    """The class as others see it."""
     head = cls.head()
     names = tuple(dict.fromkeys(entry.job.name for _, entry in cls.heap[:20] if entry.waits))
     need = None if cls.spreads else cls.need

@@ -87,6 +87,7 @@ class Controller:
     # From Snakemake
 
     def enqueue(self, message: Enqueue) -> None:
+        """Jobs that are ready: each waits in its pool, or fails where none can take it."""
         for queued in message.jobs:
             job = Job.of(queued)
             self.jobs[queued.key] = job

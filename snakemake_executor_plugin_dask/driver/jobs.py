@@ -69,6 +69,7 @@ class Attempt:
 
     @property
     def worker(self) -> str:
+        """The name of its (first) worker; empty: it has none."""
         return "" if self.member is None else self.member.name
 
     def become(self, state: State) -> None:
@@ -102,8 +103,10 @@ class Job:
 
     @classmethod
     def of(cls, queued: QueuedJob) -> "Job":
+        """With its first attempt, which waits."""
         return cls(queued, Attempt(queued.key, 1, queued.request))
 
     @property
     def waits(self) -> bool:
+        """Whether its attempt has no process."""
         return self.attempt.state is State.WAITING

@@ -64,10 +64,12 @@ class Member:
 
     @property
     def starting(self) -> bool:
+        """Whether it was asked for and has not joined."""
         return self.state in _STARTING
 
     @property
     def up(self) -> bool:
+        """Whether it takes jobs."""
         return self.state is State.UP
 
     def become(self, state: State) -> None:
@@ -149,6 +151,7 @@ class Members:
         """It is known whether the loss of a worker, on which these jobs ran, was planned."""
 
     def by_address(self, address: str) -> Member | None:
+        """The worker at an address of Dask's."""
         return next((member for member in self.members.values() if member.address == address), None)
 
     def removed(self, address: str) -> None:

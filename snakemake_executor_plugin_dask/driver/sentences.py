@@ -31,6 +31,7 @@ class Teller:
             self._say("warning", text)
 
     def warn(self, text: str) -> None:
+        """A warning, each time."""
         self._say("warning", text)
 
     def from_worker(self, text: str) -> None:
@@ -38,6 +39,7 @@ class Teller:
         self._once("from worker", text, text)
 
     def waived_margin(self, rule: str, runtime_s: float, pool: Pool) -> None:
+        """A rule's runtime leaves no margin, once."""
         self._once(
             "waived margin",
             rule,
@@ -47,6 +49,7 @@ class Teller:
         )
 
     def own_end(self, rule: str, runtime_s: float, remaining_s: float) -> None:
+        """The allocation around Snakemake ends before a job, once."""
         self._once(
             "own end",
             "",
@@ -56,15 +59,18 @@ class Teller:
         )
 
     def outlived(self, spec: JobSpec, runtime_s: float | None) -> None:
+        """A job without enough time in its allocation gets one more."""
         self.warn(
             f"Job {short_id(spec.jobid)}, {_named(spec)}, did not end within its allocation's life; it "
             f"{_declares(runtime_s)}. It is run once more, in a fresh allocation."
         )
 
     def runs_again(self, spec: JobSpec, why: str) -> None:
+        """After a loss."""
         self.warn(f"Job {short_id(spec.jobid)}, {_named(spec)}, runs again: {why}. Its earlier processes are dead.")
 
     def worker_joined(self, member: Member) -> None:
+        """What is wrong with it, once for its pool."""
         assert member.facts is not None
         self._failures.pop(member.pool.name, None)
         for kind in ("too_few", "cold"):
@@ -72,14 +78,17 @@ class Teller:
                 self._once(kind, member.pool.name, f"Pool {member.pool.name}: {text}")
 
     def worker_lost(self, member: Member, why: str, jobs: int, *, told: bool) -> None:
+        """``told``: something else says it already."""
         ran = f"; {count(jobs, 'job')} ran on it" if jobs else ""
         self._say("debug" if told else "warning", f"Worker {member.name} was lost: {why}{ran}.")
 
     def last_words(self, member: Member) -> None:
+        """How the batch system ended its allocation."""
         where = f"Worker {member.name} was in allocation {member.process.allocation_id}"
         self.warn(f"{where}, whose output ends with: {member.ended}")
 
     def preempted(self, member: Member) -> None:
+        """And what that means, where it happens often."""
         pool = member.pool.name
         self._preempted[pool] += 1
         text = f"Worker {member.name} was in allocation {member.process.allocation_id}, which was preempted"
@@ -94,6 +103,7 @@ class Teller:
             )
 
     def pool_failed(self, pool: Pool, why: str) -> None:
+        """The same reason again is for the log alone."""
         again = self._failures.get(pool.name) == why
         self._failures[pool.name] = why
         self._say("debug" if again else "warning", f"A worker of pool {pool.name} did not come up: {why}")
@@ -106,6 +116,7 @@ class Teller:
             )
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
+        """No more workers are asked for."""
         self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
 
 
@@ -121,6 +132,7 @@ def _declares(runtime_s: float | None) -> str:
 
 
 def ended_with_snakemakes_allocation(rule: str, runtime_s: float | None, outcome: Outcome) -> str:
+    """There is no longer one to run it again in."""
     return (
         f"Rule {rule} {_declares(runtime_s)}, and its job did not end within the life of the allocation in which "
         f"Snakemake runs ({outcome.ended - outcome.started:.0f} s): start Snakemake in a longer one."
@@ -128,6 +140,7 @@ def ended_with_snakemakes_allocation(rule: str, runtime_s: float | None, outcome
 
 
 def ended_with_its_allocation(rule: str, runtime_s: float | None, outcome: Outcome, pool: Pool, *, twice: bool) -> str:
+    """``twice``: also in a fresh one."""
     lives = "two allocations" if twice else "a new allocation"
     last = " the last time" if twice else ""
     change = "declare runtime, or give" if runtime_s is None else "give"
@@ -138,13 +151,16 @@ def ended_with_its_allocation(rule: str, runtime_s: float | None, outcome: Outco
 
 
 def lost_too_often(losses: int, why: str, limit: int, *, alone: bool) -> str:
+    """``alone``: the last time without neighbours."""
     suspect = ", the last time while no other job ran there: it is the likely cause" if alone else ""
     return f"It lost its worker {losses} times ({why}){suspect}. --dask-lost-worker-retries is {limit}."
 
 
 def may_still_live(why: str, unknown: str) -> str:
+    """Its end could not be seen."""
     return f"{why}, and {unknown}: it is not run again, since two attempts could then run at once."
 
 
 def not_again(why: str) -> str:
+    """It would have run again."""
     return f"{why}, and it is not run again, since no more jobs are started"

@@ -14,6 +14,7 @@ class Tasks:
         self._running: set[asyncio.Task[Any]] = set()
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Run it beside; it is kept until it is over."""
         running = asyncio.ensure_future(coroutine)
         self._running.add(running)
         running.add_done_callback(self._done)

@@ -58,6 +58,7 @@ class GuardedHTTPServer(HTTPServer):
     door: Any  # the class
 
     def add_sockets(self, sockets: Any) -> None:
+        """Listen on these, behind the door."""
         for sock in sockets:
             self._sockets[sock.fileno()] = sock
             self._handlers[sock.fileno()] = self.door(sock, self._meet).close

@@ -50,6 +50,7 @@ class Private:
 
     @property
     def package(self) -> str:
+        """Whose it is: snakemake, distributed, tornado and so on."""
         return self.owner.partition(":")[0].partition(".")[0]
 
     def of(self, thing: Any) -> Any:

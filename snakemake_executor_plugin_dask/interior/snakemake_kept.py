@@ -261,6 +261,7 @@ class WarmWorkflow:
         return ""
 
     def set_cores(self, cores: int, max_threads: int) -> None:
+        """What the job's `--cores` and `--max-threads` would set."""
         _put(self.workflow.resource_settings, "cores", cores)
         _put(self.workflow.resource_settings, "max_threads", max_threads)
         self.workflow.global_resources["_cores"] = cores

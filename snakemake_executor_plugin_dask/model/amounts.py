@@ -103,6 +103,7 @@ class Amounts:
         return 0 if UNKNOWN in (self.cores, self.memory_mb) else self.memory_mb * cores // max(self.cores, 1)
 
     def with_memory_mb(self, memory_mb: int) -> "Amounts":
+        """The same with other memory."""
         if memory_mb == self.memory_mb:
             return self
         return Amounts(self.cores, memory_mb, self.gpus, self.nodes, self.coreless, self.extra)

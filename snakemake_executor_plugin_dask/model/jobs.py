@@ -184,9 +184,12 @@ class AnyGroupMember(Protocol):
     """A job of a group job, as any part of the plugin holds it."""
 
     @property
-    def rule(self) -> str: ...
+    def rule(self) -> str:
+        """Its rule's name."""
+
     @property
-    def wildcards(self) -> Wildcards: ...
+    def wildcards(self) -> Wildcards:
+        """Its wildcards, with their values."""
 
 
 def job_text(name: str, wildcards: Wildcards, members: Sequence[AnyGroupMember] = (), most: int = 3) -> str:

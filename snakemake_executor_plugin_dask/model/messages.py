@@ -46,6 +46,7 @@ class QueuedJob:
 
     @classmethod
     def of(cls, spec: JobSpec, request: Request, priority: float = 0.0, *, last: bool = False) -> "QueuedJob":
+        """Pack a job."""
         return cls(spec.key, spec.name, pickle.dumps(spec, protocol=pickle.HIGHEST_PROTOCOL), request, priority, last)
 
     def spec(self) -> JobSpec:
@@ -64,6 +65,8 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
+    """Jobs that are ready, and some that become ready next. `Finished` or `Dropped` follows for each that is ready."""
+
     jobs: tuple[QueuedJob, ...]
     soon: tuple[Later, ...] = ()
 
@@ -90,11 +93,15 @@ class ShowStatus:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """The job's first attempt has a process."""
+
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
+    """The job is over, once and for all."""
+
     key: str
     outcome: Outcome
     runs: int = 1  # how often it was run, lost workers included
@@ -110,6 +117,8 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
+    """Jobs that were not started, and will not be. Follows `DropWaiting` or `Stop`."""
+
     keys: tuple[str, ...]
 
 

@@ -33,6 +33,7 @@ class CleanLogger:
         self._logger = logger
 
     def debug(self, text: str) -> None:
+        """Shown with `--verbose`."""
         self._logger.debug(clean_block(text))
 
     def info(self, text: str) -> None:

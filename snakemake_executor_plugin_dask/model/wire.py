@@ -67,4 +67,5 @@ class Channel:
         return b"".join(parts)
 
     def close(self) -> None:
+        """Close the socket; the other side reads the end."""
         self._sock.close()

@@ -30,6 +30,7 @@ class Process:
     start: str
 
     def to_json(self) -> bytes:
+        """As `from_json` reads it."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod

@@ -25,6 +25,7 @@ class Throttle(logging.Filter):
         self._dropped = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
         now = self._clock()
         self._allowed = min(_BURST, self._allowed + (now - self._counted) * _PER_SECOND)
         self._counted = now
@@ -38,6 +39,7 @@ class Throttle(logging.Filter):
         return True
 
     def written(self, count: int) -> None:
+        """So many bytes were."""
         self._left_bytes -= count
 
 

@@ -85,6 +85,7 @@ class Held:
             self._lock = None
 
     def release(self) -> None:
+        """Unlock, and close the directories. Once."""
         self.unlock()
         for descriptor in (self._run, self._root):
             os.close(descriptor)

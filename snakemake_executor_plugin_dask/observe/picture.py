@@ -144,21 +144,36 @@ class Blocked(Protocol):
     """What `blockers.blockers` returns for each class of waiting jobs."""
 
     @property
-    def pool(self) -> str: ...
+    def pool(self) -> str:
+        """The pool in which they wait."""
+
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """Their rules' names, a few of them."""
+
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """How many they are."""
+
     @property
-    def short(self) -> Sequence[str]: ...
+    def short(self) -> Sequence[str]:
+        """What is lacking: cores, memory, gpus, workers and so on."""
+
     @property
-    def need(self) -> Mapping[str, int]: ...
+    def need(self) -> Mapping[str, int]:
+        """By what is lacking, how much one of them asks for."""
+
     @property
-    def free(self) -> Mapping[str, int]: ...
+    def free(self) -> Mapping[str, int]:
+        """By what is lacking, how much the worker with most room has."""
+
     @property
-    def frees_at(self) -> float | None: ...
+    def frees_at(self) -> float | None:
+        """When there is room at the latest (monotonic); None: not known."""
+
     @property
-    def reserved_for(self) -> str | None: ...
+    def reserved_for(self) -> str | None:
+        """The rule of the large job that a worker is kept for; None: of none."""
 
 
 #: What stands behind "wait for".

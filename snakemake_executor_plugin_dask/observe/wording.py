@@ -105,6 +105,7 @@ def cause(attempt: Attempt) -> str:
 
 
 def both(words: Sequence[str]) -> str:
+    """Joined as in a sentence."""
     return " and ".join(words)
 
 

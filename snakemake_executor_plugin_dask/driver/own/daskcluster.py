@@ -116,10 +116,12 @@ class DaskCluster:
 
     @property
     def scheduler_address(self) -> str:
+        """Where workers connect to."""
         return str(self.scheduler.address)
 
     @property
     def dashboard_link(self) -> str:
+        """With its secret path, where there is a dashboard."""
         return str(self.scheduler.link)
 
     def serve_job_pages(self) -> JobPages:

@@ -102,6 +102,7 @@ class LeaseServer:
         await self._there(self._renew())
 
     async def close(self) -> None:
+        """Renew no more leases; may be repeated."""
         if not self._loop.is_closed():
             await self._there(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)

@@ -82,6 +82,7 @@ class Attempt:
 
     @property
     def key(self) -> str:
+        """The job's and the attempt's name."""
         return self.spec.key
 
     def doubt_s(self) -> float:

@@ -229,6 +229,7 @@ class Endings:
         return key
 
     async def something_ended(self) -> None:
+        """Wait until a child has ended, or for a moment."""
         await asyncio.wait({self._reaped}, timeout=_RECHECK_S)
 
     def reap(self) -> None:

@@ -47,17 +47,38 @@ _SEARCH_S = 60.0  # and so long at all
 class Source(Protocol):
     """Where figures come from; the process file system, or a test."""
 
-    def pids(self) -> list[int]: ...
-    def newest(self) -> bytes: ...  # changes whenever a process or thread was made
-    def stat(self, pid: int) -> Stat | None: ...
-    def open(self, pid: int) -> int | None: ...
-    def resident(self, pid: int, descriptor: int | None) -> int | None: ...  # bytes
-    def held(self, pid: int) -> int | None: ...  # bytes: anonymous, shared and swapped
-    def shares(self, pid: int) -> int | None: ...  # the same, of pages held by n processes the nth part
-    def is_snakemake(self, pid: int) -> bool: ...
-    def is_copy(self, pid: int, own: int) -> bool: ...  # forked from the own Snakemake and still it, or another one
-    def key(self, pid: int) -> str | None: ...
-    def cpu_s(self, pid: int) -> float | None: ...  # with its ended children
+    def pids(self) -> list[int]:
+        """All processes."""
+
+    def newest(self) -> bytes:
+        """Changes whenever a process or thread was made."""
+
+    def stat(self, pid: int) -> Stat | None:
+        """What the process table says of it; None: it is gone."""
+
+    def open(self, pid: int) -> int | None:
+        """A descriptor that makes `resident` cheap; None: it is gone, or there is none."""
+
+    def resident(self, pid: int, descriptor: int | None) -> int | None:
+        """Its resident memory in bytes."""
+
+    def held(self, pid: int) -> int | None:
+        """Its anonymous, shared and swapped memory in bytes."""
+
+    def shares(self, pid: int) -> int | None:
+        """The same, of pages that n processes hold the nth part."""
+
+    def is_snakemake(self, pid: int) -> bool:
+        """Whether its command line is one of Snakemake's."""
+
+    def is_copy(self, pid: int, own: int) -> bool:
+        """Whether it was forked from the own Snakemake and is still that, or is another one."""
+
+    def key(self, pid: int) -> str | None:
+        """The job's key in its environment."""
+
+    def cpu_s(self, pid: int) -> float | None:
+        """Its CPU time, with that of its children that have ended."""
 
 
 @dataclass(slots=True, eq=False)

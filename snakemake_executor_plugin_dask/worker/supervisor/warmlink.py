@@ -41,12 +41,23 @@ class WarmStart:
 class WarmEvents(Protocol):
     """What the supervisor does when its warm process says something."""
 
-    def warm_started(self, warm: "WarmProcess", key: str, start: "WarmStart") -> None: ...
-    def warm_exited(self, warm: "WarmProcess", key: str, status: int, cpu_s: float) -> None: ...
-    def warm_refused(self, warm: "WarmProcess", key: str, reason: str) -> None: ...
-    def warm_said(self, text: str) -> None: ...
-    def warm_stale(self, warm: "WarmProcess", reason: str) -> None: ...
-    def warm_gone(self, warm: "WarmProcess") -> None: ...
+    def warm_started(self, warm: "WarmProcess", key: str, start: "WarmStart") -> None:
+        """A job that was handed over has a process."""
+
+    def warm_exited(self, warm: "WarmProcess", key: str, status: int, cpu_s: float) -> None:
+        """A job's process has ended; follows `warm_started`."""
+
+    def warm_refused(self, warm: "WarmProcess", key: str, reason: str) -> None:
+        """A job has no process and is to start cold."""
+
+    def warm_said(self, text: str) -> None:
+        """A sentence for the user."""
+
+    def warm_stale(self, warm: "WarmProcess", reason: str) -> None:
+        """The workflow has changed: another warm process is wanted for further jobs."""
+
+    def warm_gone(self, warm: "WarmProcess") -> None:
+        """It ended, and its jobs with it. Once, and nothing follows."""
 
 
 class WarmProcess:
