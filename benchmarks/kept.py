@@ -5,6 +5,9 @@
 Each run is a workflow of short jobs in a directory of its own. The ways take turns, one run of each after the other.
 With ``--slurm`` the clusters are those of the tests' virtual Slurm, and each run without a cluster that stays submits
 its allocation anew. The Slurm executor takes part where it is installed.
+
+What a later run's first job waits for beyond the local executor's is, above all, a warm process; how long one takes to
+import Snakemake and read the workflow is measured in each round, too, by a process that does just that.
 """
 
 import argparse
@@ -12,11 +15,12 @@ import contextlib
 import importlib.util
 import json
 import os
+import pickle
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harness import TRIVIAL, Timed, heading, row, scratch, snakemake, with_commands
@@ -37,6 +41,17 @@ _SLURM = (
     "--slurm-status-command squeue --default-resources mem_mb=500 slurm_partition=cpu"
 ).split()
 _IDLE_S = 60.0
+#: Says when it has done what a warm process must have done before a job can start from it.
+_READS = """
+import os, pickle, sys, time
+from snakemake_executor_plugin_dask.interior import snakemake_command_line, snakemake_kept
+with open(sys.argv[1], "rb") as file:
+    setup = pickle.load(file)
+os.chdir(setup.workdir)
+snakemake_kept.WarmWorkflow(snakemake_command_line.Parser(setup))
+print(time.time(), flush=True)
+os._exit(0)
+"""
 KEPT, NOT_KEPT, LOCAL, SLURM = "kept", "not kept", "local executor", "Slurm executor"
 
 
@@ -62,10 +77,13 @@ def main() -> None:
         elif chosen.slurm:
             ways[SLURM], rounds[SLURM] = _SLURM, chosen.few or chosen.runs
         found: dict[str, list[Timed]] = {way: [] for way in ways}
+        reading = list[float]()
+        setup = _setup(root, chosen.jobs)
         # One that keeps nothing would use the other's.
         states = {way: {"XDG_STATE_HOME": os.fspath(root / f"state of {way}")} for way in ways}
         try:
             for number in range(chosen.runs):
+                reading.append(_reading_s(setup))
                 for way, arguments in ways.items():
                     if number < rounds[way]:
                         directory = root / f"{way} {number}".replace(" ", "-")
@@ -76,6 +94,7 @@ def main() -> None:
         finally:
             _stop({**environment, **states[KEPT]})
         _tell(found, chosen.runs, chosen.jobs)
+        _tell_beyond(found, reading)
         heading("The head, idle")
         row("memory (RSS)", memory_mb, "MB", aim="at most 120 MB")
         row(f"of a core, over {_IDLE_S:.0f} s", percent, "%", aim="at most 0.5 %")
@@ -104,6 +123,40 @@ def _tell(found: Mapping[str, list[Timed]], runs: int, jobs: int) -> None:
             later = each[1:] or each
             median = statistics.median(later)
             print(f"{way:16}{each[0] / base:8.2f}{median / base:14.2f}{max(later) / base:15.2f}{median - base:14.2f} s")
+
+
+def _tell_beyond(found: Mapping[str, list[Timed]], reading: Sequence[float]) -> None:
+    """What is left of a later run's way to its first job without the local executor's, and without the warm process's.
+
+    Round by round, so that what keeps the machine busy for a while is in both.
+    """
+    firsts = {way: [each.stamps()[0] - each.began for each in found[way]] for way in (KEPT, LOCAL)}
+    beyond = [kept - local for kept, local in zip(firsts[KEPT], firsts[LOCAL], strict=True)][1:]
+    left = [each - read for each, read in zip(beyond, reading[1:], strict=True)]
+    heading("A later run on a cluster that stays, from the command to its first job")
+    row("beyond what the local executor takes", statistics.median(beyond), "s")
+    row("to import Snakemake and read the workflow", statistics.median(reading), "s")
+    row("what is left, median of the rounds", statistics.median(left), "s", aim="at most 0.3 s")
+    row("the least of a round", min(left), "s")
+
+
+def _setup(root: Path, jobs: int) -> Path:
+    """A file with what a warm process of such a run is told."""
+    from system.warm_harness import planned
+
+    directory = root / "planned"
+    directory.mkdir()
+    setup, _ = planned(directory, _SNAKEFILE.format(number=jobs, command="true"))
+    path = root / "setup.pickle"
+    path.write_bytes(pickle.dumps(setup))
+    return path
+
+
+def _reading_s(setup: Path) -> float:
+    began = time.time()
+    command = [sys.executable, "-P", "-c", _READS, os.fspath(setup)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout) - began
 
 
 def _placed(run: Timed) -> float:

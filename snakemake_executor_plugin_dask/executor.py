@@ -3,6 +3,7 @@
 A shell around `session`, which is loaded when it is used.
 """
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,12 @@ class Executor(RealExecutor):  # type: ignore[misc]
     _session: "Session"
 
     def __post_init__(self) -> None:
+        from snakemake_executor_plugin_dask.frontend.launching import launch_ahead
+
+        ahead = launch_ahead(self.executor_settings, os.environ)  # it gets ready while the next line imports
         from snakemake_executor_plugin_dask.frontend.session import Session
 
-        self._session = Session(self)
+        self._session = Session(self, ahead)
 
     def run_jobs(self, jobs: Iterable[Any]) -> None:
         self._session.run_jobs(jobs)

@@ -14,6 +14,7 @@ from snakemake_executor_plugin_dask.config.configure import configure_here
 from snakemake_executor_plugin_dask.config.plainyaml import YamlError, load
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
+from snakemake_executor_plugin_dask.kept.place import root
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Ask, End, Kept, Told, name_of
 from snakemake_executor_plugin_dask.model.options import Options
@@ -75,7 +76,7 @@ def start(options: argparse.Namespace) -> int | None:
     if not asking.keep_s:
         return 1
     asked = recognise.asked_for(asking, os.environ)
-    where = directory.root(os.environ) / name_of(asked)
+    where = root(os.environ) / name_of(asked)
     kept = Kept(where.name, os.fspath(where), asked, _completed(asking), asking.keep_s)
     were_up = {path.name for path, _, fate in directory.all_clusters(os.environ) if fate != "dead"}
     link, kept, said = asyncio.run(_joined(kept))

@@ -1,4 +1,4 @@
-"""The driver process: ``python -P -m snakemake_executor_plugin_dask.driver --fd N``, started by the executor.
+"""The driver process: ``python -P -m snakemake_executor_plugin_dask.driver --fd N [--ahead]``, started by the executor.
 
 Brings Dask's scheduler and the lease server up, and runs the controller until Snakemake says stop, or is gone.
 However it ends, workers and allocations are given back first. Exit codes: 0; 1 after an error of its own, whose
@@ -7,6 +7,8 @@ traceback is in its log.
 
 import argparse
 import asyncio
+import os
+import select
 import signal
 import socket
 import sys
@@ -14,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -30,6 +33,7 @@ from snakemake_executor_plugin_dask.model.messages import (
 from snakemake_executor_plugin_dask.model.wire import Channel, frame, receive
 from snakemake_executor_plugin_dask.node.descriptors import raise_limit
 from snakemake_executor_plugin_dask.node.own_log import bound_log
+from snakemake_executor_plugin_dask.node.private import append_private
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.driver.run import Run
@@ -41,23 +45,51 @@ _SCALE_EVERY_S = 0.2
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.driver")
     parser.add_argument("--fd", type=int, required=True)
-    sock = socket.socket(fileno=parser.parse_args().fd)
+    parser.add_argument("--ahead", action="store_true", help="the run is not known yet; a cluster that stays may be")
+    options = parser.parse_args()
+    sock = socket.socket(fileno=options.fd)
     # Ctrl-C and a terminal's end reach Snakemake, which says what has to end; so does SIGTERM.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # unlike an ignored signal, it is not handed on to launchers
     bound_log()
     raise_limit()  # each worker takes several descriptors, and so does whoever knocks
+    if options.ahead:
+        _get_ready(sock)
     try:
         begin = Channel(sock).receive()
     except EOFError:
         return 0
     assert isinstance(begin, Begin)
+    if options.ahead:
+        _become_the_runs(begin)
     return asyncio.run(_drive(begin, sock) if begin.kept is None else _relay(begin, sock))
+
+
+def _get_ready(sock: socket.socket) -> None:
+    """Import what a run on a cluster that stays takes, in the order in which it does, until the run is known."""
+    from snakemake_executor_plugin_dask.driver import entering
+
+    if not select.select([sock], [], [], 0)[0]:
+        from snakemake_executor_plugin_dask.driver import relay
+
+        del relay
+    del entering
+
+
+def _become_the_runs(begin: Begin) -> None:
+    """As if it had been started only now."""
+    os.environ.clear()
+    os.environ.update(begin.setup.environment)
+    os.chdir(begin.state_dir)
+    log = append_private(Path(begin.state_dir, "driver.log"))
+    for number in (1, 2):
+        os.dup2(log, number)
+    os.close(log)
 
 
 async def _relay(begin: Begin, sock: socket.socket) -> int:
     """For a run on a cluster that stays, and has its own process."""
-    from snakemake_executor_plugin_dask.driver.relay import Relay, enter
+    from snakemake_executor_plugin_dask.driver.entering import enter
 
     assert begin.kept is not None
     entered, told = None, ""
@@ -67,6 +99,8 @@ async def _relay(begin: Begin, sock: socket.socket) -> int:
         told = str(error)
     if isinstance(entered, list):  # it is another host's business: this run has a cluster of its own
         return await _drive(replace(begin, kept=None), sock, entered)
+    from snakemake_executor_plugin_dask.driver.relay import Relay  # the head is at work meanwhile
+
     reader, writer, send = await _opened(sock)
     relay = Relay(begin if entered is None else replace(begin, kept=entered.kept), send)
     failed = True

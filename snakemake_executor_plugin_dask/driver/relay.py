@@ -1,4 +1,4 @@
-"""A run on a cluster that stays: joins it, or brings its head up first, and stands between it and Snakemake.
+"""A run on a cluster that stays: stands between its head and Snakemake.
 
 Imports nothing of Dask. Writes the run's event log and report, in the run's own directory, which the head may not see.
 """
@@ -6,13 +6,12 @@ Imports nothing of Dask. Writes the run's event log and report, in the run's own
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.kept.joining import clear_up, fate, join, stays
-from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kept import Alive, Event, Join, Kept, Look, Told, Welcome
+from snakemake_executor_plugin_dask.driver.entering import Entered
+from snakemake_executor_plugin_dask.kept.joining import clear_up, fate, stays
+from snakemake_executor_plugin_dask.model.kept import Alive, Event, Look, Told
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
     Dropped,
@@ -33,46 +32,9 @@ from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.observe.observer import Observer
 
 _ALIVE_EVERY_S = 5.0
-_AGAIN_S = 0.1
 #: Events of which the end of the log has the number.
 _COUNTED = {"job-queued": "jobs", "job-placed": "attempts", "worker-lost": "lost_workers"}
 _SILENT_S = 120.0  # a head that says nothing for so long is lost, although the connection stands
-
-
-@dataclass
-class Entered:
-    """A run has been let in."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    welcome: Welcome
-    said: list[str]  # warnings
-    kept: Kept  # the cluster that it is
-
-
-async def enter(begin: Begin) -> Entered | list[str]:
-    """Join the cluster; or the reasons why that is not for this host to do. ConfigurationError."""
-    kept = begin.kept
-    assert kept is not None
-    while True:
-        try:
-            link, there, said = await join(kept)
-        except OSError as error:
-            msg = f"What is written down of cluster {kept.name} in {kept.directory} cannot be used: {error}."
-            raise ConfigurationError(msg) from error
-        if link is None:
-            return said
-        reader, writer = link
-        try:
-            writer.write(frame(Join(begin, kept.keep_s)))
-            welcome = await receive(reader)
-        except (EOFError, OSError):  # it was about to end
-            writer.close()
-            await asyncio.sleep(_AGAIN_S)
-        else:
-            if not isinstance(welcome, Welcome):  # Fatal, in words
-                raise ConfigurationError(getattr(welcome, "text", f"Cluster {kept.name} does not take this run."))
-            return Entered(reader, writer, welcome, said, there)
 
 
 class Relay:

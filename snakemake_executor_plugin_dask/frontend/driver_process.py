@@ -1,45 +1,20 @@
-"""The driver process as Snakemake sees it: started, spoken to, heard by a thread, ended. Imports nothing of Dask."""
+"""The driver process as Snakemake sees it: spoken to, heard by a thread, ended. Imports nothing of Dask."""
 
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.batch.allocations import cancel_run
+from snakemake_executor_plugin_dask.frontend.launching import Launched, log_of
 from snakemake_executor_plugin_dask.model.messages import Begin, Stop, Stopped
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import state
-from snakemake_executor_plugin_dask.node.private import append_private, read_end
+from snakemake_executor_plugin_dask.node.private import read_end
 from snakemake_executor_plugin_dask.node.processes import how_ended
 
 _LOG_TAIL_BYTES = 2000
-
-
-Launch = Callable[[Begin], tuple["subprocess.Popen[bytes]", Channel]]
-
-
-def launch(begin: Begin) -> "tuple[subprocess.Popen[bytes], Channel]":
-    """Start a driver process. Its own output goes into the state directory."""
-    ours, theirs = socket.socketpair()
-    command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.driver", "--fd", str(theirs.fileno())]
-    with theirs, open(append_private(_log_of(begin)), "ab") as log:
-        process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=begin.state_dir,  # the workflow's directory must not shadow modules
-            start_new_session=True,  # Ctrl-C and Ctrl-Z are for Snakemake
-        )
-    return process, Channel(ours)
-
-
-def _log_of(begin: Begin) -> Path:
-    return Path(begin.state_dir, "driver.log")
 
 
 class DriverLink:
@@ -54,15 +29,15 @@ class DriverLink:
         on_message: Callable[[object], None],
         on_loss: Callable[[str], None],
         on_error: Callable[[BaseException], None],
-        launch: Launch = launch,
+        launched: Launched,
     ) -> None:
         self._on_message = on_message
         self._on_loss = on_loss
         self._on_error = on_error
         self._stopped = threading.Event()
         self.last: Stopped | None = None
-        self._log = _log_of(begin)
-        self._process, self._channel = launch(begin)
+        self._log = log_of(begin.state_dir)
+        self._process, self._channel = launched.process, Channel(launched.sock)
         self._channel.send(begin)
         self._reader = threading.Thread(target=self._read, name="dask-driver-reader", daemon=True)
         self._reader.start()

@@ -34,6 +34,7 @@ from snakemake_executor_plugin_dask.frontend.failures import (
     queue_text,
 )
 from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once, group_members, members, wildcards
+from snakemake_executor_plugin_dask.frontend.launching import Launched, launch
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
 from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
 from snakemake_executor_plugin_dask.frontend.verdicts import over, starts_no_more, unfit_directory, verdict
@@ -46,6 +47,7 @@ from snakemake_executor_plugin_dask.interior import (
     snakemake_settings,
 )
 from snakemake_executor_plugin_dask.kept import recognise
+from snakemake_executor_plugin_dask.kept.place import is_name
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.model.jobs import job_text
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
@@ -121,8 +123,11 @@ def report_submission(executor: Any, info: SubmittedJobInfo) -> None:
 class Session:
     """One run, from the executor's making to its end."""
 
-    def __init__(self, executor: Any) -> None:
-        """Check settings and known jobs; WorkflowError before anything is started."""
+    def __init__(self, executor: Any, ahead: Launched | None) -> None:
+        """Check settings and known jobs; WorkflowError before anything is started.
+
+        ``ahead``: the driver's process, where it was started before it is known what there is to do.
+        """
         self._executor = executor
         self._workflow, self._dag = executor.workflow, executor.dag
         self._voice = Voice(executor.logger)
@@ -143,7 +148,7 @@ class Session:
             )
             raise as_error(msg)
         try:
-            kept = settings.scheduler if settings.scheduler and recognise.is_name(settings.scheduler) else None
+            kept = settings.scheduler if settings.scheduler and is_name(settings.scheduler) else None
             self._options, warnings = configure_here(replace(settings, scheduler=None) if kept else settings)
             if kept:
                 self._options = recognise.named(kept, self._options, os.environ)
@@ -163,6 +168,7 @@ class Session:
         self._ended = False
         self._warned: set[str] = set()  # kinds of warning
         self._link: DriverLink | None = None
+        self._ahead = ahead
         self._watcher: threading.Thread | None = None
         self._leave: Any = None  # Snakemake's own handler of SIGTERM
         # Signal handlers put something in, too, where a lock that they interrupted would never be had.
@@ -381,7 +387,10 @@ class Session:
                 jobs=self._known_jobs,
                 kept=kept,
             )
-            self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed)
+            launched = self._ahead
+            if launched is None or launched.process.poll() is not None:
+                launched = launch(self._state_dir)
+            self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed, launched)
             self._voice.kept_by(self._link.send)
             self._watcher = threading.Thread(target=self._watch, name="dask-watcher", daemon=True)
             self._watcher.start()
@@ -572,6 +581,8 @@ class Session:
                 self._voice.warning(
                     "Snakemake exits without waiting; the driver process goes on ending jobs and giving workers back."
                 )
+        elif self._ahead is not None:
+            self._ahead.sock.close()  # so it ends
         self._handover.close()
         self._remove_empty_log_directories()
 

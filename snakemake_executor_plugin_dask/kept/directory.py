@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import snakemake_executor_plugin_dask
+from snakemake_executor_plugin_dask.kept.place import root
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Asked, by_name
 from snakemake_executor_plugin_dask.model.options import Options
@@ -76,13 +77,6 @@ class Record:
     address: tuple[str, int]
     since: float
     within: Within | None = None
-
-
-def root(environment: Mapping[str, str]) -> Path:
-    """The directory of all clusters of the user."""
-    given = environment.get("XDG_STATE_HOME", "")
-    base = Path(given) if given.startswith("/") else Path(os.path.expanduser("~"), ".local", "state")
-    return base / "snakemake-dask"
 
 
 def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str, dict[str, str]]:

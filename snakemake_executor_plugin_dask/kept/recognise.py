@@ -2,20 +2,13 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 
 from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.kept.place import root
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Asked, Kept, asked_of_pools, differences, name_of
 from snakemake_executor_plugin_dask.model.options import Options
-
-_NAME = re.compile(r"[0-9a-f]{7}[0-9]")
-
-
-def is_name(scheduler: str) -> bool:
-    """Whether `--dask-scheduler` names a cluster that stays, and neither an address nor a file."""
-    return _NAME.fullmatch(scheduler) is not None and not os.path.exists(scheduler)
 
 
 def asked_for(options: Options, environment: Mapping[str, str]) -> Asked:
@@ -26,8 +19,8 @@ def asked_for(options: Options, environment: Mapping[str, str]) -> Asked:
 
 def named(name: str, options: Options, environment: Mapping[str, str]) -> Options:
     """The options with the pools of this cluster. ConfigurationError where none of this name is up."""
-    record = directory.read(directory.root(environment) / name)
-    if record is None or directory.fate(directory.root(environment) / name) == "dead":
+    record = directory.read(root(environment) / name)
+    if record is None or directory.fate(root(environment) / name) == "dead":
         up = [path.name for path, _, fate in directory.all_clusters(environment) if fate != "dead"]
         there = f"those that are up: {', '.join(up)}" if up else "none is up"
         msg = f"--dask-scheduler is {name!r}, and no cluster of this name is up; {there} (`snakemake-dask clusters`)."
@@ -54,10 +47,10 @@ def _placed_as(theirs: Options, options: Options) -> Options:
 
 def completed(asking: Options, environment: Mapping[str, str]) -> Options | None:
     """The options with the pools of the cluster that the run is going to use, as they are there; None: none is up."""
-    root = directory.root(environment)
-    if asking.kept is None and not root.is_dir():
+    clusters = root(environment)
+    if asking.kept is None and not clusters.is_dir():
         return None
-    where = root / (asking.kept or name_of(asked_for(asking, environment)))
+    where = clusters / (asking.kept or name_of(asked_for(asking, environment)))
     try:
         record = directory.read(where) if directory.fate(where) == "alive" else None
     except OSError:
@@ -73,27 +66,27 @@ def choose(asking: Options, options: Options, environment: Mapping[str, str]) ->
 
     ``asking``: the options as the user gave them; ``options``: with all that was completed since.
     """
-    root = directory.root(environment)
+    clusters = root(environment)
     if options.kept is not None:
-        record = directory.read(root / options.kept)
+        record = directory.read(clusters / options.kept)
         asked: Asked = {} if record is None else record.asked
-        return Kept(options.kept, os.fspath(root / options.kept), asked, options, options.keep_s, named=True), []
-    if any(pool.kind.found for pool in options.pools) or not (options.keep_s or root.is_dir()):
+        return Kept(options.kept, os.fspath(clusters / options.kept), asked, options, options.keep_s, named=True), []
+    if any(pool.kind.found for pool in options.pools) or not (options.keep_s or clusters.is_dir()):
         return None, []
     asked = asked_for(asking, environment)
     name = name_of(asked)
     try:
-        up = directory.fate(root / name) != "dead"
+        up = directory.fate(clusters / name) != "dead"
         others = [(path, record) for path, record, fate in directory.all_clusters(environment) if fate == "alive"]
     except OSError as error:
         if not options.keep_s:
             return None, []
-        msg = f"Clusters that stay are written down in {root}, which cannot be used: {error}; omit --dask-keep."
+        msg = f"Clusters that stay are written down in {clusters}, which cannot be used: {error}; omit --dask-keep."
         raise ConfigurationError(msg) from error
     notes = [
         f"Cluster {path.name} is up and is not used: it differs in {'; '.join(differences(record.asked, asked)[:3])}."
         for path, record in others
         if record is not None and not up
     ]
-    kept = Kept(name, os.fspath(root / name), asked, options, options.keep_s) if up or options.keep_s else None
+    kept = Kept(name, os.fspath(clusters / name), asked, options, options.keep_s) if up or options.keep_s else None
     return kept, notes

@@ -4,13 +4,15 @@ Both ends run this package and hold the only two ends of a socket pair, so that 
 `messages` (Snakemake's process and the driver) and `job_messages` (a worker and what runs its jobs).
 """
 
-import asyncio
 import contextlib
 import pickle
 import socket
 import struct
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio  # which takes longer to import than all else here
 
 _LENGTH = struct.Struct("!I")
 
@@ -21,12 +23,12 @@ def frame(message: object) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def receive(reader: asyncio.StreamReader) -> Any:
+async def receive(reader: "asyncio.StreamReader") -> Any:
     """The next message; EOFError once the other end is gone."""
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         return pickle.loads(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError) as error:
+    except (EOFError, ConnectionError) as error:  # asyncio's error of half a message is one, too
         raise EOFError from error
 
 

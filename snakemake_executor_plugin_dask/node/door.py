@@ -144,6 +144,8 @@ class Door:
                     return
                 continue  # it was given up before it was accepted
             connection.setblocking(False)
+            with suppress(OSError):  # asyncio does so by itself only where it has made the listening socket
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = asyncio.ensure_future(self._met(connection, address))
             # One that was cancelled before its first step has closed nothing.
             task.add_done_callback(lambda done, taken=connection: taken.close() if done.cancelled() else None)  # type: ignore[misc]

@@ -59,6 +59,10 @@ def test_runs_after_each_other_share_a_cluster_and_nothing_else(
         only = "set" if name == "first" else "unset"
         assert told == [str(tmp_path / name), mask, files, name, str(own[name]), only]
     assert clusters.processes("worker.supervisor") == []  # each run's went with it
+    with snakemake(tmp_path / "third", TELLS) as run:
+        finished(run)
+        assert "Nothing to be done" in run.output
+        run.expect_gone(10)  # what was started ahead of its first job, too
     listed = clusters.command("clusters").stdout
     assert clusters.names()[0] in listed
     assert "1 up" in listed

@@ -39,6 +39,27 @@ def test_they_come_no_faster_than_so_many_a_second() -> None:
     assert strangers.pause_s(1000) > 0
 
 
+def test_a_short_message_is_sent_at_once() -> None:
+    """And not held back until the other side has acknowledged the one before, which it may do 40 ms later."""
+
+    async def play() -> int:
+        met: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def meet(connection: socket.socket, _: Any) -> None:
+            with connection:
+                met.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            door = Door(listening, meet)
+            with socket.create_connection(listening.getsockname()):
+                try:
+                    return await met
+                finally:
+                    door.close()
+
+    assert asyncio.run(play()) == 1
+
+
 def test_who_says_nothing_goes_and_who_comes_later_is_met() -> None:
     """Far more silent connections than are allowed, and one that speaks."""
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink
+from snakemake_executor_plugin_dask.frontend.launching import Launched
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.messages import Begin, Say, Stopped
 from snakemake_executor_plugin_dask.model.options import Options
@@ -32,11 +33,9 @@ def test_an_error_with_one_message_is_told_and_the_next_ones_are_read() -> None:
     for message in (Say("info", "bad"), Say("info", "good again"), Stopped()):
         driver.send(message)
 
-    def launch(_: Begin) -> tuple[Any, Channel]:
-        return SimpleNamespace(wait=lambda _: 0), Channel(ours)
-
+    process: Any = SimpleNamespace(wait=lambda _: 0)
     begin = Begin(SETUP, Options(pools=()), "/state", "/state.events.jsonl")
-    link = DriverLink(begin, hear, heard.append, errors.append, launch)
+    link = DriverLink(begin, hear, heard.append, errors.append, Launched(process, ours))
     assert link.stop(kill=False, timeout_s=30)
     assert driver.receive() == begin
     assert heard == ["good", "bad", "good again"]

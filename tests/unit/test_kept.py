@@ -27,6 +27,7 @@ from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.head.head import Head, _Served
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
+from snakemake_executor_plugin_dask.kept.place import is_name, root
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Kept, Told, asked_of_pools, differences, name_of
 from snakemake_executor_plugin_dask.model.options import Options
@@ -50,7 +51,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def bring_up(options: Options, environment: dict[str, str]) -> Path:
     """What a head writes down, as if this process were it."""
     asked = recognise.asked_for(options, environment)
-    where = directory.root(environment) / name_of(asked)
+    where = root(environment) / name_of(asked)
     assert directory.make(where)
     HELD.append(state.Held(where))
     directory.write(where, directory.Record(where.name, asked, options, this_process(), ("127.0.0.1", 1), time.time()))
@@ -61,7 +62,7 @@ def test_names_follow_from_what_was_asked_for(environment: dict[str, str]) -> No
     """The same for the same, whatever else the environment holds; another one where an account or a size differs."""
     asked = recognise.asked_for(OPTIONS, environment)
     assert name_of(asked) == name_of(recognise.asked_for(OPTIONS, environment | {"PWD": "/elsewhere", "WHO": "me"}))
-    assert recognise.is_name(name_of(asked))
+    assert is_name(name_of(asked))
     for other in (
         recognise.asked_for(OPTIONS, environment | {"SBATCH_ACCOUNT": "biology"}),
         recognise.asked_for(replace(OPTIONS, pools=(replace(POOL, walltime_s=3600.0),)), environment),
@@ -139,25 +140,25 @@ def test_a_named_cluster_gives_its_pools(environment: dict[str, str]) -> None:
 
 def test_one_of_two_makes_the_directory(environment: dict[str, str]) -> None:
     """Nobody else can enter it, and where it cannot be made, one sentence says what to change."""
-    where = directory.root(environment) / "abcdef01"
+    where = root(environment) / "abcdef01"
     assert directory.make(where)
     assert not directory.make(where)
     assert where.stat().st_mode & 0o777 == 0o700
     assert directory.fate(where) == "alive"  # its head is only starting
     os.utime(where, (0, 0))
     assert directory.fate(where) == "dead"
-    directory.root(environment).parent.joinpath("file").write_text("")
+    root(environment).parent.joinpath("file").write_text("")
     with pytest.raises(ConfigurationError, match=r"omit --dask-keep"):
         directory.make(Path(environment["XDG_STATE_HOME"], "file", "snakemake-dask", "abcdef01"))
 
 
 def test_others_who_can_write_there_are_refused(environment: dict[str, str]) -> None:
     """A directory that a group may write holds no cluster."""
-    root = directory.root(environment)
-    root.mkdir(parents=True)
-    root.chmod(0o770)
+    clusters = root(environment)
+    clusters.mkdir(parents=True)
+    clusters.chmod(0o770)
     with pytest.raises(ConfigurationError, match="cannot be used"):
-        directory.make(root / "abcdef01")
+        directory.make(clusters / "abcdef01")
 
 
 @pytest.mark.parametrize(
@@ -508,9 +509,9 @@ def test_a_state_directory_that_cannot_be_read_is_nothing_to_runs_that_keep_noth
     environment: dict[str, str],
 ) -> None:
     """With --dask-keep it is one sentence."""
-    root = directory.root(environment)
-    root.mkdir(parents=True)
-    root.chmod(0o770)
+    clusters = root(environment)
+    clusters.mkdir(parents=True)
+    clusters.chmod(0o770)
     assert recognise.choose(replace(OPTIONS, keep_s=0.0), replace(OPTIONS, keep_s=0.0), environment) == (None, [])
     with pytest.raises(ConfigurationError, match="omit --dask-keep"):
         recognise.choose(OPTIONS, OPTIONS, environment)

@@ -1,12 +1,11 @@
 """The supervisor of a worker's job processes: starts them, watches memory and time, ends what must end.
 
 ``python -m snakemake_executor_plugin_dask.worker.supervisor --fd N [--lease-config FILE]``. N is a socket to the
-worker. One thread with an event loop (and a few that only touch files), standard library only. It is a child subreaper,
-so every process of its jobs is its descendant for as long as it lives. It leaves no job behind: without its worker, or
-without a lease, it ends them all, says so to the driver, and exits.
+worker, whose first message `first` may have read. One thread with an event loop (and a few that only touch files),
+standard library only. It is a child subreaper, so every process of its jobs is its descendant for as long as it lives.
+It leaves no job behind: without its worker, or without a lease, it ends them all, says so to the driver, and exits.
 """
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -18,7 +17,6 @@ import resource
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -46,7 +44,6 @@ from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status,
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node import logs, processes, updates
 from snakemake_executor_plugin_dask.node.environment import (
-    base_environment,
     expand,
     job_environment,
     node_changes,
@@ -57,6 +54,7 @@ from snakemake_executor_plugin_dask.worker.supervisor import attempt
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, NotStarted, note
 from snakemake_executor_plugin_dask.worker.supervisor.cgroups import JobGroups
 from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
+from snakemake_executor_plugin_dask.worker.supervisor.first import Begun, jobs_environment
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
 from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseConfig, LeaseLine
 from snakemake_executor_plugin_dask.worker.supervisor.usage import Excess, Monitor, ProcFiles
@@ -75,12 +73,12 @@ _LAST_WORDS_S = 10.0  # how long a worker that was told to end may take
 class Supervisor:
     """Everything of one worker's jobs."""
 
-    def __init__(self, worker: socket.socket, lease: LeaseConfig | None, directory: str | None = None) -> None:
-        """``directory`` is the worker's own, for what its jobs need."""
-        self._directory = directory
+    def __init__(self, begun: Begun, lease: LeaseConfig | None) -> None:
+        self._begun = begun
+        self._directory = directory = begun.scratch  # the worker's own, for what its jobs need
         self._host_file = ""  # names this node for `srun`, which else would go to the allocation's others
         self._of_prologue: frozenset[str] = frozenset()
-        self._socket = worker
+        self._socket = begun.worker
         self._loop = asyncio.get_running_loop()
         self._setup: RunSetup | None = None
         self._environment: dict[str, str] = {}
@@ -123,6 +121,9 @@ class Supervisor:
         await self._finished.wait()
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
+        if self._begun.message is not None:
+            self._from_worker(self._begun.message)
+            self._endings.reap()  # the warm process may have ended before anybody was told
         try:
             while True:
                 self._from_worker(await receive(reader))
@@ -185,17 +186,13 @@ class Supervisor:
 
     def _prepare(self, setup: RunSetup) -> None:
         own = dict(os.environ)
-        self._environment = base_environment(setup.environment, setup.replace_environment, own)
+        self._environment = jobs_environment(setup, own)
         self._of_prologue = of_prologue(own)
         node = node_of_several(self._environment)
         if node is not None and self._directory is not None:
             self._host_file = os.path.join(self._directory, "hosts")
             with open(self._host_file, "w") as file:
                 file.write(f"{node}\n" * (os.cpu_count() or 1))
-        if not os.path.isabs(setup.python):
-            # Software is not shared with the main process: its name means the Python that this worker runs with.
-            path = self._environment.get("PATH", os.defpath)
-            self._environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), path))
         if setup.scratch is not None:
             self._scratch = tempfile.mkdtemp(prefix=f"snakemake-{setup.run_id}-", dir=setup.scratch or None)
             self._at_home = os.path.isdir(setup.workdir)
@@ -211,7 +208,7 @@ class Supervisor:
                 self._no_groups = f"no cgroup enforces mem_mb on {attempt.HOST} ({error.strerror or error})"
                 note(self._no_groups)
         if self._finishing is None:
-            self._warming.begin(setup, self._environment)
+            self._warming.begin(setup, self._environment, self._begun.warm)
         self._tell_worker(Ready())
 
     async def _watch_lease(self) -> None:
@@ -600,25 +597,18 @@ def _settle(future: "asyncio.Future[Any]", value: str | None) -> None:
         future.set_result(value)
 
 
-def main(exit_process: Callable[[int], None] = os._exit) -> None:
-    parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.worker.supervisor")
-    parser.add_argument("--fd", type=int, required=True, help="socket to the worker")
-    parser.add_argument("--lease-config", help="JSON: host, port, ca, cert, key, worker")
-    parser.add_argument("--scratch", help="directory of the worker, removed at the end")
-    options = parser.parse_args()
-    worker = socket.socket(fileno=options.fd)
-    worker.set_inheritable(False)
-    lease = LeaseConfig.read(options.lease_config) if options.lease_config else None
+def main(begun: Begun) -> None:
+    lease = LeaseConfig.read(begun.lease_config) if begun.lease_config else None
     with contextlib.suppress(PermissionError):
         os.setsid()  # it is the leader of a group already if its parent made it one
     processes.become_subreaper()
 
     async def run() -> None:
-        await Supervisor(worker, lease, options.scratch).serve()
+        await Supervisor(begun, lease).serve()
 
     asyncio.run(run())
-    if options.scratch:
-        shutil.rmtree(options.scratch, ignore_errors=True)
+    if begun.scratch:
+        shutil.rmtree(begun.scratch, ignore_errors=True)
     # A thread that hangs in a file server must not keep the process.
     sys.stderr.flush()
-    exit_process(0)
+    os._exit(0)

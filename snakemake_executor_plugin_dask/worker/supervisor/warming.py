@@ -10,6 +10,7 @@ from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, note
 from snakemake_executor_plugin_dask.worker.supervisor.ending import WARM_ENDED, Endings
+from snakemake_executor_plugin_dask.worker.supervisor.first import StartedWarm, wants_warm
 from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess, WarmStart, shallow
 
 _READY_S = 60.0  # a job waits so long for the workflow to have been read
@@ -50,11 +51,11 @@ class Warming:
         self._why_cold = ""  # why there is no warm process, though the run wants one
         self._burials: set[asyncio.Task[Any]] = set()
 
-    def begin(self, setup: RunSetup, environment: Mapping[str, str]) -> None:
-        """Start the warm process, if the run is to have one."""
-        if setup.job_start == "warm" and not setup.precommand and not processes.why_cold():
+    def begin(self, setup: RunSetup, environment: Mapping[str, str], spawned: StartedWarm | None = None) -> None:
+        """Start the warm process, if the run is to have one. ``spawned``: it was started already."""
+        if wants_warm(setup):
             self._setup, self._environment = setup, environment
-            self._launch()
+            self._launch(spawned)
 
     def close(self) -> None:
         """No more jobs come. A warm process ends once it has none."""
@@ -109,12 +110,12 @@ class Warming:
                 warm.kill()
                 return
 
-    def _launch(self) -> None:
+    def _launch(self, spawned: StartedWarm | None = None) -> None:
         self._current = None
         if self._setup is None:
             return
         try:
-            self._current = self._make(self._setup, self._environment, self, self._directory)
+            self._current = self._make(self._setup, self._environment, self, self._directory, spawned)
         except OSError as error:
             self._give_up(f"no warm process could be made ({error.strerror or error})")
         else:

@@ -1,4 +1,4 @@
-"""The supervisor's end of the warm process: starts it, hands jobs over, and notices its end. Starts a process.
+"""The supervisor's end of the warm process, which `first` starts: hands jobs over, and notices its end.
 
 The warm process is `python -m snakemake_executor_plugin_dask.worker.warm`; see `model.job_messages`.
 """
@@ -25,7 +25,7 @@ from snakemake_executor_plugin_dask.model.job_messages import (
 )
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.wire import frame, receive
-from snakemake_executor_plugin_dask.node.processes import Launch, spawn
+from snakemake_executor_plugin_dask.worker.supervisor.first import StartedWarm, spawn_warm
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,15 @@ class WarmProcess:
     """One warm process."""
 
     def __init__(
-        self, setup: RunSetup, environment: Mapping[str, str], events: WarmEvents, directory: str | None = None
+        self,
+        setup: RunSetup,
+        environment: Mapping[str, str],
+        events: WarmEvents,
+        directory: str | None = None,
+        started: StartedWarm | None = None,
     ) -> None:
-        """Start it, with a directory for files of its own. Raises OSError where that cannot be done."""
+        """Start it, with a directory for files of its own, unless it was. Raises OSError where that cannot be done."""
+        started = started or spawn_warm(setup, environment, directory)
         self._events = events
         self.depth = 0  # once ready; 0 then, too, if it refuses every job
         self.reason = ""  # why it is not deeper
@@ -78,26 +84,7 @@ class WarmProcess:
         self.words = 0  # how often it has said something
         #: Jobs that were handed over and of which no process is known yet.
         self.unanswered: set[str] = set()
-        self._socket, theirs = socket.socketpair()
-        # Not from the workflow's directory, which would shadow modules; without -P, which jobs would see in sys.flags.
-        command = [setup.python, "-m", "snakemake_executor_plugin_dask.worker.warm"]
-        command += [] if directory is None else ["--directory", directory]
-        command += ["--fd", str(theirs.fileno())]
-        try:
-            launch = Launch(
-                command,
-                environment,
-                "/",
-                umask=setup.umask,
-                soft_limits=setup.soft_limits,
-                keep=(theirs.fileno(),),
-            )
-            self.pid, self._report = spawn(launch)
-        except OSError:
-            self._socket.close()
-            raise
-        finally:
-            theirs.close()
+        self.pid, self._report, self._socket = started.pid, started.report, started.sock
         self._writer: asyncio.StreamWriter | None = None
         self._setup = setup
         self._task = asyncio.create_task(self._serve())

@@ -643,6 +643,7 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, a cold job will show it
             reason = f"Snakemake's arguments cannot be read here: {type(error).__name__}: {error}"
             return Warmth(setup, cold_reason=reason)
+        gc.freeze()  # a hundred thousand objects of Snakemake's, among which no garbage need be looked for
         workflow, unfit = _read(parser) if depth > 1 else (None, "")
         shallow_reason = _prepare_calls(workflow) if workflow is not None and depth > 2 else ""
         depth = min(depth, 2) if shallow_reason else depth
@@ -651,10 +652,11 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
     child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.stdout.flush()
     sys.stderr.flush()
+    gc.collect()
+    gc.unfreeze()  # so that what is looked for is found
     unfit = unfit or randomness.look()
     if not unfit and workflow is not None:
         belongings, unfit = _belongings(workflow)
-    gc.collect()
     unfit = unfit or _threads() or gpu_in_use()
     if unfit and depth == 1:
         return Warmth(setup, cold_reason=unfit)
