@@ -244,7 +244,7 @@ async def _asked(where: Path, what: Any) -> Told | str:
     try:
         link = await joining.connect(where)
         if link is None:
-            return _SILENT
+            return _OTHER_VERSION if directory.of_another_version(where) else _SILENT
         reader, writer = link
         try:
             writer.write(frame(what))

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.kept.place import root
+from snakemake_executor_plugin_dask.model.byname import by_name
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kept import Asked, by_name
+from snakemake_executor_plugin_dask.model.kept import Asked
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.allocation import allocation_hosts, allocation_id, batch_system, host_name
@@ -157,6 +158,15 @@ def read(directory: Path) -> Record | None:
     except Exception:  # noqa: BLE001 - unpickling what another version wrote raises whatever it happens to meet
         return None
     return record if isinstance(record, Record) else None
+
+
+def of_another_version(directory: Path) -> bool:
+    """Whether there is a record of the user's own that this version cannot read."""
+    try:
+        read_private(directory / _RECORD)
+    except OSError:
+        return False
+    return read(directory) is None
 
 
 def locked(directory: Path) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from snakemake_executor_plugin_dask.kept import directory
 from snakemake_executor_plugin_dask.kept.place import root
@@ -20,6 +21,9 @@ def asked_for(options: Options, environment: Mapping[str, str]) -> Asked:
 def named(name: str, options: Options, environment: Mapping[str, str]) -> Options:
     """The options with the pools of this cluster. ConfigurationError where none of this name is up."""
     record = directory.read(root(environment) / name)
+    if directory.of_another_version(root(environment) / name):
+        msg = f"Cluster {name} was brought up by another version of the plugin, whose own commands use and stop it."
+        raise ConfigurationError(msg)
     if record is None or directory.fate(root(environment) / name) == "dead":
         up = [path.name for path, _, fate in directory.all_clusters(environment) if fate != "dead"]
         there = f"those that are up: {', '.join(up)}" if up else "none is up"
@@ -83,10 +87,15 @@ def choose(asking: Options, options: Options, environment: Mapping[str, str]) ->
             return None, []
         msg = f"Clusters that stay are written down in {clusters}, which cannot be used: {error}; omit --dask-keep."
         raise ConfigurationError(msg) from error
-    notes = [
-        f"Cluster {path.name} is up and is not used: it differs in {'; '.join(differences(record.asked, asked)[:3])}."
-        for path, record in others
-        if record is not None and not up
-    ]
+    notes = [] if up else [note for path, record in others if (note := _why_not(path, record, asked))]
     kept = Kept(name, os.fspath(clusters / name), asked, options, options.keep_s) if up or options.keep_s else None
     return kept, notes
+
+
+def _why_not(where: Path, record: directory.Record | None, asked: Asked) -> str:
+    """Why a cluster that is up is not used; empty: it is only just coming up, and nothing is known of it."""
+    if record is None:
+        found = "was brought up by another version of the plugin" if directory.of_another_version(where) else ""
+    else:
+        found = f"differs in {'; '.join(differences(record.asked, asked)[:3])}"
+    return found and f"Cluster {where.name} is up and is not used: it {found}."

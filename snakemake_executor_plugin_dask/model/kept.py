@@ -3,37 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from snakemake_executor_plugin_dask.model.byname import by_name
 from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.units import format_duration
-
-_T = TypeVar("_T")
-
-
-def by_name(cls: type[_T]) -> type[_T]:
-    """Pickles of this frozen dataclass hold its fields by name: other versions may have some more, or fewer.
-
-    A dataclass with slots goes by position otherwise, and takes one field for another. A field that is missing has its
-    default; TypeError where it has none.
-    """
-
-    def state(self: Any) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def set_state(self: Any, values: Any) -> None:
-        for field in fields(self):
-            if not isinstance(values, dict) or (value := values.get(field.name, field.default)) is MISSING:
-                msg = f"{cls.__name__} of another version: no {field.name}"
-                raise TypeError(msg)
-            object.__setattr__(self, field.name, value)
-
-    for name, method in (("__getstate__", state), ("__setstate__", set_state)):
-        setattr(cls, name, method)
-    return cls
-
 
 #: What was asked for: by part (a pool, a variable, the installation) its fields, as texts.
 Asked = Mapping[str, Mapping[str, str]]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from snakemake_executor_plugin_dask.model.byname import by_name
 from snakemake_executor_plugin_dask.model.jobs import JobStart
 from snakemake_executor_plugin_dask.model.pools import Pool
 
@@ -9,6 +10,7 @@ from snakemake_executor_plugin_dask.model.pools import Pool
 REPORT_ENDINGS = (".html", ".htm", ".tsv", ".json")
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class DashboardAddress:
     """Where Dask's dashboard listens."""
@@ -17,6 +19,7 @@ class DashboardAddress:
     port: int = 0  # 0: any free one
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the user asked for. Times in seconds, memory in 10^6 bytes, paths absolute."""

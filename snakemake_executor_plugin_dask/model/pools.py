@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.amounts import UNKNOWN, Amounts
+from snakemake_executor_plugin_dask.model.byname import by_name
 from snakemake_executor_plugin_dask.model.kinds import KINDS, Kind
 
 #: Jobs with `threads: 0` at once, for each core of the worker: they hold no core, but processes and descriptors.
@@ -13,6 +14,7 @@ CORELESS_FOR_EACH_CORE = 10
 GPU_VENDORS = ("nvidia", "amd")
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class Pool:
     """One pool. ``cores``, ``memory_mb`` and ``gpus`` are for each node; None: the backend knows or finds out."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from snakemake_executor_plugin_dask.model.byname import by_name
 from snakemake_executor_plugin_dask.node.processes import read_stat
 
 Fate = Literal["alive", "dead", "unknown"]
@@ -19,6 +20,7 @@ Fate = Literal["alive", "dead", "unknown"]
 _MACHINE = "pid:[4026531836]"
 
 
+@by_name
 @dataclass(frozen=True, slots=True)
 class Process:
     """A process that can be told from every other one. ``start`` is in clock ticks after the boot."""

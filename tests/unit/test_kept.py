@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -30,12 +30,13 @@ from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.kept.place import is_name, root
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Kept, Told, asked_of_pools, differences, name_of
-from snakemake_executor_plugin_dask.model.options import Options
+from snakemake_executor_plugin_dask.model.options import DashboardAddress, Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Process, ancestor_with, this_process
 from snakemake_executor_plugin_dask.node.machine import Machine
+from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 HELD: list[state.Held] = []
@@ -376,6 +377,44 @@ def test_heads_of_other_versions_are_read_by_name() -> None:
     for state_ in ({"until_s": 5.0}, [{"up": 2}]):
         with pytest.raises(TypeError, match="of another version"):
             older.__setstate__(state_)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [replace(OPTIONS, dashboard=DashboardAddress("host", 5)), replace(POOL, options={"queue": "big"}), this_process()],
+)
+def test_what_a_record_holds_is_read_by_name(thing: Any) -> None:
+    """Settings, pools and the head's process, too: none takes one field of another version for another one."""
+    assert pickle.loads(pickle.dumps(thing)) == thing
+    values = {"colour": "red"} | {name: getattr(thing, name) for name in reversed(thing.__slots__)}
+    read = object.__new__(type(thing))
+    read.__setstate__(values)
+    assert read == thing
+    without = {name: value for name, value in values.items() if name != "options"}
+    if isinstance(thing, Pool):
+        read.__setstate__(without)
+        assert read == replace(thing, options={})
+    with pytest.raises(TypeError, match="of another version"):
+        read.__setstate__({})
+
+
+def test_a_record_that_cannot_be_read_is_told(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a cluster that is up: to a run that would use it, to one that asks for another, and to who lists them."""
+    monkeypatch.setenv("XDG_STATE_HOME", environment["XDG_STATE_HOME"])
+    where = bring_up(OPTIONS, environment)
+    write_private(where / "record.pickle", b"cno_such_module\nRecord\n.")
+    others = replace(OPTIONS, pools=(replace(POOL, cores=8),))
+    kept, notes = recognise.choose(others, others, environment)
+    assert kept is not None
+    assert kept.name != where.name
+    assert notes == [f"Cluster {where.name} is up and is not used: it was brought up by another version of the plugin."]
+    with pytest.raises(ConfigurationError, match="by another version of the plugin, whose own commands"):
+        recognise.named(where.name, OPTIONS, environment)
+    assert main(["clusters"]) == 0
+    assert "is of another version" in capsys.readouterr().out
+    HELD.pop().release()
 
 
 def test_a_head_of_another_version_is_named(
