@@ -1,0 +1,180 @@
+"""Clusters that stay, and runs that must not take them, or cannot tell whether they live: each says why."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters.slurm import VirtualSlurm
+from running import logged_jobs, wait_for
+
+import snakemake_executor_plugin_dask
+from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.node.private import write_private
+
+from .kept_clusters import KEEP, SMALL, Clusters, finished, pools_of, snakemake
+
+pytestmark = pytest.mark.timeout(900)
+
+ONE_JOB = logged_jobs(1, "true")
+
+
+def test_runs_of_other_code_do_not_share(clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same version, in the same environment, with other files, whose records hold other things: both run."""
+    with snakemake(tmp_path / "first", ONE_JOB, *KEEP, *SMALL) as run:
+        finished(run)
+    (name,) = clusters.names()
+    package = Path(snakemake_executor_plugin_dask.__file__).parent
+    copy = tmp_path / "path" / package.name
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    options = copy / "model" / "options.py"
+    was = options.read_text()
+    options.write_text(
+        was.replace("    pools: tuple[Pool, ...]\n", "    pools: tuple[Pool, ...]\n    colour: str = 'red'\n")
+    )
+    assert options.read_text() != was
+    with monkeypatch.context() as context:
+        context.setenv("PYTHONPATH", str(copy.parent))
+        with snakemake(tmp_path / "other", ONE_JOB, *SMALL) as run:
+            finished(run)
+            assert f"Cluster {name} is up and is not used: it differs in installation: code" in run.output
+        with snakemake(tmp_path / "named", ONE_JOB, "--dask-scheduler", name) as run:
+            assert run.wait() != 0
+            assert f"Cluster {name} was brought up by another installation: installation: code" in run.output
+        listed = clusters.command("clusters")
+        assert "1 up" in listed.stdout, listed.stderr  # the head answers to commands of other code
+    assert len(clusters.heads()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another group")
+def test_runs_of_other_groups_do_not_share(clusters: Clusters, tmp_path: Path) -> None:
+    """What a job may read and write is its own run's business: workers of other groups are not taken."""
+    with snakemake(tmp_path / "first", ONE_JOB, *KEEP, *SMALL) as run:
+        finished(run)
+    (name,) = clusters.names()
+    before = os.getgroups()
+    other = max({*before, 54321}) + 1
+    os.setgroups([*before, other])
+    try:
+        with snakemake(tmp_path / "other", logged_jobs(1, "id -G > groups.txt"), *SMALL) as run:
+            finished(run)
+            assert f"Cluster {name} is up and is not used: it differs in user: groups" in run.output
+            assert str(other) in (run.directory / "groups.txt").read_text().split()
+    finally:
+        os.setgroups(before)
+
+
+@pytest.mark.slurm
+def test_on_slurm_runs_of_other_accounts_do_not_share(
+    clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run's jobs are charged to its own account, and the second run's cluster stays beside the first one's."""
+    body = """
+rule tell:
+    output: "account.txt"
+    resources: mem_mb=100, runtime=5
+    shell: "squeue --noheader --jobs $SLURM_JOB_ID --format %a > {output}"
+"""
+    pools = ("--dask-pools", str(pools_of(tmp_path, "0-1")))
+    for account in ("physics", "biology"):
+        monkeypatch.setenv("SBATCH_ACCOUNT", account)
+        with snakemake(tmp_path / account, body, *pools, *KEEP) as run:
+            finished(run)
+            assert ("it differs in variables: SBATCH_ACCOUNT physics, biology" in run.output) == (account == "biology")
+            assert (run.directory / "account.txt").read_text().strip() == account
+    assert len(clusters.heads()) == 2
+    assert len(slurm.queue()) == 2
+
+
+@pytest.fixture
+def written(clusters: Clusters, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """What a cluster that is up has written down of it, copied; and where it lies, once that cluster has ended."""
+    with snakemake(tmp_path / "first", ONE_JOB, *KEEP, *SMALL) as run:
+        finished(run)
+    (name,) = clusters.names()
+    where, copy = clusters.root / name, tmp_path / "copy"
+    shutil.copytree(where, copy)
+    assert clusters.command("stop", name).returncode == 0
+    yield copy, where
+    if directory.fate(where) == "unknown":  # as nobody else may do
+        shutil.rmtree(where)
+
+
+def put_back(copy: Path, where: Path, **head: str) -> None:
+    """The cluster's directory, as if its head were another process."""
+    record = directory.read(copy)
+    assert record is not None
+    process = dataclasses.replace(record.head, **head)
+    shutil.copytree(copy, where)
+    directory.write(where, dataclasses.replace(record, head=process, address=("192.0.2.1", 9)))
+    (where / "lock").unlink()
+    write_private(where / "lock", process.to_json())
+
+
+def test_a_host_that_does_not_answer_is_left_alone_and_named(
+    written: tuple[Path, Path], clusters: Clusters, tmp_path: Path
+) -> None:
+    """Whether a head there lives nobody here can tell: a run that keeps has a cluster beside it, others their own."""
+    copy, where = written
+    put_back(copy, where, host="elsewhere", boot="00000000-0000-0000-0000-000000000000")
+    before = {path.name: path.read_bytes() for path in where.iterdir() if path.is_file()}
+    told = f"Cluster {where.name} is on elsewhere, and cannot be reached from here."
+    for number in (1, 2):
+        with snakemake(tmp_path / f"keeps{number}", ONE_JOB, *KEEP, *SMALL) as run:
+            finished(run)
+            assert told in run.output
+            assert "stays for" in run.output
+            assert ("has 1 worker" in run.output) == (number == 2)  # the one beside it is shared
+    beside = [name for name in clusters.names() if name != where.name]
+    assert len(beside) == 1
+    with snakemake(tmp_path / "named", ONE_JOB, "--dask-scheduler", where.name, *SMALL) as run:
+        assert run.wait() != 0
+        assert told in run.output
+    row = next(line for line in clusters.command("clusters").stdout.splitlines() if line.startswith(where.name))
+    assert "elsewhere" in row
+    assert "does not answer" in row
+    stopped = clusters.command("stop", where.name, "--force")
+    assert stopped.returncode == 1
+    assert f"Cluster {where.name} does not answer from here; stop it on elsewhere." in stopped.stderr
+    assert {path.name: path.read_bytes() for path in where.iterdir() if path.is_file()} == before
+
+
+def test_a_record_of_before_a_reboot_is_cleared_up_after(
+    written: tuple[Path, Path], clusters: Clusters, tmp_path: Path
+) -> None:
+    """Nothing survives one, also where a process of today has the head's number and start."""
+    copy, where = written
+    put_back(copy, where, boot="00000000-0000-0000-0000-000000000000")
+    old = (where / "tls-ca.pem").read_bytes()
+    assert directory.fate(where) == "dead"
+    with snakemake(tmp_path / "next", ONE_JOB, *KEEP, *SMALL) as run:
+        finished(run)
+        assert "has no worker yet" in run.output
+    assert clusters.names() == [where.name]
+    assert (where / "tls-ca.pem").read_bytes() != old
+
+
+@pytest.mark.slurm
+def test_on_slurm_what_was_submitted_before_a_reboot_is_cancelled(
+    clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path
+) -> None:
+    """By the next run: allocations outlive the host of their head."""
+    pools = ("--dask-pools", str(pools_of(tmp_path, "1-1")))
+    done = clusters.command("start", *KEEP, *pools, "--wait")
+    assert done.returncode == 0, done.stderr
+    (before,) = slurm.queue()
+    (where,) = clusters.root.iterdir()
+    (head,) = clusters.heads()
+    os.kill(head, signal.SIGKILL)
+    wait_for(lambda: not clusters.heads(), "the head is gone")
+    process = json.loads((where / "lock").read_text())
+    process |= {"boot": "00000000-0000-0000-0000-000000000000", "pid": os.getpid()}
+    (where / "lock").write_text(json.dumps(process))
+    with snakemake(tmp_path / "next", ONE_JOB, *pools, *KEEP) as run:
+        finished(run)
+    (after,) = slurm.queue()
+    assert after.split()[0] != before.split()[0]
