@@ -74,12 +74,17 @@ def fate(where: Path, run: Callable[[Sequence[str]], Ran] = run_here) -> Fate:
     """What became of a cluster's head. Of one on another host the batch system is asked, where that is the same."""
     found = directory.fate(where)
     record = directory.read(where) if found == "unknown" else None
-    if record is None or record.within is None or record.within.system != SLURM.name or not record.within.cluster:
-        return found
+    return "dead" if record is not None and is_over(record.within, run) else found
+
+
+def is_over(within: directory.Within | None, run: Callable[[Sequence[str]], Ran] = run_here) -> bool:
+    """Whether the batch system says that an allocation is gone. False where it does not, or is another one."""
+    if within is None or within.system != SLURM.name or not within.cluster:
+        return False
     here = _CLUSTER_NAME.search(run(["scontrol", "show", "config"]).out)
-    if here is None or here[1] != record.within.cluster or not is_id(SLURM, record.within.id):
-        return found  # the same number may be another job of another cluster
-    return "dead" if ask(SLURM, [record.within.id], None, run)[record.within.id].kind == "gone" else found
+    if here is None or here[1] != within.cluster or not is_id(SLURM, within.id):
+        return False  # the same number may be another job of another cluster
+    return ask(SLURM, [within.id], None, run)[within.id].kind == "gone"
 
 
 def beside(kept: Kept) -> Kept:
@@ -145,7 +150,8 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, Kept, l
 
 def ends_with(environment: Mapping[str, str], root: Path = Path("/")) -> str | None:
     """What ends the processes of this session, a new head's too, whatever they do; None: nothing known."""
-    if (system := batch_system(environment)) is not None:
+    # A session that was begun in an allocation may have outlived it.
+    if (system := batch_system(environment)) is not None and not is_over(directory.within(environment)):
         return f"this allocation of {system.name} ({allocation_id(environment)})"
     for directory_ in ("usr/lib/systemd", "run/systemd", "etc/systemd"):
         for path in sorted([root / directory_ / "logind.conf", *(root / directory_ / "logind.conf.d").glob("*.conf")]):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from clusters.slurm import VirtualSlurm
 from running import logged_jobs, wait_for
 
 import snakemake_executor_plugin_dask
-from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.kept import directory, joining
 from snakemake_executor_plugin_dask.node.private import write_private
 
 from .kept_clusters import KEEP, SMALL, Clusters, finished, pools_of, snakemake
@@ -70,7 +71,7 @@ def test_runs_of_other_groups_do_not_share(clusters: Clusters, tmp_path: Path) -
 
 @pytest.mark.slurm
 def test_on_slurm_runs_of_other_accounts_do_not_share(
-    clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: VirtualSlurm, clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each run's jobs are charged to its own account, and the second run's cluster stays beside the first one's."""
     body = """
@@ -160,7 +161,7 @@ def test_a_record_of_before_a_reboot_is_cleared_up_after(
 
 @pytest.mark.slurm
 def test_on_slurm_what_was_submitted_before_a_reboot_is_cancelled(
-    clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path
+    slurm: VirtualSlurm, clusters: Clusters, tmp_path: Path
 ) -> None:
     """By the next run: allocations outlive the host of their head."""
     pools = ("--dask-pools", str(pools_of(tmp_path, "1-1")))
@@ -178,3 +179,63 @@ def test_on_slurm_what_was_submitted_before_a_reboot_is_cancelled(
         finished(run)
     (after,) = slurm.queue()
     assert after.split()[0] != before.split()[0]
+
+
+#: Waits to be told what to do, and is out of the batch script's reach, as a session of tmux is.
+SESSION = """#!/bin/bash
+touch session-begun
+while [ ! -e start ]; do sleep 0.2; done
+{python} -P -m snakemake_executor_plugin_dask start --dask-keep 1h --dask-worker-cores 1 > start.out 2>&1
+touch started
+while [ ! -e leave ]; do sleep 0.2; done
+"""
+BATCH = """#!/bin/bash
+#SBATCH --partition=cpu --output=batch.out --time=10
+setsid --fork ./session.sh
+sleep 600
+"""
+
+
+def as_another_host_finds_it(where: Path, copy: Path) -> str:
+    """What becomes of a head, for whoever sees only what is written down, and can ask the same Slurm."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(where, copy)
+    process = json.loads((copy / "lock").read_text()) | {"host": "elsewhere", "boot": "another"}
+    (copy / "lock").write_text(json.dumps(process))
+    return joining.fate(copy)
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("outlives", [False, True], ids=["begins before its end", "begins after its end"])
+def test_on_slurm_a_head_in_a_session_that_outlives_its_allocation(
+    slurm: VirtualSlurm, clusters: Clusters, tmp_path: Path, *, outlives: bool
+) -> None:
+    """One that is started before the allocation's end ends with it, and one that is started later lives on.
+
+    So nobody on another host, where the batch system alone can be asked, takes a living head for dead.
+    """
+    for name, text in (("session.sh", SESSION.format(python=sys.executable)), ("batch.sh", BATCH)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    number = slurm.run("sbatch", "--parsable", f"--chdir={tmp_path}", str(tmp_path / "batch.sh")).strip()
+    copy = tmp_path / "copy" / "snakemake-dask" / "abcdef01"
+    copy.parent.mkdir(parents=True, mode=0o700)
+    try:
+        wait_for((tmp_path / "session-begun").exists, "the session")
+        if outlives:
+            slurm.run("scancel", number)
+            wait_for(lambda: not slurm.queue(), "the allocation is gone")
+        (tmp_path / "start").touch()
+        wait_for((tmp_path / "started").exists, "the cluster")
+        said = (tmp_path / "start.out").read_text()
+        assert "is up" in said
+        assert (f"ends with this allocation of slurm ({number})" in said) is not outlives
+        (where,) = clusters.root.iterdir()
+        assert as_another_host_finds_it(where, copy) == "unknown"
+        if not outlives:
+            slurm.run("scancel", number)
+            wait_for(lambda: not slurm.queue(), "the allocation is gone")
+            wait_for(lambda: not clusters.heads(), f"the head ends with it: {clusters.log()}")
+            assert clusters.names() == []
+    finally:
+        (tmp_path / "leave").touch()

@@ -20,7 +20,9 @@ from snakemake_executor_plugin_dask.driver.outbox import Outbox
 from snakemake_executor_plugin_dask.driver.own.certificate import server_context
 from snakemake_executor_plugin_dask.driver.own.core import Core
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
+from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.kept.joining import is_over
 from snakemake_executor_plugin_dask.model.kept import (
     Alive,
     Ask,
@@ -45,6 +47,7 @@ _TICK_S = 1.0
 _SCALE_EVERY_S = 0.2
 _SILENT_S = 120.0  # a run that says nothing for so long has lost its host, or its network
 _LEASE_S = 60.0  # of workers; each run's supervisors have their own
+_ALLOCATION_EVERY_S = 30.0  # so often the batch system is asked for the allocation around
 _BACKLOG = 128
 _READ_AHEAD = 1 << 26
 
@@ -82,6 +85,8 @@ class Head:
         self._held_core_s = self._idle_core_s = 0.0
         self._counted = self._began
         self._socket: socket.socket | None = None
+        self._within: directory.Within | None = None  # the allocation that it stands in
+        self._tasks = Tasks(self._failed)
         self._conversations: set[asyncio.Task[None]] = set()
 
     def _say(self, level: Level, text: str) -> None:
@@ -103,8 +108,20 @@ class Head:
         # Where the batch system does not end what outlives a batch script, the head does so itself.
         number = allocation_id(os.environ)
         variable = next((name for name, value in os.environ.items() if value == number and name in IDS), "")
+        self._within = directory.within(os.environ)
+        if await asyncio.to_thread(is_over, self._within):
+            number, self._within = None, None  # of a session that was begun in it, and has outlived it
         self._holder = ancestor_with(variable, number) if variable and number else None
+        if self._within is not None:
+            self._tasks.spawn(self._watch_allocation(self._within))
         self._write()
+
+    async def _watch_allocation(self, within: directory.Within) -> None:
+        """End with it, since other hosts take its end for the head's: a session may outlive the batch script."""
+        while not await asyncio.to_thread(is_over, within):  # noqa: ASYNC110 - it has to be asked
+            await asyncio.sleep(_ALLOCATION_EVERY_S)
+        self._log("The batch system says that the allocation it stood in is over.")
+        self.end()
 
     def _write(self) -> None:
         """Say where the cluster is, and what its pools are."""
@@ -119,7 +136,7 @@ class Head:
             this_process(),
             address,
             self._since,
-            directory.within(os.environ),
+            self._within,
         )
         directory.write(Path(self._kept.directory), record)
         self._written = pools
@@ -294,6 +311,7 @@ class Head:
     async def close(self) -> tuple[str, ...]:
         """End all runs, and give everything back. Returns workers that were not seen to be gone."""
         self.end()  # whoever comes now joins the next one
+        self._tasks.cancel()
         for served in list(self._served.values()):
             served.end(f"Cluster {self._kept.name} was stopped.")
         others = self._conversations - {asyncio.current_task()}
