@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from running import SnakemakeRun, slowness, snakemake, wait_for
 
+from .kept_clusters import KEEP, Clusters
+from .kept_clusters import snakemake as beside
+
 pytestmark = [
     pytest.mark.long,
     pytest.mark.timeout(600),
@@ -89,16 +92,21 @@ def lines(run: SnakemakeRun, job: str, kind: str) -> list[tuple[str, float]]:
     return [(words[1], float(words[2])) for words in found if len(words) == 3 and words[0] == kind]
 
 
-@contextlib.contextmanager
-def started_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SnakemakeRun, str, str]]:
-    """A run with a job on each worker; the far worker's attempt, and its job."""
+def on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int) -> tuple[str, ...]:
+    """The settings of a pool with a worker in the namespace and one beside it."""
     launcher = tmp_path / "launcher"
     launcher.write_text(LAUNCHER.replace("NAMESPACE", NAMESPACE))
     launcher.chmod(0o755)
     monkeypatch.setenv("NHOSTS", "2")  # so says Grid Engine of an allocation of two nodes
     options = f"{{launcher: {launcher} --, interface: {INTERFACE}}}"
-    settings = ("--dask-cluster", "mpi", "--dask-workers", "2", "--dask-worker-cores", "1", "--dask-options", options)
-    with snakemake(tmp_path / "work", SNAKEFILE, *settings) as run:
+    shape = ("--dask-workers", "2", "--dask-worker-cores", str(cores))
+    return ("--dask-cluster", "mpi", *shape, "--dask-options", options)
+
+
+@contextlib.contextmanager
+def started_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SnakemakeRun, str, str]]:
+    """A run with a job on each worker; the far worker's attempt, and its job."""
+    with snakemake(tmp_path / "work", SNAKEFILE, *on_both(tmp_path, monkeypatch, 1)) as run:
         wait_for(lambda: all(lines(run, job, "alive") for job in "01"), "both jobs started")
         placed = {event["key"]: event["worker"] for event in run.events("job-placed")}
         far = next(key for key, worker in placed.items() if worker.endswith("-0"))
@@ -134,6 +142,51 @@ def test_cut_network(tmp_path: Path, elsewhere: None, monkeypatch: pytest.Monkey
         assert run.output.count("Worker ") >= 1
         assert "was lost" in run.output
         run.expect_gone(60)
+
+
+def test_cut_network_of_a_cluster_that_stays(
+    tmp_path: Path, elsewhere: None, clusters: Clusters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs share both workers: what either has on the far one is dead before it runs again, once, and it ends once.
+
+    The near worker's jobs go on, and a run that comes later finds the cluster in order.
+    """
+    settings = (*on_both(tmp_path, monkeypatch, 2), *KEEP)
+    with (
+        beside(tmp_path / "one", SNAKEFILE, *settings) as one,
+        beside(tmp_path / "other", SNAKEFILE, *settings) as other,
+    ):
+        runs = (one, other)
+        wait_for(lambda: all(lines(run, job, "alive") for run in runs for job in "01"), "four jobs")
+        placed = {event["key"]: event["worker"] for run in runs for event in run.events("job-placed")}
+        first = {(run, job): lines(run, job, "start")[0][0] for run in runs for job in "01"}
+        cut_off = {place for place, key in first.items() if placed[key].endswith("-0")}
+        assert len(cut_off) == 2
+        ip("link", "set", INTERFACE, "down")
+        back = time.monotonic() + 75
+        wait_for(lambda: time.monotonic() > back, "the network is cut", 135)
+        ip("link", "set", INTERFACE, "up")
+        of_cut = {run for run, _ in cut_off}
+        wait_for(
+            lambda: all("runs again" in run.output for run in of_cut), "the far attempts are known to be dead", 200
+        )
+        known = time.time()
+        for run in runs:
+            (run.directory / "go").touch()
+        for run in runs:
+            assert run.wait() == 0, run.output
+            for job in "01":
+                starts = [key for key, _ in lines(run, job, "start")]
+                assert starts[0] == first[run, job]
+                assert len(starts) == (2 if (run, job) in cut_off else 1)
+                assert [key for key, _ in lines(run, job, "end")] == [starts[-1]]
+                if (run, job) in cut_off:
+                    assert max(when for key, when in lines(run, job, "alive") if key == starts[0]) < known
+            assert not run.jobs()
+    with beside(tmp_path / "after", SNAKEFILE, *settings) as after:
+        (after.directory / "go").touch()
+        assert after.wait() == 0, after.output
+    assert len(clusters.heads()) == 1
 
 
 def test_short_cut(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
