@@ -5,7 +5,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -258,22 +259,6 @@ def test_error_without_keep_going(tmp_path: Path) -> None:
         run.expect_gone(10)
 
 
-def test_stopped_snakemake(tmp_path: Path) -> None:
-    """Ctrl-Z for longer than a lease: the jobs live on, and the run ends well after it goes on."""
-    with snakemake(tmp_path, logged_jobs(2, "while ! test -e go; do sleep 0.1; done")) as run:
-        wait_for(lambda: len(started(run)) == 2, "both jobs started")
-        jobs = _lasting(run)
-        os.kill(run.process.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 70
-        wait_for(lambda: time.monotonic() > deadline, "more than a lease of 60 s", 120)
-        assert jobs
-        assert jobs == _lasting(run)
-        os.kill(run.process.pid, signal.SIGCONT)
-        (tmp_path / "go").touch()
-        assert run.wait() == 0, run.output
-        assert len(started(run)) == 2
-
-
 ODD_JOBS = """
 rule all:
     input: "stops.txt", expand("other{i}.txt", i=range(3))
@@ -303,33 +288,65 @@ def test_jobs_that_meddle(tmp_path: Path) -> None:
         run.expect_gone(10)
 
 
-def test_frozen_worker(tmp_path: Path) -> None:
-    """A worker that is stopped (SIGSTOP) is given up; its jobs are dead before they run again."""
-    with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 300")) as run:
-        wait_for(lambda: len(started(run)) == 2, "both jobs started")
-        first = set(run.jobs())
-        (tmp_path / "again").touch()
-        os.kill(run.facts()["pid"], signal.SIGSTOP)
-        assert run.wait() == 0, run.output
-        assert not first & set(run.jobs())
-        assert len(ended(run)) == 2
-        assert said(run) == lost("it said nothing for N s")
-        run.expect_gone(10)
+@dataclass(frozen=True)
+class StandsStill:
+    """A run of which something was stopped by SIGSTOP."""
+
+    run: SnakemakeRun
+    jobs: set[int]  # its jobs' processes at that time
+    since: float
 
 
-def test_frozen_worker_and_supervisor(tmp_path: Path) -> None:
-    """Both are stopped, as on a hung node: the driver ends their processes before the jobs run again."""
-    with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 300")) as run:
-        wait_for(lambda: len(started(run)) == 2, "both jobs started")
-        first = set(run.jobs())
-        (tmp_path / "again").touch()
-        os.kill(run.facts()["pid"], signal.SIGSTOP)
-        os.kill(run.facts()["supervisor_pid"], signal.SIGSTOP)
-        assert run.wait() == 0, run.output
-        assert not first & set(run.jobs())
-        assert len(ended(run)) == 2
-        assert said(run) == lost("it said nothing for N s")
-        run.expect_gone(10)
+@pytest.fixture(scope="module")
+def stand_still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, StandsStill]]:
+    """Runs in which nothing happens for the better part of a minute. They wait at the same time, by test."""
+    waits, again = "while ! test -e go; do sleep 0.1; done", "test -e again || sleep 300"
+    bodies = {"snakemake": waits, "worker": again, "worker_and_supervisor": again}
+    with contextlib.ExitStack() as stack:
+        runs = {
+            name: stack.enter_context(snakemake(tmp_path_factory.mktemp(f"test_frozen_{name}"), logged_jobs(2, body)))
+            for name, body in bodies.items()
+        }
+        found = {}
+        for name, run in runs.items():
+            wait_for(lambda run=run: len(started(run)) == 2, "both jobs started")  # type: ignore[misc]
+            jobs = _lasting(run) if name == "snakemake" else set(run.jobs())
+            (run.directory / "again").touch()
+            stopped = {
+                "snakemake": [run.process.pid],
+                "worker": [run.facts()["pid"]],
+                "worker_and_supervisor": [run.facts()["pid"], run.facts()["supervisor_pid"]],
+            }
+            for pid in stopped[name]:
+                os.kill(pid, signal.SIGSTOP)
+            found[name] = StandsStill(run, jobs, time.monotonic())
+        yield found
+
+
+@pytest.mark.parametrize("stopped", ["worker", "worker_and_supervisor"])
+def test_frozen_worker(stand_still: dict[str, StandsStill], stopped: str) -> None:
+    """A worker that is stopped is given up; its jobs are dead before they run again.
+
+    If its supervisor is stopped too, as on a hung node, the driver ends their processes.
+    """
+    run = stand_still[stopped].run
+    assert run.wait() == 0, run.output
+    assert not stand_still[stopped].jobs & set(run.jobs())
+    assert len(ended(run)) == 2
+    assert said(run) == lost("it said nothing for N s")
+    run.expect_gone(10)
+
+
+def test_stopped_snakemake(stand_still: dict[str, StandsStill]) -> None:
+    """Ctrl-Z for longer than a lease: the jobs live on, and the run ends well after it goes on."""
+    run, jobs = stand_still["snakemake"].run, stand_still["snakemake"].jobs
+    wait_for(lambda: time.monotonic() > stand_still["snakemake"].since + 70, "more than a lease of 60 s")
+    assert jobs
+    assert jobs == _lasting(run)
+    os.kill(run.process.pid, signal.SIGCONT)
+    (run.directory / "go").touch()
+    assert run.wait() == 0, run.output
+    assert len(started(run)) == 2
 
 
 def said(run: SnakemakeRun) -> list[str]:
