@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import RUN_S, ended, logged_jobs, processes_of, snakemake, started, wait_for
+from running import RUN_S, SnakemakeRun, ended, logged_jobs, processes_of, snakemake, started, wait_for
 
 BIN = Path(sys.executable).parent
 
@@ -86,15 +86,33 @@ class Cluster:
             process.wait(30)
 
 
+@contextlib.contextmanager
+def cluster_in(directory: Path) -> Iterator[Cluster]:
+    """Without a scheduler so far."""
+    (directory / "cluster").mkdir()
+    cluster = Cluster(directory / "cluster")
+    try:
+        yield cluster
+    finally:
+        cluster.end()
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Cluster]:
     """A scheduler without workers."""
-    directory = tmp_path / "cluster"
-    directory.mkdir()
-    found = Cluster(directory)
-    found.scheduler()
-    yield found
-    found.end()
+    with cluster_in(tmp_path) as found:
+        found.scheduler()
+        yield found
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SnakemakeRun]]:
+    """Runs that wait for a minute and more before they end. They do so at the same time, by test."""
+    begin = {"kinds": workers_of_different_kinds, "scheduler": a_scheduler_that_stays_away}
+    if DASK_CUDA.is_dir():
+        begin = {"cuda": local_cuda_cluster} | begin
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(begun(tmp_path_factory.mktemp(name))) for name, begun in begin.items()}
 
 
 def most_at_once(*logs: Path) -> int:
@@ -176,27 +194,37 @@ rule huge:
 """
 
 
-def test_workers_of_different_kinds(tmp_path: Path, running: Cluster) -> None:
+@contextlib.contextmanager
+def workers_of_different_kinds(directory: Path) -> Iterator[SnakemakeRun]:
+    """A run of which one job is left that fits nowhere."""
+    with cluster_in(directory) as cluster:
+        cluster.scheduler()
+        cluster.worker("plain", 1)
+        cluster.worker("lic", 1, "--resources", "licence=1")
+        # All but there, so that it can join within the minute that the jobs wait.
+        preload, join = directory / "preload.py", directory / "join"
+        preload.write_text(f"import os, time\nwhile not os.path.exists({str(join)!r}):\n    time.sleep(0.1)\n")
+        cluster.worker("larger", 2, "--preload", str(preload), registered=False)
+        arguments = ["--dask-scheduler", str(cluster.file), "--keep-going", "--cores", "8"]
+        with snakemake(directory / "a", KINDS, *arguments) as run:
+            for rule in ("big asks for 2 cores", "huge asks for 1 core, mem_mb=9000"):
+                said = f"Rule {rule}, which no worker of the cluster can hold now: its jobs wait 1m for a worker that"
+                wait_for(lambda said=said: f"{said} can" in run.output, said)  # type: ignore[misc]
+            join.touch()
+            wait_for((run.directory / "big.txt").exists, "the larger job on the newcomer")
+            yield run
+
+
+def test_workers_of_different_kinds(patient: dict[str, SnakemakeRun]) -> None:
     """A job goes where it fits; one that fits nowhere waits for a larger worker, which is said, and fails then."""
-    running.worker("plain", 1)
-    running.worker("lic", 1, "--resources", "licence=1")
-    # All but there, so that it can join within the minute that the jobs wait.
-    preload = tmp_path / "preload.py"
-    preload.write_text(f"import os, time\nwhile not os.path.exists({str(tmp_path / 'join')!r}):\n    time.sleep(0.1)\n")
-    running.worker("larger", 2, "--preload", str(preload), registered=False)
-    with snakemake(tmp_path / "a", KINDS, "--dask-scheduler", str(running.file), "--keep-going", "--cores", "8") as run:
-        for rule in ("big asks for 2 cores", "huge asks for 1 core, mem_mb=9000"):
-            said = f"Rule {rule}, which no worker of the cluster can hold now: its jobs wait 1m for a worker that can"
-            wait_for(lambda said=said: said in run.output, said)  # type: ignore[misc]
-        (tmp_path / "join").touch()
-        wait_for((run.directory / "big.txt").exists, "the larger job on the newcomer")
-        assert run.wait() == 1, run.output
-        assert "mem_mb=9000 is more than the 4000 MB usable on a worker" in run.output
-        assert "--set-resources huge:mem_mb=4000" in run.output
-        outcomes = {event["outcome"]["key"].split("-")[0]: event["outcome"] for event in run.events("job-ended")}
-        assert outcomes["licence"]["worker"] == "lic"
-        assert outcomes["big"]["worker"] == "larger"
-        assert run.output.count("Rule big asks") == 1, run.output
+    run = patient["kinds"]
+    assert run.wait() == 1, run.output
+    assert "mem_mb=9000 is more than the 4000 MB usable on a worker" in run.output
+    assert "--set-resources huge:mem_mb=4000" in run.output
+    outcomes = {event["outcome"]["key"].split("-")[0]: event["outcome"] for event in run.events("job-ended")}
+    assert outcomes["licence"]["worker"] == "lic"
+    assert outcomes["big"]["worker"] == "larger"
+    assert run.output.count("Rule big asks") == 1, run.output
 
 
 ADAPTIVE = """
@@ -279,19 +307,14 @@ def test_an_adaptive_slurm_cluster_follows_the_jobs(tmp_path: Path, slurm: Virtu
         wait_for(lambda: not slurm.queue(), "an empty queue")
 
 
-def test_a_scheduler_that_comes_back(tmp_path: Path) -> None:
-    """Killed, and started again with a worker: that is said in one sentence, and the run goes on.
-
-    The second time it stays away: the run ends, and one sentence says what became of the jobs.
-    """
-    directory = tmp_path / "cluster"
-    directory.mkdir()
-    cluster = Cluster(directory)
-    try:
+@contextlib.contextmanager
+def a_scheduler_that_stays_away(directory: Path) -> Iterator[SnakemakeRun]:
+    """A run whose scheduler was lost and came back with another worker, and was lost again."""
+    with cluster_in(directory) as cluster:
         cluster.scheduler()
         cluster.worker("one", 1)
         body = "while ! test -e go{wildcards.i}; do sleep 0.1; done"
-        with snakemake(tmp_path / "a", logged_jobs(3, body), "--dask-scheduler", str(cluster.file)) as run:
+        with snakemake(directory / "a", logged_jobs(3, body), "--dask-scheduler", str(cluster.file)) as run:
             wait_for(lambda: len(started(run)) == 1, "the first job started")
             cluster.lose_scheduler()
             wait_for(lambda: "The Dask scheduler at tcp://" in run.output, "the loss is said")
@@ -305,14 +328,21 @@ def test_a_scheduler_that_comes_back(tmp_path: Path) -> None:
             )
             assert "Worker one was lost" not in run.output
             cluster.lose_scheduler()
-            assert run.wait() == 1, run.output
-            output = " ".join(run.output.split())
-            assert "was lost, and is not back with workers after 90 s: the 1 job on its workers ended with it" in output
-            assert "ended with it, and 1 more waited; bring the cluster up" in output
-            assert "Traceback" not in output
-            run.expect_gone(20)
-    finally:
-        cluster.end()
+            yield run
+
+
+def test_a_scheduler_that_comes_back(patient: dict[str, SnakemakeRun]) -> None:
+    """Killed, and started again with a worker: that is said in one sentence, and the run goes on.
+
+    The second time it stays away: the run ends, and one sentence says what became of the jobs.
+    """
+    run = patient["scheduler"]
+    assert run.wait() == 1, run.output
+    output = " ".join(run.output.split())
+    assert "was lost, and is not back with workers after 90 s: the 1 job on its workers ended with it" in output
+    assert "ended with it, and 1 more waited; bring the cluster up" in output
+    assert "Traceback" not in output
+    run.expect_gone(20)
 
 
 def test_no_secrets_without_encryption(tmp_path: Path, running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -637,44 +667,36 @@ rule cpu:
 DASK_CUDA = BIN.parent / "dask-cuda"
 
 
+@contextlib.contextmanager
+def local_cuda_cluster(directory: Path) -> Iterator[SnakemakeRun]:
+    """A run on it that has just begun."""
+    standins = Path(__file__).parents[1] / "clusters" / "nvml"
+    with cluster_in(directory) as cluster:
+        (cluster.directory / "bring_up.py").write_text(CUDA.format(file=str(cluster.file)))
+        path = f"{DASK_CUDA}:{standins}"
+        cluster.start("cuda", sys.executable, "bring_up.py", stdin=subprocess.PIPE, PYTHONPATH=path)
+        wait_for(cluster.file.exists, "the scheduler's file")
+        with snakemake(directory / "a", GPU_JOBS, "--dask-scheduler", str(cluster.file), "--keep-going") as run:
+            yield run
+
+
 @pytest.mark.skipif(not DASK_CUDA.is_dir(), reason="dask-cuda is an extra of the test machine")
-def test_local_cuda_cluster(tmp_path: Path) -> None:
+def test_local_cuda_cluster(patient: dict[str, SnakemakeRun]) -> None:
     """dask-cuda's own cluster, on stand-ins for four devices: a job sees the one that its worker stands for alone.
 
     No device is held twice, a job without `gpu` sees none, and one on two is told not to fit.
     """
-    standins = Path(__file__).parents[1] / "clusters" / "nvml"
-    directory = tmp_path / "cluster"
-    directory.mkdir()
-    cluster = Cluster(directory)
-    (directory / "bring_up.py").write_text(CUDA.format(file=str(cluster.file)))
-    with (directory / "cuda.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "bring_up.py"],
-            cwd=directory,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"PYTHONPATH": f"{DASK_CUDA}:{standins}"},
-            start_new_session=True,
-        )
-    cluster.processes.append(process)
-    try:
-        wait_for(cluster.file.exists, "the scheduler's file")
-        arguments = ["--dask-scheduler", str(cluster.file)]
-        with snakemake(tmp_path / "a", GPU_JOBS, *arguments, "--keep-going") as run:
-            assert run.wait() == 1, run.output
-            assert "2 GPUs is more than the 1 of a worker" in run.output
-            assert not (run.directory / "two.txt").exists()
-            devices = {fact["facts"]["devices"][0] for fact in run.events("worker-joined")}
-            assert devices == {"0", "1", "2", "3"}
-            spans = sorted(
-                (device, float(began), float(ended))
-                for device, began, ended, _ in (path.read_text().split() for path in run.directory.glob("gpu/*"))
-            )
-            assert {device for device, _, _ in spans} <= devices
-            for (device, _, ended), (following, began, _) in itertools.pairwise(spans):
-                assert device != following or ended <= began
-            assert (run.directory / "cpu.txt").read_text() == "sees:\n"
-    finally:
-        cluster.end()
+    run = patient["cuda"]
+    assert run.wait() == 1, run.output
+    assert "2 GPUs is more than the 1 of a worker" in run.output
+    assert not (run.directory / "two.txt").exists()
+    devices = {fact["facts"]["devices"][0] for fact in run.events("worker-joined")}
+    assert devices == {"0", "1", "2", "3"}
+    spans = sorted(
+        (device, float(began), float(over))
+        for device, began, over, _ in (path.read_text().split() for path in run.directory.glob("gpu/*"))
+    )
+    assert {device for device, _, _ in spans} <= devices
+    for (device, _, over), (following, began, _) in itertools.pairwise(spans):
+        assert device != following or over <= began
+    assert (run.directory / "cpu.txt").read_text() == "sees:\n"

@@ -196,7 +196,7 @@ def test_late_output(tmp_path: Path, start: str) -> None:
         logs = (tmp_path / ".snakemake" / "dask_logs").glob("late/*.log")
         return any("Waiting at most" in log.read_text() for log in logs)
 
-    with snakemake(tmp_path, LATE, "--latency-wait", "120", "--dask-job-start", start) as run:
+    with snakemake(tmp_path, LATE, "--latency-wait", "60", "--dask-job-start", start) as run:
         wait_for(waits, "the job's Snakemake misses its output")
         (tmp_path / "late.txt").write_text("late\n")
         assert run.wait() == 0, run.output
