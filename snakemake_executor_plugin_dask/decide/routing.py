@@ -24,6 +24,10 @@ _MAX_NAMES = 8  # rules named in one sentence
 _MANY_READY = 5000  # among so many `greedy` chooses for half a minute or so
 
 
+_DASK_WORKERS_WIDE = (
+    "its workers hold several nodes and supervise one: a job's own Dask workers need a pool without nodes, over whose "
+    "workers they may lie"
+)
 _GIVEN_UP = "it was given up, since its workers could not be brought up"
 
 
@@ -147,7 +151,7 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
         return (Shortage("it is made for other Slurm resources"),)
     if pool.nodes is not None and request.nodes == 1 and not request.mpi:
         if request.cluster is not None:
-            return (Shortage("its workers hold several nodes, over which a job's own Dask workers cannot lie"),)
+            return (Shortage(_DASK_WORKERS_WIDE),)
         return (Shortage("it takes only jobs that declare nodes or mpi"),)
     short: list[Shortage] = []
     if request.cluster is not None and (number := places(pool, request.cluster)) > 1:

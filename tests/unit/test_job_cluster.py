@@ -95,7 +95,7 @@ def test_several_workers_of_a_pool_hold_more() -> None:
     with pytest.raises(NoPool, match="--set-threads mean=7"):
         route(asks(9, dask_workers=2), [pool], shapes, name="mean")
     wide = a_pool("wide", nodes=2, workers_max=2)
-    with pytest.raises(NoPool, match="its workers hold several nodes"):
+    with pytest.raises(NoPool, match="need a pool without nodes, over whose workers they may lie"):
         route(asks(1, dask_workers=2), [wide], {"wide": shape_of(wide)})
     container = with_cluster(asks(), JobCluster(4, 2, together="in a container"))
     with pytest.raises(NoPool, match="in a container and thus all on one node") as error:
