@@ -444,6 +444,7 @@ def _spec(found: _Job, part: Part, scheduler: Mapping[str, Any]) -> JobSpec:
             scheduler=scheduler["started"],
             python=scheduler["python"],
             environment=tuple((name, value) for name, value in scheduler["environment"]),
+            modules=tuple(scheduler["modules"]),
             lent=part.lent,
         ),
         certificate=spec.certificate,

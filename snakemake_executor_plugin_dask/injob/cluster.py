@@ -21,11 +21,12 @@ import socket
 import ssl
 import subprocess
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 _LOOK_S = 0.2
 _OVER_MOST = 3  # workers over their memory, before none is replaced any more
-_ARRAY = "dask.array"  # other modules that a script uses start threads when they are imported
+_FORKABLE = {"jemalloc_bg_thd"}  # threads of Arrow's allocator, which sees to forks itself
 _RETIRE_S = 30.0  # so long a worker's data may take to move to others
 _START_S = 60.0  # a job does not wait longer for all its workers, once some are there
 _PR_SET_PDEATHSIG = 1
@@ -76,7 +77,9 @@ class Keeper:
                 self._spawn(name, index, environment)
                 continue
             keeper = os.getpid()
-            pid = os.fork()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any thread
+                pid = os.fork()
             if not pid:
                 _become_worker(keeper, environment)
                 self.supervisor.close()
@@ -169,14 +172,19 @@ def _import_for_fork(directory: str) -> bool:
     """Import what all workers need; whether they can be forked from this process then."""
     from distributed import Scheduler, Worker  # noqa: F401
 
-    if _ARRAY in wanted_modules(directory):
-        with contextlib.suppress(Exception):
-            importlib.import_module(_ARRAY)
+    import_wanted(directory)
     try:
         # Numerical libraries have threads of their own, unless they are told otherwise, as Dask's settings do.
-        return len(os.listdir("/proc/self/task")) == 1
+        return all(
+            _name_of(thread) in _FORKABLE for thread in os.listdir("/proc/self/task") if thread != str(os.getpid())
+        )
     except OSError:
         return False
+
+
+def _name_of(thread: str) -> str:
+    with open(f"/proc/self/task/{thread}/comm") as file:
+        return file.read().strip()
 
 
 def wanted_modules(directory: str) -> "list[str]":
@@ -272,7 +280,6 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
     """Run the scheduler, and keep the workers of its node, until the supervisor's socket closes."""
     from distributed import Scheduler
 
-    import_wanted(keeper.directory)  # while the workers do
     reader = await keeper.hear()
     pages = _pages(settings, keeper)
 
@@ -297,6 +304,7 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
             started: dict[str, Any] = {"started": os.getpid()}
             if settings["part"] is not None:
                 started |= {"python": sys.executable, "environment": dict(os.environ)}
+                started["modules"] = wanted_modules(keeper.directory)
             keeper.tell(started)
             began = asyncio.get_running_loop().time()
             while not gone.done():

@@ -18,6 +18,7 @@ class Spread:
     scheduler: str = ""
     python: str = ""
     environment: tuple[tuple[str, str | None], ...] = ()  # what the script's has beyond what its node gave it
+    modules: tuple[str, ...] = ()  # those of Dask that the script has imported
     pages: str = ""  # the path under which the scheduler serves its pages; empty: it serves none
     lent: bool = False  # its one Dask worker is given back at some time, and nothing replaces it here
     #: Where what is said to nodes is not encrypted: a directory that they share and only the user can read. It has the

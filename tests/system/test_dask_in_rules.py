@@ -647,11 +647,28 @@ pools:
 """
 
 
-def on_nodes(directory: Path, output: str, workers: int) -> AbstractContextManager[SnakemakeRun]:
+def on_nodes(directory: Path, output: str, workers: int, *more: str) -> AbstractContextManager[SnakemakeRun]:
     """A job with so many Dask workers of one core, on Slurm's nodes with two."""
     directory.joinpath("pools.yaml").write_text(NODES)
     resources = ("--set-resources", "one:dask_script_mem_mb=300", f"one:dask_workers={workers}")
-    return snakemake(directory, of_python(ONE, directory), output, "--dask-pools", "pools.yaml", *resources)
+    return snakemake(directory, of_python(ONE, directory), output, *more, "--dask-pools", "pools.yaml", *resources)
+
+
+@pytest.mark.slurm
+@pytest.mark.variant
+def test_its_pages_come_from_its_scripts_node(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Wherever that is: they are below the run's own path, and show the Dask workers of all nodes."""
+    with on_nodes(tmp_path, "long.txt", 5, "--dask-dashboard", "auto") as run:
+        placed_on(run)
+        (file,) = tmp_path.glob(".snakemake/dask/*/dashboard")
+        base = file.read_text().strip().removesuffix("/status")
+        (event,) = run.events("job-placed")
+        told = json.loads(urlopen(f"{base}/job/{event['key']}/json/counts.json").read())
+        assert told["workers"] == 5
+        assert "Bokeh" in urlopen(f"{base}/job/{event['key']}/status").read().decode()
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 1
+        run.expect_gone(60)
 
 
 @pytest.mark.slurm

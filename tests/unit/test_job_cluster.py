@@ -173,7 +173,8 @@ def test_what_is_not_sent_is_in_files(tmp_path: Path) -> None:
         return await said
 
     async def part(scheduler: str) -> dict[str, str | None]:
-        part = dataclasses.replace(script, spread=dataclasses.replace(spread, part=1, scheduler=scheduler, python="py"))
+        more = {"scheduler": scheduler, "python": "py", "modules": ("dask.array",)}
+        part = dataclasses.replace(script, spread=dataclasses.replace(spread, part=1, **more))
         other = ClusterOfJob(print, print)
         changes = await other.prepare(part, JobCluster(1, 1), str(tmp_path), "log", {"OWN": "1"})
         other.close()
@@ -185,6 +186,7 @@ def test_what_is_not_sent_is_in_files(tmp_path: Path) -> None:
     assert (changes["SECRET"], changes["OWN"]) == ("1", None)
     assert "TMPDIR" not in changes
     assert {file.read_text() for file in tmp_path.glob("dask-*/key.pem")} == {"key"}
+    assert [json.loads(file.read_text()) for file in tmp_path.glob("dask-*/modules.json")] == [["dask.array"]]
     assert secrets.stat().st_mode & 0o77 == 0
     assert not any(file.stat().st_mode & 0o77 for file in secrets.iterdir())
 

@@ -48,13 +48,19 @@ async def begun(world: World) -> tuple[str, str]:
     assert part.key == PART
     assert part.spread is not None
     assert (part.spread.scheduler, part.spread.python, part.spread.environment) == ("tls://s:1", "py", (("A", "1"),))
+    assert part.spread.modules == ("dask.array",)
     assert part.certificate == spec.certificate
     world.start(PART)
     return address.removeprefix("tls://"), other.removeprefix("tls://")
 
 
 def listens(world: World) -> None:
-    message: dict[str, Any] = {"started": "tls://s:1", "python": "py", "environment": [["A", "1"]]}
+    message: dict[str, Any] = {
+        "started": "tls://s:1",
+        "python": "py",
+        "environment": [["A", "1"]],
+        "modules": ["dask.array"],
+    }
     world.controller.received({"cluster": KEY} | message)
 
 

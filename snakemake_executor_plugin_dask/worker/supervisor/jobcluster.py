@@ -5,10 +5,10 @@ on several nodes, each of the others has a part of it: an attempt of its own, wh
 script's Python. Writes a directory that only the user can enter, and removes it with the attempt.
 
 Messages to and from the driver and the cluster's process are the same, as JSON there. From the cluster: ``{"started":
-pid}``, with ``python`` and ``environment`` where other parts need them, ``{"failed": why}``, ``{"over": worker, "text":
-what it held}``, ``{"retired": part}``, ``{"pages": port}`` of its dashboard, ``{"note": what the user is to know}``. To
-it: ``{"gone": part}``, a part was lost with its node, ``{"failed": why}``, one could not start, ``{"retire": part}``,
-its data is to move elsewhere, and ``over`` from other parts.
+pid}``, with ``python``, ``environment`` and ``modules`` where other parts need them, ``{"failed": why}``, ``{"over":
+worker, "text": what it held}``, ``{"retired": part}``, ``{"pages": port}`` of its dashboard, ``{"note": what the user
+is to know}``. To it: ``{"gone": part}``, a part was lost with its node, ``{"failed": why}``, one could not start,
+``{"retire": part}``, its data is to move elsewhere, and ``over`` from other parts.
 """
 
 import asyncio
@@ -126,6 +126,7 @@ class ClusterOfJob:
         if spread is not None and spread.part:
             of_script = spread.environment if self._secrets is None else jobsecrets.environment(self._secrets)
             changes = (*of_script, *changes)
+            (here / "modules.json").write_text(json.dumps(spread.modules))
             self.command = [spread.python, os.fspath(here / "cluster.py"), self.directory]
         self._given = job_environment(base, spec.key, (*spec.environment, *changes))
         return changes
@@ -175,7 +176,10 @@ class ClusterOfJob:
                 self.tell({"failed": f"what other nodes need to know could not be written: {error}"})
                 return
             environment = []
-        self._say({"started": self._address, "python": message["python"], "environment": environment})
+        modules = message.get("modules", [])
+        self._say(
+            {"started": self._address, "python": message["python"], "environment": environment, "modules": modules}
+        )
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """What the driver, or another part of the cluster, has to say."""
