@@ -156,7 +156,7 @@ def _end(log, rng, now, *, key, name, running, free) -> None:
     log.write(
         "job-ended",
         outcome=Outcome(
-            *(key, status, name, f"n{name}", 1, "warm", code, signal, began, now, peak),
+            *(key, status, name, f"n{name}", "4711", 1, "warm", code, signal, began, now, peak),
             cpu_s=(now - began) * rule[2] * rule[7],
             log_path=f".snakemake/dask_logs/{rule[0]}/{jobid}.log",
             log_tail=tail,

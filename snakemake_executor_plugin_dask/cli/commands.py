@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from snakemake_executor_plugin_dask.cli import clusters, slurm_site
 from snakemake_executor_plugin_dask.cli.explain import explain
-from snakemake_executor_plugin_dask.cli.finding import LOGS, fate, find_job, find_log, read_run, up_to_now
+from snakemake_executor_plugin_dask.cli.finding import LOGS, fate, find_job, find_log, no_garbage, read_run, up_to_now
 from snakemake_executor_plugin_dask.cli.jobtable import (
     STATES,
     Choice,
@@ -168,9 +168,10 @@ def _number(text: str) -> int:
 
 
 def _runs(options: argparse.Namespace) -> None:
-    found = sorted((Path(options.directory) / LOGS).glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        find_log(options.directory)  # complains
+    find_log(options.directory)  # complains where there is none
+    where = Path(options.directory)
+    logs = [*(where / LOGS).glob(f"*{SUFFIX}"), *where.glob(f"*{SUFFIX}")]
+    found = sorted(logs, key=lambda path: path.stat().st_mtime)
     rows = [_run_row(path) for path in found]
     if options.format == "json":
         _print(json.dumps(rows, indent=1))
@@ -190,7 +191,8 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _run_row(log: Path) -> dict[str, Any]:
-    model = up_to_now(RunModel(read_events(log)), log)
+    with no_garbage():
+        model = up_to_now(RunModel(read_events(log)), log)
     counts = model.counts()
     return {
         "run": clean(model.run_id or log.name.removesuffix(SUFFIX), 60),

@@ -1,8 +1,10 @@
 """Which run and which job a person means. Reads directories and event logs."""
 
+import contextlib
+import gc
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -52,9 +54,21 @@ def _literal(text: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
+@contextlib.contextmanager
+def no_garbage() -> Iterator[None]:
+    """While a log is read: nothing of a model refers to itself, and looking through it again and again takes time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def read_run(log: Path) -> RunModel:
     """Raises OSError; ConfigurationError where the log holds no events."""
-    model = RunModel(read_events(log))
+    with no_garbage():
+        model = RunModel(read_events(log))
     if model.started is None:
         msg = f"{log} holds no events."
         raise ConfigurationError(msg)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from snakemake_executor_plugin_dask.cli.jobtable import NOTHING, Column, fitted
@@ -196,16 +197,14 @@ def _waiting(picture: Snapshot, width: int) -> list[Line]:
 
 def _failed(model: RunModel, width: int) -> list[Line]:
     """The jobs that failed last, each with the first words of its reason."""
-    failed = [a for a in model.attempts.values() if model.jobs.get((a.rule, a.jobid)) == "failed" and a.ended]
-    last = sorted(failed, key=lambda attempt: attempt.ended or 0.0)[-_FAILED_LINES:]
+    last = [*islice(reversed(model.failed.values()), _FAILED_LINES)][::-1]
     lines = [
         Line(
             _cut(f"Failed: job {clean(short_id(a.jobid), 20)}, {clean(full_name(a, 1), 200)}: {_why(a)}", width), "bad"
         )
         for a in last
     ]
-    if len(failed) > len(last):
-        more = len(failed) - len(last)
+    if more := len(model.failed) - len(last):
         lines.append(Line(_cut(f"… and {more:,} more before: `snakemake-dask jobs --state failed`", width), "dim"))
     return [Line(), *lines] if lines else []
 

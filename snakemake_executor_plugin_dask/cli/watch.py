@@ -5,7 +5,6 @@ curses leaves the terminal as it was, also at an error and at Ctrl-Z, and follow
 
 import argparse
 import curses
-import json
 import locale
 import os
 import signal
@@ -15,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from snakemake_executor_plugin_dask.cli.finding import fate, find_log
+from snakemake_executor_plugin_dask.cli.finding import fate, find_log, no_garbage
 from snakemake_executor_plugin_dask.cli.screen import Line, Pace, screen
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.observe import live
-from snakemake_executor_plugin_dask.observe.events import Tail, is_event
+from snakemake_executor_plugin_dask.observe.events import Tail, event_of
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.status import end_line, table
@@ -45,16 +44,9 @@ class Followed:
             self._asked = time.monotonic()
             self.gone = fate(self.log) == "dead"
         for line in self._tail.lines():
-            self._apply(line)
+            if (event := event_of(line)) is not None:
+                self.model.apply(event)
         live.look(self.log, self.model)
-
-    def _apply(self, line: bytes) -> None:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            return
-        if is_event(event):
-            self.model.apply(event)
 
     @property
     def over(self) -> bool:
@@ -71,7 +63,8 @@ def run(options: argparse.Namespace) -> str:
         msg = "`watch` needs a terminal; `snakemake-dask status` prints the same once."
         raise ConfigurationError(msg)
     followed = Followed(log)
-    followed.look()
+    with no_garbage():
+        followed.look()
     if not followed.over:
         locale.setlocale(locale.LC_ALL, "")
         for name in ("LINES", "COLUMNS"):  # curses would believe them, and follow no change

@@ -5,6 +5,7 @@ survives SIGKILL of the writer; only the very last line can be torn, and readers
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.node.private import append_private
 
 SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes; new kinds and new fields do not raise it
@@ -24,6 +26,14 @@ _LEFT_OUT = frozenset({"environment", "near", "affinity"})
 
 #: Settings that may hold what others must not read, such as a token in a prologue: only their names are kept.
 _NAMES_ALONE = frozenset({"options"})
+
+#: Fields of a request that stand in the log also where they are as by default; most requests differ in few others.
+_ALWAYS = frozenset({"cores", "gpus", "nodes"})
+_KINDS_OF_REQUESTS = 1_000
+
+# ASCII only: undecodable bytes in names (lone surrogates) are escaped, and no terminal takes harm.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
+_decode = json.JSONDecoder().raw_decode
 
 Event = dict[str, Any]
 
@@ -55,8 +65,7 @@ class EventLog:
         event = {"v": SCHEMA_VERSION, "t": round(self._clock(), 3), "kind": kind}
         event.update((name, plain(value)) for name, value in fields.items() if name not in _LEFT_OUT)
         self._also(event)
-        # ASCII only: undecodable bytes in names (lone surrogates) are escaped, and no terminal takes harm.
-        self._append(json.dumps(event, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii"))
+        self._append(_encode(event).encode("ascii"))
 
     def close(self) -> None:
         """Close the file. May be repeated."""
@@ -92,6 +101,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return round(value, 3) if math.isfinite(value) else None
+    if isinstance(value, Request):
+        return dict(_plain_request(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = (field.name for field in dataclasses.fields(value))
         return {name: _plain_field(name, getattr(value, name)) for name in names if name not in _LEFT_OUT}
@@ -102,6 +113,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return str(value)
+
+
+@functools.lru_cache(_KINDS_OF_REQUESTS)
+def _plain_request(request: Request) -> dict[str, Any]:
+    """Without what is as by default. Thousands of jobs ask for the same."""
+    return {
+        field.name: plain(value)
+        for field in dataclasses.fields(request)
+        if (value := getattr(request, field.name)) != field.default or field.name in _ALWAYS
+    }
 
 
 def _plain_field(name: str, value: Any) -> Any:
@@ -129,17 +150,19 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
     """The events of a log, in order. Lines that are no event (a torn one) are passed over. Raises OSError."""
     with open(path, "rb") as file:
         for line in file:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if is_event(event):
+            if (event := event_of(line)) is not None:
                 yield event
 
 
-def is_event(value: Any) -> bool:
-    """Whether what a line of a log holds is an event."""
-    return isinstance(value, dict) and isinstance(value.get("kind"), str) and _is_time(value.get("t"))
+def event_of(line: bytes) -> Event | None:
+    """The event in a line of a log; None where it holds none."""
+    try:
+        text = line.decode().strip()
+        event, end = _decode(text)
+    except (ValueError, RecursionError):
+        return None
+    whole = end == len(text) and isinstance(event, dict)
+    return event if whole and isinstance(event.get("kind"), str) and _is_time(event.get("t")) else None
 
 
 def newest_log(directory: str | os.PathLike[str]) -> Path | None:

@@ -6,7 +6,7 @@ was then. What was held and used over time is computed from this by `use`.
 
 import sys
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.observe.events import Event
@@ -22,7 +22,7 @@ from snakemake_executor_plugin_dask.observe.records import (
 )
 
 #: Fields that name something, in every kind of event.
-_NAMES = frozenset(("worker", "pool", "key", "rule"))
+_NAMES = ("worker", "pool", "key", "rule")
 #: What an end means for the job, by its status; any other one has failed.
 _FATES = {"succeeded": "succeeded", "cancelled": "stopped"}
 
@@ -50,9 +50,11 @@ class RunModel:
         self.pending: dict[str, Allocation] = {}  # those whose worker has not joined
         self.attempts: dict[str, Attempt] = {}
         self.waiting: dict[str, Attempt] = {}
+        self.waits: Counter[str] = Counter()  # how many of them by pool, none that is zero
         self.running: dict[str, Attempt] = {}  # placed ones among them
         self._placements: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}  # equal ones are shared
         self.jobs: dict[tuple[str, str], str] = {}  # (rule, jobid) -> fate, see `counts`
+        self.failed: dict[tuple[str, str], Attempt] = {}  # the last attempt of each job that has failed, as they did
         self._fates: Counter[str] = Counter()
         self._placed = 0
         self.lost_workers = 0
@@ -64,16 +66,18 @@ class RunModel:
 
     def apply(self, event: Event) -> None:
         """Take one event in. Fields of a wrong type are an error only of that event: it is passed over."""
-        self.now = max(self.now, float(event["t"]))
+        when = float(event["t"])
+        self.now = max(self.now, when)
         if self.started is None:
             self.started = self.now
-        handle = getattr(self, "_on_" + event["kind"].replace("-", "_"), None)
+        handle = _HANDLERS.get(event["kind"])
         if handle is None:
             return
         try:
-            for name in _NAMES.intersection(event):
-                _text(event[name])
-            handle(event, float(event["t"]))
+            for name in _NAMES:
+                if name in event:
+                    _text(event[name])
+            handle(self, event, when)
         except (KeyError, TypeError, ValueError, AttributeError):
             self.said.append((self.now, "warning", f"an event of kind {event['kind']} could not be read"))
 
@@ -248,15 +252,24 @@ class RunModel:
         )
         attempt.wildcards = _wildcards(event.get("wildcards"))
         attempt.input_mb = _number(event.get("input_mb"))
-        attempt.members = tuple(
-            MemberRecord(_text(each["rule"]), str(each.get("jobid", "")), _wildcards(each.get("wildcards")))
-            for each in event.get("members") or ()
-        )
+        if members := event.get("members"):
+            attempt.members = tuple(
+                MemberRecord(_text(each["rule"]), str(each.get("jobid", "")), _wildcards(each.get("wildcards")))
+                for each in members
+            )
         self._waits(attempt)
 
     def _waits(self, attempt: Attempt) -> None:
+        self._waits_no_more(attempt.key)
         self.attempts[attempt.key] = self.waiting[attempt.key] = attempt
+        self.waits[attempt.pool] += 1
         self._fate(attempt, "unfinished")
+
+    def _waits_no_more(self, key: str) -> None:
+        if (attempt := self.waiting.pop(key, None)) is not None:
+            self.waits[attempt.pool] -= 1
+            if not self.waits[attempt.pool]:
+                del self.waits[attempt.pool]
 
     def _on_job_placed(self, event: Event, when: float) -> None:
         attempt = self.attempts[event["key"]]
@@ -275,10 +288,11 @@ class RunModel:
             attempt.memory_mb = _number(event["memory_mb"])
         elif attempt.memory_mb is None and (worker := self.current.get(attempt.worker)) and worker.cores:
             attempt.memory_mb = worker.memory_mb * attempt.cores // worker.cores
-        attempt.dask_workers = {str(name): int(number) for name, number in (event.get("dask_workers") or {}).items()}
-        devices = event.get("devices") or {}
-        attempt.devices = tuple(str(device) for several in devices.values() for device in several)
-        self.waiting.pop(attempt.key, None)
+        if dask_workers := event.get("dask_workers"):
+            attempt.dask_workers = {str(name): int(number) for name, number in dask_workers.items()}
+        if devices := event.get("devices"):
+            attempt.devices = tuple(str(device) for several in devices.values() for device in several)
+        self._waits_no_more(attempt.key)
         self.running[attempt.key] = attempt
         for name in attempt.workers:
             if worker := self.current.get(name):
@@ -305,12 +319,14 @@ class RunModel:
         if attempt.state == "ended":
             return
         attempt.state, attempt.ended, attempt.status = "ended", when, str(outcome["status"])
-        for name in ("peak_memory_mb", "cpu_s", "exit_code", "signal"):
-            setattr(attempt, name, _number(outcome.get(name)))
+        attempt.peak_memory_mb, attempt.cpu_s = _number(outcome.get("peak_memory_mb")), _number(outcome.get("cpu_s"))
+        attempt.exit_code, attempt.signal = _number(outcome.get("exit_code")), _number(outcome.get("signal"))
         attempt.host, attempt.status = sys.intern(_text(outcome.get("host") or "")), sys.intern(attempt.status)
-        for name in ("log_path", "log_tail"):
-            setattr(attempt, name, _text(outcome.get(name) or ""))
-        attempt.rule_logs = tuple((_text(path), _text(tail)) for path, tail in outcome.get("rule_logs") or ())
+        attempt.log_path, attempt.log_tail = _text(outcome.get("log_path") or ""), _text(outcome.get("log_tail") or "")
+        if attempt.log_path == attempt.planned_log:
+            attempt.log_path = attempt.planned_log  # one text of the two
+        if rule_logs := outcome.get("rule_logs"):
+            attempt.rule_logs = tuple((_text(path), _text(tail)) for path, tail in rule_logs)
         attempt.allocation = attempt.allocation or _text(outcome.get("allocation") or "")
         attempt.start = attempt.start or str(outcome.get("start") or "")
         attempt.message = str(outcome.get("detail") or "")
@@ -348,7 +364,7 @@ class RunModel:
         for key in event["keys"]:
             attempt = self._latest(key)
             attempt.state = "dropped"
-            self.waiting.pop(attempt.key, None)
+            self._waits_no_more(attempt.key)
             self._fate(attempt, "dropped")
 
     def _latest(self, key: str) -> Attempt:
@@ -364,6 +380,9 @@ class RunModel:
             self._fates[self.jobs[job]] -= 1
         self.jobs[job] = fate
         self._fates[fate] += 1
+        self.failed.pop(job, None)
+        if fate == "failed":
+            self.failed[job] = attempt
 
     def _on_dask_workers_lost(self, event: Event, when: float) -> None:
         attempt, name = self._dask_workers(event, -1)
@@ -396,7 +415,7 @@ class RunModel:
             worker.running.add(attempt.key)
 
     def _leave(self, attempt: Attempt) -> None:
-        self.waiting.pop(attempt.key, None)
+        self._waits_no_more(attempt.key)
         self.running.pop(attempt.key, None)
         for name in attempt.workers:
             if worker := self.current.get(name):
@@ -422,6 +441,13 @@ class RunModel:
             "attempts": self._placed,
             "lost_workers": self.lost_workers,
         }
+
+
+_HANDLERS: Mapping[str, Callable[[RunModel, Event, float], None]] = {
+    name.removeprefix("_on_").replace("_", "-"): method
+    for name, method in vars(RunModel).items()
+    if name.startswith("_on_")
+}
 
 
 def _with_parts(
@@ -454,7 +480,7 @@ def _text(value: Any) -> str:
 
 def _number(value: Any) -> Any:
     """An int or float as it is, or None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+    if value is not None and type(value) is not int and type(value) is not float:
         msg = f"expected a number, found {value!r}"
         raise TypeError(msg)
     return value

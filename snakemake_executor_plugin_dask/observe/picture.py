@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from snakemake_executor_plugin_dask.model.units import count
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.records import Attempt, OthersHeld
+from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, OthersHeld, Worker
 from snakemake_executor_plugin_dask.observe.wording import about, amount, both
 
 
@@ -102,7 +102,7 @@ def snapshot(
     ``waiting`` None: as the log last said it.
     """
     now = model.now if now is None else now
-    waits = Counter(attempt.pool for attempt in model.waiting.values())
+    waits = model.waits
     if waiting is None:
         # The log says it only now and then: some may have started since, or the run be over.
         logged = [waiting_state(blocker) for blocker in model.blockers]
@@ -113,7 +113,7 @@ def snapshot(
         now=now,
         started=model.started if model.started is not None else now,
         run_id=model.run_id,
-        pools=tuple(_pool_state(model, name, waits[name]) for name in model.pools),
+        pools=_pool_states(model),
         workers=tuple(_worker_state(model, name, now) for name in model.current) if workers else (),
         waiting=tuple(_with_others(model, waiting, waits)),
         jobs=counts["jobs"],
@@ -231,10 +231,18 @@ def _with_others(model: RunModel, waiting: Sequence[WaitingState], waits: Counte
     return [WaitingState(pool, jobs, "room" if model.current else "a worker") for pool, jobs in waits.items()]
 
 
-def _pool_state(model: RunModel, name: str, waiting: int) -> PoolState:
+def _pool_states(model: RunModel) -> tuple[PoolState, ...]:
+    workers: dict[str, list[Worker]] = defaultdict(list)
+    pending: dict[str, list[Allocation]] = defaultdict(list)
+    for worker in model.current.values():
+        workers[worker.pool].append(worker)
+    for allocation in model.pending.values():
+        pending[allocation.pool].append(allocation)
+    return tuple(_pool_state(model, name, workers[name], pending[name]) for name in model.pools)
+
+
+def _pool_state(model: RunModel, name: str, workers: Sequence[Worker], pending: Sequence[Allocation]) -> PoolState:
     record = model.pools[name]
-    workers = [worker for worker in model.current.values() if worker.pool == name]
-    pending = [a for a in model.pending.values() if a.pool == name]
     in_a_queue = record.batch  # what is started here waits for nobody
     queued = [a for a in pending if a.running is None and in_a_queue]
     reasons = Counter(a.reason for a in queued if a.reason)
@@ -253,7 +261,7 @@ def _pool_state(model: RunModel, name: str, waiting: int) -> PoolState:
         starting=len(pending) - len(queued),
         lost=record.lost,
         running=sum(len(worker.running) for worker in workers),
-        waiting=waiting,
+        waiting=model.waits[name],
         given_up=record.given_up,
         came=record.came,
     )

@@ -1,6 +1,6 @@
 """What workers held over a run, what jobs held of it, and what they used. Pure; from a `RunModel`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,33 +25,48 @@ class Held:
 def steps(model: RunModel) -> list[tuple[float, Held]]:
     """What was held and used, from each moment to the next; the last one is all zero. Times ascend, each once."""
     changes: dict[float, list[float]] = {}
-
-    def add(start: float | None, end: float | None, amounts: tuple[float, ...]) -> None:
-        if start is None:
-            return
-        end = model.end_time if end is None else min(end, model.end_time)
-        if end > start:
-            for when, sign in ((start, 1), (end, -1)):
-                at = changes.setdefault(when, [0.0] * 8)
-                for i, amount in enumerate(amounts):
-                    at[i] += sign * amount
-
-    for start, end, cores, memory_mb, gpus in holdings(model):
-        add(start, end, (cores, memory_mb, gpus, 0, 0, 0, 0, 0))
-    for start, end, others in others_spans(model):  # which is no part of what this run had
-        add(start, end, (-others.cores, -others.memory_mb, -others.gpus, 0, 0, 0, 0, 0))
-    for attempt in model.attempts.values():
-        span = attempt.placed is not None and (attempt.ended or model.end_time) - attempt.placed
-        if span and span > 0:
-            cpu = min((attempt.cpu_s or 0.0) / span, 4.0 * attempt.cores)
-            amounts = (attempt.cores, attempt.memory_total_mb, attempt.gpus, cpu, attempt.peak_memory_mb or 0)
-            add(attempt.placed, attempt.ended, (0, 0, 0, *amounts))
+    for start, end, amounts in _spans(model):
+        for when, sign in ((start, 1), (end, -1)):
+            at = changes.setdefault(when, [0.0] * 8)
+            for i, amount in enumerate(amounts):
+                at[i] += sign * amount
     total = [0.0] * 8
     result = []
     for when in sorted(changes):
         total = [a + b for a, b in zip(total, changes[when], strict=True)]
         result.append((when, Held(*(0.0 if abs(amount) < 1e-6 else amount for amount in total))))
     return result
+
+
+def integral(model: RunModel) -> Held:
+    """Resource-seconds over the whole run."""
+    totals = [0.0] * 8
+    for start, end, amounts in _spans(model):
+        for i, amount in enumerate(amounts):
+            if amount:
+                totals[i] += amount * (end - start)
+    return Held(*totals)
+
+
+def _spans(model: RunModel) -> Iterator[tuple[float, float, tuple[float, ...]]]:
+    """(from, until, what), in the order of `Held`."""
+    last = model.end_time
+    for start, gone, cores, memory_mb, gpus in holdings(model):
+        end = last if gone is None else min(gone, last)
+        if end > start:
+            yield start, end, (cores, memory_mb, gpus, 0, 0, 0, 0, 0)
+    for start, end, others in others_spans(model):  # which is no part of what this run had
+        if end > start:
+            yield start, end, (-others.cores, -others.memory_mb, -others.gpus, 0, 0, 0, 0, 0)
+    for attempt in model.attempts.values():
+        if attempt.placed is None:
+            continue
+        span = (attempt.ended or last) - attempt.placed
+        end = last if attempt.ended is None else min(attempt.ended, last)
+        if span > 0 and end > attempt.placed:
+            cpu = min((attempt.cpu_s or 0.0) / span, 4.0 * attempt.cores)
+            amounts = (attempt.cores, attempt.memory_total_mb, attempt.gpus, cpu, attempt.peak_memory_mb or 0)
+            yield attempt.placed, end, (0, 0, 0, *amounts)
 
 
 def holdings(model: RunModel) -> list[tuple[float, float | None, float, float, float]]:
@@ -92,15 +107,6 @@ def worker_use(model: RunModel) -> dict[str, float]:
                 span = first(stay.until, attempt.ended, model.end_time) - stay.since
                 used[stay.worker] = used.get(stay.worker, 0.0) + span * stay.cores
     return used
-
-
-def integral(model: RunModel) -> Held:
-    """Resource-seconds over the whole run."""
-    totals = [0.0] * len(Held.__slots__)
-    for (start, held), (end, _) in pairwise(steps(model)):
-        for i, name in enumerate(Held.__slots__):
-            totals[i] += getattr(held, name) * (end - start)
-    return Held(*totals)
 
 
 def allocation_wait_s(model: RunModel) -> float:

@@ -111,6 +111,12 @@ def test_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["failed"] for row in json.loads(capsys.readouterr().out)] == [0, 1, 1, 1]
 
 
+def test_runs_in_a_directory_of_logs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As for other commands, the directory may be the one that holds the logs."""
+    assert main(["runs", str(runs), "--format", "json"]) == 0
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)] == ["old0", "abc1"]
+
+
 def test_which_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The newest unless another is named: by its name, its first letters, its log or its directory."""
     for named, run in (

@@ -1,6 +1,7 @@
 """The event log, and the model that is made from it."""
 
 import errno
+import itertools
 import json
 import os
 import stat
@@ -347,3 +348,47 @@ def test_no_event_however_wrong_stops_the_model(log):
     model = RunModel(log)
     integral(model)
     assert set(model.counts()) >= {"jobs", "attempts"}
+
+
+def test_a_request_is_logged_without_its_defaults():
+    """What every job's request has in common would be most of a large run's log."""
+    assert queued(1, cores=3)["request"] == {"cores": 3, "gpus": 0, "nodes": 1}
+    assert queued(1, memory_mb=500, mpi=True)["request"] == {
+        "cores": 2,
+        "memory_mb": 500,
+        "gpus": 0,
+        "nodes": 1,
+        "mpi": True,
+    }
+
+
+def test_waiting_and_failed_jobs_are_counted_as_they_change():
+    """`watch` looks every second, and must not go through all jobs for what it shows."""
+    lines = [at(0, "run-started", pools=[Pool("cpu", "slurm", 0, 4)]), joined(1)]
+    lines += [queued(2, jobid) | {"pool": "cpu"} for jobid in range(5)]
+    model = RunModel(lines)
+    assert model.waits == {"cpu": 5}
+    model.apply(queued(2, 0) | {"pool": "cpu"})  # told twice
+    for line in (placed(3, 0), placed(3, 1), ended(4, 0, status="failed"), ended(5, 1, status="lost")):
+        model.apply(line)
+    model.apply(at(5, "job-requeued", key="a-run-1-1.1", run=2, reason="lost"))
+    assert model.waits == {"cpu": 4}
+    assert [attempt.jobid for attempt in model.failed.values()] == ["0"]
+    model.apply(queued(6, 0) | {"pool": "cpu", "attempt": 2, "key": "a-run-0-2.1"})  # Snakemake's next attempt
+    assert model.waits == {"cpu": 5}
+    assert not model.failed
+    model.apply(at(7, "job-dropped", keys=list(model.waiting)))
+    assert not model.waits
+    assert not model.waiting
+
+
+def test_the_sum_of_what_was_held_is_that_of_its_steps():
+    """Both ways of counting, also over what other runs hold meanwhile."""
+    lines = [joined(0), queued(1), placed(2), queued(3, 2), placed(4, 2), ended(9, started=2.0, ended=9.0, cpu_s=3.0)]
+    held = {"cpu-0": {"cores": 1, "memory_mb": 100, "gpus": 0, "jobs": 1}}
+    lines += [at(10, "others-held", held=held), at(14, "worker-leaving", worker="cpu-0", pool="cpu", reason="idle")]
+    model = RunModel([*lines, at(15, "run-ended")])
+    moments = steps(model)
+    for i, name in enumerate(type(moments[0][1]).__slots__):
+        total = sum(getattr(each, name) * (end - start) for (start, each), (end, _) in itertools.pairwise(moments))
+        assert getattr(integral(model), name) == pytest.approx(total), (i, name)
