@@ -7,7 +7,7 @@ from snakemake_executor_plugin_dask.observe.records import Attempt, first, ran_s
 from snakemake_executor_plugin_dask.observe.tables import STATES
 from snakemake_executor_plugin_dask.observe.wording import clean, named, short_id
 
-SHOWN = 40_000  # of more the page would grow beyond ten megabytes
+SHOWN = 30_000  # of more the page would grow beyond ten megabytes
 
 #: Heads, and how numbers are shown: as a duration, memory, a part of one, or as they are. None: a text.
 _COLUMNS: tuple[tuple[str, str | None], ...] = (
