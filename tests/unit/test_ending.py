@@ -7,6 +7,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -92,6 +94,41 @@ def test_one_look_serves_all_that_are_to_be_ended(start: Start, monkeypatch: pyt
 
     asyncio.run(end())
     assert reads < count / 2
+
+
+def test_a_runner_that_its_job_stops_goes_on_whoever_it_is() -> None:
+    """The shell was gone before anybody had looked who had started it; other jobs' processes stay as they are."""
+    warm = subprocess.Popen(
+        ["bash", "-c", "sleep 1000 & echo $!; sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE, text=True
+    )
+    assert warm.stdout is not None
+    runner, other = (int(warm.stdout.readline()) for _ in range(2))
+
+    async def wake() -> None:
+        endings = Endings(Monitor(ProcFiles(), os.getpid()))
+        loop = asyncio.get_running_loop()
+        for key, pid, is_command in (("short", 2**22 + 1, True), ("long", other, False)):
+            current = Attempt(JobSpec(key, "rule", "1", 1, (), 1, "/log"), loop.create_future(), loop.create_future())
+            current.pid, current.is_command = pid, is_command
+            warm_process: Any = SimpleNamespace(pid=warm.pid)
+            current.warm = warm_process if is_command else None
+            endings.attempts[key] = endings.leaders[current.pid] = current
+        endings.wake_stopped()
+
+    try:
+        for pid in (runner, other):
+            os.kill(pid, signal.SIGSTOP)
+            while (stat := read_stat(pid)) is not None and stat.state != "T":
+                time.sleep(0.001)
+        asyncio.run(wake())
+        states = [read_stat(pid).state for pid in (runner, other)]  # type: ignore[union-attr]
+        assert states[0] != "T"
+        assert states[1] == "T"
+    finally:
+        for pid in (runner, other, warm.pid):
+            os.kill(pid, signal.SIGKILL)
+        warm.stdout.close()
+        warm.wait()
 
 
 def test_a_shell_that_outlives_its_runner_is_ended(start: Start) -> None:

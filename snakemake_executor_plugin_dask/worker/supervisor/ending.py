@@ -67,11 +67,18 @@ class Endings:
             if current.warm is None or current.leader.done():
                 continue
             if current.is_command:
-                if self.only_told(current) and _state(current.teller) == "T":
-                    stopped.append(current.teller)
+                if self.only_told(current):
+                    stopped += self._stopped_tellers(current)
             elif _state(pid) == "T" and all(_state(child) in ("", "Z", "X") for child in processes.children_of(pid)):
                 stopped.append(pid)
         processes.send(stopped, signal.SIGCONT)
+
+    def _stopped_tellers(self, current: Attempt) -> list[int]:
+        """Who has yet to tell of the end, and is stopped. It is not known where the shell was gone at once."""
+        tellers = [current.teller]
+        if not current.teller and current.warm is not None:
+            tellers = [pid for pid in processes.children_of(current.warm.pid) if pid not in self.leaders]
+        return [pid for pid in tellers if _state(pid) == "T"]
 
     def only_told(self, current: Attempt) -> bool:
         """The job's command has ended, but who started it has yet to tell: Snakemake looks at the outputs."""
@@ -137,7 +144,7 @@ class Endings:
         now = self._loop.time()
         current.command_over = current.command_over or now
         if now - current.command_over >= _CLEANING_S:
-            processes.send([current.teller] if _state(current.teller) == "T" else [], signal.SIGCONT)
+            processes.send(self._stopped_tellers(current), signal.SIGCONT)
             current.warm.end_job(current.key)
             current.command_over = now
 
