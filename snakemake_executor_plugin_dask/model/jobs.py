@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster, Spread
 from snakemake_executor_plugin_dask.model.units import count
 
-_HEX_WORD = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)
+_TAKEN_FOR_HEX = re.compile(r"[a-f].{7}", re.IGNORECASE)  # by Dask, which looks at the first letter alone
 _HEX_NAME = re.compile(r"[0-9a-f]{32}")
 _FIRST_WORD = re.compile(r"[^\W\d_]\w*")
 
@@ -235,7 +235,7 @@ def task_group(rule: str) -> str:
     if (
         len(rule.encode("utf-8", "surrogatepass")) <= 80  # it becomes part of files' names
         and _FIRST_WORD.fullmatch(first)
-        and all(word.isalpha() and not (len(word) == 8 and _HEX_WORD.match(word)) for word in words)
+        and all(word.isalpha() and not _TAKEN_FOR_HEX.fullmatch(word) for word in words)
         and not _HEX_NAME.fullmatch(rule)
     ):
         return rule

@@ -82,6 +82,7 @@ RULES = st.one_of(
 @given(RULES, st.from_regex(r"[a-z0-9]{8}", fullmatch=True), st.integers(0, 10**6), st.integers(1, 9))
 @example("1", "abcdefgh", 1, 1)
 @example("map-abcdefab", "aaaaaaaa", 1, 1)
+@example("sort-bamfiles", "aaaaaaaa", 1, 1)
 @example("ae05086432ca935f6eba409a8ecd4896", "00000000", 1, 1)
 @example("_hidden", "a1a1a1a1", 1, 1)
 @example("('x', 1)", "a1a1a1a1", 1, 1)
