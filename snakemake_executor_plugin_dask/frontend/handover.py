@@ -26,6 +26,7 @@ from snakemake_executor_plugin_dask.config.schedulerfile import scheduler_addres
 from snakemake_executor_plugin_dask.frontend.arguments import general_arguments, job_arguments
 from snakemake_executor_plugin_dask.interior import snakemake_calls, snakemake_jobs
 from snakemake_executor_plugin_dask.interior import snakemake_settings as settings
+from snakemake_executor_plugin_dask.interior.snakemake_commands import ShellCommands
 from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import GroupMember, JobSpec, RunSetup, Update, task_key
@@ -97,6 +98,7 @@ class Handover:
         self._jobscript = self._read_jobscript()
         self._warm_possible = not self._jobscript and not self._precommand and os.path.isabs(self._python)
         self._calls = self._warm_possible and snakemake_calls.possible()
+        self._commands = ShellCommands(self._workflow)
         self._scripts: Path | None = None
 
     def setup(self, environment: dict[str, str]) -> RunSetup:
@@ -122,7 +124,7 @@ class Handover:
             scratch=self._scratch,
             files_dir=os.getcwd(),
             job_start=options.job_start if self._warm_possible else "cold",
-            warm_depth=int(environment.get("SNAKEMAKE_DASK_WARM_DEPTH", "3")),
+            warm_depth=int(environment.get("SNAKEMAKE_DASK_WARM_DEPTH", "4")),
             enforce_runtime=options.enforce_runtime,
             enforce_memory=options.enforce_memory,
             enforce_cgroup=options.enforce_cgroup,
@@ -193,6 +195,9 @@ class Handover:
         updated = tuple(self._updates(job)) if self._keeps_updated else ()
         if before := [update for update in updated if update.size is not None]:
             self._updated[key] = before
+        call = None
+        if self._calls and not wants_cold and self._options.job_start == "warm":
+            call = snakemake_calls.describe(job, self._workflow)
         spec = JobSpec(
             key=key,
             name=job.name,
@@ -202,9 +207,8 @@ class Handover:
             max_threads=max_threads,
             log_path=self._log_path(job),
             overrides=overrides,
-            call=snakemake_calls.describe(job, self._workflow)
-            if self._calls and not wants_cold and self._options.job_start == "warm"
-            else None,
+            call=call,
+            command=None if call is None or copies is not None else self._commands.of(job, max_threads),
             start="cold" if wants_cold or not self._warm_possible else "warm",
             local_copies=copies,
             cluster=request.cluster,

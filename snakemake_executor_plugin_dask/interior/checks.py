@@ -10,6 +10,7 @@ from snakemake_executor_plugin_dask.interior import (
     dask_scheduler,
     dask_worker,
     snakemake_calls,
+    snakemake_commands,
     snakemake_dag,
     snakemake_jobs,
     snakemake_scheduler,
@@ -24,6 +25,7 @@ NAMES = (
     *snakemake_jobs.NAMES,
     *snakemake_settings.NAMES,
     *snakemake_calls.NAMES,
+    *snakemake_commands.NAMES,
 )
 
 

@@ -22,7 +22,7 @@ _RULE, _JOB = "snakemake.rules:Rule", "snakemake.jobs:Job"
 _LOST = "each job builds a DAG of its own, which makes short jobs several times slower"
 
 #: What makes a rule's jobs more than one function with arguments.
-_SPECIAL = tuple(
+SPECIAL = tuple(
     Private(_RULE, name, _LOST, needed=False)
     for name in ("norun", "is_notebook", "is_cwl", "is_template_engine", "is_handover")
 )
@@ -31,16 +31,16 @@ _DEPLOYED = tuple(
     Private(_RULE, name, _LOST, needed=False) for name in ("conda_env", "container_img", "env_modules", "is_wrapper")
 )
 _CACHE = Private(_RULE, "cache", _LOST, needed=False)
-_CHECKPOINT = Private(_RULE, "is_checkpoint", _LOST, needed=False)
+CHECKPOINT = Private(_RULE, "is_checkpoint", _LOST, needed=False)
 PIPES = Private(_JOB, "pipe_or_service_output", _LOST, needed=False)
 _IS_RUN = Private(_JOB, "is_run", _LOST, needed=False)
 _NAMES_OF = Private("snakemake.iocontainers:Namedlist", "_get_names", _LOST, needed=False)
 _RULES = Private("snakemake.workflow:Workflow", "rules", _LOST, needed=False)
 
-_RESOURCES = Private(_RULE, "resources", _LOST, needed=False)
+RESOURCES = Private(_RULE, "resources", _LOST, needed=False)
 _EVALUATOR = Private("snakemake.resources:Resource", "_evaluator", _LOST, needed=False)
 
-NAMES = (*_SPECIAL, *_DEPLOYED, _CACHE, _CHECKPOINT, PIPES, _IS_RUN, _NAMES_OF, _RULES, _RESOURCES, _EVALUATOR)
+NAMES = (*SPECIAL, *_DEPLOYED, _CACHE, CHECKPOINT, PIPES, _IS_RUN, _NAMES_OF, _RULES, RESOURCES, _EVALUATOR)
 
 _OF_THE_NODE = frozenset({"tmpdir"})
 
@@ -106,7 +106,7 @@ def _evaluated(job: Any, workflow: Any) -> dict[str, int | float | str]:
     left_alone = {*_OF_THE_NODE, *workflow.resource_settings.resources}
     values = {
         name: job.resources.get(name)
-        for name, resource in _RESOURCES.of(job.rule).items()
+        for name, resource in RESOURCES.of(job.rule).items()
         if name not in left_alone and not name.startswith("_") and is_expression(resource)
     }
     # "<TBD>" is a text of a class of its own.
@@ -123,7 +123,7 @@ def is_expression(resource: Any) -> bool:
 
 def _needs_dag(job: Any, workflow: Any) -> bool:
     rule = job.rule
-    if any(name.of(rule) for name in _SPECIAL):
+    if any(name.of(rule) for name in SPECIAL):
         return True
     if QUEUE_INPUT.of(job)() or PIPES.of(job) or PIPE_GROUP.of(job) is not None:
         return True
@@ -132,4 +132,4 @@ def _needs_dag(job: Any, workflow: Any) -> bool:
     if workflow.deployment_settings.deployment_method and any(name.of(rule) for name in _DEPLOYED):
         return True
     # The body of a `run:` may ask for a checkpoint's output, which only a DAG can answer.
-    return bool(_IS_RUN.of(job) and any(map(_CHECKPOINT.of, _RULES.of(workflow))))
+    return bool(_IS_RUN.of(job) and any(map(CHECKPOINT.of, _RULES.of(workflow))))

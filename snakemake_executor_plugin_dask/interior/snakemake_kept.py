@@ -22,12 +22,16 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from snakemake_executor_plugin_dask.interior.snakemake_calls import is_expression
 from snakemake_executor_plugin_dask.interior.snakemake_command_line import Parser
+from snakemake_executor_plugin_dask.interior.snakemake_commands import ShellCommands, is_static
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.shellcommand import Shell, shell_text, variables
 from snakemake_executor_plugin_dask.model.warmcall import Call
+from snakemake_executor_plugin_dask.node.sources import stamps
 
 _ALL_END_S = 0.1
+#: A shell's executable, its command, and its environment.
+ShellOptions = tuple[str, str, dict[str, str]]
 _EFFECTS = ("cache", "persistence_backend", "persistence_backend_db_url")
 
 
@@ -46,17 +50,55 @@ def in_a_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def report_shell(report: Callable[[int], None]) -> Iterator[None]:
-    """The shell of a job's command leads a session of its own, and its process id is told as soon as there is one."""
-    module: Any = sys.modules["snakemake.shell"]  # the package's attribute of this name is the class in it
+def report_shell(report: Callable[[int, str], None], expected: ShellOptions | None = None) -> Iterator[None]:
+    """The shell of a job's command leads a session of its own, and its process id is told as soon as there is one.
+
+    ``report`` gets it, and in what the shell is not ``expected``.
+    """
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options, start_new_session=True)
-            report(self.pid)
+            report(self.pid, "" if expected is None else _unlike(expected, arguments, options))
 
-    with _Instead(module, "sp", types.SimpleNamespace(**(vars(subprocess) | {"Popen": Popen}))):
+    with _shells_are(Popen):
         yield
+
+
+@contextlib.contextmanager
+def ended_shell(status: int) -> Iterator[None]:
+    """A job's command is over, as ``wait`` said, and is not run again."""
+
+    class Popen:
+        pid = os.getpid()
+        returncode = os.waitstatus_to_exitcode(status)
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            """As the real one."""
+
+        def wait(self) -> int:
+            return self.returncode
+
+    with _shells_are(Popen):
+        yield
+
+
+@contextlib.contextmanager
+def _shells_are(popen: type) -> Iterator[None]:
+    module: Any = sys.modules["snakemake.shell"]  # the package's attribute of this name is the class in it
+    with _Instead(module, "sp", types.SimpleNamespace(**(vars(subprocess) | {"Popen": popen}))):
+        yield
+
+
+def _unlike(expected: ShellOptions, arguments: tuple[Any, ...], options: dict[str, Any]) -> str:
+    executable, text, environment = expected
+    found = options.get("env") or {}
+    names = sorted(name for name in environment.keys() | found.keys() if environment.get(name) != found.get(name))
+    if arguments != (text,) or not options.get("shell") or options.get("executable") != executable:
+        return "a shell's arguments"
+    if options.get("cwd") or options.get("preexec_fn"):
+        return "a shell's surroundings"
+    return f"a shell's environment ({', '.join(names)})" if names else ""
 
 
 class WarmWorkflow:
@@ -72,6 +114,7 @@ class WarmWorkflow:
         self._calls = False  # depth 3
         self._adopted = False  # by a child that runs several jobs
         self._commands: dict[str, bool] = {}
+        self._trying = False
         known_modules = set(sys.modules)
         directory = tempfile.gettempdir()  # which sets tempfile.tempdir
         owner = snakemake.workflow.Workflow
@@ -196,6 +239,32 @@ class WarmWorkflow:
         workflow.iocache.deactivate()
         self._calls = True
 
+    def shell(self) -> Shell | None:
+        """How shell commands are run; None where none of the workflow's rules is one alone."""
+        commands = ShellCommands(self.workflow)
+        digests = commands.digests()
+        if not digests:
+            return None
+        executable, prefix, suffix = commands.shell()
+        return Shell(
+            executable=executable,
+            prefix=prefix,
+            suffix=suffix,
+            directory=os.getcwd(),
+            temporary=tempfile.gettempdir(),
+            environment=dict(os.environ),
+            digests=digests,
+            sources=stamps(self.files),
+        )
+
+    def expected_shell(self, job: Any) -> ShellOptions | None:
+        """In a trial: how the supervisor would start the job's command."""
+        if not self._trying:
+            return None
+        executable, prefix, suffix = ShellCommands(self.workflow).shell()
+        text = shell_text(prefix, getattr(job, "shellcmd", ""), suffix)
+        return executable, text, dict(os.environ) | variables(job.threads, tempfile.gettempdir())
+
     def rehearse(self) -> None:
         """Do what every job does once, so that children share what that leaves in memory.
 
@@ -217,7 +286,7 @@ class WarmWorkflow:
             self._drop_asyncio()
 
     def _rehearse(self) -> None:
-        rule = next(filter(_is_static, self.workflow.rules), None)
+        rule = next(filter(is_static, self.workflow.rules), None)
         if rule is None:
             return
         dag = self.workflow.dag
@@ -240,7 +309,7 @@ class WarmWorkflow:
         if name not in self._commands:
             rule = self.workflow.get_rule(name)
             self._commands[name] = (
-                _is_static(rule)
+                is_static(rule)
                 and not any(callable(value) for value in (rule.benchmark, rule.message, *rule.log))
                 and not is_flagged(rule.benchmark, "repeat")  # it would have a shell for each
             )
@@ -312,7 +381,8 @@ class WarmWorkflow:
         job = self._make_job(call)
         if [str(file) for file in job.output] != call.output:
             raise OtherOutput(_other_output(call.rule, call.output, [str(file) for file in job.output]))
-        job.log_info()
+        if spec.ended is None:
+            job.log_info()
         return job
 
     def _make_job(self, call: Call) -> Any:
@@ -346,6 +416,15 @@ class WarmWorkflow:
             for name in ("resources", "params", "log", "benchmark"):
                 getattr(job, name)
         return job
+
+    def conclude(self, job: Any, key: str, status: int, begin: Callable[[], None]) -> bool:
+        """Depth 4: what `call` does once the job's command is over, of which ``wait`` gave ``status``."""
+
+        async def prepared(_: Any) -> None:
+            """That was done, and done again it would remove what the command has made."""
+
+        with ended_shell(status), _Instead(type(job), "prepare", prepared):
+            return self.call(job, key, begin)
 
     def call(self, job: Any, key: str, begin: Callable[[], None]) -> bool:
         """Depth 3: run the job as the local executor would, and say what it would say.
@@ -399,6 +478,7 @@ class WarmWorkflow:
         from snakemake.shell import shell
 
         workflow = self.workflow
+        self._trying = True
         known = set(workflow.rules)
         with contextlib.suppress(AttributeError):  # without it a copy of the Snakefile stays where the run has its own
             _put(workflow.sourcecache, "_runtime_cache_path", os.path.dirname(snakefile))
@@ -505,10 +585,3 @@ def _other_output(rule: str, expected: list[str], found: list[str]) -> str:
         f"but the job would make {other}. Names of files must not depend on the time, on random numbers, on the "
         "process or on a job's environment; pass such a value with --config."
     )
-
-
-def _is_static(rule: Any) -> bool:
-    """Whether a rule's job can be made without calling anything that the workflow's author wrote."""
-    if not rule.is_shell or callable(rule.priority) or any(callable(value) for value in rule.params):
-        return False
-    return all(is_expression(value) for value in rule.resources.values() if value.is_evaluable())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, JobStart, Outcome, RunSetup
+from snakemake_executor_plugin_dask.model.shellcommand import Shell
 
 # Worker to supervisor, and of these `Setup` and `Start` from the supervisor on to the warm process
 
@@ -123,6 +124,8 @@ class Warm:
     depth: int
     reason: str = ""
     dag_reason: str = ""  # why jobs that need a DAG of their own start cold
+    shell: Shell | None = None  # None: no shell command is started without a Snakemake
+    shell_reason: str = ""  # why not, though the workflow has some that could be
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class Spawned:
 
     key: str
     pid: int
+    unlike: str = ""  # in a trial: in what Snakemake started it otherwise than the supervisor would
 
 
 @dataclass(frozen=True, slots=True)

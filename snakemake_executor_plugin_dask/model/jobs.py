@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster, Spread
+from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
 from snakemake_executor_plugin_dask.model.units import count
 
 _TAKEN_FOR_HEX = re.compile(r"[a-f].{7}", re.IGNORECASE)  # by Dask, which looks at the first letter alone
@@ -54,7 +55,8 @@ class RunSetup:
     #: Absolute; relative paths of jobs' files count from it, unless a job has a directory of its own.
     files_dir: str = ""
     job_start: JobStart = "warm"
-    warm_depth: int = 3  # 1: imports; 2: imports and workflow; 3: the job's own function. For benchmarks and tests
+    #: 1: imports; 2: imports and workflow; 3: the job's own function; 4: a shell command alone. For benchmarks, tests
+    warm_depth: int = 4
     enforce_runtime: bool = True
     enforce_memory: bool = True
     enforce_cgroup: bool = False  # memory by the kernel, too, where that is possible
@@ -108,6 +110,10 @@ class JobSpec:
     script: str | None = None  # a custom job script (--jobscript), absolute path; then arguments are not used
     #: A pickled description of the call that the local executor would make (see warmcall.py). None: not possible.
     call: bytes | None = None
+    #: The plain shell command that it is. None: it needs a Snakemake around it.
+    command: ShellCommand | None = None
+    #: What `wait` said of that command, which is over: a Snakemake is only to look at what it made, and to say so.
+    ended: int | None = None
     start: JobStart = "warm"
     memory_limit_mb: int | None = None  # 10^6 bytes
     runtime_limit_s: float | None = None

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from snakemake_executor_plugin_dask.node.environment import JOB
 from snakemake_executor_plugin_dask.node.logs import open_log
@@ -331,7 +331,7 @@ def _child(launch: Launch, parent: int, report: int) -> NoReturn:
             os._exit(125)
         _default_signals()
         if launch.volunteer:
-            _volunteer()
+            volunteer("self")
         stage = f"the working directory {launch.cwd} cannot be entered"
         os.chdir(launch.cwd)
         stage = "stdin and stdout cannot be opened"
@@ -367,10 +367,10 @@ def _default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _volunteer() -> None:
-    """Raise this process's score for the kernel's out-of-memory killer; anybody may raise, and children inherit it."""
+def volunteer(pid: int | Literal["self"]) -> None:
+    """Raise a process's score for the kernel's out-of-memory killer; its user may raise it, and children inherit it."""
     with contextlib.suppress(OSError, ValueError):
-        descriptor = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+        descriptor = os.open(f"/proc/{pid}/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
         score = min(1000, int(os.read(descriptor, 16)) + _OOM_SCORE)
         os.pwrite(descriptor, b"%d" % score, 0)
         os.close(descriptor)
@@ -379,10 +379,13 @@ def _volunteer() -> None:
 def set_soft_limit(number: int, soft: int) -> None:
     """Set a soft limit, or the hard limit where that is lower; a limit that this system lacks is passed over."""
     with contextlib.suppress(ValueError, OSError):
-        hard = resource.getrlimit(number)[1]
-        if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
-            soft = hard
-        resource.setrlimit(number, (soft, hard))
+        resource.setrlimit(number, (possible_soft_limit(number, soft), resource.getrlimit(number)[1]))
+
+
+def possible_soft_limit(number: int, soft: int) -> int:
+    """``soft``, or the hard limit where that is lower. Raises ValueError, OSError where this system lacks the limit."""
+    hard = resource.getrlimit(number)[1]
+    return hard if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard) else soft
 
 
 def _execute(arguments: Sequence[str], environment: dict[str, str]) -> NoReturn:

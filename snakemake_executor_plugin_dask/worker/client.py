@@ -37,6 +37,7 @@ from snakemake_executor_plugin_dask.node.processes import become_subreaper, how_
 _BEGUN_S = 0.05  # so much later a start is told, or with the job's end
 
 Report = Callable[[dict[str, Any]], None]
+_OF_OUTCOME = tuple(field.name for field in dataclasses.fields(Outcome))
 
 
 #: As `event_topic`, of all runs of a cluster that stays, whose events say which run they are of: Dask keeps the last
@@ -148,7 +149,7 @@ class SupervisorLink:
     def _end(self, outcome: Outcome) -> dict[str, Any]:
         """What is told of a job's end, and of its start, where that was not told."""
         begun = self._begun.pop(outcome.key, None)
-        return {"ended": dataclasses.asdict(outcome)} | ({} if begun is None else {"begun": begun})
+        return {"ended": _plain(outcome)} | ({} if begun is None else {"begun": begun})
 
     def _tell_begun(self) -> None:
         if self._telling is not None:
@@ -227,7 +228,7 @@ class SupervisorLink:
         self.lost.set()
         for key, future in self._waiting.items():
             outcome = self._lost(key)
-            self._report({"ended": dataclasses.asdict(outcome)})
+            self._report({"ended": _plain(outcome)})
             if not future.done():
                 future.set_result(outcome)
         self._waiting.clear()
@@ -250,6 +251,11 @@ class SupervisorLink:
             allocation=self._allocation(),
             detail=f"the worker's supervisor process ended ({how_ended(self.supervisor.process.poll())})",
         )
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    """As a Dask event holds it. Its fields are plain, and need no copies as `dataclasses.asdict` makes them."""
+    return {name: getattr(outcome, name) for name in _OF_OUTCOME}
 
 
 links: dict[str, SupervisorLink] = {}

@@ -272,7 +272,8 @@ rule fine:
 
 rule by_shell:
     output: A
-    shell: "touch {output}"
+    params: name=lambda wildcards: A
+    shell: "touch {params.name}"
 
 rule by_run:
     output: B

@@ -104,7 +104,8 @@ NAMES = {
     "iocache is_evaluable is_flagged is_shell job_args_and_prepare linemaps message params postprocess "
     "print_exception priority run_wrapper shadow_prefix sp wildcards_dict workflow_settings",
     # Without them a job takes some milliseconds more, or a line of its log tells less.
-    3: "_cores _runtime_cache_path check_protected_output cleanup_scripts sourcecache start_time wildcard_names",
+    3: "_cores _runtime_cache_path check_protected_output cleanup_scripts prepare shellcmd sourcecache start_time "
+    "wildcard_names",
 }
 #: Where a word means other things elsewhere in Snakemake, it is changed where it means this.
 PATTERNS: dict[str, tuple[Change, ...]] = {

@@ -254,7 +254,7 @@ _PYTHONS = {
     "pid",
 }
 #: Attributes of this package's own classes, in other modules.
-_OWN = {"begin", "keep", "parser", "setup"}
+_OWN = {"begin", "digests", "keep", "parser", "setup"}
 #: Modules, what Snakemake's documentation or an interface package names, and what Snakemake's registry looks for.
 _NOT_PRIVATE = {
     *("api", "cli", "local", "shell", "logger", "executable", "prefix", "suffix", "JOB_FINISHED"),

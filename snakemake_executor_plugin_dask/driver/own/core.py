@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import wait
 
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
@@ -37,6 +36,7 @@ from snakemake_executor_plugin_dask.worker import client as task
 _LOOPBACK = "127.0.0.1"
 CLOSE_S = 100.0  # less than Snakemake waits for this process
 _RELEASE_AFTER_S = 0.2
+_LOOK_S = 0.25
 
 
 class Core:
@@ -68,6 +68,9 @@ class Core:
         self._unreached_told = False
         self.pages: JobPages | None = None  # where there is a dashboard
         self._ended: list[Any] = []  # futures of which nothing more is wanted
+        #: Attempts whose end is waited for, by their keys, with their tasks' futures.
+        self._followed: dict[str, tuple[Attempt, Any, asyncio.Future[None]]] = {}
+        self._looking: asyncio.TimerHandle | None = None
 
     async def start(
         self,
@@ -170,15 +173,37 @@ class Core:
         assert self._dask is not None
         future = dasktasks.submit(self._dask.client, run_id, attempt, spec)
         try:
-            with self._dask.client.as_current():
-                ended = wait(future)
-            await ended
-            if future.status == "finished" and attempt.state.final:
+            await self._over(attempt, future)
+            if attempt.state.final:
                 return None  # the result need not be fetched
             outcome: Outcome = await future.result()
             return outcome
         finally:
             self._release_later(future)
+
+    async def _over(self, attempt: Attempt, future: Any) -> None:
+        """The attempt or its task has ended: as a rule the former, which an event tells.
+
+        To look at all futures now and then costs less than to have Dask tell of each.
+        """
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._followed[attempt.key] = attempt, future, over
+        self._look_later()
+        try:
+            await over
+        finally:
+            del self._followed[attempt.key]
+
+    def _look_later(self) -> None:
+        if self._looking is None and self._followed:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        for attempt, future, over in self._followed.values():
+            if not over.done() and (attempt.state.final or future.status != "pending"):
+                over.set_result(None)
+        self._look_later()
 
     def _release_later(self, future: Any) -> None:
         """Many at once: each would be a message to its worker, and the next job's would wait for it."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, JobStart, Outcome, RunSetup, Status
+from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
 from snakemake_executor_plugin_dask.node.logs import command_end, failed_members, tail
 from snakemake_executor_plugin_dask.node.processes import exit_status
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
@@ -64,6 +65,8 @@ class Attempt:
     directory: str | None = None  # of its own, removed after it
     cluster: ClusterOfJob | None = None  # of its own, with dask_workers
     command: list[str] = field(default_factory=list)  # of what is no job but a part of one's Dask cluster
+    shell: ShellCommand | None = None  # that the supervisor has started itself, without a Snakemake
+    late: bool = True  # a network file system may show its outputs late
     copies: str | None = None  # directory of its local copies of storage files, removed after it, too
     started: float = 0.0
     began: float = 0.0
@@ -181,6 +184,14 @@ def cold_command(setup: RunSetup, spec: JobSpec, overrides: int | None) -> list[
         # The arguments reach the shell as its own, which it does not read as text.
         return ["/bin/sh", "-c", f'{{ {setup.precommand}\n}} && exec "$@"', "sh", *command]
     return command
+
+
+def status_words(status: int) -> str:
+    """How a command ended, by what ``wait`` said; see `node.logs.command_end`."""
+    code, number = exit_status(status)
+    if number is not None:
+        return f"its command was ended by {signal.Signals(number).name}"
+    return f"its command failed with exit code {code}" if code else "its command left no output"
 
 
 def fallback_places(environment: Sequence[str | None]) -> list[str]:

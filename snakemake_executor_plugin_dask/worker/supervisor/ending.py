@@ -235,6 +235,11 @@ class Endings:
             self._adopted[pid] = key
         return key
 
+    def forget_leader(self, current: Attempt) -> None:
+        """Its first process has ended. Another attempt's may have got its number by now."""
+        if self.leaders.get(current.pid) is current:
+            del self.leaders[current.pid]
+
     async def something_ended(self) -> None:
         """Wait until a child has ended, or for a moment."""
         await asyncio.wait({self._reaped}, timeout=_RECHECK_S)
@@ -253,7 +258,7 @@ class Endings:
             if current is None:
                 key = self._owner(pid)
                 current = self.attempts.get(key) if key is not None else None
-            elif self._loop.time() >= current.kill_at:
+            elif self._loop.time() >= current.kill_at and (current.shell is None or current.verdict is not None):
                 # Now, while the zombie holds its number: nobody else can have this process group.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)

@@ -41,6 +41,7 @@ from snakemake_executor_plugin_dask.model.job_messages import (
 )
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, Update, run_of
+from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node import logs, processes, updates
 from snakemake_executor_plugin_dask.node.environment import (
@@ -51,8 +52,9 @@ from snakemake_executor_plugin_dask.node.environment import (
     size_changes,
 )
 from snakemake_executor_plugin_dask.worker.supervisor import attempt
-from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, NotStarted, note
+from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, NotStarted, Words, note
 from snakemake_executor_plugin_dask.worker.supervisor.cgroups import JobGroups
+from snakemake_executor_plugin_dask.worker.supervisor.commands import Commands, Prepared
 from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
 from snakemake_executor_plugin_dask.worker.supervisor.first import Begun, jobs_environment
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
@@ -81,6 +83,7 @@ class Supervisor:
         self._socket = begun.worker
         self._loop = asyncio.get_running_loop()
         self._setup: RunSetup | None = None
+        self._commands: Commands | None = None
         self._environment: dict[str, str] = {}
         self._scratch: str | None = None  # where each job gets a directory of its own
         self._at_home = True  # the paths of Snakemake's host are those of this one
@@ -201,6 +204,7 @@ class Supervisor:
         self._lease.renew()
         self._endings.stop_grace_s = setup.stop_grace_s
         self._setup = setup
+        os.umask(setup.umask)  # for what is made for jobs; what is this process's own lies in directories of its own
         if setup.enforce_cgroup:
             try:
                 self._groups = JobGroups()
@@ -271,6 +275,8 @@ class Supervisor:
             await self._start(current)
             await current.leader
             current.ended = time.time()
+            if current.shell is not None and current.verdict is None:
+                await self._conclude_command(current)
             await self._endings.clear(current)
             self._leave_group(current)
             if current.leader.result() != 0 or current.verdict is not None:
@@ -291,12 +297,12 @@ class Supervisor:
         for directory in (current.directory, current.copies, *of_cluster):
             if directory is not None:
                 await self._remove(directory)
-        current.peak = self._monitor.remove(current.key)
-        self._endings.leaders.pop(current.pid, None)
+        current.peak = max(filter(None, (current.peak, self._monitor.remove(current.key))), default=None)
+        self._endings.forget_leader(current)
         if failure is not None and current.verdict is not None:
             failure = None  # it was to be ended, and never started
         outcome = current.outcome(failure, self._count_kernel_kills)
-        if outcome.status == "succeeded" and current.spec.output_dirs:
+        if outcome.status == "succeeded" and current.spec.output_dirs and current.late:
             await self._list(current.spec.output_dirs)
         del self._endings.attempts[current.key]
         current.gone.set()
@@ -378,8 +384,11 @@ class Supervisor:
             changes = size_changes(self._environment, spec.size, self._of_prologue)
             changes += node_changes(self._environment, self._host_file, self._of_prologue)
             current.spec = spec = dataclasses.replace(spec, environment=(*changes, *spec.environment))
-        await self._choose_log(current)
         current.kernel_kills = self._kernel_kills
+        if await self._start_command(current):
+            self._tell_started(current)
+            return
+        await self._choose_log(current)
         if spec.local_copies is not None and self._scratch is None:
             environment = job_environment(self._environment, spec.key, spec.environment)
             current.copies = os.path.join(setup.files_dir, expand(spec.local_copies, environment))
@@ -392,10 +401,84 @@ class Supervisor:
         if current.command or not await self._warming.start(current):
             self._check_verdict(current)
             await self._start_cold_job(current, setup)
-        if spec.runtime_limit_s is not None:
-            current.time_limit = self._loop.call_at(current.began + spec.runtime_limit_s, self._out_of_time, current)
+        self._tell_started(current)
+
+    def _tell_started(self, current: Attempt) -> None:
+        limit_s = current.spec.runtime_limit_s
+        if limit_s is not None:
+            current.time_limit = self._loop.call_at(current.began + limit_s, self._out_of_time, current)
         how = (current.start, current.start_depth, current.start_reason)
         self._tell_worker(Started(current.key, current.pid, *how, current.started))
+
+    async def _start_command(self, current: Attempt) -> bool:
+        """Start a plain shell command; False where the job takes a Snakemake."""
+        spec, setup = current.spec, self._setup
+        if spec.command is None or setup is None or self._scratch is not None:
+            return False
+        shell = await self._warming.shell(current)
+        if shell is None:
+            return False
+        if self._commands is None or self._commands.shell is not shell:
+            self._commands = Commands(shell, self._soft_limits.items())
+        commands = self._commands
+        command = commands.fits(spec)
+        if command is None:
+            return False
+        preparing = self._loop.run_in_executor(self._logs, commands.prepare, spec, command)
+        try:
+            prepared = await asyncio.wait_for(asyncio.shield(preparing), _LOG_S)
+        except TimeoutError:
+            preparing.add_done_callback(_close_log)
+            return False
+        if prepared is None:
+            return False
+        try:
+            self._check_verdict(current)
+            pid = commands.launch(spec, command, prepared)
+        finally:
+            os.close(prepared.log)
+        if pid is None:
+            return False
+        current.log, current.shell, current.late = spec.log_path, command, prepared.late
+        current.start, current.start_depth = "warm", 4
+        self._started(current, pid, direct=False, began=True)
+        return True
+
+    async def _conclude_command(self, current: Attempt) -> None:
+        """A command is over that had no Snakemake around it. Where it failed, or left no output, one is to say so."""
+        commands, command, status = self._commands, current.shell, current.leader.result()
+        assert commands is not None
+        assert command is not None
+        assert status is not None
+        if status == 0:
+            if current.late:
+                await self._list(current.spec.output_dirs)
+            current.late = False
+            if await self._made(commands, command):
+                return
+        else:
+            await self._find_cause(current)
+            if current.verdict is not None:
+                return
+        ended, current.leader, current.answer = current.leader, self._loop.create_future(), self._loop.create_future()
+        times, pid, peak = (current.started, current.began), current.pid, self._monitor.remove(current.key)
+        current.spec, current.pid = dataclasses.replace(current.spec, ended=status), 0
+        if await self._warming.start(current):
+            await current.leader
+        else:
+            current.leader = ended
+            current.words = Words(command_end=attempt.status_words(status))
+        self._endings.forget_leader(current)
+        (current.started, current.began), current.pid = times, pid
+        current.peak = max(filter(None, (peak, self._monitor.remove(current.key))), default=None)
+
+    async def _made(self, commands: Commands, command: ShellCommand) -> bool:
+        """Whether a command's outputs are there. Snakemake's main process looks again."""
+        try:
+            looking = self._loop.run_in_executor(self._listings, commands.made, command)
+            return await asyncio.wait_for(looking, _LISTING_S)
+        except TimeoutError:
+            return True
 
     async def _prepare_cluster(self, current: Attempt, cluster: JobCluster) -> None:
         """Let the job start a Dask cluster of its own."""
@@ -484,7 +567,7 @@ class Supervisor:
         limit_bytes = limit * 10**6 if limit is not None and enforced else None
         self._monitor.add(current.key, pid, limit_bytes, direct=direct, began=began)
         self._plan_look()
-        if limit_bytes is not None:
+        if limit_bytes is not None and current.spec.ended is None:
             self._enter_group(current, limit_bytes)
 
     def _enter_group(self, current: Attempt, limit: int) -> None:
@@ -590,6 +673,11 @@ def _move_aside(directory: str) -> str | None:
 
 def _remove_tree(directory: str) -> None:
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _close_log(preparing: "asyncio.Future[Prepared | None]") -> None:
+    if not preparing.cancelled() and preparing.exception() is None and (prepared := preparing.result()) is not None:
+        os.close(prepared.log)
 
 
 def _settle(future: "asyncio.Future[Any]", value: str | None) -> None:

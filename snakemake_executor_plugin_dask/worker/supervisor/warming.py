@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
+from snakemake_executor_plugin_dask.model.shellcommand import Shell
 from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, note
 from snakemake_executor_plugin_dask.worker.supervisor.ending import WARM_ENDED, Endings
@@ -78,6 +79,11 @@ class Warming:
         for warm in self._endings.warms.values():
             warm.kill()
 
+    async def shell(self, current: Attempt) -> Shell | None:
+        """How its command, if it is one alone, can be started without a Snakemake; None where it cannot."""
+        warm = await self._ready(current)
+        return None if warm is None else warm.shell
+
     async def start(self, current: Attempt) -> bool:
         """Start an attempt from the warm process. False: it has to be started cold."""
         warm = await self._ready(current)
@@ -129,6 +135,8 @@ class Warming:
         """The warm process, once it has read the workflow; None where this job cannot be started from one."""
         if current.spec.start != "warm" or current.spec.script is not None:
             return None
+        if (warm := self._current) is not None and warm.settled.is_set() and warm.ready and not warm.gone:
+            return warm
         try:
             async with asyncio.timeout(_READY_S):
                 while (warm := self._current) is not None and not warm.settled.is_set():

@@ -96,9 +96,9 @@ class Words:
         self.depth = depth
         self.reason = ""  # why not deeper
 
-    def spawned(self, pid: int) -> None:
+    def spawned(self, pid: int, unlike: str = "") -> None:
         """The job's shell has been started, and is its process."""
-        self._say(Spawned(self._key, pid))
+        self._say(Spawned(self._key, pid, unlike))
 
     def begin(self) -> None:
         """This process is the job's from here on."""
@@ -215,10 +215,13 @@ def _succeeds(warmth: "Warmth", spec: JobSpec, words: Words, *, command: bool) -
 
 def _call(workflow: snakemake_kept.WarmWorkflow, job: Any, spec: JobSpec, words: Words, *, command: bool) -> bool:
     if command:
-        with snakemake_kept.report_shell(words.spawned):
+        with snakemake_kept.report_shell(words.spawned, workflow.expected_shell(job)):
             return workflow.call(job, spec.key, lambda: None)
     with _finish_what_runs() as told_to_end:
-        success = workflow.call(job, spec.key, words.begin)
+        if spec.ended is None:
+            success = workflow.call(job, spec.key, words.begin)
+        else:
+            success = workflow.conclude(job, spec.key, spec.ended, words.begin)
     if told_to_end:
         workflow.note("This job was told to end while it ran.", always=True)
         success = False

@@ -37,8 +37,10 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Warm,
 )
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.model.shellcommand import Shell
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node.processes import fork, set_soft_limit
+from snakemake_executor_plugin_dask.node.sources import Sources, stamps
 from snakemake_executor_plugin_dask.node.versions import snakemake_version
 from snakemake_executor_plugin_dask.worker.warm import trial
 from snakemake_executor_plugin_dask.worker.warm.end import Belongings, run_exit_functions
@@ -49,6 +51,8 @@ RUNNERS_MAX = 64  # that wait for another shell command
 IDLE_CHILDREN = 2
 #: A child that has said nothing for so long is held by the kernel: its own alarm comes earlier (`warm_child`).
 SILENT_S = 10.0
+#: Lines of /proc/self/status.
+_INHERITED = ("Umask:", "Uid:", "Gid:", "Groups:", "SigBlk:", "SigIgn:", "Cpus_allowed:")
 #: A job of the trial must have ended in that time.
 _TRIAL_S = 30.0
 #: Of a job of the trial whose child has not said why; its log may.
@@ -59,37 +63,6 @@ _NO_FORK_S = 1.0
 _HARMLESS_THREADS = ("jemalloc_bg_thd",)
 #: What is open once a GPU was used. The driver's library cannot be used in a fork of a process that has set it up.
 _GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/")
-#: The part of the time that may go into looking whether a workflow file changed.
-_LOOKING_SHARE = 0.05
-
-
-class Sources:
-    """The files that the workflow was read from, as they were then."""
-
-    def __init__(self, paths: tuple[str, ...]) -> None:
-        self._paths = paths
-        self._seen = [_stamp(path) for path in paths]
-        self._next_look = 0.0
-
-    def changed(self) -> str | None:
-        """The first file that is not as it was. On a slow file system it does not look each time."""
-        started = time.monotonic()
-        if started < self._next_look:
-            return None
-        for path, seen in zip(self._paths, self._seen, strict=True):
-            if _stamp(path) != seen:
-                return path
-        ended = time.monotonic()
-        self._next_look = ended + (ended - started) / _LOOKING_SHARE
-        return None
-
-
-def _stamp(path: str) -> tuple[int, int, int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class _Child:
@@ -129,7 +102,7 @@ class Server:
         self._channel = Channel(sock)
         self.warmth = warmth
         self._cold_reason = warmth.cold_reason
-        self._sources = Sources(warmth.workflow.files if warmth.workflow is not None else ())
+        self._sources = Sources(stamps(warmth.workflow.files) if warmth.workflow is not None else ())
         self._wanted_idle = 0 if self._cold_reason else idle_children
         self._idle: list[_Child] = []  # forked ahead, and never used
         self._runners: list[_Child] = []  # have run shell commands, and can run another
@@ -138,6 +111,7 @@ class Server:
         self._children: dict[int, _Child] = {}  # by pidfd
         self._closing = False
         self._fork_at = 0.0  # not ahead before then
+        self.unlike = ""  # after a trial: in what Snakemake starts a shell otherwise than the supervisor would
         # Each child takes two descriptors; it gets back the limit that jobs are to have.
         self._soft_limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         set_soft_limit(resource.RLIMIT_NOFILE, hard)
@@ -149,7 +123,8 @@ class Server:
         """Returns once the supervisor has closed its end and every job has ended; False where it is gone before."""
         try:
             reason = self._cold_reason or self.warmth.shallow_reason
-            self._channel.send(Warm(self.warmth.depth, reason, self.warmth.dag_reason))
+            warmth = self.warmth
+            self._channel.send(Warm(warmth.depth, reason, warmth.dag_reason, warmth.shell, warmth.shell_reason))
             while not (self._closing and len(self._children) == len(self._idle) + len(self._runners)):
                 # Fork ahead only when there is nothing else to do.
                 lacking = len(self._idle) < self._wanted_idle and time.monotonic() >= self._fork_at
@@ -227,7 +202,8 @@ class Server:
         try:
             if self.warmth.dag_reason and not self.warmth.calls(spec):
                 return self.warmth.dag_reason, False
-            return workflow.unfit(spec), self.warmth.calls(spec) and workflow.is_command(spec)
+            is_command = spec.ended is None and self.warmth.calls(spec) and workflow.is_command(spec)
+            return workflow.unfit(spec), is_command
         except Exception as error:  # noqa: BLE001 - whatever it is, it is Snakemake's interior, which a cold job can do without
             return f"{type(error).__name__}: {error}", False
 
@@ -378,11 +354,11 @@ class Server:
         words = trial.last_words(jobs[0]) if reason and told in ("", _UNEXPLAINED) else ""
         return f"{reason}: {words}" if words and words not in reason else reason
 
-    @staticmethod
-    def _heard(child: _Child, job: trial.TrialJob) -> str:
+    def _heard(self, child: _Child, job: trial.TrialJob) -> str:
         """Wait for the end of a job; returns what the child says against it. Raises EOFError, OSError."""
         message = child.channel.receive()
         if isinstance(message, Spawned):
+            self.unlike = self.unlike or message.unlike
             message = child.channel.receive()
         match message:
             case Cold(_, reason):
@@ -541,6 +517,8 @@ class Warmth:
     cold_reason: str = ""  # why no job can be started warm
     shallow_reason: str = ""  # why they are not started at the depth that was asked for
     dag_reason: str = ""  # why one that needs a DAG of its own cannot be started warm
+    shell: Shell | None = None  # with which the supervisor starts shell commands itself; None: it is not to do so
+    shell_reason: str = ""  # why not, though the workflow has some that could be
     randomness: Randomness | None = None
     belongings: Belongings | None = None  # from depth 2 on, where the workflow's code has run here
     child_handler: Any = signal.SIG_DFL  # of SIGCHLD: the workflow's own, which would wait for children of this process
@@ -606,7 +584,7 @@ def main() -> None:
         with open(options.setup_fd, "rb") as file:
             setup, reason = pickle.load(file)
     start = _Start(sock, options.idle_children)
-    warmth = _prepare(start, setup, min(setup.warm_depth, options.depth))
+    warmth = _prepare(start, setup, min(setup.warm_depth, options.depth, 3))
     warmth = dataclasses.replace(warmth, shallow_reason=reason or warmth.shallow_reason)
     server = Server(sock, warmth, options.idle_children)
     over = False
@@ -624,6 +602,7 @@ def main() -> None:
 
 
 def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
+    inherited = _inherited()
     os.chdir(setup.workdir)
     if not sys.flags.safe_path:
         del sys.path[0]  # where the supervisor happens to be
@@ -646,6 +625,10 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
         gc.freeze()  # a hundred thousand objects of Snakemake's, among which no garbage need be looked for
         workflow, unfit = _read(parser) if depth > 1 else (None, "")
         shallow_reason = _prepare_calls(workflow) if workflow is not None and depth > 2 else ""
+        # What else a shell would have from this process, nobody else can give it.
+        shell = None
+        if workflow is not None and not shallow_reason and setup.warm_depth > 3 and _inherited() == inherited:
+            shell = workflow.shell()
         depth = min(depth, 2) if shallow_reason else depth
     belongings = None
     # From here on this process forks and waits for its own children; the workflow's handler would take them.
@@ -672,7 +655,16 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
         randomness=randomness,
         belongings=belongings,
         child_handler=child_handler,
+        shell=shell,
     )
+
+
+def _inherited() -> tuple[Any, ...]:
+    """What a process that this one starts has from it, but for the environment and the directory."""
+    with open("/proc/self/status") as file:
+        status = tuple(line for line in file if line.startswith(_INHERITED))
+    limits = (resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_"))
+    return status, *limits, os.nice(0)
 
 
 def _try_out(start: _Start, server: Server, directory: str | None) -> None:
@@ -681,10 +673,13 @@ def _try_out(start: _Start, server: Server, directory: str | None) -> None:
     no_calls, no_dag = server.try_out(directory)
     if no_dag and (no_calls or warmth.depth < 3):
         start.again(warmth.setup, 1, warmth.shallow_reason or no_calls or no_dag)
+    if server.unlike:
+        warmth = dataclasses.replace(warmth, shell=None, shell_reason=f"Snakemake changes {server.unlike}")
     if no_calls:
-        server.warmth = dataclasses.replace(warmth, depth=2, shallow_reason=no_calls)
+        warmth = dataclasses.replace(warmth, depth=2, shallow_reason=no_calls, shell=None)
     elif no_dag:
-        server.warmth = dataclasses.replace(warmth, dag_reason=no_dag)
+        warmth = dataclasses.replace(warmth, dag_reason=no_dag)
+    server.warmth = warmth
 
 
 def _read(parser: Any) -> tuple[Any, str]:
