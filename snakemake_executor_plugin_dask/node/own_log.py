@@ -4,9 +4,11 @@ Whoever can make a process complain must not fill a disk by it.
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
+from typing import IO
 
 _BURST = 200  # records at once
 _PER_SECOND = 1.0  # on the average, after that
@@ -69,3 +71,13 @@ def bound_log() -> None:
         if isinstance(logger, logging.Logger) and logger.handlers:
             logger.handlers.clear()
             logger.propagate = True
+
+
+def write_line(text: str, file: IO[str], most_bytes: int = _BYTES) -> None:
+    """Add a line to a process's own log, unless that holds so much already. Raises OSError."""
+    size = os.fstat(file.fileno()).st_size
+    if size < most_bytes:
+        file.write(f"{text}\n")
+        if size + len(text.encode()) >= most_bytes:
+            file.write("The log is full; what follows is left out.\n")
+        file.flush()

@@ -4,12 +4,13 @@ import asyncio
 import errno
 import logging
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from snakemake_executor_plugin_dask.node.door import Door, Limits, Strangers
-from snakemake_executor_plugin_dask.node.own_log import Throttle
+from snakemake_executor_plugin_dask.node.own_log import Throttle, write_line
 
 
 def test_one_hosts_connections_press_nobody_elses_out() -> None:
@@ -156,3 +157,13 @@ def test_what_is_logged_is_bounded() -> None:
     assert last.getMessage() == f"({1000 - len(kept)} messages before this one were left out) no room"
     throttle.written(1 << 30)
     assert not throttle.filter(records[0])
+
+
+def test_a_full_log_says_so_and_grows_no_more(tmp_path: Path) -> None:
+    """The head of a cluster that stays may say things for months."""
+    with open(tmp_path / "head.log", "a", encoding="utf-8") as log:
+        for number in range(30):
+            write_line(f"line {number}", log, most_bytes=40)
+    lines = (tmp_path / "head.log").read_text().splitlines()
+    assert lines[-2:] == [f"line {len(lines) - 2}", "The log is full; what follows is left out."]
+    assert len(lines) < 10

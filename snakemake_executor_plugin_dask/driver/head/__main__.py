@@ -20,7 +20,7 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Start
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.descriptors import raise_limit
-from snakemake_executor_plugin_dask.node.own_log import bound_log
+from snakemake_executor_plugin_dask.node.own_log import bound_log, write_line
 
 
 def main() -> int:
@@ -55,8 +55,7 @@ def _forget(held: state.Held, directory: Path) -> None:
 
 def _log(text: str) -> None:
     with contextlib.suppress(OSError):  # the cluster outlives a full disk
-        sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        sys.stdout.flush()
+        write_line(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", sys.stdout)
 
 
 async def _serve(start: Start) -> bool:
