@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import snakemake_executor_plugin_dask
@@ -82,6 +81,8 @@ class Record:
 
 def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str, dict[str, str]]:
     """The part of `Asked` that the machine says. ``here``: the cluster has workers on this machine."""
+    from importlib.metadata import PackageNotFoundError, version  # a run that only joins has no need of it
+
     variables = {
         name: json.dumps(value)
         for name, value in environment.items()
