@@ -91,6 +91,28 @@ rule tell:
     assert len(slurm.queue()) == 2
 
 
+@pytest.mark.slurm
+def test_on_slurm_a_run_of_longer_jobs_gets_a_new_allocation(
+    slurm: VirtualSlurm, clusters: Clusters, tmp_path: Path
+) -> None:
+    """Of thirty minutes a worker that stays has less left than the longest job that the pool takes asks for."""
+    body = """
+rule tell:
+    output: "allocation.txt"
+    resources: mem_mb=100, runtime=MINUTES
+    shell: "echo $SLURM_JOB_ID > {output}"
+"""
+    pools = ("--dask-pools", str(pools_of(tmp_path, "0-2")))
+    found = []
+    for number, minutes in enumerate((5, 27, 5)):
+        with snakemake(tmp_path / f"run{number}", body.replace("MINUTES", str(minutes)), *pools, *KEEP) as run:
+            finished(run)
+        found.append((run.directory / "allocation.txt").read_text().strip())
+    assert found[0] != found[1]
+    assert found[2] in found[:2]
+    assert sorted(line.split()[0] for line in slurm.queue()) == sorted(found[:2])
+
+
 @pytest.fixture
 def written(clusters: Clusters, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """What a cluster that is up has written down of it, copied; and where it lies, once that cluster has ended."""
