@@ -46,8 +46,11 @@ def launch_ahead(settings: ExecutorSettings | None, environment: Mapping[str, st
         return None
     if settings.scheduler is None and settings.keep == "0" and not _there(environment):
         return None
-    # What it says before it knows the run, such as that a module is missing, goes where Snakemake's own words go.
-    return _launch("--ahead", stdout=subprocess.DEVNULL, stderr=None, cwd="/")
+    try:
+        # What it says before it knows the run, such as that a module is missing, goes where Snakemake's own words go.
+        return _launch("--ahead", stdout=subprocess.DEVNULL, stderr=None, cwd="/")
+    except OSError:  # without room for a process; it is tried again with the first job, and told then
+        return None
 
 
 def _there(environment: Mapping[str, str]) -> bool:
