@@ -104,9 +104,14 @@ def test_a_command_runs_with_all_that_it_needs(place: Path) -> None:
         "    threads: 2",
     ]
     assert said == f"2 {place}\nsaid\n"
-    assert commands.made(COMMAND)
-    (place / "out/deep/a.txt").unlink()
-    assert not commands.made(COMMAND)
+    command = spec.command
+    assert command is not None
+    (place / "out/deep/a.txt").rename(place / "elsewhere")
+    assert not commands.finish(command)
+    assert (place / "marks/a").exists()
+    (place / "elsewhere").rename(place / "out/deep/a.txt")
+    assert commands.finish(command)
+    assert not (place / "marks/a").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import resource
-import signal
+import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +27,6 @@ _HARMLESS = frozenset(
     if hasattr(resource, name)
 )
 _SPARE_FILES = 64  # that other threads may open in that moment
-_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python, and a program that it executes would go on doing so
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,8 @@ class Commands:
             if log >= 0:
                 os.close(log)
             return None
-        return Prepared(log, late=not all(map(self._is_own, directories)))
+        of_marks = {os.path.dirname(mark) for mark in command.marks}
+        return Prepared(log, late=not all(map(self._is_own, directories | of_marks)))
 
     def launch(self, spec: JobSpec, command: ShellCommand, prepared: Prepared) -> int | None:
         """Start the shell; returns its process id, or None where it cannot be started so.
@@ -109,27 +109,29 @@ class Commands:
         environment.update(variables(command.threads, self.shell.temporary))
         try:
             with _limits(self._limits), _affinity(spec.affinity):
-                pid = os.posix_spawn(
-                    self.shell.executable,
+                # Not `os.posix_spawn`, which is a little quicker: with it a program finds two signals ignored.
+                shell = subprocess.Popen(
                     arguments(self.shell, command),
-                    environment,
-                    file_actions=[
-                        (os.POSIX_SPAWN_DUP2, self._null, 0),
-                        (os.POSIX_SPAWN_DUP2, prepared.log, 1),
-                        (os.POSIX_SPAWN_DUP2, prepared.log, 2),
-                    ],
-                    setsid=True,
-                    setsigmask=(),
-                    setsigdef=_IGNORED,
+                    stdin=self._null,
+                    stdout=prepared.log,
+                    stderr=prepared.log,
+                    env=environment,
+                    start_new_session=True,
                 )
         except (OSError, ValueError):
             return None
-        processes.volunteer(pid)
-        return pid
+        shell.returncode = 0  # else the next `Popen` would wait for it
+        processes.volunteer(shell.pid)
+        return shell.pid
 
-    def made(self, command: ShellCommand) -> bool:
-        """Whether all outputs are there. May block as files do."""
-        return all(os.path.lexists(self._path(path)) for path in command.output)
+    def finish(self, command: ShellCommand) -> bool:
+        """Whether all outputs are there, which are no longer marked as incomplete then. May block as files do."""
+        if not all(os.path.lexists(self._path(path)) for path in command.output):
+            return False
+        for mark in command.marks:
+            with contextlib.suppress(OSError):
+                os.unlink(mark)
+        return True
 
     def _path(self, path: str) -> str:
         return os.path.join(self.shell.directory, path)

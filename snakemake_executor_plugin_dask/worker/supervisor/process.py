@@ -453,8 +453,11 @@ class Supervisor:
         if status == 0:
             if current.late:
                 await self._list(current.spec.output_dirs)
+                finished = await self._finish_command(commands, command)
+            else:
+                finished = commands.finish(command)  # a file system of this machine answers at once
             current.late = False
-            if await self._made(commands, command):
+            if finished:
                 return
         else:
             await self._find_cause(current)
@@ -472,10 +475,10 @@ class Supervisor:
         (current.started, current.began), current.pid = times, pid
         current.peak = max(filter(None, (peak, self._monitor.remove(current.key))), default=None)
 
-    async def _made(self, commands: Commands, command: ShellCommand) -> bool:
+    async def _finish_command(self, commands: Commands, command: ShellCommand) -> bool:
         """Whether a command's outputs are there. Snakemake's main process looks again."""
         try:
-            looking = self._loop.run_in_executor(self._listings, commands.made, command)
+            looking = self._loop.run_in_executor(self._listings, commands.finish, command)
             return await asyncio.wait_for(looking, _LISTING_S)
         except TimeoutError:
             return True
