@@ -139,15 +139,22 @@ class Bench:
 
     def throughput(self, known: list[Way]) -> None:
         heading(f"Trivial jobs on {cores()} cores, from the first one's start to the last one's end")
-        rates = {}
+        rates, runs = {}, {}
         for way in known:
-            rates[way.name] = self.median(lambda way=way: self.run(trivial(way.jobs), *way.all_cores).rate())
+            runs[way.name] = [self.run(trivial(way.jobs), *way.all_cores) for _ in range(self._rounds)]
+            rates[way.name] = statistics.median(run.rate() for run in runs[way.name])
         warm = rates["dask, warm"]
         for name, rate in rates.items():
             aim = {"local executor": "at least 0.5; aim 1", "Slurm executor, virtual Slurm": "at least 50"}.get(
                 name, ""
             )
             row(name, rate, "jobs/s", warm / rate, aim, "warm to it")
+        for what, unit in (("wall_s", "s"), ("cpu_s", "s of CPU time")):
+            local, own = (
+                statistics.median(getattr(run, what) for run in runs[name]) for name in ("local executor", "dask, warm")
+            )
+            row("whole run, local executor", local, unit)
+            row("whole run, dask, warm", own, unit, own / local, "at most 0.6" if what == "wall_s" else "", "local")
 
     def slow_workflow(self, number: int) -> None:
         heading("A workflow that takes 3 s to read, one job after the other")
