@@ -218,3 +218,16 @@ def test_a_workflow_that_changed_meanwhile_is_read_again(tmp_path: Path) -> None
         assert run.wait() == 0, run.output
     assert depths(run)["one"] == {4}
     assert depths(run)["two"] != {4}
+
+
+def test_a_command_that_fails_where_no_snakemake_can_tell_of_it(tmp_path: Path) -> None:
+    """The workflow changed meanwhile, so that the warm process takes no more jobs."""
+    with snakemake(tmp_path, CHANGED.replace("echo 1 > {output}", "echo half > {output}; exit 7")) as run:
+        wait_for(lambda: run.events("job-started"), "a job that runs")
+        (tmp_path / "Snakefile").write_text(CHANGED)
+        (tmp_path / "go").touch()
+        assert run.wait() == 1, run.output
+    (end,) = run.events("job-ended")
+    assert end["outcome"]["status"] == "failed"
+    assert "its command failed with exit code 7" in end["outcome"]["detail"]
+    assert not (tmp_path / "a.txt").exists()

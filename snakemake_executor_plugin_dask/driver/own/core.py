@@ -5,6 +5,7 @@ One run's own, or one that stays for several (`head`).
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ _LOOPBACK = "127.0.0.1"
 CLOSE_S = 100.0  # less than Snakemake waits for this process
 _RELEASE_AFTER_S = 0.2
 _LOOK_S = 0.25
+_LOOKING_SHARE = 0.005  # of the time, at most, where thousands of jobs run
 
 
 class Core:
@@ -194,16 +196,17 @@ class Core:
         finally:
             del self._followed[attempt.key]
 
-    def _look_later(self) -> None:
+    def _look_later(self, after_s: float = _LOOK_S) -> None:
         if self._looking is None and self._followed:
-            self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+            self._looking = asyncio.get_running_loop().call_later(after_s, self._look)
 
     def _look(self) -> None:
         self._looking = None
+        began = time.perf_counter()
         for attempt, future, over in self._followed.values():
             if not over.done() and (attempt.state.final or future.status != "pending"):
                 over.set_result(None)
-        self._look_later()
+        self._look_later(max(_LOOK_S, (time.perf_counter() - began) / _LOOKING_SHARE))
 
     def _release_later(self, future: Any) -> None:
         """Many at once: each would be a message to its worker, and the next job's would wait for it."""

@@ -26,6 +26,7 @@ _HARMLESS = frozenset(
     for name in ("RLIMIT_NOFILE", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_MEMLOCK", "RLIMIT_SIGPENDING")
     if hasattr(resource, name)
 )
+_DIRECTORIES = 10_000
 _SPARE_FILES = 64  # that other threads may open in that moment
 
 
@@ -139,6 +140,8 @@ class Commands:
     def _is_own(self, directory: str) -> bool:
         known = self._own.get(directory)
         if known is None:
+            if len(self._own) >= _DIRECTORIES:  # each job may have one of its own
+                self._own.clear()
             known = self._own[directory] = bool(mounts.own_file_system(os.path.realpath(directory)))
         return known
 

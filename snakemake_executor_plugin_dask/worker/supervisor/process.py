@@ -52,7 +52,7 @@ from snakemake_executor_plugin_dask.node.environment import (
     size_changes,
 )
 from snakemake_executor_plugin_dask.worker.supervisor import attempt
-from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, NotStarted, Words, note
+from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, NotStarted, note
 from snakemake_executor_plugin_dask.worker.supervisor.cgroups import JobGroups
 from snakemake_executor_plugin_dask.worker.supervisor.commands import Commands, Prepared
 from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
@@ -466,11 +466,11 @@ class Supervisor:
         ended, current.leader, current.answer = current.leader, self._loop.create_future(), self._loop.create_future()
         times, pid, peak = (current.started, current.began), current.pid, self._monitor.remove(current.key)
         current.spec, current.pid = dataclasses.replace(current.spec, ended=status), 0
-        if await self._warming.start(current):
+        if self._finishing is None and await self._warming.start(current):
             await current.leader
         else:
             current.leader = ended
-            current.words = Words(command_end=attempt.status_words(status))
+            current.notes.append(attempt.status_words(status))
         self._endings.forget_leader(current)
         (current.started, current.began), current.pid = times, pid
         current.peak = max(filter(None, (peak, self._monitor.remove(current.key))), default=None)
