@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, JobStart, Outcome, RunSetup, Status
 from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
 from snakemake_executor_plugin_dask.node.logs import command_end, failed_members, tail
-from snakemake_executor_plugin_dask.node.processes import exit_status
+from snakemake_executor_plugin_dask.node.processes import exit_status, how_ended
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
 from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess
 
@@ -188,10 +188,10 @@ def cold_command(setup: RunSetup, spec: JobSpec, overrides: int | None) -> list[
 
 def status_words(status: int) -> str:
     """How a command ended, by what ``wait`` said; see `node.logs.command_end`."""
-    code, number = exit_status(status)
-    if number is not None:
-        return f"its command was ended by {signal.Signals(number).name}"
-    return f"its command failed with exit code {code}" if code else "its command left no output"
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        return "its command left no output"
+    return f"its command {'failed with' if code > 0 else 'was ended by'} {how_ended(code)}"
 
 
 def fallback_places(environment: Sequence[str | None]) -> list[str]:

@@ -84,10 +84,10 @@ class Commands:
             if not self._entered:
                 os.chdir(self.shell.directory)
                 self._entered = True
-            directories = {os.path.dirname(path) for path in made}
-            for directory in directories:
+            directories = {os.path.dirname(path) for path in (*made, *command.marks)}
+            for directory in (*directories, os.path.dirname(spec.log_path)):
                 os.makedirs(directory, exist_ok=True)
-            log = _open(spec.log_path)
+            log = open_log(spec.log_path)
             _write(log, _header(command))
             for mark in command.marks:
                 _mark(mark, spec.key)
@@ -95,8 +95,7 @@ class Commands:
             if log >= 0:
                 os.close(log)
             return None
-        of_marks = {os.path.dirname(mark) for mark in command.marks}
-        return Prepared(log, late=not all(map(self._is_own, directories | of_marks)))
+        return Prepared(log, late=not all(map(self._is_own, directories)))
 
     def launch(self, spec: JobSpec, command: ShellCommand, prepared: Prepared) -> int | None:
         """Start the shell; returns its process id, or None where it cannot be started so.
@@ -152,14 +151,6 @@ def _is_other(number: int, soft: int) -> bool:
     return False
 
 
-def _open(path: str) -> int:
-    try:
-        return open_log(path)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return open_log(path)
-
-
 def _write(descriptor: int, data: bytes) -> None:
     """Raises OSError where not all of it is taken: a full file system lets one make a file that takes nothing."""
     while data:
@@ -180,11 +171,7 @@ def _header(command: ShellCommand) -> bytes:
 
 def _mark(path: str, key: str) -> None:
     """Note that an output is incomplete, as Snakemake does."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
     try:
         os.fchmod(descriptor, 0o660)
         _write(descriptor, json.dumps({"external_jobid": key}).encode())

@@ -464,7 +464,7 @@ class Supervisor:
             if current.verdict is not None:
                 return
         ended, current.leader, current.answer = current.leader, self._loop.create_future(), self._loop.create_future()
-        times, pid, peak = (current.started, current.began), current.pid, self._monitor.remove(current.key)
+        pid, peak = current.pid, self._monitor.remove(current.key)
         current.spec, current.pid = dataclasses.replace(current.spec, ended=status), 0
         if self._finishing is None and await self._warming.start(current):
             await current.leader
@@ -472,7 +472,7 @@ class Supervisor:
             current.leader = ended
             current.notes.append(attempt.status_words(status))
         self._endings.forget_leader(current)
-        (current.started, current.began), current.pid = times, pid
+        current.pid = pid
         current.peak = max(filter(None, (peak, self._monitor.remove(current.key))), default=None)
 
     async def _finish_command(self, commands: Commands, command: ShellCommand) -> bool:
@@ -560,7 +560,9 @@ class Supervisor:
             os.close(report)
 
     def _started(self, current: Attempt, pid: int, *, direct: bool, began: bool) -> None:
-        current.pid, current.started, current.began = pid, time.time(), self._loop.time()
+        current.pid = pid
+        if current.spec.ended is None:  # else its command was started before
+            current.started, current.began = time.time(), self._loop.time()
         stat = processes.read_stat(pid)
         current.start_ticks = stat.start if stat is not None else 0
         current.teller = stat.ppid if stat is not None and current.is_command else 0
