@@ -33,7 +33,7 @@ _SUFFIX = Private(_SHELL, "_process_suffix", _LOST, needed=False)
 NAMES = (*_OF_RULE, _TEXT, _PROCESS, _PREFIX, _SUFFIX)
 
 #: Flags of outputs with which a job's own Snakemake does nothing that the main one does not do as well.
-_HARMLESS_FLAGS = frozenset({"temp", "protected", "report", "multiext"})
+_HARMLESS_FLAGS = frozenset({"temp", "report", "multiext"})
 #: What a command may name. All else may be another thing in another process.
 _NAMES = frozenset({"input", "output", "wildcards", "log", "threads", "rule", "params", "config"})
 #: A command that wants its parent is to find one that no other job has.

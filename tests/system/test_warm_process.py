@@ -116,6 +116,18 @@ def test_jobs_that_are_started_cold(tmp_path: Path) -> None:
         assert warm.run(specs[0]).code == 0
 
 
+@pytest.mark.parametrize("change", [{}, {"call": b"\x80\x04]."}], ids=["without a call", "with one that fails"])
+def test_a_command_that_is_over_is_not_run_again(tmp_path: Path, change: dict[str, bytes]) -> None:
+    """Where its own function cannot be called, a DAG would run it."""
+    setup, specs = planned(tmp_path, SIMPLE, depth=3 if change else 2)
+    with Warm(setup) as warm:
+        spec = replace(specs[0], ended=7 << 8, **change)
+        warm.channel.send(Start(spec))
+        assert warm.wait_for(Cold, key=spec.key).reason
+        assert not [path for path in tmp_path.glob("*.txt") if path.name != "output.txt"]
+        assert warm.run(specs[0]).code == 0
+
+
 SLEEPING = """
 rule all:
     input: expand("{n}.txt", n=range(8))

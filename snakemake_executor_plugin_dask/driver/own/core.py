@@ -37,7 +37,7 @@ from snakemake_executor_plugin_dask.worker import client as task
 _LOOPBACK = "127.0.0.1"
 CLOSE_S = 100.0  # less than Snakemake waits for this process
 _RELEASE_AFTER_S = 0.2
-_LOOK_S = 0.25
+_LOOK_S, _LOOK_MOST_S = 0.25, 5.0
 _LOOKING_SHARE = 0.005  # of the time, at most, where thousands of jobs run
 
 
@@ -202,11 +202,11 @@ class Core:
 
     def _look(self) -> None:
         self._looking = None
-        began = time.perf_counter()
+        began = time.thread_time()
         for attempt, future, over in self._followed.values():
             if not over.done() and (attempt.state.final or future.status != "pending"):
                 over.set_result(None)
-        self._look_later(max(_LOOK_S, (time.perf_counter() - began) / _LOOKING_SHARE))
+        self._look_later(min(_LOOK_MOST_S, max(_LOOK_S, (time.thread_time() - began) / _LOOKING_SHARE)))
 
     def _release_later(self, future: Any) -> None:
         """Many at once: each would be a message to its worker, and the next job's would wait for it."""

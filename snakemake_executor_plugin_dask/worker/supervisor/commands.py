@@ -76,6 +76,8 @@ class Commands:
         """
         if self._sources.changed() is not None or not os.path.isdir(self.shell.temporary):
             return None
+        if not self._is_own(os.path.dirname(os.path.realpath(self.shell.executable))):
+            return None  # to execute it would hold up all jobs where its file server hangs
         made = [self._path(path) for path in (*command.output, *command.logs)]
         if any(map(os.path.lexists, made)) or not all(os.path.exists(self._path(path)) for path in command.input):
             return None  # to be removed, or waited for

@@ -103,6 +103,9 @@ class Supervisor:
         self._told, self._told_why = asyncio.Event(), ""
         self._worker_left = asyncio.Event()
         self._logs = ThreadPoolExecutor(4)
+        self._preparing = ThreadPoolExecutor(
+            4
+        )  # apart: what hangs with inputs must not keep other jobs from their logs
         self._listings = ThreadPoolExecutor(8)
         self._lease = LeaseClock(60.0)
         self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver, self._uses)
@@ -424,7 +427,7 @@ class Supervisor:
         command = commands.fits(spec)
         if command is None:
             return False
-        preparing = self._loop.run_in_executor(self._logs, commands.prepare, spec, command)
+        preparing = self._loop.run_in_executor(self._preparing, commands.prepare, spec, command)
         try:
             prepared = await asyncio.wait_for(asyncio.shield(preparing), _LOG_S)
         except TimeoutError:

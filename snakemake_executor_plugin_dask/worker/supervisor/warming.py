@@ -96,6 +96,8 @@ class Warming:
         if refusal is None:
             return True
         current.warm, current.start_reason = None, refusal
+        if current.spec.ended is not None:  # it was started long before
+            return False
         current.notes.append(f"not started warm: {refusal}")
         # What holds for all jobs, or for all of a kind, was said once it was ready; its end is an accident.
         if refusal not in (warm.reason, warm.dag_reason, _ENDED):

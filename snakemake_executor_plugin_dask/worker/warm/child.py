@@ -202,7 +202,9 @@ def _succeeds(warmth: "Warmth", spec: JobSpec, words: Words, *, command: bool) -
             words.begin()
             workflow.note(str(error), always=True)
             return False
-        except Exception as error:  # noqa: BLE001 - the user's functions run here
+        except Exception as error:
+            if spec.ended is not None:
+                raise  # with a DAG its command would be run again
             # Nothing has happened yet. With a DAG it works, or fails with Snakemake's own words.
             words.depth, words.reason = 2, snakemake_kept.in_a_line(error)
             workflow.note(f"This job is run with a DAG of its own: {error}")

@@ -200,6 +200,8 @@ class Server:
         if reason or workflow is None:
             return reason, False
         try:
+            if spec.ended is not None and not self.warmth.calls(spec):
+                return "its command is over, and only a job that needs no DAG can be concluded", False
             if self.warmth.dag_reason and not self.warmth.calls(spec):
                 return self.warmth.dag_reason, False
             is_command = spec.ended is None and self.warmth.calls(spec) and workflow.is_command(spec)
