@@ -146,14 +146,11 @@ def children(pid: int) -> list[int]:
 def test_the_end_of_the_supervisor(tmp_path: Path) -> None:
     """Without its supervisor the warm process ends at once, and its jobs' leaders with it."""
     setup, specs = planned(tmp_path, SLEEPING)
-    warm = Warm(setup)
-    pids = [warm.start(spec) for spec in specs[:3]]
-    until(lambda: all(children(pid) for pid in pids), "the jobs' shells")
-    shells = [child for pid in pids for child in children(pid)]
-    assert warm.close() == 0
-    until(lambda: not alive(pids), "the end of the jobs")
-    for pid in shells:  # what the supervisor is a subreaper for
-        os.kill(pid, signal.SIGKILL)
+    with Warm(setup) as warm:
+        pids = [warm.start(spec) for spec in specs[:3]]
+        until(lambda: all(children(pid) for pid in pids), "the jobs' shells")
+        assert warm.close() == 0
+        until(lambda: not alive(pids), "the end of the jobs")
 
 
 def test_a_killed_warm_process(tmp_path: Path) -> None:
@@ -163,11 +160,9 @@ def test_a_killed_warm_process(tmp_path: Path) -> None:
         job = warm.start(specs[0])
         until(lambda: children(job), "the job's shell")
         until(lambda: len(children(warm.process.pid)) == 3, "idle children")
-        shells, pids = children(job), children(warm.process.pid)
+        pids = children(warm.process.pid)
         warm.process.kill()
         until(lambda: not alive(pids), "the end of the children")
-        for pid in shells:
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_closed_end(tmp_path: Path) -> None:
@@ -330,9 +325,6 @@ def test_memory_of_sleeping_jobs(tmp_path: Path) -> None:
         until(lambda: all(children(pid) for pid in pids), "the jobs' shells")
         shells = [child for pid in pids for child in children(pid)]
         each = sum(pss_mb(pid) for pid in [*pids, *shells, warm.process.pid]) / len(pids)
-        warm.process.kill()
-        for pid in shells:
-            os.kill(pid, signal.SIGKILL)
     print(f"{each:.1f} MB a job, the shared part included")
     assert len(pids) == 50
     assert each <= 15

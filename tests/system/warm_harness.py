@@ -4,6 +4,7 @@ Also a program: ``python warm_harness.py FILE ARGUMENT…`` writes the pickled (
 ready now into the file.
 """
 
+import contextlib
 import os
 import pickle
 import resource
@@ -72,7 +73,7 @@ class Ended:
 
 
 class Warm:
-    """A warm process of one's own."""
+    """A warm process of one's own. On leaving, all that belongs to jobs whose end was not read is killed."""
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class Warm:
         self.channel = Channel(ours)
         self.channel.send(Setup(setup))
         self.messages: list[Any] = []
+        self._leaders: dict[str, int] = {}  # of the jobs whose end was not read; each leads a process group
         ready = self.wait_for(job_messages.Warm)
         self.depth, self.reason, self.dag_reason = ready.depth, ready.reason, ready.dag_reason
 
@@ -121,10 +123,12 @@ class Warm:
     def start(self, spec: JobSpec) -> int:
         """The pid of the job."""
         self.channel.send(Start(spec))
-        return int(self.wait_for(Forked, Spawned, key=spec.key).pid)
+        pid = self._leaders[spec.key] = int(self.wait_for(Forked, Spawned, key=spec.key).pid)
+        return pid
 
     def end_of(self, spec: JobSpec, since: float = 0.0) -> Ended:
         exited = self.wait_for(Exited, key=spec.key)
+        self._leaders.pop(spec.key, None)
         return Ended(exited.status, exited.cpu_s, read(spec), time.monotonic() - since)
 
     def run(self, spec: JobSpec) -> Ended:
@@ -146,6 +150,9 @@ class Warm:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        for leader in self._leaders.values():  # what the supervisor is a subreaper for
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(leader, signal.SIGKILL)
 
 
 def run_cold(setup: RunSetup, spec: JobSpec, first_on_path: str = "") -> Ended:
@@ -285,14 +292,6 @@ def alive(pids: Iterable[int]) -> list[int]:
         except OSError:
             pass
     return found
-
-
-def end(pids: Iterable[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 if __name__ == "__main__":
