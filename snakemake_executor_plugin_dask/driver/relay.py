@@ -11,7 +11,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.driver.entering import Entered
 from snakemake_executor_plugin_dask.kept.joining import clear_up, fate, stays
-from snakemake_executor_plugin_dask.model.kept import Alive, Event, Look, Told
+from snakemake_executor_plugin_dask.model.kept import SILENT_S, Alive, Event, Look, Told
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
     Dropped,
@@ -34,7 +34,6 @@ from snakemake_executor_plugin_dask.observe.observer import Observer
 _ALIVE_EVERY_S = 5.0
 #: Events of which the end of the log has the number.
 _COUNTED = {"job-queued": "jobs", "job-placed": "attempts", "worker-lost": "lost_workers"}
-_SILENT_S = 120.0  # a head that says nothing for so long is lost, although the connection stands
 
 
 class Relay:
@@ -101,7 +100,7 @@ class Relay:
 
     async def _pulse(self) -> None:
         """Say that the run lives; returns where the head does not."""
-        while time.monotonic() - self._heard < _SILENT_S:
+        while time.monotonic() - self._heard < SILENT_S:
             self._to_head(Alive())
             await asyncio.sleep(_ALIVE_EVERY_S)
 

@@ -11,6 +11,9 @@ from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.units import format_duration
 
+#: A run or a head that says nothing for so long is lost, although the connection stands: its host, or the network.
+SILENT_S = 120.0
+
 #: What was asked for: by part (a pool, a variable, the installation) its fields, as texts.
 Asked = Mapping[str, Mapping[str, str]]
 

@@ -354,7 +354,7 @@ def test_jobs_that_run_end_by_themselves_after_a_failure(
         "import sys\n"
         "if 'snakemake_executor_plugin_dask.driver' in sys.orig_argv:\n"
         "    from snakemake_executor_plugin_dask.driver import relay\n"
-        "    relay._SILENT_S = 8.0\n",
+        "    relay.SILENT_S = 8.0\n",
     )
     body = """
 rule all:

@@ -160,10 +160,10 @@ def test_a_run_whose_network_is_cut_ends_and_the_other_goes_on(
         "import sys\n"
         "if 'snakemake_executor_plugin_dask.driver' in sys.orig_argv:\n"
         "    from snakemake_executor_plugin_dask.driver import relay as part\n"
-        "    part._SILENT_S = 15.0\n"
+        "    part.SILENT_S = 15.0\n"
         "if 'snakemake_executor_plugin_dask.driver.head' in sys.orig_argv:\n"
         "    from snakemake_executor_plugin_dask.driver.head import head as part\n"
-        "    part._SILENT_S = 15.0\n",
+        "    part.SILENT_S = 15.0\n",
     )
     go = tmp_path / "go"
     with snakemake(tmp_path / "spared", logged_jobs(1, WAITS.format(go)), *KEEP, *SMALL) as spared:

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import math
 import os
 import pickle
 import shlex
@@ -13,18 +12,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from deciding import facts_of, hold
 
 import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.batch.allocations import Ran
 from snakemake_executor_plugin_dask.cli.commands import main
 from snakemake_executor_plugin_dask.config.configure import configure
-from snakemake_executor_plugin_dask.driver.controller import Controller
-from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
-from snakemake_executor_plugin_dask.driver.head.head import Head, _Served
+from snakemake_executor_plugin_dask.decide.ledger import Ledger
+from snakemake_executor_plugin_dask.driver.head.others import HeldByOthers
+from snakemake_executor_plugin_dask.driver.head.written import Written
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.kept.place import is_name, root
@@ -32,6 +31,7 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Kept, Told, asked_of_pools, differences, name_of
 from snakemake_executor_plugin_dask.model.options import DashboardAddress, Options
 from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Process, ancestor_with, this_process
@@ -443,49 +443,57 @@ def test_a_head_of_another_version_is_named(
     HELD.pop().release()
 
 
-def test_a_record_that_cannot_be_written_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_cannot_be_written_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quota that is reached does not end a cluster; it is said once."""
-    head, said, written = object.__new__(Head), list[str](), list[bool]()
-    pools = {"main": POOL}
-    head._kept = Kept("abcdef01", "/nowhere", {}, OPTIONS, 60.0, named=False)
-    head._written, head._unwritten = (), False
-    head.dispatch = cast("Dispatch", SimpleNamespace(pools=pools))
-    monkeypatch.setattr(head, "_say", lambda _level, text: said.append(text))
-    fails = True
+    said, written, fails = list[str](), list[directory.Record](), False
 
-    def write() -> None:
+    def write(where: Path, record: directory.Record) -> None:
+        assert where == tmp_path
         if fails:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
-        head._written = tuple(pools.values())
-        written.append(True)
+        written.append(record)
 
-    monkeypatch.setattr(head, "_write", write)
-    head._write_again()
-    head._write_again()
+    monkeypatch.setattr(directory, "write", write)
+    record = directory.Record("abcdef01", {}, OPTIONS, this_process(), ("127.0.0.1", 1), 1000.0)
+    with_pools = replace(record, options=replace(OPTIONS, pools=(POOL, replace(POOL, name="further"))))
+    records = [record]
+    kept = Written(tmp_path, lambda: records[-1], lambda _level, text: said.append(text))
+    kept.write()
+    records.append(with_pools)
+    fails = True
+    kept.keep()
+    kept.keep()
     assert len(said) == 1
     assert "Disk quota exceeded" in said[0]
     fails = False
-    head._write_again()
-    head._write_again()
-    assert written == [True]
+    kept.keep()
+    kept.keep()
+    assert written == records
 
 
 def test_what_others_hold_is_compared_every_few_seconds() -> None:
     """And not at each look, where nothing has changed. Until there is something to tell it is, for short runs' sake."""
-    compared: list[str] = []
-    served = object.__new__(_Served)
-    served._told, served._others = -math.inf, {}
-    ledger = SimpleNamespace(states=lambda pool: compared.append(pool) or {})
-    served._head = cast("Head", SimpleNamespace(dispatch=SimpleNamespace(ledger=ledger, pools={"main": POOL})))
-    served.controller = cast("Controller", SimpleNamespace(stopping=True, owns=lambda _key: False))
-    served.send = lambda _message: None
-    for now in (1.0, 2.0, 3.0):
-        served.look(now)
-    assert compared == ["main"] * 3
-    served._others = {"main-0": {"cores": 1, "memory_mb": 0, "gpus": 0, "jobs": 1}}
-    for now in (4.0, 5.0, 6.0, 9.0, 10.0):
-        served.look(now)
-    assert compared == ["main"] * 5
+    compared = 0
+
+    class Counted(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            nonlocal compared
+            compared += 1
+            return super().__iter__()
+
+    ledger = Ledger()
+    ledger.add_worker("main-0", POOL, facts_of(POOL, "main-0"), 0.0)
+    others = HeldByOthers(ledger, Counted(["main"]), lambda key: key == "own")
+    assert [others.news(now) for now in (1.0, 2.0, 3.0)] == [{}, {}, {}]
+    assert compared == 3
+    hold(ledger, "own", ["main-0"], Request(1, 500), 3.0)
+    hold(ledger, "another's", ["main-0"], Request(2, 1500), 3.0)
+    assert others.news(4.0) == {"main-0": {"cores": 2, "memory_mb": 1500, "gpus": 0, "jobs": 1}}
+    assert [others.news(now) for now in (5.0, 6.0, 8.9)] == [{}, {}, {}]
+    assert compared == 4
+    ledger.release("another's", 8.9)
+    assert others.news(9.0) == {"main-0": {"cores": 0, "memory_mb": 0, "gpus": 0, "jobs": 0}}
+    assert compared == 5
 
 
 def test_a_directory_of_dasks_that_cannot_be_read_is_passed_over(

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.decide.blockers import blockers
-from snakemake_executor_plugin_dask.decide.ledger import WorkerState
 from snakemake_executor_plugin_dask.decide.turns import Turns
 from snakemake_executor_plugin_dask.driver.cluster import Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
+from snakemake_executor_plugin_dask.driver.head.others import HeldByOthers
 from snakemake_executor_plugin_dask.driver.head.runs import AllRuns, Share
+from snakemake_executor_plugin_dask.driver.head.written import Written
 from snakemake_executor_plugin_dask.driver.outbox import Outbox
 from snakemake_executor_plugin_dask.driver.own.certificate import server_context
 from snakemake_executor_plugin_dask.driver.own.core import Core
@@ -24,6 +25,7 @@ from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.kept import directory
 from snakemake_executor_plugin_dask.kept.joining import is_over
 from snakemake_executor_plugin_dask.model.kept import (
+    SILENT_S,
     Alive,
     Ask,
     End,
@@ -45,14 +47,10 @@ from snakemake_executor_plugin_dask.node.former import ancestor_with, start_time
 
 _TICK_S = 1.0
 _SCALE_EVERY_S = 0.2
-_SILENT_S = 120.0  # a run that says nothing for so long has lost its host, or its network
 _LEASE_S = 60.0  # of workers; each run's supervisors have their own
 _ALLOCATION_EVERY_S = 30.0  # so often the batch system is asked for the allocation around
 _BACKLOG = 128
 _READ_AHEAD = 1 << 26
-
-_OTHERS_EVERY_S = 5.0
-_NOTHING_HELD = {"cores": 0, "memory_mb": 0, "gpus": 0, "jobs": 0}
 
 Send = Callable[[object], None]
 
@@ -67,8 +65,8 @@ class Head:
         self._least = start.least  # the least number of workers is held although no run is there
         self._keep_s = kept.keep_s
         self._began = time.monotonic()
-        self._since = time.time()
-        self._unwritten = False  # and that was said
+        self._since, self._process = time.time(), this_process()
+        self._written = Written(Path(kept.directory), self._record, self._say)
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         options = kept.options
@@ -80,7 +78,7 @@ class Head:
         self._served: dict[str, _Served] = {}
         self._heard: dict[str, float] = {}  # by run; read on the thread of the leases
         #: When the cluster ends if no run comes; None: a run is there, or the least number of workers is waited for.
-        self._until: float | None = None if start.least else self._began + max(self._keep_s, _SILENT_S)
+        self._until: float | None = None if start.least else self._began + max(self._keep_s, SILENT_S)
         self._ticked = self._began
         self._held_core_s = self._idle_core_s = 0.0
         self._counted = self._began
@@ -114,7 +112,7 @@ class Head:
         self._holder = ancestor_with(variable, number) if variable and number else None
         if self._within is not None:
             self._tasks.spawn(self._watch_allocation(self._within))
-        self._write()
+        self._written.write()
 
     async def _watch_allocation(self, within: directory.Within) -> None:
         """End with it, since other hosts take its end for the head's: a session may outlive the batch script."""
@@ -123,41 +121,23 @@ class Head:
         self._log("The batch system says that the allocation it stood in is over.")
         self.end()
 
-    def _write(self) -> None:
-        """Say where the cluster is, and what its pools are."""
+    def _record(self) -> directory.Record:
+        """Where the cluster is, and what its pools are."""
         assert self._socket is not None
-        pools = tuple(self.dispatch.pools.values())
-        address = (self.core.host, self._socket.getsockname()[1])
-        options = dataclasses.replace(self._kept.options, pools=pools)
-        record = directory.Record(
+        return directory.Record(
             self._kept.name,
             self._kept.asked,
-            options,
-            this_process(),
-            address,
+            dataclasses.replace(self._kept.options, pools=tuple(self.dispatch.pools.values())),
+            self._process,
+            (self.core.host, self._socket.getsockname()[1]),
             self._since,
             self._within,
         )
-        directory.write(Path(self._kept.directory), record)
-        self._written = pools
-
-    def _write_again(self) -> None:
-        """Where pools came. A full or stale file system does not end the cluster; it is tried until it succeeds."""
-        if tuple(self.dispatch.pools.values()) == self._written:
-            return
-        try:
-            self._write()
-        except OSError as error:
-            if not self._unwritten:
-                self._say("warning", f"The record of cluster {self._kept.name} cannot be written, for now: {error}.")
-            self._unwritten = True
-        else:
-            self._unwritten = False
 
     def _lives(self, run_id: str) -> bool:
         heard = self._heard.get(run_id)
         # Measured by the loop that hears: where a file system holds it up, no job ends for it.
-        return heard is not None and self._ticked - heard < _SILENT_S
+        return heard is not None and self._ticked - heard < SILENT_S
 
     def _bounds(self, pool: Pool) -> Pool:
         """The pool as it is scaled now: without a run nothing is asked for, and nothing that is idle given back."""
@@ -182,9 +162,9 @@ class Head:
             await self.core.watch()
             self._count(now)
             self.dispatch.settle()
-            self._write_again()
+            self._written.keep()
             for served in list(self._served.values()):
-                if now - self._heard[served.run_id] > _SILENT_S and not served.ending:
+                if now - self._heard[served.run_id] > SILENT_S and not served.ending:
                     served.cut()
                 else:
                     served.look(now)
@@ -316,25 +296,11 @@ class Head:
             served.end(f"Cluster {self._kept.name} was stopped.")
         others = self._conversations - {asyncio.current_task()}
         if others:
-            await asyncio.wait(others, timeout=2 * _SILENT_S)
+            await asyncio.wait(others, timeout=2 * SILENT_S)
         if self._socket is not None:
             self._door.close()
             self._socket.close()
         return await self.core.close()
-
-
-def held_by_others(state: WorkerState, owns: Callable[[str], bool]) -> dict[str, int]:
-    """What is held of a worker under keys that are not a run's own. Of wide workers whole nodes are held."""
-    held = dict(_NOTHING_HELD)
-    for key, part in state.held.items():
-        if not owns(key):
-            each = state.total if state.wide else part.amounts
-            nodes = part.amounts.nodes if state.wide else 1
-            held["cores"] += each.cores * nodes
-            held["memory_mb"] += each.memory_mb * nodes
-            held["gpus"] += each.gpus * nodes
-            held["jobs"] += 1
-    return held
 
 
 class _Served:
@@ -345,8 +311,6 @@ class _Served:
         self.ending = False  # it has said stop, or is gone: its part is being given back
         self.send = send
         self._begin, self._head, self._writer = join.begin, head, writer
-        self._others: dict[str, dict[str, int]] = {}  # by worker, as the run was told last
-        self._told = -math.inf  # when that was last compared
         self._outbox = Outbox(send, lambda: len(head.dispatch.waiting) > 0)
         around = Surroundings(
             send=self._outbox.send,
@@ -358,6 +322,7 @@ class _Served:
         )
         self.share = Share(head.runs, join.begin.setup, join.begin.jobs)
         self.controller = Controller(join.begin.setup, join.begin.options, self.share, head.dispatch, around)
+        self._others = HeldByOthers(head.dispatch.ledger, head.dispatch.pools, self.controller.owns)
 
     def _failed(self, error: BaseException) -> None:
         """This run ends with it, and no other."""
@@ -392,28 +357,14 @@ class _Served:
                     return
 
     def look(self, now: float) -> None:
-        if now - self._told >= _OTHERS_EVERY_S:
-            self._tell_others(now)
+        """Tell the run what its jobs wait for and use, and what others hold; once a second."""
+        if news := self._others.news(now):
+            self.send(Event("others-held", {"held": news}))
         if not self.controller.stopping:
             found = blockers(self.controller.waiting, self.controller.ledger, now, among=self.controller.jobs)
             self.send(Look(found, now, self.share.uses()))
         else:
             self.send(Alive())
-
-    def _tell_others(self, now: float) -> None:
-        """What other runs hold of the workers, where that has changed."""
-        ledger, owns = self._head.dispatch.ledger, self.controller.owns
-        held = {
-            state.name: held_by_others(state, owns)
-            for pool in self._head.dispatch.pools
-            for state in ledger.states(pool).values()
-        }
-        news = {name: each for name, each in held.items() if each != self._others.get(name, _NOTHING_HELD)}
-        if news or self._others:  # a short run is told as soon as there is anything
-            self._told = now
-        if news:
-            self._others = held
-            self.send(Event("others-held", {"held": news}))
 
     def cut(self) -> None:
         """As if it were gone."""
