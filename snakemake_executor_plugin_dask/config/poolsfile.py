@@ -19,7 +19,8 @@ from snakemake_executor_plugin_dask.model.pools import GPU_VENDORS, Pool
 T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}", re.ASCII)
-_POOL_KEYS = (
+#: What may be said of a pool.
+POOL_KEYS = (
     "cluster",
     "workers",
     "cores",
@@ -226,7 +227,7 @@ def _pool(section: _Section, name: str, mpi_workers: int, idle_timeout_s: float)
             "is not a valid name for a pool; use at most 40 letters, digits, dots, hyphens and underscores, "
             "and begin with a letter or digit",
         )
-    section.check_keys(_POOL_KEYS)
+    section.check_keys(POOL_KEYS)
     if "cluster" not in section:
         _complain(section.source, section.path, f"has no `cluster`; it must be one of {', '.join(BACKENDS)}")
     cluster = section.get("cluster", parse_cluster) or ""

@@ -281,7 +281,7 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
     from distributed import Scheduler
 
     reader = await keeper.hear()
-    pages = _pages(settings, keeper)
+    pages = pages_arguments(settings, keeper)
 
     class OwnScheduler(Scheduler):
         """Without HTTP, or with pages for who has the job's certificate."""
@@ -326,8 +326,8 @@ async def keep(keeper: Keeper, settings: dict[str, Any]) -> None:
         await keeper.end()
 
 
-def _pages(settings: "dict[str, Any]", keeper: Keeper) -> "dict[str, Any]":
-    """Arguments of a scheduler that serves its pages; empty: it has none."""
+def pages_arguments(settings: "dict[str, Any]", keeper: Keeper) -> "dict[str, Any]":
+    """Arguments of a scheduler that serves its pages; empty: it has none, and the keeper was told where that is odd."""
     if not settings["pages"]:
         return {}
     if importlib.util.find_spec("bokeh") is None:

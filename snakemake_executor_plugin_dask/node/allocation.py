@@ -56,6 +56,15 @@ def end_time(environment: Mapping[str, str]) -> float | None:
     return next((float(text) for text in told if text.isdecimal()), None)
 
 
+def remaining_s(environment: Mapping[str, str], now: float, otherwise_s: float | None) -> float | None:
+    """How long the allocation lasts from a time since the epoch, or ``otherwise_s`` where nothing says when it ends.
+
+    An end that is over is that of another allocation, in which a shell was started that outlived it.
+    """
+    end = end_time(environment)
+    return end - now if end is not None and end > now else otherwise_s
+
+
 def host_name(environment: Mapping[str, str]) -> str:
     """This host, as the batch system's commands call it."""
     return next(filter(None, map(environment.get, NODE_NAMES)), platform.node())

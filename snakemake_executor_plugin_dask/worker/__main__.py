@@ -176,7 +176,8 @@ def _facts(
 
     machine = this_machine()
     cores, memory_mb = rank.share_of_node(os.environ, machine.cores, machine.memory_mb)
-    remaining = _remaining_s(config, started)
+    walltime_s = config.get("walltime_s")
+    otherwise_s = None if walltime_s is None else float(walltime_s) - (time.monotonic() - started)
     host = allocation.host_name(os.environ)
     found = _inventory(config)
     return WorkerFacts(
@@ -190,23 +191,12 @@ def _facts(
         too_few=complaint(config.get("gpus"), found, host) or "",
         cold=processes.why_cold() if only is None or only[0].job_start == "warm" else "",
         near=near_cores(found.devices, os.sched_getaffinity(0)) if found.devices else (),
-        remaining_s=remaining,
+        remaining_s=allocation.remaining_s(os.environ, time.time(), otherwise_s),
         hosts=allocation.allocation_hosts(os.environ) if config["nodes"] else (),
         allocation_id=allocation.allocation_id(os.environ),
         plugin_version=versions.plugin_version(),
         snakemake_version=versions.snakemake_version(),
     )
-
-
-def _remaining_s(config: dict[str, Any], started: float) -> float | None:
-    """Seconds until the allocation ends: what the batch system says, else the walltime from this process's start."""
-    end = allocation.end_time(os.environ)
-    # An end that is over is that of another allocation, in which a shell was started that outlived it.
-    if end is not None and (remaining := end - time.time()) > 0:
-        return remaining
-    if config.get("walltime_s") is None:
-        return None
-    return float(config["walltime_s"]) - (time.monotonic() - started)
 
 
 def _inventory(config: dict[str, Any]) -> Inventory:

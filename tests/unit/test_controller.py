@@ -40,6 +40,7 @@ class World:
 
     controller: Controller
     workers: Any = None
+    cluster: Any = None
     scale: Callable[[], None] = lambda: None
     sent: list[Any] = field(default_factory=list)
     submitted: list[tuple[str, JobSpec]] = field(default_factory=list)
@@ -154,6 +155,7 @@ def play(
         fleet.add = lambda *_: None
         fleet.call_back = lambda pool, count: world.called_back.append((pool.name, count))
         cluster.workers = world.workers = fleet
+        world.cluster = cluster
         world.scale = Scaling(dispatch, fleet).scale
         await script(world)
         assert not failures

@@ -11,7 +11,7 @@ from snakemake_executor_plugin_dask.decide import growth
 from snakemake_executor_plugin_dask.decide.growth import to_give_back
 from snakemake_executor_plugin_dask.driver.cluster import NotNow
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
-from snakemake_executor_plugin_dask.injob import cluster as in_job
+from snakemake_executor_plugin_dask.injob.cluster import pages_arguments
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.messages import Enqueue, Finished, QueuedJob, Say
@@ -388,7 +388,7 @@ def test_pages_that_cannot_be_shown_are_told_once() -> None:
             raise OSError(28, "No space left on device")
 
     async def script(world: World) -> None:
-        world.controller.parts._cluster.pages = Unshown("/secret")  # type: ignore[misc]
+        world.cluster.pages = Unshown("/secret")
         await begun(world)
         for _ in range(2):
             world.controller.received({"cluster": KEY, "pages": 1})
@@ -403,7 +403,7 @@ def test_there_are_no_pages_at_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     told: list[dict[str, Any]] = []
     keeper: Any = SimpleNamespace(tell=told.append)
-    assert not in_job._pages({"pages": "/secret/job/a", "host": "fd00::1"}, keeper)
+    assert not pages_arguments({"pages": "/secret/job/a", "host": "fd00::1"}, keeper)
     (message,) = told
     assert "IPv6" in message["note"]
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.config.poolsfile import (
-    _POOL_KEYS,
+    POOL_KEYS,
     PoolsFile,
     SchedulerPlace,
     read_options,
@@ -99,7 +99,7 @@ def test_example_in_the_documentation(tmp_path: Path) -> None:
         ("gpu", 32, None),
         ("wide", 48, 4),
     ]
-    assert all(f"| `{key}` |" in page for key in _POOL_KEYS)
+    assert all(f"| `{key}` |" in page for key in POOL_KEYS)
     assert complaint(tmp_path, one_pool("memory: 180")) in page
     unknown = complaint(tmp_path, one_pool("wall_time: 3").replace("cpu", "gpu"))
     assert unknown.partition("allowed:")[0] in page
@@ -281,7 +281,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
     max_leaves=8,
 )
-KEYS = st.sampled_from([*_POOL_KEYS, "other"])
+KEYS = st.sampled_from([*POOL_KEYS, "other"])
 SOME_FILES = st.one_of(
     st.text(),
     VALUES.map(yaml.safe_dump),

@@ -1,11 +1,11 @@
-"""Whether Snakemake was started as one of several ranks, and how many nodes an allocation holds."""
+"""Whether Snakemake was started as one of several ranks, how many nodes an allocation holds, and for how long."""
 
 from pathlib import Path
 
 import pytest
 from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_dask.node.allocation import allocation_nodes, started_as_rank
+from snakemake_executor_plugin_dask.node.allocation import allocation_nodes, remaining_s, started_as_rank
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 BATCH_STEP = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_JOB_NUM_NODES": "3"}
@@ -58,6 +58,14 @@ def test_nodes_of_the_allocation(tmp_path: Path) -> None:
     assert allocation_nodes({"LSB_HOSTS": "a a b"}) == 2
     assert allocation_nodes({"PBS_NODEFILE": str(tmp_path / "none")}) == 1
     assert allocation_nodes({}) == 1
+
+
+@pytest.mark.parametrize("walltime_s", [None, 600.0])
+def test_an_end_that_is_over_is_not_this_allocations(walltime_s: float | None) -> None:
+    """A shell may outlive the allocation that it was started in, and its variables."""
+    for end in ("1000", "", "soon"):
+        assert remaining_s({"SLURM_JOB_END_TIME": end}, 2000.0, walltime_s) == walltime_s
+    assert remaining_s({"SLURM_JOB_END_TIME": "5600"}, 2000.0, walltime_s) == 3600.0
 
 
 def test_a_rank_may_attach(monkeypatch: pytest.MonkeyPatch) -> None:
