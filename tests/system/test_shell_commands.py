@@ -1,11 +1,20 @@
 """Jobs that are one plain shell command: started without a Snakemake, and not to be told from others."""
 
+import dataclasses
 import os
 import re
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 from running import SnakemakeRun, snakemake, wait_for
+from supervising import RUN_ID, fake_worker
+from system.warm_harness import planned
+
+from snakemake_executor_plugin_dask.model.job_messages import Kill, Said, Start
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.node import versions
 
 #: What a command sees of its process, but for what no two processes have in common.
 LOOK = r"""
@@ -52,6 +61,8 @@ def run_at(depth: int, directory: Path, snakefile: str, *arguments: str, fails: 
         directory.mkdir(parents=True, exist_ok=True)
         (directory / f"in.{number}").write_text(f"input {number}\n")
     before = os.umask(0o027)
+    # What Snakemake was started with blocked no job has blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SNAKEMAKE_DASK_WARM_DEPTH", str(depth))
@@ -62,7 +73,16 @@ def run_at(depth: int, directory: Path, snakefile: str, *arguments: str, fails: 
                 assert (run.wait() != 0) is fails, run.output
     finally:
         os.umask(before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     return run
+
+
+def planned_command(workdir: Path, shell: str, *arguments: str) -> tuple[RunSetup, JobSpec]:
+    """A job that is a plain shell command, and its run."""
+    snakefile = f"rule a:\n    output: 'a.txt'\n    shell: {shell!r}\n"
+    setup, (spec,) = planned(workdir, snakefile, *arguments, depth=4)
+    own = {"run_id": RUN_ID, "plugin_version": versions.plugin_version(), "environment": dict(os.environ)}
+    return dataclasses.replace(setup, **own), spec
 
 
 def test_a_shell_cannot_tell_how_it_was_started(tmp_path: Path) -> None:
@@ -233,3 +253,29 @@ def test_a_command_that_fails_where_no_snakemake_can_tell_of_it(tmp_path: Path) 
     assert end["outcome"]["status"] == "failed"
     assert "its command failed with exit code 7" in end["outcome"]["detail"]
     assert not (tmp_path / "a.txt").exists()
+
+
+def test_a_command_is_ended_while_its_outputs_are_waited_for(tmp_path: Path) -> None:
+    """Its shell is gone by then, and a Snakemake looks for what the shell has not made."""
+    setup, spec = planned_command(tmp_path, "echo $$ > pid", "--latency-wait", "600")
+    with fake_worker(tmp_path, setup) as worker:
+        worker.send(Start(spec))
+        shell = worker.wait_started(spec.key)
+        wait_for(lambda: not os.path.exists(f"/proc/{shell}"), "the end of the shell")
+        wait_for(lambda: "Waiting at most 600 seconds" in Path(spec.log_path).read_text(), "a Snakemake that waits")
+        worker.send(Kill(spec.key, "enough"))
+        outcome = worker.outcome(spec.key)
+        assert (outcome.status, outcome.detail) == ("cancelled", "enough")
+
+
+def test_limits_that_keep_commands_from_a_quick_start_are_told(tmp_path: Path) -> None:
+    """With what differs, once; the job runs all the same, and has the limit."""
+    setup, spec = planned_command(tmp_path, "ulimit -Su > {output}")
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    limit = 50_000 if limit == resource.RLIM_INFINITY else limit - 1
+    with fake_worker(tmp_path, dataclasses.replace(setup, soft_limits=((resource.RLIMIT_NPROC, limit),))) as worker:
+        worker.send(Start(spec))
+        assert worker.outcome(spec.key).status == "succeeded"
+        (said,) = [message.text for message in worker.others if isinstance(message, Said)]
+        assert "depth 3 instead of 4, since: soft limits of the run differ from the worker's (RLIMIT_NPROC)" in said
+    assert (tmp_path / "a.txt").read_text() == f"{limit}\n"

@@ -211,6 +211,7 @@ def _plan(out: str, arguments: Sequence[str]) -> None:
 
     from snakemake_executor_plugin_dask.frontend import arguments as cold
     from snakemake_executor_plugin_dask.interior import snakemake_calls
+    from snakemake_executor_plugin_dask.interior.snakemake_commands import ShellCommands
 
     common = CommonSettings(
         job_deploy_sources=False,
@@ -270,6 +271,7 @@ def _plan(out: str, arguments: Sequence[str]) -> None:
             log_path=str(logs / f"{name}-{job.jobid}.log"),
             overrides=overrides,
             call=snakemake_calls.describe(job, workflow),
+            command=None if job.is_group() else ShellCommands(workflow).of(job, 2),
         )
 
     snakemake.workflow.JobScheduler = Scheduler

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def launched(spec: JobSpec, commands: Commands) -> int | None:
     """The job's process, prepared and started."""
     command = commands.fits(spec)
     assert command is not None
-    prepared = commands.prepare(spec, command)
+    prepared = commands.prepare(spec, command, threading.Event())
     assert prepared is not None
     try:
         return commands.launch(spec, command, prepared)
@@ -107,10 +108,10 @@ def test_a_command_runs_with_all_that_it_needs(place: Path) -> None:
     command = spec.command
     assert command is not None
     (place / "out/deep/a.txt").rename(place / "elsewhere")
-    assert not commands.finish(command)
+    assert not commands.finish(command, threading.Event())
     assert (place / "marks/a").exists()
     (place / "elsewhere").rename(place / "out/deep/a.txt")
-    assert commands.finish(command)
+    assert commands.finish(command, threading.Event())
     assert not (place / "marks/a").exists()
 
 
@@ -159,7 +160,7 @@ def test_files_that_are_not_as_they_should_be(place: Path, reason: str) -> None:
     commands = Commands(shell, [])
     command = commands.fits(spec)
     assert command is not None
-    assert commands.prepare(spec, command) is None
+    assert commands.prepare(spec, command, threading.Event()) is None
 
 
 def test_soft_limits_and_cores_are_the_jobs_own(place: Path) -> None:
@@ -178,7 +179,9 @@ def test_soft_limits_and_cores_are_the_jobs_own(place: Path) -> None:
 
 def test_limits_that_would_hurt_the_supervisor(place: Path) -> None:
     """A job with a limit of CPU time or memory has a process around it that can be given it."""
-    assert Commands(shell_of(place), [(resource.RLIMIT_CPU, 10)]).fits(spec_of(place)) is None
+    commands = Commands(shell_of(place), [(resource.RLIMIT_CPU, 10)])
+    assert commands.fits(spec_of(place)) is None
+    assert commands.refusal == "soft limits of the run differ from the worker's (RLIMIT_CPU)"
 
 
 def test_too_few_descriptors_for_a_moment(place: Path) -> None:
@@ -196,3 +199,16 @@ def test_signals_that_python_ignores_end_a_shell(place: Path) -> None:
     """As they end any program that a user starts."""
     command = replace(COMMAND, text="kill -PIPE $$; sleep 60")
     assert os.WTERMSIG(run(spec_of(place, command), Commands(shell_of(place), []))) == signal.SIGPIPE
+
+
+def test_what_nobody_waits_for_any_more_changes_nothing(place: Path) -> None:
+    """A file server may answer when the job was started in another way, or when its next attempt runs."""
+    spec, commands, given_up = spec_of(place), Commands(shell_of(place), []), threading.Event()
+    command = commands.fits(spec)
+    assert command is not None
+    given_up.set()
+    assert commands.prepare(spec, command, given_up) is None
+    assert sorted(path.name for path in place.iterdir()) == ["Snakefile", "in.txt"]
+    assert run(spec, commands) == 0
+    assert commands.finish(command, given_up)
+    assert (place / "marks/a").exists()

@@ -179,6 +179,25 @@ def test_a_job_that_is_stopped_does_not_wait_for_the_warm_process(tmp_path: Path
     settling.run(stop())
 
 
+def test_a_workflow_that_takes_long_to_read_is_waited_for_once(tmp_path: Path) -> None:
+    """A job that is first tried without a Snakemake, and then with one, does not wait twice."""
+
+    async def start() -> None:
+        loop = asyncio.get_running_loop()
+        current = Attempt(spec("job"), loop.create_future(), loop.create_future())
+        endings = Endings(Monitor(ProcFiles(), os.getpid()))
+        process: Any = types.SimpleNamespace(pid=1234, settled=asyncio.Event())
+        said: list[str] = []
+        keeper = warming.Warming(endings, lambda *_: None, said.append, make=lambda *_: process, ready_s=0.01)
+        keeper.begin(run_setup(tmp_path, job_start="warm"), {})
+        assert await keeper.shell(current) is None
+        assert await keeper.start(current) is False
+        assert len(said) == len(current.notes) == 1
+        assert "not read within" in current.start_reason
+
+    asyncio.run(start())
+
+
 def test_a_kernel_without_pidfds_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No warm process is started that could start no job, and there is a sentence for the user."""
     assert processes.why_cold() == ""

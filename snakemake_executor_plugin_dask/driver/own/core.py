@@ -203,10 +203,12 @@ class Core:
     def _look(self) -> None:
         self._looking = None
         began = time.thread_time()
-        for attempt, future, over in self._followed.values():
-            if not over.done() and (attempt.state.final or future.status != "pending"):
-                over.set_result(None)
-        self._look_later(min(_LOOK_MOST_S, max(_LOOK_S, (time.thread_time() - began) / _LOOKING_SHARE)))
+        try:
+            for attempt, future, over in self._followed.values():
+                if not over.done() and (attempt.state.final or future.status != "pending"):
+                    over.set_result(None)
+        finally:
+            self._look_later(min(_LOOK_MOST_S, max(_LOOK_S, (time.thread_time() - began) / _LOOKING_SHARE)))
 
     def _release_later(self, future: Any) -> None:
         """Many at once: each would be a message to its worker, and the next job's would wait for it."""

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Prepared:
 
 
 class Commands:
-    """Those of a run, on this worker."""
+    """Those of a run, on this worker. ``refusal`` says why none can be started here, if that is so."""
 
     def __init__(self, shell: Shell, soft_limits: Iterable[tuple[int, int]]) -> None:
         """``soft_limits`` (see `RunSetup`) are those that jobs get; their umask is this process's."""
@@ -51,13 +52,14 @@ class Commands:
         limits = [(number, soft) for number, soft in soft_limits if _is_other(number, soft)]
         #: Of what this process must have, but for a moment.
         self._limits = [each for each in limits if each[0] in _HARMLESS]
-        self._possible = len(self._limits) == len(limits)
+        others = [_limit_name(number) for number, _ in limits if number not in _HARMLESS]
+        self.refusal = f"soft limits of the run differ from the worker's ({', '.join(others)})" if others else ""
 
     def fits(self, spec: JobSpec) -> ShellCommand | None:
         """The job's command, if it can be started here."""
         command = spec.command
         if (
-            not self._possible
+            self.refusal
             or command is None
             or spec.start != "warm"
             or spec.script is not None
@@ -69,15 +71,17 @@ class Commands:
             return None
         return command
 
-    def prepare(self, spec: JobSpec, command: ShellCommand) -> Prepared | None:
+    def prepare(self, spec: JobSpec, command: ShellCommand, given_up: threading.Event) -> Prepared | None:
         """What Snakemake's `Job.prepare` does, for any thread; None where more has to be done.
 
-        May block as files do.
+        May block as files do. Once ``given_up`` is set, nothing more is made: the job has taken another way.
         """
         if self._sources.changed() is not None or not os.path.isdir(self.shell.temporary):
             return None
         if not self._is_own(os.path.dirname(os.path.realpath(self.shell.executable))):
-            return None  # to execute it would hold up all jobs where its file server hangs
+            # To execute it would hold up all jobs where its file server hangs.
+            self.refusal = f"{self.shell.executable} is not on a file system of the node's own"
+            return None
         made = [self._path(path) for path in (*command.output, *command.logs)]
         if any(map(os.path.lexists, made)) or not all(os.path.exists(self._path(path)) for path in command.input):
             return None  # to be removed, or waited for
@@ -88,10 +92,13 @@ class Commands:
                 self._entered = True
             directories = {os.path.dirname(path) for path in (*made, *command.marks)}
             for directory in (*directories, os.path.dirname(spec.log_path)):
+                _go_on(given_up)
                 os.makedirs(directory, exist_ok=True)
             log = open_log(spec.log_path)
+            _go_on(given_up)
             _write(log, _header(command))
             for mark in command.marks:
+                _go_on(given_up)
                 _mark(mark, spec.key)
         except (OSError, ValueError):
             if log >= 0:
@@ -126,12 +133,16 @@ class Commands:
         processes.volunteer(shell.pid)
         return shell.pid
 
-    def finish(self, command: ShellCommand) -> bool:
-        """Whether all outputs are there, which are no longer marked as incomplete then. May block as files do."""
+    def finish(self, command: ShellCommand, given_up: threading.Event) -> bool:
+        """Whether all outputs are there, which are no longer marked as incomplete then. May block as files do.
+
+        Once ``given_up`` is set, no mark is removed: it may be the next attempt's.
+        """
         if not all(os.path.lexists(self._path(path)) for path in command.output):
             return False
         for mark in command.marks:
             with contextlib.suppress(OSError):
+                _go_on(given_up)
                 os.unlink(mark)
         return True
 
@@ -151,6 +162,16 @@ def _is_other(number: int, soft: int) -> bool:
     with contextlib.suppress(ValueError, OSError):
         return processes.possible_soft_limit(number, soft) != resource.getrlimit(number)[0]
     return False
+
+
+def _limit_name(number: int) -> str:
+    return next(name for name in dir(resource) if name.startswith("RLIMIT_") and getattr(resource, name) == number)
+
+
+def _go_on(given_up: threading.Event) -> None:
+    """Raises OSError where nobody waits any more for what is done."""
+    if given_up.is_set():
+        raise TimeoutError
 
 
 def _write(descriptor: int, data: bytes) -> None:

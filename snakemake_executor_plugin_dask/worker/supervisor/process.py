@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,6 @@ from snakemake_executor_plugin_dask.model.job_messages import (
 )
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, Update, run_of
-from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node import logs, processes, updates
 from snakemake_executor_plugin_dask.node.environment import (
@@ -61,6 +61,7 @@ from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterO
 from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseConfig, LeaseLine
 from snakemake_executor_plugin_dask.worker.supervisor.usage import Excess, Monitor, ProcFiles
 from snakemake_executor_plugin_dask.worker.supervisor.warming import Warming
+from snakemake_executor_plugin_dask.worker.supervisor.warmlink import shallow_command
 
 _Result = TypeVar("_Result")
 _LOG_S = 30.0
@@ -84,6 +85,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._setup: RunSetup | None = None
         self._commands: Commands | None = None
+        self._refused_commands = ""  # why, as the user was told
         self._environment: dict[str, str] = {}
         self._scratch: str | None = None  # where each job gets a directory of its own
         self._at_home = True  # the paths of Snakemake's host are those of this one
@@ -426,14 +428,18 @@ class Supervisor:
         commands = self._commands
         command = commands.fits(spec)
         if command is None:
+            self._say_refusal(commands.refusal)
             return False
-        preparing = self._loop.run_in_executor(self._preparing, commands.prepare, spec, command)
+        given_up = threading.Event()
+        preparing = self._loop.run_in_executor(self._preparing, commands.prepare, spec, command, given_up)
         try:
             prepared = await asyncio.wait_for(asyncio.shield(preparing), _LOG_S)
         except TimeoutError:
+            given_up.set()
             preparing.add_done_callback(_close_log)
             return False
         if prepared is None:
+            self._say_refusal(commands.refusal)
             return False
         try:
             self._check_verdict(current)
@@ -447,43 +453,50 @@ class Supervisor:
         self._started(current, pid, direct=False, began=True)
         return True
 
+    def _say_refusal(self, reason: str) -> None:
+        if reason and reason != self._refused_commands:
+            self._refused_commands = reason
+            self._say(shallow_command(reason))
+
     async def _conclude_command(self, current: Attempt) -> None:
-        """A command is over that had no Snakemake around it. Where it failed, or left no output, one is to say so."""
-        commands, command, status = self._commands, current.shell, current.leader.result()
+        """A command is over that had no Snakemake around it. Where it failed, or left no output, one is to say so.
+
+        Until that is known the attempt counts as running, so that it can be ended.
+        """
+        status = current.leader.result()
+        assert status is not None
+        ended, current.leader, current.answer = current.leader, self._loop.create_future(), self._loop.create_future()
+        pid, current.pid, peak = current.pid, 0, None
+        try:
+            finished = status == 0 and await self._finish_command(current)
+            peak = self._monitor.remove(current.key)
+            if not finished and current.verdict is None:
+                current.spec = dataclasses.replace(current.spec, ended=status)
+                if self._finishing is None and await self._warming.start(current):
+                    await current.leader
+                elif current.verdict is None:
+                    current.notes.append(attempt.status_words(status))
+        finally:
+            if not current.leader.done():
+                current.leader = ended
+            self._endings.forget_leader(current)
+            current.pid = pid
+            current.peak = max(filter(None, (peak, self._monitor.remove(current.key))), default=None)
+
+    async def _finish_command(self, current: Attempt) -> bool:
+        """Whether a command's outputs are there. Snakemake's main process looks again."""
+        commands, command, given_up = self._commands, current.shell, threading.Event()
         assert commands is not None
         assert command is not None
-        assert status is not None
-        if status == 0:
-            if current.late:
-                await self._list(current.spec.output_dirs)
-                finished = await self._finish_command(commands, command)
-            else:
-                finished = commands.finish(command)  # a file system of this machine answers at once
-            current.late = False
-            if finished:
-                return
-        else:
-            await self._find_cause(current)
-            if current.verdict is not None:
-                return
-        ended, current.leader, current.answer = current.leader, self._loop.create_future(), self._loop.create_future()
-        pid, peak = current.pid, self._monitor.remove(current.key)
-        current.spec, current.pid = dataclasses.replace(current.spec, ended=status), 0
-        if self._finishing is None and await self._warming.start(current):
-            await current.leader
-        else:
-            current.leader = ended
-            current.notes.append(attempt.status_words(status))
-        self._endings.forget_leader(current)
-        current.pid = pid
-        current.peak = max(filter(None, (peak, self._monitor.remove(current.key))), default=None)
-
-    async def _finish_command(self, commands: Commands, command: ShellCommand) -> bool:
-        """Whether a command's outputs are there. Snakemake's main process looks again."""
+        if not current.late:
+            return commands.finish(command, given_up)  # a file system of this machine answers at once
+        current.late = False
+        await self._list(current.spec.output_dirs)
+        looking = self._loop.run_in_executor(self._listings, commands.finish, command, given_up)
         try:
-            looking = self._loop.run_in_executor(self._listings, commands.finish, command)
             return await asyncio.wait_for(looking, _LISTING_S)
         except TimeoutError:
+            given_up.set()
             return True
 
     async def _prepare_cluster(self, current: Attempt, cluster: JobCluster) -> None:
@@ -662,7 +675,7 @@ class Supervisor:
         if limit is not None and not current.leader.done():
             after = self._loop.time() - current.began
             text = f"runtime of {attempt.seconds(limit)} exceeded after {attempt.seconds(after)}"
-            if self._endings.only_told(current):
+            if self._endings.only_told(current) or (current.shell is not None and not current.pid):
                 text += (
                     ", while Snakemake waited for output files (--latency-wait); the job's command had ended by then"
                 )
@@ -698,6 +711,7 @@ def main(begun: Begun) -> None:
     with contextlib.suppress(PermissionError):
         os.setsid()  # it is the leader of a group already if its parent made it one
     processes.become_subreaper()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # its shells inherit it
 
     async def run() -> None:
         await Supervisor(begun, lease).serve()

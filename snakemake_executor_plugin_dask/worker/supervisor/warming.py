@@ -34,6 +34,7 @@ class Warming:
         *,
         make: Callable[..., WarmProcess] = WarmProcess,
         answer_s: float = ANSWER_S,
+        ready_s: float = _READY_S,
     ) -> None:
         """``started(attempt, pid, began, is_command)`` is called for each job that the warm process started.
 
@@ -44,7 +45,8 @@ class Warming:
         self._started = started
         self._say = say
         self._directory = directory
-        self._make, self._answer_s = make, answer_s
+        self._make, self._answer_s, self._ready_s = make, answer_s, ready_s
+        self._not_read = f"the workflow was not read within {ready_s:.0f} s"
         self._setup: RunSetup | None = None
         self._environment: Mapping[str, str] = {}
         self._current: WarmProcess | None = None
@@ -139,14 +141,16 @@ class Warming:
             return None
         if (warm := self._current) is not None and warm.settled.is_set() and warm.ready and not warm.gone:
             return warm
+        if current.start_reason == self._not_read:
+            return None  # it has waited before
         try:
-            async with asyncio.timeout(_READY_S):
+            async with asyncio.timeout(self._ready_s):
                 while (warm := self._current) is not None and not warm.settled.is_set():
                     if current.stopping.is_set():
                         return None
                     await _first(warm.settled, current.stopping)
         except TimeoutError:
-            current.start_reason = f"the workflow was not read within {_READY_S:.0f} s"
+            current.start_reason = self._not_read
             current.notes.append(f"not started warm: {current.start_reason}")
             self._say(f"Some jobs start {shallow(0, current.start_reason)}")
             return None

@@ -141,10 +141,7 @@ class WarmProcess:
                 if reason:
                     self._events.warm_said(f"Jobs start {shallow(depth, reason)}")
                 if shell_reason:
-                    self._events.warm_said(
-                        f"Shell commands start at depth 3 instead of 4, since: {shell_reason}. So each takes some 5 ms "
-                        "of CPU time more."
-                    )
+                    self._events.warm_said(shallow_command(shell_reason))
                 if dag_reason:
                     self._events.warm_said(f"Group jobs, and others that need a DAG, start {shallow(0, dag_reason)}")
             case Forked(key, pid, depth, reason):
@@ -176,3 +173,8 @@ def shallow(depth: int, reason: str) -> str:
     """How jobs start that do not at depth 3, why, and what that costs: for the end of a sentence."""
     how = f"at depth {depth} instead of 3" if depth else "cold"
     return f"{how}, since: {reason.rstrip('.')}. So {_COSTS[depth]}."
+
+
+def shallow_command(reason: str) -> str:
+    """A sentence: that shell commands do not start at depth 4, why, and what that costs."""
+    return f"Shell commands start at depth 3 instead of 4, since: {reason}. So each takes some 5 ms of CPU time more."
