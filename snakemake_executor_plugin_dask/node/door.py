@@ -80,15 +80,15 @@ Meet = Callable[[socket.socket, Any], Awaitable[None]]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 
 
-def by_tls(context: ssl.SSLContext, limit: int, serve: Serve) -> Meet:
+def by_tls(context: ssl.SSLContext, limit_bytes: int, serve: Serve) -> Meet:
     """Whom a `Door` lets in by the TLS handshake, in which a certificate is shown; ``serve`` gets the streams.
 
-    ``limit``: bytes that are read ahead, and the longest line.
+    ``limit_bytes``: so much is read ahead, and no line may be longer.
     """
 
     async def meet(connection: socket.socket, _: Any) -> None:
         def protocol() -> asyncio.StreamReaderProtocol:
-            return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=limit), serve)
+            return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=limit_bytes), serve)
 
         try:
             await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=context)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.worker.supervisor.cgroups import ALLOWANCE, JobGroups
+from snakemake_executor_plugin_dask.worker.supervisor.cgroups import ALLOWANCE_BYTES, JobGroups
 
 
 def made(root: Path, own: str = "user/scope", controllers: str = "cpu memory pids") -> Path:
@@ -31,7 +31,7 @@ def test_a_job_gets_a_group_with_its_limit(tmp_path: Path, request: pytest.Fixtu
     request.addfinalizer(leader.kill)
     groups.add("align-1", leader.pid, 100_000_000)
     (job,) = group.glob("snakemake-job-*")
-    assert int((job / "memory.max").read_text()) == 100_000_000 + ALLOWANCE
+    assert int((job / "memory.max").read_text()) == 100_000_000 + ALLOWANCE_BYTES
     assert (job / "memory.oom.group").read_text() == "1"
     assert int((job / "cgroup.procs").read_text()) == leader.pid
     (job / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 1\noom_kill 2\n")

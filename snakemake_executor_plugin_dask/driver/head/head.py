@@ -50,7 +50,7 @@ _SCALE_EVERY_S = 0.2
 _LEASE_S = 60.0  # of workers; each run's supervisors have their own
 _ALLOCATION_EVERY_S = 30.0  # so often the batch system is asked for the allocation around
 _BACKLOG = 128
-_READ_AHEAD = 1 << 26
+_READ_AHEAD_BYTES = 1 << 26
 
 Send = Callable[[object], None]
 
@@ -102,7 +102,7 @@ class Head:
         await self.core.start(self.dispatch, self.runs, self._lives, _LEASE_S, bounds=self._bounds)
         family = socket.AF_INET6 if ":" in self.core.host else socket.AF_INET
         self._socket = socket.create_server((self.core.host, 0), family=family, backlog=_BACKLOG)
-        self._door = Door(self._socket, by_tls(server_context(self.core.files), _READ_AHEAD, self._came))
+        self._door = Door(self._socket, by_tls(server_context(self.core.files), _READ_AHEAD_BYTES, self._came))
         # Where the batch system does not end what outlives a batch script, the head does so itself.
         number = allocation_id(os.environ)
         variable = next((name for name, value in os.environ.items() if value == number and name in IDS), "")

@@ -20,7 +20,7 @@ from tornado.tcpclient import TCPClient
 from tornado.web import RequestHandler
 
 _CONNECT_S = 10.0
-_CHUNK = 1 << 16
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class _Of(RequestHandler):
 async def _pass_on(source: Any, write: Callable[[bytes], Awaitable[None]]) -> None:
     with suppress(StreamClosedError):
         while True:
-            await write(await source.read_bytes(_CHUNK, partial=True))
+            await write(await source.read_bytes(_CHUNK_BYTES, partial=True))
 
 
 def _context(certificate: tuple[str, str]) -> ssl.SSLContext:

@@ -23,7 +23,7 @@ from snakemake_executor_plugin_dask.node.door import Door, by_tls
 _UNHEARD_S = 15.0  # three words of a supervisor that did not come
 _CUT_MS = 20_000  # so long sent data may be without the other host's receipt, before the network counts as cut
 _BACKLOG = 1024  # all workers may come at once
-_LINE_MAX = 1 << 24  # the last one names every job of a worker
+_LINE_MAX_BYTES = 1 << 24  # the last one names every job of a worker
 
 _Result = TypeVar("_Result")
 
@@ -95,7 +95,7 @@ class LeaseServer:
         family, _, _, _, address = found[0]
         self._socket = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
         self.port = self._socket.getsockname()[1]
-        self._door = Door(self._socket, by_tls(self._context, _LINE_MAX, self._serve))
+        self._door = Door(self._socket, by_tls(self._context, _LINE_MAX_BYTES, self._serve))
 
     async def renew(self) -> None:
         """Until `close`. Raises what went wrong."""

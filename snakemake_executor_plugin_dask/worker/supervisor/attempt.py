@@ -72,7 +72,7 @@ class Attempt:
     began: float = 0.0
     ended: float = 0.0
     cpu_s: float = 0.0
-    peak: int | None = None  # bytes
+    peak_bytes: int | None = None
     words: Words = Words()
     time_limit: asyncio.TimerHandle | None = None
     kernel_kills: int = 0  # of the kernel's out-of-memory killer, on this node before the start
@@ -162,7 +162,7 @@ class Attempt:
             signal=number,
             started=self.started,
             ended=self.ended or time.time(),
-            peak_memory_mb=None if self.peak is None else round(self.peak / 1e6, 1),
+            peak_memory_mb=None if self.peak_bytes is None else round(self.peak_bytes / 1e6, 1),
             cpu_s=round(self.cpu_s, 3) if self.started else None,
             log_path=self.log or self.spec.log_path,
             log_tail=self.words.log_tail,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from snakemake_executor_plugin_dask.node import processes
 
-ALLOWANCE = 256 * 1024**2  # bytes
+ALLOWANCE_BYTES = 256 * 1024**2
 _OWN = "snakemake-dask"  # holds the worker's own processes: whoever hands a controller down may hold none itself
 _JOB = "snakemake-job-"
 
@@ -35,12 +35,12 @@ class JobGroups:
         self._groups: dict[str, Path] = {}
         self._numbers = itertools.count()
 
-    def add(self, key: str, leader: int, limit: int) -> None:
-        """Put a job's processes, and what they start from now on, under a limit (bytes). Raises OSError."""
+    def add(self, key: str, leader: int, limit_bytes: int) -> None:
+        """Put a job's processes, and what they start from now on, under a limit. Raises OSError."""
         group = self._parent / f"{_JOB}{os.getpid()}-{next(self._numbers)}"
         group.mkdir()
         self._groups[key] = group
-        (group / "memory.max").write_text(str(limit + ALLOWANCE))
+        (group / "memory.max").write_text(str(limit_bytes + ALLOWANCE_BYTES))
         with contextlib.suppress(OSError):  # a kernel without swap
             (group / "memory.swap.max").write_text("0")
         (group / "memory.oom.group").write_text("1")

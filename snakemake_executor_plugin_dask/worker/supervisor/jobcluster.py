@@ -34,7 +34,7 @@ _IN_JOB = Path(__file__).parents[2] / "injob"
 _COPIED = (_IN_JOB / "cluster.py", *(_IN_JOB.parent / name for name in ("node/door.py", "interior/dask_listening.py")))
 _PRELOAD = "snakemake_dask_preload.py"  # becomes a module of the job's process
 _LOOPBACK = "127.0.0.1"
-_LINE_MAX = 1 << 25  # an environment is in one of them
+_LINE_MAX_BYTES = 1 << 25  # an environment is in one of them
 _IN_CONTAINER = (
     "a script in a container has Dask workers on its own node only, and here they are on several: ask for fewer or "
     "smaller ones (dask_workers, threads, mem_mb)"
@@ -121,7 +121,7 @@ class ClusterOfJob:
             listening.bind(f"/proc/self/fd/{descriptor}/supervisor")  # a socket's path may not be long
         finally:
             os.close(descriptor)
-        self._server = await asyncio.start_unix_server(self._listen, sock=listening, limit=_LINE_MAX)
+        self._server = await asyncio.start_unix_server(self._listen, sock=listening, limit=_LINE_MAX_BYTES)
         changes = (*changes, *_dask_environment(here, self._address))
         if spread is not None and spread.part:
             of_script = spread.environment if self._secrets is None else jobsecrets.environment(self._secrets)

@@ -302,7 +302,7 @@ class Supervisor:
         for directory in (current.directory, current.copies, *of_cluster):
             if directory is not None:
                 await self._remove(directory)
-        current.peak = max(filter(None, (current.peak, self._monitor.remove(current.key))), default=None)
+        current.peak_bytes = max(filter(None, (current.peak_bytes, self._monitor.remove(current.key))), default=None)
         self._endings.forget_leader(current)
         if failure is not None and current.verdict is not None:
             failure = None  # it was to be ended, and never started
@@ -481,7 +481,7 @@ class Supervisor:
                 current.leader = ended
             self._endings.forget_leader(current)
             current.pid = pid
-            current.peak = max(filter(None, (peak, self._monitor.remove(current.key))), default=None)
+            current.peak_bytes = max(filter(None, (peak, self._monitor.remove(current.key))), default=None)
 
     async def _finish_command(self, current: Attempt) -> bool:
         """Whether a command's outputs are there. Snakemake's main process looks again."""
@@ -591,12 +591,12 @@ class Supervisor:
         if limit_bytes is not None and current.spec.ended is None:
             self._enter_group(current, limit_bytes)
 
-    def _enter_group(self, current: Attempt, limit: int) -> None:
+    def _enter_group(self, current: Attempt, limit_bytes: int) -> None:
         if self._groups is None:
             current.notes.append(self._no_groups)
             return
         try:
-            self._groups.add(current.key, current.pid, limit)
+            self._groups.add(current.key, current.pid, limit_bytes)
         except OSError as error:
             current.notes.append(f"no cgroup enforces its mem_mb ({error.strerror or error})")
 
@@ -664,8 +664,9 @@ class Supervisor:
 
     def _out_of_memory(self, current: Attempt, excess: Excess) -> None:
         after = self._loop.time() - current.began
+        held_mb, limit_mb = math.ceil(excess.held_bytes / 1e6), excess.limit_bytes / 1e6
         text = (
-            f"memory of {math.ceil(excess.held / 1e6)} MB exceeded the limit of {excess.limit / 1e6:.0f} MB (mem_mb) "
+            f"memory of {held_mb} MB exceeded the limit of {limit_mb:.0f} MB (mem_mb) "
             f"{attempt.seconds(after)} after the start"
         )
         self._endings.stop(current, "out-of-memory", text, grace_s=_MEMORY_GRACE_S)

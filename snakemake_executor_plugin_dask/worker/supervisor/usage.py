@@ -26,16 +26,16 @@ from typing import Protocol
 from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.node.processes import Stat
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 SLOW_S = 0.8  # peaks that are held for a second are seen
 FAST_S = 0.02  # shortest time between looks while a job grows
 STEADY_S = 0.06  # while it does not, however near to its limit
 STARTING_S = 0.05  # while a Snakemake starts, so that its baseline is recent when work begins
-GROWTH_PER_S = 1e9  # bytes; what a process is expected to be able to fill, until it is seen to be faster
-_GROWING_PER_S = 1e7  # bytes
+GROWTH_BYTES_PER_S = 1e9  # what a process is expected to be able to fill, until it is seen to be faster
+_GROWING_BYTES_PER_S = 1e7
 _SHARED = 0.03  # sum and maximum differ by less: sharing does not matter
-_SMALL = 2_000_000  # bytes; differences below do not matter
+_SMALL_BYTES = 2_000_000  # differences below do not matter
 _FORGET_FOREIGN_S = 60.0
 _SHARES_COST = 20  # a look at shares is not repeated before so many times its duration
 _KEPT_DESCRIPTORS = 4096
@@ -59,13 +59,13 @@ class Source(Protocol):
     def open(self, pid: int) -> int | None:
         """A descriptor that makes `resident` cheap; None: it is gone, or there is none."""
 
-    def resident(self, pid: int, descriptor: int | None) -> int | None:
-        """Its resident memory in bytes."""
+    def resident_bytes(self, pid: int, descriptor: int | None) -> int | None:
+        """Its resident memory; None: it is gone."""
 
-    def held(self, pid: int) -> int | None:
-        """Its anonymous, shared and swapped memory in bytes."""
+    def held_bytes(self, pid: int) -> int | None:
+        """Its anonymous, shared and swapped memory; None: it is gone, or is not shown."""
 
-    def shares(self, pid: int) -> int | None:
+    def share_bytes(self, pid: int) -> int | None:
         """The same, of pages that n processes hold the nth part."""
 
     def is_snakemake(self, pid: int) -> bool:
@@ -75,10 +75,10 @@ class Source(Protocol):
         """Whether it was forked from the own Snakemake and is still that, or is another one."""
 
     def key(self, pid: int) -> str | None:
-        """The job's key in its environment."""
+        """The job's key in its environment; None: it has none, or it is not shown."""
 
     def cpu_s(self, pid: int) -> float | None:
-        """Its CPU time, with that of its children that have ended."""
+        """Its CPU time, with that of its children that have ended; None: it is gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,38 +87,38 @@ class Process:
 
     pid: int
     descriptor: int | None
-    resident: int = -1
-    held: int = 0
+    resident_bytes: int = -1  # not seen yet
+    held_bytes: int = 0
     copy: bool = False  # of the job's own Snakemake
 
 
 @dataclass(slots=True, eq=False)
 class Watch:
-    """One job under watch. Sizes in bytes."""
+    """One job under watch. `added`, `seen` and `due` are times on the monitor's clock."""
 
     key: str
     leader: int
-    limit: int | None
+    limit_bytes: int | None
     own: int | None  # the process of the job's own Snakemake; None: not found yet
     began: bool
     added: float
-    baseline: int = 0
-    current: int = 0
-    peak: int = 0
-    upper_at_shares: int = 0  # the sum, when shares were last looked at
+    baseline_bytes: int = 0
+    current_bytes: int = 0
+    peak_bytes: int = 0
+    upper_at_shares_bytes: int = 0  # the sum, when shares were last looked at
     seen: float = 0.0
     due: float = 0.0
-    interval: float = STARTING_S
+    interval_s: float = STARTING_S
     members: dict[int, Process] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """A job that holds more than its limit. Bytes."""
+    """A job that holds more than its limit."""
 
     key: str
-    held: int
-    limit: int
+    held_bytes: int
+    limit_bytes: int
 
 
 class Monitor:
@@ -137,21 +137,21 @@ class Monitor:
         self._open = 0
         self._shares_not_before = 0.0
 
-    def add(self, key: str, leader: int, limit: int | None, *, direct: bool, began: bool) -> None:
-        """Watch a job. ``limit`` in bytes. ``direct``: the leader is its own Snakemake, else that is a descendant.
+    def add(self, key: str, leader: int, limit_bytes: int | None, *, direct: bool, began: bool) -> None:
+        """Watch a job. ``direct``: the leader is its own Snakemake, else that is a descendant.
 
         ``began``: its work begins now.
         """
         now = self._clock()
-        watch = Watch(key, leader, limit, leader if direct else None, began, now)
+        watch = Watch(key, leader, limit_bytes, leader if direct else None, began, now)
         self._watches[key] = watch
         self._leaders[leader] = key
         self._foreign.discard(leader)
         self._newest = b""
         self._join(watch, leader)
         if began:
-            watch.baseline = self._source.held(leader) or 0
-        watch.due = now + watch.interval
+            watch.baseline_bytes = self._source.held_bytes(leader) or 0
+        watch.due = now + watch.interval_s
 
     def remove(self, key: str) -> int | None:
         """Stop watching; returns the peak in bytes, or None for a job that ended before anything was seen of it."""
@@ -161,7 +161,7 @@ class Monitor:
         self._leaders.pop(watch.leader, None)
         for process in list(watch.members.values()):
             self._leave(watch, process)
-        return watch.peak if watch.seen else None
+        return watch.peak_bytes if watch.seen else None
 
     def uses(self) -> dict[str, tuple[float, float]]:
         """What each job uses now: CPU time so far in seconds, and memory in 10^6 bytes as last looked at.
@@ -171,7 +171,7 @@ class Monitor:
         return {
             watch.key: (
                 round(sum(self._source.cpu_s(pid) or 0.0 for pid in watch.members), 2),
-                round(watch.current / 1e6, 1),
+                round(watch.current_bytes / 1e6, 1),
             )
             for watch in self._watches.values()
             if watch.seen
@@ -189,14 +189,14 @@ class Monitor:
         """Look at all jobs that are due, and say which hold more than their limit."""
         now = self._clock()
         # Those that would be due soon come along, so that one reading of the process table serves many.
-        due = [watch for watch in self._watches.values() if watch.due <= now + 0.25 * watch.interval]
+        due = [watch for watch in self._watches.values() if watch.due <= now + 0.25 * watch.interval_s]
         if not due:
             return []
         self._find(now)
         return [
-            Excess(watch.key, watch.current, watch.limit)
+            Excess(watch.key, watch.current_bytes, watch.limit_bytes)
             for watch in due
-            if self._measure(watch, now) and watch.limit is not None
+            if self._measure(watch, now) and watch.limit_bytes is not None
         ]
 
     # Which process belongs to which job
@@ -275,41 +275,42 @@ class Monitor:
 
     def _measure(self, watch: Watch, now: float) -> bool:
         """Bring ``current`` and ``peak`` up to date, and set the next look; whether the limit is exceeded."""
-        near = watch.limit is not None and watch.current > 0.7 * watch.limit
+        near = watch.limit_bytes is not None and watch.current_bytes > 0.7 * watch.limit_bytes
         self._refresh(watch, near)
         if not watch.began:
             self._await_work(watch, now)
         sizes = [self._counted(watch, process) for process in watch.members.values()]
         upper, lower = sum(sizes), max(sizes, default=0)
         estimate = upper
-        if upper - lower > max(_SMALL, _SHARED * upper):
+        if upper - lower > max(_SMALL_BYTES, _SHARED * upper):
             estimate = self._estimate(watch, upper, lower, now)
-        growth = max(0.0, (estimate - watch.current) / (now - watch.seen)) if watch.seen else 0.0
-        watch.seen, watch.current = now, estimate
+        growth = max(0.0, (estimate - watch.current_bytes) / (now - watch.seen)) if watch.seen else 0.0
+        watch.seen, watch.current_bytes = now, estimate
         if watch.began or watch.own is None:
-            watch.peak = max(watch.peak, estimate)
-        watch.interval = self._interval(watch, growth, now)
-        watch.due = now + watch.interval
-        return watch.limit is not None and watch.current > watch.limit
+            watch.peak_bytes = max(watch.peak_bytes, estimate)
+        watch.interval_s = self._interval(watch, growth, now)
+        watch.due = now + watch.interval_s
+        return watch.limit_bytes is not None and watch.current_bytes > watch.limit_bytes
 
     def _counted(self, watch: Watch, process: Process) -> int:
         # A child that was forked a moment ago still holds what the own Snakemake holds, until it becomes the command.
         # The same goes for the Snakemake that a group starts for a `run:` block.
-        return max(0, process.held - watch.baseline) if process.pid == watch.own or process.copy else process.held
+        own = process.pid == watch.own or process.copy
+        return max(0, process.held_bytes - (watch.baseline_bytes if own else 0))
 
     def _refresh(self, watch: Watch, near: bool) -> None:
         for process in list(watch.members.values()):
-            resident = self._source.resident(process.pid, process.descriptor)
+            resident = self._source.resident_bytes(process.pid, process.descriptor)
             if resident is None:
                 self._leave(watch, process)
                 self._newest = b""  # its number may be another's by now
                 continue
-            slack = 0 if near or not watch.began else max(500_000, process.resident // 100)
-            if process.resident < 0 or abs(resident - process.resident) > slack:
+            slack = 0 if near or not watch.began else max(500_000, process.resident_bytes // 100)
+            if process.resident_bytes < 0 or abs(resident - process.resident_bytes) > slack:
                 # Before its size: what became another program in between is looked at again, for its size changes.
                 process.copy = watch.own not in (None, process.pid) and self._source.is_copy(process.pid, watch.own)
-                held = self._source.held(process.pid)
-                process.resident, process.held = resident, resident if held is None else held
+                held = self._source.held_bytes(process.pid)
+                process.resident_bytes, process.held_bytes = resident, resident if held is None else held
 
     def _await_work(self, watch: Watch, now: float) -> None:
         """Find the job's own Snakemake, and the moment at which the job's work begins."""
@@ -329,19 +330,19 @@ class Monitor:
             if pid not in (watch.own, watch.leader)
         )
         watch.began = stat.threads >= _SNAKEMAKE_THREADS or children
-        if not watch.began or not watch.baseline:  # at the first look work may have begun already
-            watch.baseline = max(watch.baseline, own.held)
+        if not watch.began or not watch.baseline_bytes:  # at the first look work may have begun already
+            watch.baseline_bytes = max(watch.baseline_bytes, own.held_bytes)
 
     def _estimate(self, watch: Watch, upper: int, lower: int, now: float) -> int:
         """What is held with shared pages counted once; between ``lower`` and ``upper``."""
-        critical = watch.limit is not None and upper > watch.limit >= lower
-        telling = upper > 1.02 * watch.upper_at_shares and upper > watch.peak
+        critical = watch.limit_bytes is not None and upper > watch.limit_bytes >= lower
+        telling = upper > 1.02 * watch.upper_at_shares_bytes and upper > watch.peak_bytes
         if not critical and not telling:
             # Sharing is as it was: the same part of the sum.
-            known = watch.upper_at_shares
-            return max(lower, min(upper, int(watch.current * upper / known))) if known and watch.seen else upper
+            known = watch.upper_at_shares_bytes
+            return max(lower, min(upper, int(watch.current_bytes * upper / known))) if known and watch.seen else upper
         if now < self._shares_not_before:
-            return max(lower, min(upper, watch.current))
+            return max(lower, min(upper, watch.current_bytes))
         started = self._clock()
         # Each of these is an upper bound. The first counts what the own Snakemake shares with the warm process and with
         # other jobs, the second counts twice what it shares with its children.
@@ -352,15 +353,15 @@ class Monitor:
         apart = others + (self._counted(watch, own) if own is not None else 0)
         took = self._clock() - started
         self._shares_not_before = now + took * (5 if critical else _SHARES_COST)
-        watch.upper_at_shares = upper
+        watch.upper_at_shares_bytes = upper
         return max(lower, min(upper, every, apart))
 
     def _share(self, process: Process) -> int:
-        share = self._source.shares(process.pid)
+        share = self._source.share_bytes(process.pid)
         if share is None:
             # Not to be had of another user's process, nor of one that is about to end and holds nothing any more.
-            share = self._source.held(process.pid) or 0
-        return min(share, process.held)
+            share = self._source.held_bytes(process.pid) or 0
+        return min(share, process.held_bytes)
 
     def _interval(self, watch: Watch, growth: float, now: float) -> float:
         slow = SLOW_S
@@ -368,14 +369,14 @@ class Monitor:
             slow = STARTING_S
             if watch.own is None:
                 slow = 4 * STARTING_S if now - watch.added < _SEARCH_OFTEN_S else SLOW_S
-        if watch.limit is None:
+        if watch.limit_bytes is None:
             return slow
-        rate = max(GROWTH_PER_S, 2 * growth)
-        shortest = FAST_S if growth > _GROWING_PER_S else STEADY_S
-        return min(slow, max(shortest, (watch.limit - watch.current) / (2 * rate)))
+        rate = max(GROWTH_BYTES_PER_S, 2 * growth)
+        shortest = FAST_S if growth > _GROWING_BYTES_PER_S else STEADY_S
+        return min(slow, max(shortest, (watch.limit_bytes - watch.current_bytes) / (2 * rate)))
 
 
-class ProcFiles:
+class ProcFiles(Source):
     """The process file system."""
 
     def __init__(self) -> None:
@@ -396,21 +397,21 @@ class ProcFiles:
         except OSError:
             return None
 
-    def resident(self, pid: int, descriptor: int | None) -> int | None:
+    def resident_bytes(self, pid: int, descriptor: int | None) -> int | None:
         try:
             if descriptor is None:
                 with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
                     data = file.read(128)
             else:
                 data = os.pread(descriptor, 128, 0)
-            return int(data.split(b" ", 2)[1]) * PAGE
+            return int(data.split(b" ", 2)[1]) * PAGE_BYTES
         except (OSError, IndexError):
             return None
 
-    def held(self, pid: int) -> int | None:
+    def held_bytes(self, pid: int) -> int | None:
         return self._sum(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:", b"VmSwap:"), b"VmRSS:")
 
-    def shares(self, pid: int) -> int | None:
+    def share_bytes(self, pid: int) -> int | None:
         return self._sum(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:"), b"Pss:")
 
     def is_snakemake(self, pid: int) -> bool:
