@@ -29,6 +29,7 @@ class Executor(RealExecutor):  # type: ignore[misc]
         self._session = Session(self, ahead)
 
     def run_jobs(self, jobs: Iterable[Any]) -> None:
+        """Snakemake's scheduler calls it with all that it selected at once; returns before any of them has started."""
         self._session.run_jobs(jobs)
 
     def run_job(self, job: Any) -> None:

@@ -53,7 +53,7 @@ def _keep_together(item: pytest.Item) -> None:
     assert isinstance(item, pytest.Function)
     shared = [
         name
-        for name, definitions in item._fixtureinfo.name2fixturedefs.items()
+        for name, definitions in item._fixtureinfo.name2fixturedefs.items()  # noqa: SLF001 - pytest offers no other way
         if definitions[-1].scope in ("module", "session") and definitions[-1].baseid.startswith("tests")
     ]
     if shared and item.get_closest_marker("xdist_group") is None:

@@ -24,6 +24,7 @@ from snakemake_executor_plugin_dask.backends import siteconfig
 from snakemake_executor_plugin_dask.backends.base import (
     WORKER_MODULE,
     AllocationState,
+    Backend,
     Link,
     WorkerProcess,
     worker_command,
@@ -310,7 +311,7 @@ def log_tail(directory: Path, allocation_id: str) -> str:
 
 
 @dataclass
-class JobqueueBackend:
+class JobqueueBackend(Backend):
     """The pools of one batch system."""
 
     name: str

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from snakemake_executor_plugin_dask.backends.base import (
     AllocationState,
+    Backend,
     Link,
     WorkerProcess,
     worker_command,
@@ -110,7 +111,7 @@ class LocalWorker(WorkerProcess):
         await super().close()
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """Workers on this machine."""
 
     on_this_machine = True  # nothing needs to listen beyond loopback

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.backends.base import (
     AllocationState,
+    Backend,
     Link,
     WorkerProcess,
     make_private,
@@ -144,7 +145,7 @@ def _version(program: str) -> str:
     return done.stdout + done.stderr
 
 
-class LauncherBackend:
+class LauncherBackend(Backend):
     """Workers of an allocation that exists already."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ, machine: Callable[[], Machine] = this_machine) -> None:

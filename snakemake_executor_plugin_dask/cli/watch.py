@@ -50,6 +50,7 @@ class Followed:
 
     @property
     def over(self) -> bool:
+        """Whether nothing more will come: the run has ended, or its driver is dead."""
         return self.model.ended is not None or self.gone
 
 

@@ -120,6 +120,7 @@ class Queue:
         self._memory_mb: list[int] = []
 
     def add(self, entry: Entry) -> None:
+        """A job waits from now on. Once for each."""
         cls = entry.cls
         old = cls.head()
         heapq.heappush(cls.heap, (entry.within, entry))
@@ -136,6 +137,7 @@ class Queue:
         self.unchecked.add(cls)
 
     def remove(self, entry: Entry) -> None:
+        """A job waits no longer; it must have been added. Its place in the heap is cleared when its turn comes."""
         cls = entry.cls
         was_head = cls.head() is entry
         entry.waits = False

@@ -43,6 +43,7 @@ _SCALE_EVERY_S = 0.2
 
 
 def main() -> int:
+    """Serve one run, until Snakemake's end of the socket pair is closed. Returns the exit code; 0 where no run came."""
     parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.driver")
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--ahead", action="store_true", help="the run is not known yet; a cluster that stays may be")

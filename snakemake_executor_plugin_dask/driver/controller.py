@@ -515,6 +515,7 @@ class Controller:
     # What else is heard of workers
 
     def worker_joined(self, member: Member) -> None:
+        """A worker is up, and its facts are known; waiting jobs are placed soon."""
         assert member.facts is not None
         pool, workers = self.pools[member.pool.name], self._cluster.workers
         self.dispatch.joined(member, workers.up(pool.name))
@@ -545,6 +546,7 @@ class Controller:
         self._tell.preempted(member)
 
     def pool_failed(self, pool: Pool, why: str) -> None:
+        """A worker of the pool did not come up, and there will be other tries."""
         self._tell.pool_failed(pool, why)
 
     def pool_given_up(self, pool: Pool, why: str) -> None:

@@ -33,8 +33,8 @@ class Graph(Protocol):
         ...
 
 
-class SnakemakesGraph:
-    """A `Graph`."""
+class SnakemakesGraph(Graph):
+    """Snakemake's DAG."""
 
     def __init__(self, dag: Any) -> None:
         self._dag = dag

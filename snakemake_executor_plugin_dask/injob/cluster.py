@@ -40,6 +40,7 @@ class Forked:
         self._code: int | None = None
 
     def poll(self) -> "int | None":
+        """Its exit code, negative for a signal; None while it runs. Does not wait."""
         if self._code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -47,6 +48,7 @@ class Forked:
         return self._code
 
     def kill(self) -> None:
+        """Send SIGKILL, if it still runs. `poll` tells when it is gone."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
 
@@ -164,6 +166,7 @@ class Keeper:
         return True
 
     def tell(self, message: dict[str, Any]) -> None:
+        """Send to the supervisor, as a line of JSON; dropped before `hear` has connected."""
         if self._writer is not None:
             self._writer.write(json.dumps(message).encode() + b"\n")
 
@@ -497,6 +500,7 @@ def be_quiet(directory: str) -> None:
 
 
 def main() -> None:
+    """The process beside a job's script, or one of its Dask workers where a name is given."""
     directory, *names = sys.argv[1:]
     with open(os.path.join(directory, "settings.json")) as file:
         settings = json.load(file)

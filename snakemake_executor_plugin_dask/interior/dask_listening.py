@@ -37,6 +37,7 @@ class GuardedListener(TLSListener):
     door: Any  # the class
 
     async def start(self) -> None:
+        """Listen on the port that Dask chose or was told, behind the door. Raises OSError."""
         backlog = int(dask.config.get("distributed.comm.socket-backlog"))
         sockets = bind_sockets(self.port, address=self.ip, backlog=backlog)
         self._talks: set[asyncio.Task[None]] = set()

@@ -37,10 +37,13 @@ class CleanLogger:
         self._logger.debug(clean_block(text))
 
     def info(self, text: str) -> None:
+        """Shown unless `--quiet`."""
         self._logger.info(clean_block(text))
 
     def warning(self, text: str) -> None:
+        """What the user may want to change, while the run goes on."""
         self._logger.warning(clean_block(text))
 
     def error(self, text: str) -> None:
+        """What has failed."""
         self._logger.error(clean_block(text))

@@ -109,6 +109,7 @@ class Attempt:
 
     @property
     def worker(self) -> str:
+        """The name of the first worker that it holds, on which its process is; empty: it was not placed."""
         return next(iter(self.workers), "")
 
     def all_stays(self) -> Sequence[Stay]:

@@ -30,6 +30,7 @@ from snakemake_executor_plugin_dask.worker import client, runs
 
 
 def main() -> int:
+    """Be a worker until it is given back or has nobody to work for. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.worker")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--name")

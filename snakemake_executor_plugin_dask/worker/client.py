@@ -89,6 +89,7 @@ class SupervisorProcess:
             ours.sendall(frame(Setup(setup)))
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Its socket, for the event loop that runs now. Called once."""
         return await asyncio.open_connection(sock=self._socket)
 
 
@@ -126,6 +127,7 @@ class SupervisorLink:
         self.uses, self._told = uses, now
 
     async def open(self) -> None:
+        """Hear the supervisor from now on. Called once, before all else."""
         reader, self._writer = await self.supervisor.open()
         self._reading = asyncio.create_task(self._read(reader))
 
@@ -164,12 +166,15 @@ class SupervisorLink:
         return set(self._waiting)
 
     def kill(self, key: str, reason: str) -> None:
+        """Ask the supervisor to end an attempt; `run` returns its outcome. Unknown keys are passed over."""
         self._send(Kill(key, reason))
 
     def tell_cluster(self, key: str, message: Mapping[str, Any]) -> None:
+        """Tell the Dask cluster of an attempt's own (`worker/supervisor/jobcluster.py`). Nothing answers."""
         self._send(TellCluster(key, message))
 
     def renew(self, number: int) -> None:
+        """Renew the leases of all jobs. ``number`` grows with each, so that one which comes late is known."""
         self._send(Renew(number))
 
     def stop(self) -> None:
@@ -178,6 +183,7 @@ class SupervisorLink:
             self._send(Leave())
 
     def close(self) -> None:
+        """Ask the supervisor to leave, and hear it no more. May be repeated."""
         if self._writer is not None and not self.lost.is_set():
             self._send(Leave())
             self._writer.close()

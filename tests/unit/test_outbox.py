@@ -68,9 +68,9 @@ def test_gathered_ones_are_told_by_themselves() -> None:
 def test_snakemakes_scheduler_is_woken_once() -> None:
     """Of many wake-ups one is left, and of none none."""
     for due in (0, 1, 500):
-        scheduler = SimpleNamespace(_open_jobs=threading.Semaphore(due))
-        wake_once(scheduler)
+        wakes = threading.Semaphore(due)
+        wake_once(SimpleNamespace(_open_jobs=wakes))
         left = 0
-        while scheduler._open_jobs.acquire(blocking=False):
+        while wakes.acquire(blocking=False):
             left += 1
         assert left == min(1, due)

@@ -27,7 +27,7 @@ from snakemake_executor_plugin_dask.driver.attached.shared import (
     unpacked,
 )
 from snakemake_executor_plugin_dask.driver.attached.workers import RENEW_EVERY_S, AttachedWorkers
-from snakemake_executor_plugin_dask.driver.cluster import NotNow, Surroundings
+from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
 from snakemake_executor_plugin_dask.driver.members import Member, Members
@@ -52,8 +52,8 @@ _TRY_EVERY_S = 1.0
 _CLOSE_S = 5.0
 
 
-class AttachedCluster:
-    """A `cluster.Cluster`."""
+class AttachedCluster(Cluster):
+    """A cluster of others, on which runs share the workers."""
 
     workers: Members  # from `start` on
 

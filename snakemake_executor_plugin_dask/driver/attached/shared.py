@@ -167,6 +167,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
         self._key: Callable[[Any], Any] = _address
 
     async def start(self, scheduler: Any) -> None:
+        """Dask calls it once, in the scheduler's process: from now on drivers and adaptive clusters are answered."""
         self._scheduler = scheduler
         dask_adaptive.answer(scheduler, "snakemake_leases", self.answer)
         self._target, self._to_close = dask_adaptive.stand_before(
@@ -209,6 +210,7 @@ class SharedLeasesPlugin(SchedulerPlugin):
         return state is not None and (named or state.status is not Status.running)
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        """Dask calls it for each worker that left; ``worker`` is its address."""
         self._closing.pop(worker, None)
 
     async def answer(self, what: str, run: str, **more: Any) -> Any:

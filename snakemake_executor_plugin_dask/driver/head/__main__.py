@@ -24,6 +24,7 @@ from snakemake_executor_plugin_dask.node.own_log import bound_log, write_line
 
 
 def main() -> int:
+    """Serve until the cluster is over. Returns the exit code; 1 where its record stays, for it ended with an error."""
     start: Start = pickle.load(sys.stdin.buffer)
     sys.stdin.close()
     for number in (signal.SIGINT, signal.SIGHUP):

@@ -7,11 +7,11 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from snakemake_executor_plugin_dask.driver.cluster import NotNow
+from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
-from snakemake_executor_plugin_dask.driver.members import Member, Members
+from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
 from snakemake_executor_plugin_dask.driver.own.core import Core
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
@@ -25,13 +25,13 @@ _TRIES = 3
 _AGAIN_S = 1.0
 
 
-class AllRuns:
-    """A `members.Listener`."""
+class AllRuns(Listener):
+    """What concerns a worker is told to each run, or decided once for all."""
 
     def __init__(self, core: Core, dispatch: Dispatch, failed: Callable[[BaseException], None]) -> None:
         self.core = core
         self.dispatch = dispatch
-        self.failed = failed
+        self._failed = failed
         self.controllers: dict[str, Controller] = {}  # by the run's id
         self._confirming: dict[str, asyncio.Task[str | None]] = {}  # by worker
         self._keys: dict[str, list[str]] = {}  # by lost worker: the attempts that are to be seen dead
@@ -94,6 +94,9 @@ class AllRuns:
         for controller in self._all():
             controller.event(kind, **fields)
 
+    def failed(self, error: BaseException) -> None:
+        self._failed(error)
+
     def _all(self) -> list[Controller]:
         return list(self.controllers.values())
 
@@ -119,8 +122,8 @@ class _Workers(Members):
         self._fleet.lose(member, why, told=told)
 
 
-class Share:
-    """One run's part of the cluster. A `cluster.Cluster`."""
+class Share(Cluster):
+    """One run's part of the cluster."""
 
     workers: Members
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.driver.cluster import Surroundings
+from snakemake_executor_plugin_dask.driver.cluster import Cluster, Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.members import Members
@@ -17,8 +17,8 @@ from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.node.private import write_private
 
 
-class OwnCluster:
-    """A `cluster.Cluster`."""
+class OwnCluster(Cluster):
+    """A `Core` for one run."""
 
     workers: Members  # the fleet, from `start` on
 

@@ -232,10 +232,12 @@ class Core:
         await dasktasks.tell_cluster(self._dask.client, run_id, attempt, message)
 
     def scale(self) -> None:
+        """As `cluster.Cluster` has it; nothing before `start` and after a failed one."""
         if self._started:
             self._scaling.scale()
 
     async def watch(self) -> None:
+        """As `cluster.Cluster` has it."""
         self._dispatch.lend()
         await self.fleet.check()
         self._tell_unreached()
@@ -253,6 +255,7 @@ class Core:
             self._say("warning", text)
 
     def uses(self, run_id: str) -> Mapping[str, Sequence[float]]:
+        """As `cluster.Cluster` has it, of one run's attempts."""
         return self.leases.uses(run_id) if self._leases_started else {}
 
     async def close(self) -> tuple[str, ...]:

@@ -135,6 +135,7 @@ class DaskCluster:
         return {str(state.name): state.last_seen for state in self.scheduler.workers.values()}
 
     async def close(self) -> None:
+        """Close client and scheduler; also after a start that failed."""
         if self.client is not None:  # else the scheduler did not start
             await self.client.close()
         if self.scheduler is not None:

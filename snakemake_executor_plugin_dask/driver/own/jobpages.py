@@ -19,6 +19,8 @@ from tornado.iostream import StreamClosedError
 from tornado.tcpclient import TCPClient
 from tornado.web import RequestHandler
 
+from snakemake_executor_plugin_dask.driver.cluster import Pages
+
 _CONNECT_S = 10.0
 _CHUNK_BYTES = 1 << 16
 
@@ -31,7 +33,7 @@ class _Page:
     context: ssl.SSLContext
 
 
-class JobPages:
+class JobPages(Pages):
     """Those of the jobs that run."""
 
     def __init__(self, prefix: str) -> None:

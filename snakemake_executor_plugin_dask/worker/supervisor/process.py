@@ -708,6 +708,7 @@ def _settle(future: "asyncio.Future[Any]", value: str | None) -> None:
 
 
 def main(begun: Begun) -> None:
+    """Supervise jobs until the worker is gone or says so. Does not return: the process ends with it."""
     lease = LeaseConfig.read(begun.lease_config) if begun.lease_config else None
     with contextlib.suppress(PermissionError):
         os.setsid()  # it is the leader of a group already if its parent made it one

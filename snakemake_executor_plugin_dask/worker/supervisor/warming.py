@@ -12,7 +12,7 @@ from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, note
 from snakemake_executor_plugin_dask.worker.supervisor.ending import WARM_ENDED, Endings
 from snakemake_executor_plugin_dask.worker.supervisor.first import StartedWarm, wants_warm
-from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess, WarmStart, shallow
+from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmEvents, WarmProcess, WarmStart, shallow
 
 _READY_S = 60.0  # a job waits so long for the workflow to have been read
 ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless the kernel holds it
@@ -22,7 +22,7 @@ _RESTARTS = 3
 _ENDED = "the warm process ended"
 
 
-class Warming:
+class Warming(WarmEvents):
     """The warm process of a run on this worker, and its successors. Jobs for which there is none are started cold."""
 
     def __init__(

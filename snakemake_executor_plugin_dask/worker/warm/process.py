@@ -566,6 +566,7 @@ class _Start:
 
 
 def main() -> None:
+    """Read the workflow and start its jobs, until the supervisor closes its end and the last of them has ended."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--idle-children", type=int, default=IDLE_CHILDREN)
