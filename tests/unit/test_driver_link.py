@@ -1,9 +1,10 @@
 """The driver's messages as Snakemake's process reads them."""
 
 import socket
-import struct
 from types import SimpleNamespace
 from typing import Any
+
+from unreadable import OfAnotherVersion
 
 from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink
 from snakemake_executor_plugin_dask.frontend.launching import Launched
@@ -27,9 +28,8 @@ def test_an_error_with_one_message_is_told_and_the_next_ones_are_read() -> None:
             raise KeyError(message.text)
 
     driver = Channel(theirs)
-    broken = b"\x80\x05cno_such_module\nNothing\n."
     driver.send(Say("info", "good"))
-    theirs.sendall(struct.pack("!I", len(broken)) + broken)
+    driver.send(OfAnotherVersion())
     for message in (Say("info", "bad"), Say("info", "good again"), Stopped()):
         driver.send(message)
 

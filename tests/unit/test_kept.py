@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from deciding import facts_of, hold
+from unreadable import OfAnotherVersion
 
 import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.batch.allocations import Ran
@@ -32,6 +33,7 @@ from snakemake_executor_plugin_dask.model.kept import Kept, Told, asked_of_pools
 from snakemake_executor_plugin_dask.model.options import DashboardAddress, Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.model.wire import frame
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Process, ancestor_with, this_process
@@ -404,7 +406,7 @@ def test_a_record_that_cannot_be_read_is_told(
     """Of a cluster that is up: to a run that would use it, to one that asks for another, and to who lists them."""
     monkeypatch.setenv("XDG_STATE_HOME", environment["XDG_STATE_HOME"])
     where = bring_up(OPTIONS, environment)
-    write_private(where / "record.pickle", b"cno_such_module\nRecord\n.")
+    write_private(where / "record.pickle", pickle.dumps(OfAnotherVersion()))
     others = replace(OPTIONS, pools=(replace(POOL, cores=8),))
     kept, notes = recognise.choose(others, others, environment)
     assert kept is not None
@@ -426,8 +428,7 @@ def test_a_head_of_another_version_is_named(
 
     async def connect(_where: Path) -> joining.Link:
         reader = asyncio.StreamReader()
-        answer = b"cno_such_module\nTold\n."
-        reader.feed_data(len(answer).to_bytes(4) + answer)
+        reader.feed_data(frame(OfAnotherVersion()))
         _, writer = await asyncio.open_unix_connection(str(listening))
         return reader, writer
 
