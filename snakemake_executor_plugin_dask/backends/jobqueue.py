@@ -156,7 +156,7 @@ class Allocation(WorkerProcess):
             await self._submit_once()
 
     async def _submit_once(self) -> None:
-        job_name = allocation_name(self.pool, self.link)
+        job_name = _allocation_name(self.pool, self.link)
         where = self._backend.where(self.pool)
         try:
             job, script = self._backend.write(self.pool, self.name, self.link)
@@ -285,7 +285,7 @@ class Unanswered(RuntimeError):
     """The submit command failed in a way that may pass, and may have queued an allocation all the same."""
 
 
-def allocation_name(pool: Pool, link: Link) -> str:
+def _allocation_name(pool: Pool, link: Link) -> str:
     """By which users and clean-up find it in the queue."""
     return f"snakemake-{link.run_id}-{pool.name}"
 
@@ -657,7 +657,7 @@ class JobqueueBackend(Backend):
             settings.pop(key, None)
         # Batch systems cut a path at a space, and Slurm reads patterns in it; the submit command runs there.
         output = os.fspath(logs) if directives.plain(os.fspath(logs)) else "."
-        allocation = allocation_name(pool, link)
+        allocation = _allocation_name(pool, link)
         settings |= directives.for_pool(self.system, pool, lambda key: self.setting(pool, key), allocation, output)
         settings["log_directory"] = output
         if name_of := directives.with_control_character(settings):

@@ -238,9 +238,9 @@ def _make(
         most = max((-(-request.gpus // (nodes or 1)) for request in requests), default=0)
         pool = replace(pool, gpus=gpus if gpus is not None else most)
     else:
-        if complaint := too_large(kinds, named, pool):
+        if complaint := _too_large(kinds, named, pool):
             raise ConfigurationError(complaint)
-        size = share(kinds, requests, template, model, nodes, growth)
+        size = _share(kinds, requests, template, model, nodes, growth)
         pool = replace(pool, cores=size.cores, memory_mb=size.memory_mb, gpus=size.gpus)
         if template.memory_mb is None and setting("job_mem") is None:
             # Exact: Dask-Jobqueue rounds up to whole GiB, which may be more than the node has.
@@ -369,7 +369,7 @@ def _has(kind: NodeKind, constraint: str | None) -> bool:
 # Sizes
 
 
-def too_large(kinds: Sequence[NodeKind], named: Named, pool: Pool) -> str | None:
+def _too_large(kinds: Sequence[NodeKind], named: Named, pool: Pool) -> str | None:
     """The complaint where no kind of node holds the jobs, a paragraph for each rule; None: one holds them all."""
     requests = [request for _, request in named]
     nodes = pool.nodes or 1
@@ -469,7 +469,7 @@ def _holding(kinds: Sequence[NodeKind], requests: Sequence[Request], model: str 
     ]
 
 
-def share(
+def _share(
     kinds: Sequence[NodeKind],
     requests: Sequence[Request],
     template: Pool,

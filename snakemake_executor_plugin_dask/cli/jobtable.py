@@ -61,14 +61,14 @@ def chosen(model: RunModel, choice: Choice) -> list[Attempt]:
     elif choice.largest is not None:
         most, by = choice.largest, lambda attempt: attempt.peak_memory_mb
     elif choice.wasteful is not None:
-        most, by = choice.wasteful, wasted_mb
+        most, by = choice.wasteful, _wasted_mb
     else:
         return found
     measured = [(value, attempt) for attempt in found if (value := by(attempt)) is not None]
     return [attempt for _, attempt in sorted(measured, key=lambda item: -item[0])[:most]]
 
 
-def wasted_mb(attempt: Attempt) -> float | None:
+def _wasted_mb(attempt: Attempt) -> float | None:
     """Memory that it held and did not use."""
     if attempt.peak_memory_mb is None or attempt.placed is None:
         return None
@@ -108,7 +108,7 @@ class Column:
 Make = Callable[[Attempt], str]
 
 
-def table_columns(model: RunModel, jobs: Sequence[Attempt], *, attempts: bool) -> list[tuple[Column, Make]]:
+def _table_columns(model: RunModel, jobs: Sequence[Attempt], *, attempts: bool) -> list[tuple[Column, Make]]:
     """The columns in which these jobs have something to say, each with what makes a cell of it."""
     picture = snapshot(model)
     waits = {(each.pool, rule): each.what for each in picture.waiting for rule in each.rules}
@@ -163,7 +163,7 @@ def _or_nothing(value: Any, show: Callable[[Any], str]) -> str:
 
 def text_table(model: RunModel, jobs: Sequence[Attempt], *, width: int | None, attempts: bool = False) -> str:
     """Aligned columns, at most ``width`` characters wide (None: as wide as they are): those that matter least go."""
-    found = table_columns(model, jobs, attempts=attempts)
+    found = _table_columns(model, jobs, attempts=attempts)
     cells = [[clean(make(job), 200) or NOTHING for job in jobs] for _, make in found]
     return "\n".join(fitted([column for column, _ in found], cells, width))
 

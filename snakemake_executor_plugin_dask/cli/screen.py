@@ -209,10 +209,6 @@ def _failed(model: RunModel, width: int) -> list[Line]:
     return [Line(), *lines] if lines else []
 
 
-def _named(attempt: Attempt) -> str:
-    return clean(full_name(attempt, 1), 200)
-
-
 def _why(attempt: Attempt) -> str:
     return clean(cause(attempt) or attempt.status, 300)
 

@@ -103,14 +103,14 @@ def pools_text(run: Run) -> str:
             said = (done.err.strip() or f"it ended with exit code {done.code}").splitlines()[0]
             msg = f"`{command}` does not tell what this site has ({said}); run this where Slurm's commands work."
             raise ConfigurationError(msg)
-    partitions = {partition.name: partition for partition in parse_partitions(shown.out)}
+    partitions = {partition.name: partition for partition in _parse_partitions(shown.out)}
     user = _user(run)
-    kinds, left_out = choose(parse_nodes(listed.out), partitions, user)
+    kinds, left_out = _choose(_parse_nodes(listed.out), partitions, user)
     if not kinds:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out) or "sinfo shows none"
         msg = f"Slurm has no partition here that {user.name} may use ({why})."
         raise ConfigurationError(msg)
-    text = render(kinds, left_out, user)
+    text = _render(kinds, left_out, user)
     with tempfile.TemporaryDirectory(prefix="snakemake-dask-") as directory:
         path = Path(directory, "pools.yaml")
         path.write_text(text, encoding="utf-8")
@@ -121,7 +121,7 @@ def pools_text(run: Run) -> str:
 # What Slurm says
 
 
-def parse_nodes(out: str) -> list[tuple[NodeKind, int]]:
+def _parse_nodes(out: str) -> list[tuple[NodeKind, int]]:
     """Kinds of node with the number of those that take jobs, from lines of `%P|%l|%L|%c|%m|%G|%f|%D|%t`."""
     found: dict[NodeKind, int] = {}
     for line in out.splitlines():
@@ -135,7 +135,7 @@ def parse_nodes(out: str) -> list[tuple[NodeKind, int]]:
     return list(found.items())
 
 
-def parse_partitions(out: str) -> list[Partition]:
+def _parse_partitions(out: str) -> list[Partition]:
     """Lines of `scontrol show partition --oneliner`."""
     partitions = []
     for line in out.splitlines():
@@ -197,7 +197,7 @@ def _user(run: Run) -> User:
 # Decisions
 
 
-def choose(
+def _choose(
     nodes: Sequence[tuple[NodeKind, int]], partitions: Mapping[str, Partition], user: User
 ) -> tuple[list[Kind], list[tuple[str, str]]]:
     """The kinds to have pools for, in order, and the partitions that are left out, each with the reason."""
@@ -316,7 +316,7 @@ _HEAD = """\
 """
 
 
-def render(kinds: Sequence[Kind], left_out: Sequence[tuple[str, str]], user: User) -> str:
+def _render(kinds: Sequence[Kind], left_out: Sequence[tuple[str, str]], user: User) -> str:
     """The file's text."""
     billed = all(kind.cost is not None for kind in kinds)
     order = ["what costs least, as the site bills it"] if billed else []

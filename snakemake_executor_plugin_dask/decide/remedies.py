@@ -17,7 +17,7 @@ def cores(request: Request, room: Shape) -> Settings:
         return ()
     if (cluster := request.cluster) is not None:
         number = most - cluster.script_cores
-        return dask_workers(request, room) or ((f"{origin.cores}={number}",) if number > 0 else ())
+        return _dask_workers(request, room) or ((f"{origin.cores}={number}",) if number > 0 else ())
     gpus_left = request.gpus if room.gpus is None else min(request.gpus, room.gpus * room.nodes)
     if origin.cores == "cpus_per_gpu":
         number = most * room.nodes // max(1, gpus_left)
@@ -46,7 +46,7 @@ def memory(request: Request, room: Shape) -> Settings:
     if room.memory_mb is None:
         return ()
     if (cluster := request.cluster) is not None:
-        if fewer := dask_workers(request, room):
+        if fewer := _dask_workers(request, room):
             return fewer
         own = cluster.memory_mb == cluster.script_memory_mb
         number = room.memory_mb // 2 if own else room.memory_mb - (cluster.script_memory_mb or 0)
@@ -65,7 +65,7 @@ def gpus(request: Request, room: Shape) -> Settings:
     if not room.gpus:
         return ()
     if request.cluster is not None:
-        return dask_workers(request, room)
+        return _dask_workers(request, room)
     most = room.gpus * room.nodes
     declared = request.origin.gpus or (("gpu={}", 1),)
     if any(most < unit for _, unit in declared):
@@ -73,7 +73,7 @@ def gpus(request: Request, room: Shape) -> Settings:
     return tuple(template.replace("{}", str(most // unit)) for template, unit in declared)
 
 
-def dask_workers(request: Request, room: Shape) -> Settings:
+def _dask_workers(request: Request, room: Shape) -> Settings:
     """As many workers of a job's own Dask cluster as fit; nothing where none does."""
     assert request.cluster is not None
     number = request.cluster.fitting(room.amounts)

@@ -18,7 +18,7 @@ from snakemake_executor_plugin_dask.model.requests import Request
 _UNKNOWN_S = 60.0  # what a job without a runtime is taken to run
 
 
-def share(request: Request, pool: Pool, shape: Shape) -> float:
+def _share(request: Request, pool: Pool, shape: Shape) -> float:
     """The largest of a job's shares of a worker's cores, memory and GPUs."""
     memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
     need = need_of(request, pool, pool.cores, pool.gpus, memory_mb)
@@ -50,7 +50,7 @@ class Turns:
     def of(self, key: str, run: str, request: Request, pool: Pool, shape: Shape, priority: float) -> float:
         """The turn of a job that comes now. Of one run's jobs those with a lower priority do not count before it."""
         seconds = planned_runtime_s(request, pool)
-        charge = _Charge(run, share(request, pool, shape), _UNKNOWN_S if seconds is None else seconds)
+        charge = _Charge(run, _share(request, pool, shape), _UNKNOWN_S if seconds is None else seconds)
         self._waits[key] = charge
         ends = self._ends.setdefault(run, {})
         turn = max([self._now, *(end for other, end in ends.items() if other >= priority)])

@@ -18,7 +18,7 @@ from snakemake_executor_plugin_dask.observe.observer import Observer
 MakeCluster = Callable[[Begin, Surroundings], Cluster]
 
 
-def make_cluster(begin: Begin, around: Surroundings) -> Cluster:
+def _make_cluster(begin: Begin, around: Surroundings) -> Cluster:
     """The one that the options ask for: one of others, or an own one."""
     if begin.options.scheduler is not None:
         from snakemake_executor_plugin_dask.driver.attached.cluster import AttachedCluster
@@ -32,7 +32,7 @@ def make_cluster(begin: Begin, around: Surroundings) -> Cluster:
 class Run:
     """Everything that lives as long as a run."""
 
-    def __init__(self, begin: Begin, send: Callable[[object], None], make: MakeCluster = make_cluster) -> None:
+    def __init__(self, begin: Begin, send: Callable[[object], None], make: MakeCluster = _make_cluster) -> None:
         self._begin = begin
         self._outbox = Outbox(send, lambda: len(self.controller.waiting) > 0)
         self._send = self._outbox.send

@@ -8,14 +8,14 @@ _ENOUGH = 1 << 16  # limits of a thousand million make programs slow that close 
 
 
 @functools.cache
-def found() -> int:
+def _found() -> int:
     """The soft limit with which this process was started."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def raise_limit() -> None:
     """From now on this process may have as many open as its hard limit allows, up to 65,536. May be repeated."""
-    soft, hard = found(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    soft, hard = _found(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(_ENOUGH, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
@@ -26,4 +26,4 @@ def restore(pid: int) -> None:
     """Give a child the limit that this process had: batch systems hand a submit command's limits on to allocations."""
     with contextlib.suppress(OSError, ValueError):
         hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (found(), hard))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (_found(), hard))

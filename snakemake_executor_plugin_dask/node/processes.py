@@ -156,7 +156,7 @@ def tree(
     return queue
 
 
-def is_own(pid: int) -> bool:
+def _is_own(pid: int) -> bool:
     """Whether it runs as this process's user. Any other one may call itself, and carry, what it likes."""
     try:
         return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
@@ -166,12 +166,12 @@ def is_own(pid: int) -> bool:
 
 def is_supervisor(pid: int) -> bool:
     """Whether it is the supervisor of a worker, of any run of this user's."""
-    return SUPERVISOR in command_line(pid) and is_own(pid)
+    return SUPERVISOR in command_line(pid) and _is_own(pid)
 
 
 def job_key(pid: int) -> str | None:
     """The attempt's key in the environment of a process of this user's, as it was when its program was executed."""
-    if not is_own(pid):
+    if not _is_own(pid):
         return None
     try:
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:

@@ -97,8 +97,8 @@ def _rule_use(rule: str, attempts: Sequence[Attempt], end: float) -> RuleUse:
     peaks = [a.peak_memory_mb for a in good if a.peak_memory_mb]  # none of a job that ended before it was looked at
     times = [a.ran_s for a in good if a.ran_s is not None]
     held = sum((a.ran_s or 0.0) * a.cores for a in ran if a.cpu_s is not None)
-    asked_memory = spread([a.asked_memory_mb for a in attempts if a.asked_memory_mb is not None])
-    asked_runtime = spread([a.runtime_s for a in attempts if a.runtime_s is not None])
+    asked_memory = _spread([a.asked_memory_mb for a in attempts if a.asked_memory_mb is not None])
+    asked_runtime = _spread([a.runtime_s for a in attempts if a.runtime_s is not None])
     too_big = [a.asked_memory_mb for a in attempts if a.status == "out-of-memory" and a.asked_memory_mb]
     too_long = [a.runtime_s for a in attempts if a.status == "out-of-time" and a.runtime_s]
     return RuleUse(
@@ -107,12 +107,12 @@ def _rule_use(rule: str, attempts: Sequence[Attempt], end: float) -> RuleUse:
         attempts=sum(1 for attempt in attempts if attempt.placed is not None),
         failed=sum(1 for a in attempts if a.state == "ended" and a.status not in ("succeeded", "cancelled")),
         group=any(attempt.group for attempt in attempts),
-        cores=spread([attempt.cores for attempt in attempts]) or Spread(1, 1, 1, 1),
+        cores=_spread([attempt.cores for attempt in attempts]) or Spread(1, 1, 1, 1),
         gpus=max(attempt.gpus for attempt in attempts),
         asked_memory_mb=asked_memory,
-        memory_mb=spread(peaks),
+        memory_mb=_spread(peaks),
         asked_runtime_s=asked_runtime,
-        runtime_s=spread(times),
+        runtime_s=_spread(times),
         cpu_efficiency=sum(a.cpu_s or 0.0 for a in ran) / held if held else None,
         core_s=sum(((a.ended or end) - a.placed) * a.cores for a in attempts if a.placed is not None),
         measured=len(times),
@@ -196,7 +196,7 @@ def set_resources(uses: Sequence[RuleUse]) -> str:
             why = _why(asked, "longest", use.runtime_s, rough, exceeded=use.exceeded_runtime)
             changes.append(f"    runtime: {minutes}  # minutes; {why}")
         if changes:
-            lines += [f"  {yaml_key(use.rule)}:", *changes]
+            lines += [f"  {_yaml_key(use.rule)}:", *changes]
     return "\n".join(["set-resources:", *lines, ""]) if lines else ""
 
 
@@ -233,14 +233,14 @@ def _why(asked: Spread | None, what: str, used: Spread | None, show: Callable[[f
     return ", ".join([*parts, "exceeded"] if exceeded else parts)
 
 
-def yaml_key(name: str) -> str:
+def _yaml_key(name: str) -> str:
     """A name as a key of YAML 1.1, quoted where it must be."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and name.lower() not in _YAML_WORDS:
         return name
     return yaml.safe_dump(name, default_style='"', width=10**6).strip()
 
 
-def spread(values: Sequence[float]) -> Spread | None:
+def _spread(values: Sequence[float]) -> Spread | None:
     """None of no values."""
     if not values:
         return None

@@ -76,7 +76,7 @@ def _chart(title: str, columns: list[tuple[float, float, float | None]], length_
     for number in range(int(length_s // tick) + 1):
         at = x(number * tick / length_s * COLUMNS)
         anchor = "end" if at > WIDTH - 50 else "middle" if number else "start"
-        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{axis(number * tick)}</text>')
+        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{_axis(number * tick)}</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over time">{"".join(parts)}</svg>'
 
 
@@ -101,7 +101,7 @@ def nice(most: float) -> tuple[float, float]:
     return math.ceil(most / step * 0.999) * step, step
 
 
-def axis(seconds: float) -> str:
+def _axis(seconds: float) -> str:
     """A time since the start of the run, as the timeline writes it."""
     days, hours, minutes = int(seconds // 86400), int(seconds // 3600 % 24), int(seconds // 60 % 60)
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (int(seconds % 60), "s")]

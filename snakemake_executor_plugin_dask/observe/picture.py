@@ -105,7 +105,7 @@ def snapshot(
     waits = model.waits
     if waiting is None:
         # The log says it only now and then: some may have started since, or the run be over.
-        logged = [waiting_state(blocker) for blocker in model.blockers]
+        logged = [_waiting_state(blocker) for blocker in model.blockers]
         left = [min(state.jobs, waits[state.pool] + waits[""]) for state in logged]
         waiting = [dataclasses.replace(state, jobs=jobs) for state, jobs in zip(logged, left, strict=True) if jobs]
     counts = model.counts()
@@ -129,7 +129,7 @@ def snapshot(
     )
 
 
-def waiting_state(blocker: dict[str, Any]) -> WaitingState:
+def _waiting_state(blocker: dict[str, Any]) -> WaitingState:
     """From the object in a `waiting` event."""
     return WaitingState(
         str(blocker.get("pool", "")),

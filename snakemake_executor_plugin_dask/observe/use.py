@@ -51,7 +51,7 @@ def integral(model: RunModel) -> Held:
 def _spans(model: RunModel) -> Iterator[tuple[float, float, tuple[float, ...]]]:
     """(from, until, what), in the order of `Held`."""
     last = model.end_time
-    for start, gone, cores, memory_mb, gpus in holdings(model):
+    for start, gone, cores, memory_mb, gpus in _holdings(model):
         end = last if gone is None else min(gone, last)
         if end > start:
             yield start, end, (cores, memory_mb, gpus, 0, 0, 0, 0, 0)
@@ -69,7 +69,7 @@ def _spans(model: RunModel) -> Iterator[tuple[float, float, tuple[float, ...]]]:
             yield attempt.placed, end, (0, 0, 0, *amounts)
 
 
-def holdings(model: RunModel) -> list[tuple[float, float | None, float, float, float]]:
+def _holdings(model: RunModel) -> list[tuple[float, float | None, float, float, float]]:
     """(from, until, cores, memory, GPUs) of each worker: from its allocation's start until that is gone.
 
     An allocation that ran and whose worker never joined counts with its pool's size.

@@ -32,7 +32,7 @@ class AttachedLink(client.SupervisorLink):
         return await asyncio.to_thread(kill_marked, self.keys())
 
 
-def marked(keys: Collection[str]) -> list[int]:
+def _marked(keys: Collection[str]) -> list[int]:
     """The processes on this machine that carry one of these attempts' keys."""
     return [pid for pid in all_pids() if job_key(pid) in keys]
 
@@ -42,18 +42,18 @@ def seen_here(supervisor: int) -> bool:
     return is_supervisor(supervisor) and os.access(f"/proc/{supervisor}/environ", os.R_OK)
 
 
-def seen_dead(supervisor: int, keys: Collection[str]) -> bool:
+def _seen_dead(supervisor: int, keys: Collection[str]) -> bool:
     """Whether all processes of these attempts are seen to be gone, for a supervisor that was `seen_here`.
 
     Some carry no key, since they were forked and not executed; those do not outlive their supervisor.
     """
-    return not seen_here(supervisor) and not marked(keys)
+    return not seen_here(supervisor) and not _marked(keys)
 
 
 def kill_marked(keys: Collection[str], timeout_s: float = 10.0) -> bool:
     """SIGKILL every process that carries one of these keys; False where one is left."""
     deadline = time.monotonic() + timeout_s
-    while pids := marked(keys):
+    while pids := _marked(keys):
         if time.monotonic() > deadline:
             return False
         send(pids, signal.SIGKILL)
@@ -67,12 +67,12 @@ def end_from_outside(supervisor: int, keys: Collection[str], timeout_s: float = 
     For a worker that is lost, which may be stopped and go on later. Runs in the driver.
     """
     deadline = time.monotonic() + timeout_s
-    while not seen_dead(supervisor, keys):
+    while not _seen_dead(supervisor, keys):
         if time.monotonic() > deadline:
             return False
         if seen_here(supervisor):
             send([supervisor], signal.SIGKILL)
-        send(marked(keys), signal.SIGKILL)
+        send(_marked(keys), signal.SIGKILL)
         time.sleep(0.02)
     return True
 

@@ -44,7 +44,6 @@ class Simulation:
         self.arrived: dict[str, float] = {}
         self.started: dict[str, float] = {}
         self.numbers = itertools.count()
-        self.by_pool = {pool.name: pool for pool in pools}
         self.names = itertools.count()
         self.missing: dict[str, Missing] = {}  # Dask workers that were lost
 

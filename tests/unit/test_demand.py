@@ -274,8 +274,6 @@ class Elastic:
         self.events: list[tuple[float, int, str, str]] = []
         self.numbers = itertools.count()
         self.starting = 0
-        self.lost_to_the_end: set[str] = set()
-        self.most_seen = 0
         self.running: dict[str, QueuedJob] = {}
 
     def at(self, when: float, what: str, name: str = "") -> None:

@@ -21,7 +21,7 @@ _CONNECT_S = 10.0
 _RETRY_S = 2.0
 
 
-def boottime() -> float:
+def _boottime() -> float:
     """Seconds since the machine started, suspension included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -29,7 +29,7 @@ def boottime() -> float:
 class LeaseClock:
     """How long this worker's jobs may still live. Pure but for the clock."""
 
-    def __init__(self, length_s: float, clock: Callable[[], float] = boottime) -> None:
+    def __init__(self, length_s: float, clock: Callable[[], float] = _boottime) -> None:
         self.length_s = length_s
         self._clock = clock
         self._since = clock()
@@ -141,7 +141,7 @@ class LeaseLine:
 
     async def _converse(self) -> None:
         config = self._config
-        before = boottime()
+        before = _boottime()
         async with asyncio.timeout(_CONNECT_S):
             reader, writer = await asyncio.open_connection(config.host, config.port, ssl=self._context)
         self._writer = writer

@@ -37,7 +37,7 @@ def detach(parent: int) -> None:
         os._exit(1)
 
 
-def become_job(setup: RunSetup, spec: JobSpec) -> None:
+def _become_job(setup: RunSetup, spec: JobSpec) -> None:
     """Everything in which a job's process differs from the warm one, Snakemake apart.
 
     Raises OSError where the log cannot be opened.
@@ -160,7 +160,7 @@ def _work(warmth: "Warmth", spec: JobSpec, channel: "Channel", *, command: bool)
     words = Words(channel, spec.key, warmth.depth_of(spec))
     code = 1
     try:
-        become_job(warmth.setup, spec)
+        _become_job(warmth.setup, spec)
         code = _run(warmth, spec, words, command=command)
     except BaseException:  # noqa: BLE001 - printed as the interpreter does
         traceback.print_exc()
