@@ -9,11 +9,12 @@ A backend checks a pool, shows what it would run, and makes one `WorkerProcess` 
 import asyncio
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from snakemake_executor_plugin_dask.batch.allocations import Outlook
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.private import opened, write_private
 

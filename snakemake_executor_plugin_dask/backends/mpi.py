@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from snakemake_executor_plugin_dask.backends.base import (
 from snakemake_executor_plugin_dask.model.batch_systems import BatchSystem, slurm_steps
 from snakemake_executor_plugin_dask.model.batch_systems.slurm import SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node import descriptors
 from snakemake_executor_plugin_dask.node.allocation import allocation_nodes, batch_system, in_allocation

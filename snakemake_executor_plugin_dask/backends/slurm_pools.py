@@ -7,7 +7,7 @@ configuration say, else a share of the partition's nodes: as much as the known j
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from snakemake_executor_plugin_dask.batch.allocations import Ran, run_here
@@ -27,6 +27,7 @@ from snakemake_executor_plugin_dask.model.amounts import UNKNOWN, Amounts
 from snakemake_executor_plugin_dask.model.batch_systems.scripts import option_given
 from snakemake_executor_plugin_dask.model.batch_systems.slurm import CLUSTERS, SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape, unique_name, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_mb_on_node, with_cluster
 

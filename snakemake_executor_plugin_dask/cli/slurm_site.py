@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.backends.slurm_pools import SINFO_FORMAT, NodeKind, parse_sinfo
@@ -21,6 +21,7 @@ from snakemake_executor_plugin_dask.batch.allocations import Ran, run_here, user
 from snakemake_executor_plugin_dask.config.poolsfile import read_pools_file
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.pools import unique_name
 from snakemake_executor_plugin_dask.model.printed import clean_block
 

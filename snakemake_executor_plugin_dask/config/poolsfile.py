@@ -6,13 +6,13 @@ Each complaint names the file (or setting), the key's path, what was found, and 
 import difflib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from snakemake_executor_plugin_dask.config import plainyaml
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.kinds import BACKENDS, KINDS
 from snakemake_executor_plugin_dask.model.pools import GPU_VENDORS, Pool
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from snakemake_executor_plugin_dask.decide import gangs
 from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
 from snakemake_executor_plugin_dask.decide.reservations import lets_pass, start_on
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Queue, Reservation, Waiting, described
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

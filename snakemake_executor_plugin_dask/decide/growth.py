@@ -7,12 +7,12 @@ moment (`Holding.until`), so reservations and demand see its room as free.
 
 import heapq
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.decide import gangs
 from snakemake_executor_plugin_dask.decide.ledger import Ledger, Need, WorkerState
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
 from snakemake_executor_plugin_dask.model.amounts import Amounts
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 

@@ -8,7 +8,6 @@ it. Only workers with more room than at the last look, and classes with a new fi
 import heapq
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.decide import gangs
 from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
@@ -24,6 +23,7 @@ from snakemake_executor_plugin_dask.decide.reservations import (
 )
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Order, Queue, Reservation, Waiting, WaitingClass
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request

@@ -6,13 +6,14 @@ for ever.
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from snakemake_executor_plugin_dask.decide import gangs, routing
 from snakemake_executor_plugin_dask.decide.ledger import WorkerState, need_of
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import RequestError
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request, with_cluster

@@ -1,11 +1,11 @@
 """What an attempt takes along: its job as it travels, with all that placement decided. Writes host files."""
 
 import dataclasses
-from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S, Holding
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Size
 from snakemake_executor_plugin_dask.model.requests import Request
 

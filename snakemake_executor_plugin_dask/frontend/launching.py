@@ -5,11 +5,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.kept.place import is_name, root
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.node.private import append_private
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 

@@ -10,7 +10,6 @@ import socket
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.backends import backend_for
@@ -19,6 +18,7 @@ from snakemake_executor_plugin_dask.decide import routing
 from snakemake_executor_plugin_dask.decide.routing import NoPool
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request

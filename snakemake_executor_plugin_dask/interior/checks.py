@@ -1,6 +1,6 @@
 """The check at the start of a run: which private names are missing, and what becomes of the run without them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from snakemake_executor_plugin_dask.interior import (
     dask_adaptive,
@@ -17,6 +17,7 @@ from snakemake_executor_plugin_dask.interior import (
     snakemake_settings,
 )
 from snakemake_executor_plugin_dask.interior.declared import Private, missing, refusal, untried, warning
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 #: Of Snakemake, in its main process.
 NAMES = (

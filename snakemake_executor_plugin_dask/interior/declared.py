@@ -12,10 +12,11 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from types import FunctionType
 from typing import Any
+
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 #: The versions in which all of this was read.
 READ_IN = {

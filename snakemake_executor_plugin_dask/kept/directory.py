@@ -14,13 +14,13 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.kept.place import root
 from snakemake_executor_plugin_dask.model.byname import by_name
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.kept import Asked
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.node import state

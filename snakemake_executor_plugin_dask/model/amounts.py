@@ -1,8 +1,9 @@
 """Amounts: what workers have, and what jobs take of it. Pure."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Self
+
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 #: What is not known yet, and counts as enough: more than any worker has.
 UNKNOWN = 10**15

@@ -4,9 +4,9 @@ Each pair of them holds the only two ends of a socket pair (see `wire`) and runs
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, JobStart, Outcome, RunSetup
 from snakemake_executor_plugin_dask.model.shellcommand import Shell
 

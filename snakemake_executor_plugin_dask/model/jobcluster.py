@@ -1,8 +1,7 @@
 """The Dask cluster of a job's own, from `dask_workers` in its rule. Pure."""
 
-from dataclasses import dataclass
-
 from snakemake_executor_plugin_dask.model.amounts import Amounts
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,10 @@
 """A job as it travels from Snakemake to a worker and back: frozen data, and its name. Standard library only."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster, Spread
 from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
 from snakemake_executor_plugin_dask.model.units import count
@@ -245,6 +244,8 @@ def task_group(rule: str) -> str:
         and not _HEX_NAME.fullmatch(rule)
     ):
         return rule
+    import hashlib  # few rules need it, and it takes as long as all else here
+
     digest = hashlib.sha256(rule.encode("utf-8", "surrogatepass")).hexdigest()[:6]
     readable = re.sub(r"\W", "_", rule)[:40].strip("_")
     if not _FIRST_WORD.match(readable):

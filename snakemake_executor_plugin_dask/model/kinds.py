@@ -1,8 +1,7 @@
 """The kinds of cluster, and what each means for all that deals with its workers. Data: nothing else compares names."""
 
-from dataclasses import dataclass
-
 from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS, BatchSystem
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 #: What `--dask-cluster` and a pools file may name.
 BACKENDS = ("local", "cuda", "mpi", *SYSTEMS)

@@ -4,9 +4,9 @@ Both run the same code on the same machine, joined by a socket pair that only th
 """
 
 import pickle
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.requests import Request

@@ -1,8 +1,7 @@
 """The settings after checking: plain, frozen data that the driver can be given. Pure."""
 
-from dataclasses import dataclass
-
 from snakemake_executor_plugin_dask.model.byname import by_name
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobs import JobStart
 from snakemake_executor_plugin_dask.model.pools import Pool
 

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.amounts import UNKNOWN, Amounts
 from snakemake_executor_plugin_dask.model.byname import by_name
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.kinds import KINDS, Kind
 
 #: Jobs with `threads: 0` at once, for each core of the worker: they hold no core, but processes and descriptors.

@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,8 @@ Also whether Snakemake was started as one of several ranks: settings are made be
 rank that notices leaves no lock behind.
 """
 
-import platform
+import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS, BatchSystem, named, slurm_steps
 
@@ -67,7 +66,7 @@ def remaining_s(environment: Mapping[str, str], now: float, otherwise_s: float |
 
 def host_name(environment: Mapping[str, str]) -> str:
     """This host, as the batch system's commands call it."""
-    return next(filter(None, map(environment.get, NODE_NAMES)), platform.node())
+    return next(filter(None, map(environment.get, NODE_NAMES)), os.uname().nodename)
 
 
 def allocation_hosts(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -75,7 +74,8 @@ def allocation_hosts(environment: Mapping[str, str]) -> tuple[str, ...]:
     for name in named("node_files"):
         if path := environment.get(name):
             try:
-                text = Path(path).read_text(encoding="utf-8", errors="replace")
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    text = file.read()
             except OSError:
                 continue
             if hosts := tuple(dict.fromkeys(line.split()[0] for line in text.splitlines() if line.strip())):

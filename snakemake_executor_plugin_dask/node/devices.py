@@ -13,8 +13,9 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 #: Names the devices outright, comma-separated: for tests, and for nodes whose devices nothing here can find.
 OVERRIDE = "SNAKEMAKE_DASK_DEVICES"

@@ -11,8 +11,9 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
+
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 _log = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ nothing survives one. Of another machine, or another container, nobody here can 
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from snakemake_executor_plugin_dask.model.byname import by_name
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.node.processes import read_stat
 
 Fate = Literal["alive", "dead", "unknown"]

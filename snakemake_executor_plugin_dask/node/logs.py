@@ -5,6 +5,7 @@ A job must not be lost because its log cannot be written, so there are places to
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import re
@@ -24,8 +25,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 #: What Snakemake itself writes around a job's output: the block that announces the job, that of its error, which the
 #: main process shows too, and lines of its own start and end. Errors of Python code (`run:`, scripts) are not among it.
-_FRAME = re.compile(
-    r"""^(?:\[\w{3}\ \w{3}\ [\ \d]\d\ [\d:]{8}\ \d{4}\]\n)?
+_FRAME = r"""^(?:\[\w{3}\ \w{3}\ [\ \d]\d\ [\d:]{8}\ \d{4}\]\n)?
         (?:(?:local)?(?:rule|checkpoint)\ [^\n]*:|(?:Error\ in\ [^\n]*:)\n\ {4}message:\ None)\n(?:\ {4}[^\n]*\n)*
     |^RuleException:\nCalledProcessError\ in\ file\ "[^\n]*",\ line\ \d+:\n
         Command\ '(?:(?!^RuleException:\n)(?s:.))*?'\ (?:returned\ non-zero\ exit\ status\ \d+\.|died\ with\ [^\n]*)\n
@@ -37,9 +37,7 @@ _FRAME = re.compile(
         |Select\ jobs\ to\ execute\.\.\.|Execute\ \d+\ jobs\.\.\.|Shutting\ down,\ this\ might\ take\ some\ time\.
         |Storing\ output\ in\ storage\.
         |Exiting\ because\ a\ job\ execution\ failed\.\ Look\ above\ for\ error\ messages|Elapsed\ time:\ [^\n]*
-        |WorkflowError:\nAt\ least\ one\ job\ did\ not\ complete\ successfully\.)\n""",
-    re.MULTILINE | re.VERBOSE,
-)
+        |WorkflowError:\nAt\ least\ one\ job\ did\ not\ complete\ successfully\.)\n"""
 
 _SEARCHED_BYTES = 1 << 20
 _SEARCHED_HEADS = 100
@@ -54,6 +52,12 @@ _HEAD = b'\nCalledProcessError in file "'
 _COMMAND_END = re.compile(
     rb"returned non-zero exit status (?P<code>\d{1,3})\.|died with (?:<Signals\.)?(?P<signal>SIG\w+|unknown signal \d+)"
 )
+
+
+@functools.cache
+def _frame() -> "re.Pattern[str]":
+    """Compiled when it is needed: each process that starts others imports this module."""
+    return re.compile(_FRAME, re.MULTILINE | re.VERBOSE)
 
 
 def usable_log(path: str, places: Sequence[str], make: bool = True) -> tuple[str, str]:
@@ -204,7 +208,7 @@ def clean_tail(data: bytes, cut: bool) -> str:
     With ``cut`` the first line is not whole, and is dropped if others follow.
     """
     whole = data.decode(errors="replace")
-    lines = _FRAME.sub("", whole).strip("\n").split("\n")
+    lines = _frame().sub("", whole).strip("\n").split("\n")
     # What a progress bar wrote over is gone on a terminal, too.
     lines = [_CONTROL.sub("", without_sequences(line.rstrip("\r").rpartition("\r")[2])).rstrip() for line in lines]
     if cut and len(lines) > 1:

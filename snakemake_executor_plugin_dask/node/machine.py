@@ -3,8 +3,9 @@
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 _MB = 10**6
 

@@ -8,10 +8,12 @@ descriptor; a file is opened without following a link, and its owner is looked a
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class NotPrivate(PermissionError):
@@ -55,13 +57,13 @@ def opened(path: str | os.PathLike[str], *, make: bool = False, dir_fd: int | No
         os.close(descriptor)
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private(path: "Path", data: bytes) -> None:
     """Write a file (0600) that nobody else could read at any moment, whatever the umask; replaces one that is there.
 
     Its directory has to be the user's own. Raises NotPrivate, OSError.
     """
     with opened(path.parent) as directory:
-        temporary = f".{path.name[:100]}.{secrets.token_hex(8)}"
+        temporary = f".{path.name[:100]}.{os.urandom(8).hex()}"
         descriptor = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
         )
@@ -75,7 +77,7 @@ def write_private(path: Path, data: bytes) -> None:
             raise
 
 
-def append_private(path: Path) -> int:
+def append_private(path: "Path") -> int:
     """A descriptor that appends to a file (0600) in a directory of the user's own. Raises NotPrivate, OSError."""
     with opened(path.parent) as directory:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -14,9 +14,9 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.node.environment import JOB
 from snakemake_executor_plugin_dask.node.logs import open_log
 

@@ -1,10 +1,10 @@
 """This worker's rank where a launcher started it with others, by its environment alone. Pure, standard library only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.model.batch_systems import slurm_steps
 from snakemake_executor_plugin_dask.model.batch_systems.slurm_steps import number
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.node.allocation import batch_system
 
 #: Set by the keeper of a worker that a launcher started (see backends/mpi.py): how often it was started again.

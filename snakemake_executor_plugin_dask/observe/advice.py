@@ -11,11 +11,11 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import correlation, linear_regression, median
 
 import yaml
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.observe.wording import rough, short_memory

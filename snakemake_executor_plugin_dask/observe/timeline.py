@@ -5,8 +5,8 @@ A worker is a band as high as it has cores; an attempt takes as much of it as it
 
 import heapq
 from collections import defaultdict
-from dataclasses import dataclass
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt, Stay, Worker, first
 

@@ -1,9 +1,9 @@
 """What workers held over a run, what jobs held of it, and what they used. Pure; from a `RunModel`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import OthersHeld, first
 

@@ -2,12 +2,12 @@
 
 import os
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distributed.security import Security
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.node.certificate import self_signed
 from snakemake_executor_plugin_dask.node.private import write_private
 

@@ -6,7 +6,6 @@ behind one lock, and closes a lost one by itself some seconds later.
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler
 from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class, serve_beside
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.options import DashboardAddress
 from snakemake_executor_plugin_dask.node.door import Door
 

@@ -11,7 +11,6 @@ import ssl
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +19,7 @@ from tornado.tcpclient import TCPClient
 from tornado.web import RequestHandler
 
 from snakemake_executor_plugin_dask.driver.cluster import Pages
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 _CONNECT_S = 10.0
 _CHUNK_BYTES = 1 << 16

@@ -2,8 +2,9 @@
 
 import re
 import time
-from dataclasses import dataclass
 from typing import Literal
+
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 Kind = Literal["queued", "running", "gone", "unknown"]
 

@@ -1,12 +1,12 @@
 """What the plugin knows of one batch system: the fields of its record. Data; the functions in it are pure."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from snakemake_executor_plugin_dask.model.batch_systems import scripts
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen
 from snakemake_executor_plugin_dask.model.batch_systems.variables import Variables
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.model.pools import Pool

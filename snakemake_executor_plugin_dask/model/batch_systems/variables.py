@@ -1,7 +1,8 @@
 """The environment variables in which a batch system speaks of an allocation. Data."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.shellcommand import TEMPORARY, Shell, ShellCommand, arguments, variables
 from snakemake_executor_plugin_dask.node import mounts, processes

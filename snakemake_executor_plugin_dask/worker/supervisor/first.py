@@ -10,9 +10,9 @@ import select
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.job_messages import Setup
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.wire import Channel

@@ -10,9 +10,9 @@ import json
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.lease_messages import RENEW_EVERY_S, encoded, hello
 
 _SLACK_S = 2.0  # by so much a renewal may come later than the one before, as seen from its number

@@ -6,8 +6,8 @@ These jobs go through all that a job goes through, and work in a directory of th
 
 import os
 import pickle
-from dataclasses import dataclass
 
+from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.warmcall import Call
 
