@@ -34,6 +34,7 @@ class Link:
     death_timeout_s: float = 60.0  # a worker that finds no scheduler for so long ends
     python: str = sys.executable
     runs: set[str] = field(default_factory=set)  # the ids of those whose jobs the worker may have
+    code: str = ""  # what `versions.installed_code` must say where a worker starts; empty: whatever it says
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ def worker_config(pool: Pool, name: str, link: Link, **more: Any) -> dict[str, A
         "interface": None,
         "own_python": False,
         "setup": link.setup,
+        "code": link.code,
     } | more
 
 

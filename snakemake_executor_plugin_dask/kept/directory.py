@@ -6,6 +6,7 @@ decides which of two runs that start at once brings the cluster up: no network f
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -15,8 +16,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.kept.place import root
 from snakemake_executor_plugin_dask.model.byname import by_name
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -28,6 +29,10 @@ from snakemake_executor_plugin_dask.node.allocation import allocation_hosts, all
 from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Fate, Process, this_process
 from snakemake_executor_plugin_dask.node.private import opened, read_private, write_private
+from snakemake_executor_plugin_dask.node.versions import installed_code
+
+if TYPE_CHECKING:
+    import ssl
 
 _RECORD = "record.pickle"
 _COMING_S = 120.0  # a head that has not said anything for so long will not come
@@ -79,6 +84,9 @@ class Record:
     within: Within | None = None
 
 
+_own_code = functools.cache(installed_code)  # a process goes on with what it was started from
+
+
 def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str, dict[str, str]]:
     """The part of `Asked` that the machine says. ``here``: the cluster has workers on this machine."""
     from importlib.metadata import PackageNotFoundError, version  # a run that only joins has no need of it
@@ -93,7 +101,7 @@ def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = json.dumps(version(package))
     found = {
-        "installation": {"python": json.dumps(sys.executable), "code": json.dumps(_code()), **versions},
+        "installation": {"python": json.dumps(sys.executable), "code": json.dumps(_own_code()), **versions},
         "Dask's configuration": {"files": json.dumps(_dask_configuration(environment))},
         "user": {"uid": str(os.getuid()), "groups": json.dumps(sorted({os.getegid(), *os.getgroups()}))},
         "variables": variables,
@@ -109,21 +117,17 @@ def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str
     return found
 
 
-def _code() -> str:
-    """Tells this package's files from those of another state of them, which may bear the same version."""
-    digest = hashlib.sha256()
-    package = Path(snakemake_executor_plugin_dask.__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def _dask_configuration(environment: Mapping[str, str]) -> str:
-    """Tells the files of Dask's configuration from others, without Dask; variables are compared by themselves."""
+    """Tells the files of Dask's configuration from others, without Dask; variables are compared by themselves.
+
+    Some come with packages, are written when these are first imported, and set nothing: all their lines are comments.
+    """
     digest = hashlib.sha256()
     for path in files(environment):
         with contextlib.suppress(OSError):
-            digest.update(path.read_bytes() + b"\0")
+            text = path.read_bytes()
+            if any(line.strip() and not line.lstrip().startswith(b"#") for line in text.splitlines()):
+                digest.update(text + b"\0")
     return digest.hexdigest()[:12]
 
 
@@ -193,6 +197,16 @@ def all_clusters(environment: Mapping[str, str]) -> Iterator[tuple[Path, Record 
     """Those that are written down, by name. Raises NotPrivate where others can change what is written there."""
     for path, found, former in state.former_runs(root(environment)):
         yield path, read(path), found if former is not None else fate(path)
+
+
+def tls(directory: Path) -> "ssl.SSLContext":
+    """To speak with its head. Raises OSError."""
+    import ssl
+
+    context = ssl.create_default_context(cafile=os.fspath(directory / "tls-ca.pem"))
+    context.check_hostname = False  # the certificate is the cluster's own, and so is its authority
+    context.load_cert_chain(directory / "tls-cert.pem", directory / "tls-key.pem")
+    return context
 
 
 def forget(directory: Path) -> None:

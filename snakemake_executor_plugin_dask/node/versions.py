@@ -1,6 +1,11 @@
-"""Versions of what is installed here, as workers and runs compare them."""
+"""Versions of what is installed here, as workers and runs compare them. Reads the package's files."""
 
+import hashlib
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+#: Of a cluster whose processes were started from other files than lie there now, and would not understand these.
+REINSTALLED = "the plugin's files have been changed since the cluster came up, so no worker of it can start any more"
 
 
 def snakemake_version() -> str:
@@ -17,3 +22,12 @@ def plugin_version() -> str:
         return version("snakemake-executor-plugin-dask")
     except PackageNotFoundError:
         return ""
+
+
+def installed_code() -> str:
+    """Tells this package's files, as they lie there now, from others, which may bear the same version."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]

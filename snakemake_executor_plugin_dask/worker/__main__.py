@@ -41,6 +41,9 @@ def main() -> int:
         processes.die_with_parent()
         if os.getppid() != parent:  # it went before
             return 1
+    if (code := config.get("code")) and not config.get("own_python") and versions.installed_code() != code:
+        sys.stderr.write(f"{versions.REINSTALLED}\n")
+        return 1
     raise_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
     name = known.name or rank.worker_name(config["name"], os.environ)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import logged_jobs, wait_for
+from running import RUN_S, logged_jobs, started, wait_for
 
 import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.kept import directory, joining
@@ -49,6 +49,33 @@ def test_runs_of_other_code_do_not_share(clusters: Clusters, tmp_path: Path, mon
         listed = clusters.command("clusters")
         assert "1 up" in listed.stdout, listed.stderr  # the head answers to commands of other code
     assert len(clusters.heads()) == 1
+
+
+def test_a_cluster_does_not_grow_once_the_plugin_was_installed_anew(
+    clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other files in the same place: no worker is started from them by the former head, and runs say why.
+
+    A later run brings up a cluster of its own.
+    """
+    package = Path(snakemake_executor_plugin_dask.__file__).parent
+    copy = tmp_path / "path" / package.name
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(copy.parent))
+    with snakemake(tmp_path / "first", logged_jobs(1, "sleep 1000"), *KEEP, *SMALL) as run:
+        wait_for(lambda: started(run), "its job", RUN_S)
+        (name,), (worker,) = clusters.names(), clusters.workers()
+        with (copy / "model" / "options.py").open("a") as file:
+            file.write("\n# of a later state\n")
+        os.kill(worker, signal.SIGKILL)
+        assert run.wait() != 0
+        assert "the plugin's files have been changed since the cluster came up" in run.output
+        assert clusters.workers() == []
+    with snakemake(tmp_path / "second", ONE_JOB, *KEEP, *SMALL) as run:
+        finished(run)
+        assert f"Cluster {name} is up and is not used: it differs in installation: code" in run.output
+    assert len(clusters.heads()) == 2
+    assert len(clusters.workers()) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another group")

@@ -18,7 +18,6 @@ import pytest
 from deciding import facts_of, hold
 from unreadable import OfAnotherVersion
 
-import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.batch.allocations import Ran
 from snakemake_executor_plugin_dask.cli.commands import main
 from snakemake_executor_plugin_dask.config.configure import configure
@@ -83,12 +82,11 @@ def test_what_a_run_is_told_of_itself_belongs_to_the_run(environment: dict[str, 
 
 
 def test_other_code_and_other_groups_are_another_cluster(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same version number may hide other files; a group may be what opens the data, or pays."""
     before = recognise.asked_for(OPTIONS, environment)
-    (tmp_path / "package").mkdir()
-    monkeypatch.setattr(snakemake_executor_plugin_dask, "__file__", str(tmp_path / "package" / "__init__.py"))
+    monkeypatch.setattr(directory, "_own_code", lambda: "other")
     other = recognise.asked_for(OPTIONS, environment)
     assert name_of(other) != name_of(before)
     assert differences(before, other)[0].startswith("installation: code")
@@ -108,11 +106,13 @@ def test_differences_are_named_in_words() -> None:
 
 
 def test_dasks_configuration_tells_clusters_apart(environment: dict[str, str], tmp_path: Path) -> None:
-    """By its files, whose content counts."""
+    """By its files, whose content counts, but not by those that say nothing."""
     config = tmp_path / "dask"
     config.mkdir()
     environment["DASK_CONFIG"] = str(config)
     before = name_of(recognise.asked_for(OPTIONS, environment))
+    (config / "jobqueue.yaml").write_text("# jobqueue:\n\n  # slurm:\n")  # as dask-jobqueue writes it
+    assert name_of(recognise.asked_for(OPTIONS, environment)) == before
     (config / "jobqueue.yaml").write_text("jobqueue: {slurm: {queue: long}}")
     assert name_of(recognise.asked_for(OPTIONS, environment)) != before
 

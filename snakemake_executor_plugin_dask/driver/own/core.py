@@ -31,6 +31,7 @@ from snakemake_executor_plugin_dask.interior import dask_network
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node import versions
 from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.worker import client as task
 
@@ -123,6 +124,7 @@ class Core:
             state_dir=os.fspath(self._state_dir),
             setup=None if setup is None else os.fspath(setup),
             runs=set() if setup is None else {self.id},
+            code=await asyncio.to_thread(versions.installed_code) if setup is None else "",
         )
         self.fleet = Fleet(cluster, self.leases, backends, self.link, lease_s, listener)
         self._scaling, self._dispatch = Scaling(dispatch, self.fleet, bounds), dispatch

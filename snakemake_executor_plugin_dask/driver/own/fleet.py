@@ -23,6 +23,7 @@ from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.node import versions
 from snakemake_executor_plugin_dask.worker import client
 
 _log = logging.getLogger(__name__)
@@ -239,7 +240,10 @@ class Fleet(Members):
     async def _start(self, process: WorkerProcess, pool: Pool) -> None:
         left_out, nodes = process.pool.left_out, self._of_pool(pool).nodes
         async with process.lock:
-            await process.start()
+            if (code := self._link.code) and await asyncio.to_thread(versions.installed_code) != code:
+                process.failure, process.outlook = versions.REINSTALLED, "final"
+            else:
+                await process.start()
         if left_out and not process.pool.left_out and process.failure is None and not nodes.all_needed:
             nodes.all_needed = True
             self._listener.warn(
