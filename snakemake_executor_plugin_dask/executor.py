@@ -21,9 +21,10 @@ class Executor(RealExecutor):  # type: ignore[misc]
     _session: "Session"
 
     def __post_init__(self) -> None:
-        from snakemake_executor_plugin_dask.frontend.launching import launch_ahead
+        from snakemake_executor_plugin_dask.frontend.launching import get_ready
 
-        ahead = launch_ahead(self.executor_settings, os.environ)  # it gets ready while the next line imports
+        ahead = get_ready(self.executor_settings, self.workflow, self.dag, os.environ)
+        # It gets ready while this imports.
         from snakemake_executor_plugin_dask.frontend.session import Session
 
         self._session = Session(self, ahead)

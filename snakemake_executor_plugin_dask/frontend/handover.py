@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import re
-import resource
 import shlex
 import stat
 import sys
@@ -23,6 +22,7 @@ from snakemake_interface_executor_plugins.settings import DeploymentMethod, Shar
 from snakemake_executor_plugin_dask.config import plainyaml
 from snakemake_executor_plugin_dask.config.owned import WORKER_CLASS_OPTIONS
 from snakemake_executor_plugin_dask.config.schedulerfile import scheduler_address
+from snakemake_executor_plugin_dask.frontend.announcing import begins
 from snakemake_executor_plugin_dask.frontend.arguments import general_arguments, job_arguments
 from snakemake_executor_plugin_dask.interior import snakemake_calls, snakemake_jobs
 from snakemake_executor_plugin_dask.interior import snakemake_settings as settings
@@ -36,9 +36,6 @@ from snakemake_executor_plugin_dask.model.requests import Request, pending, requ
 from snakemake_executor_plugin_dask.node import updates
 from snakemake_executor_plugin_dask.node.versions import plugin_version, snakemake_version
 
-_SOFT_LIMITS = tuple(
-    getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
-)
 _UNSAFE = re.compile(r"[^\w.=+-]+")
 _NAME_BYTES = 100  # two of them and some numbers make a file name, which may have 255
 
@@ -105,17 +102,17 @@ class Handover:
         """What is the same for every job. ``environment`` is Snakemake's own, of the moment."""
         options = self._options
         factory = self._workflow.spawned_job_args_factory
-        umask = os.umask(0o077)
-        os.umask(umask)
+        # What is declared by `envvars:` and by storage plugins may not stand in the environment itself.
+        own = (environment if self._encrypted else {}) | dict(factory.envvars())
+        begun = begins(self._workflow.workdir_init, own, self._python, replace_environment=self._encrypted)
         return RunSetup(
             run_id=self._run_id,
-            workdir=self._workflow.workdir_init,
-            umask=umask,
-            soft_limits=tuple((number, resource.getrlimit(number)[0]) for number in _SOFT_LIMITS),
-            # What is declared by `envvars:` and by storage plugins may not stand in the environment itself.
-            environment=(environment if self._encrypted else {}) | dict(factory.envvars()),
-            replace_environment=self._encrypted,
-            python=self._python,
+            workdir=begun.workdir,
+            umask=begun.umask,
+            soft_limits=begun.soft_limits,
+            environment=begun.environment,
+            replace_environment=begun.replace_environment,
+            python=begun.python,
             snakefile=self._snakefile,
             general_arguments=self._general,
             snakemake_version=snakemake_version(),

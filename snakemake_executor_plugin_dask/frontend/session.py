@@ -8,9 +8,7 @@ SIGTERM or an error.
 import contextlib
 import os
 import queue
-import secrets
 import signal
-import string
 import sys
 import threading
 import traceback
@@ -34,7 +32,7 @@ from snakemake_executor_plugin_dask.frontend.failures import (
     queue_text,
 )
 from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once, group_members, members, wildcards
-from snakemake_executor_plugin_dask.frontend.launching import Launched, launch
+from snakemake_executor_plugin_dask.frontend.launching import Ahead, launch
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
 from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
 from snakemake_executor_plugin_dask.frontend.verdicts import over, starts_no_more, unfit_directory, verdict
@@ -84,13 +82,6 @@ _HANDED_OVER_AT_ONCE = 200  # jobs in a message: thousands would take as much me
 _STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an allocation is gone
 
 
-def new_run_id() -> str:
-    """Eight random letters and digits, the last one a digit, since Dask takes letters alone for a rule's name."""
-    digits = secrets.choice(string.digits)
-    letters = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(7))
-    return letters + digits
-
-
 def _known_resources(job: Any) -> dict[str, Any] | None:
     """Before the first job; None where a function of the workflow cannot say yet, and is asked again later."""
     try:
@@ -123,11 +114,8 @@ def report_submission(executor: Any, info: SubmittedJobInfo) -> None:
 class Session:
     """One run, from the executor's making to its end."""
 
-    def __init__(self, executor: Any, ahead: Launched | None) -> None:
-        """Check settings and known jobs; WorkflowError before anything is started.
-
-        ``ahead``: the driver's process, where it was started before it is known what there is to do.
-        """
+    def __init__(self, executor: Any, ahead: Ahead) -> None:
+        """Check settings and known jobs; WorkflowError before anything is started, but what was begun ``ahead``."""
         self._executor = executor
         self._workflow, self._dag = executor.workflow, executor.dag
         self._voice = Voice(executor.logger)
@@ -157,7 +145,7 @@ class Session:
         self._asked = self._options  # before anything is completed by what this machine or batch system has
         for warning in warnings:
             self._voice.warning(warning)
-        self._run_id = new_run_id()
+        self._run_id = ahead.run_id
         self._lock = threading.Lock()
         self._jobs: dict[str, SubmittedJobInfo] = {}  # handed over, not finished
         self._keys: dict[Any, str] = {}  # of jobs that were handed over
@@ -387,7 +375,7 @@ class Session:
                 jobs=self._known_jobs,
                 kept=kept,
             )
-            launched = self._ahead
+            launched = self._ahead.launched
             if launched is None or launched.process.poll() is not None:
                 launched = launch(self._state_dir)
             self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed, launched)
@@ -581,8 +569,7 @@ class Session:
                 self._voice.warning(
                     "Snakemake exits without waiting; the driver process goes on ending jobs and giving workers back."
                 )
-        elif self._ahead is not None:
-            self._ahead.sock.close()  # so it ends
+        self._ahead.close(taken=self._link is not None)
         self._handover.close()
         self._remove_empty_log_directories()
 

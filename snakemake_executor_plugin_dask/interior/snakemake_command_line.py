@@ -4,6 +4,7 @@ Read in Snakemake 9.27.1. Without `parse_args` or `args_to_api` a warm process s
 arguments a command line cannot express fails with a sentence that names them.
 """
 
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -22,6 +23,15 @@ def full_arguments(setup: RunSetup, own: Sequence[str]) -> list[str]:
     if "--mode" not in arguments:
         arguments += ["--mode", "remote"]
     return arguments
+
+
+def import_snakemake() -> None:
+    """What `Parser` imports. What is missing it will miss itself."""
+    with contextlib.suppress(Exception, SystemExit):
+        import snakemake.cli
+
+        del snakemake
+        _import_ahead()
 
 
 class Parser:
@@ -115,7 +125,6 @@ def _import_ahead() -> None:
     import asyncio.runners
     import asyncio.selector_events
     import concurrent.futures.thread
-    import contextlib
     import importlib
     import json
     import shutil

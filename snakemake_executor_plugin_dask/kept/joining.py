@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import re
-import ssl
 import subprocess
 import sys
 import time
@@ -44,11 +43,8 @@ async def connect(where: Path) -> Link | None:
     record = directory.read(where)
     if record is None:
         return None
-    context = ssl.create_default_context(cafile=os.fspath(where / "tls-ca.pem"))
-    context.check_hostname = False  # the certificate is the cluster's own, and so is its authority
-    context.load_cert_chain(where / "tls-cert.pem", where / "tls-key.pem")
     async with asyncio.timeout(_CONNECT_S):
-        return await asyncio.open_connection(*record.address, ssl=context, limit=1 << 26)
+        return await asyncio.open_connection(*record.address, ssl=directory.tls(where), limit=1 << 26)
 
 
 def launch(kept: Kept, *, least: bool = False) -> "subprocess.Popen[bytes]":

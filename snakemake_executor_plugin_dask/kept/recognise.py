@@ -49,8 +49,8 @@ def _placed_as(theirs: Options, options: Options) -> Options:
     )
 
 
-def completed(asking: Options, environment: Mapping[str, str]) -> Options | None:
-    """The options with the pools of the cluster that the run is going to use, as they are there; None: none is up."""
+def going_to(asking: Options, environment: Mapping[str, str]) -> tuple[Path, directory.Record] | None:
+    """The cluster that is up and that the run is going to use; None: there is none, or nobody here can tell."""
     clusters = root(environment)
     if asking.kept is None and not clusters.is_dir():
         return None
@@ -59,9 +59,15 @@ def completed(asking: Options, environment: Mapping[str, str]) -> Options | None
         record = directory.read(where) if directory.fate(where) == "alive" else None
     except OSError:
         record = None
-    if record is None:
+    return None if record is None else (where, record)
+
+
+def completed(asking: Options, environment: Mapping[str, str]) -> Options | None:
+    """The options with the pools of the cluster that the run is going to use, as they are there; None: none is up."""
+    there = going_to(asking, environment)
+    if there is None:
         return None
-    theirs = record.options
+    theirs = there[1].options
     return _placed_as(theirs, dataclasses.replace(asking, pools=theirs.pools, slurm_template=theirs.slurm_template))
 
 

@@ -7,15 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.frozen import dataclass
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, JobStart, Outcome, RunSetup
+from snakemake_executor_plugin_dask.model.jobs import Beginning, JobSpec, JobStart, Outcome, RunSetup
 from snakemake_executor_plugin_dask.model.shellcommand import Shell
 
 # Worker to supervisor, and of these `Setup` and `Start` from the supervisor on to the warm process
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """A run is about to come, and `Setup` follows then. A warm process gets as far as it can without."""
+
+    beginning: Beginning
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
-    """The first message."""
+    """The first message, but for `Ahead`."""
 
     setup: RunSetup
 

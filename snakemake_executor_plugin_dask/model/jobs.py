@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Literal, Protocol
 
 from snakemake_executor_plugin_dask.model.frozen import dataclass
@@ -62,6 +63,26 @@ class RunSetup:
     lease_s: float = 60.0  # a supervisor that hears nothing for so long ends its jobs
     stop_grace_s: float = 5.0  # between SIGTERM and SIGKILL
     cores: int | None = None  # of `--cores`: what rules see as `workflow.cores`. None: it was not given
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """With what a run's supervisors and warm processes begin: fields of its `RunSetup`.
+
+    They are known before Snakemake knows what there is to do.
+    """
+
+    workdir: str
+    umask: int
+    soft_limits: tuple[tuple[int, int], ...]
+    environment: dict[str, str]
+    replace_environment: bool
+    python: str
+
+    @classmethod
+    def of(cls, setup: RunSetup) -> "Beginning":
+        """Of this run."""
+        return cls(**{field.name: getattr(setup, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)

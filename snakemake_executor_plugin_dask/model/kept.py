@@ -8,6 +8,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.model.byname import by_name
 from snakemake_executor_plugin_dask.model.frozen import dataclass
+from snakemake_executor_plugin_dask.model.jobs import Beginning
 from snakemake_executor_plugin_dask.model.messages import Begin
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.units import format_duration
@@ -86,6 +87,18 @@ class Join:
 
     begin: Begin
     keep_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A run is about to come, by another connection. Supervisors and warm processes get ready where jobs may start.
+
+    It has not come if this connection ends before. The head ends it once the run has.
+    """
+
+    run_id: str
+    beginning: Beginning
+    jobs: int  # that there are to run, at least
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.job_messages import (
+    Ahead,
     Ended,
     Kill,
     Leave,
@@ -30,7 +31,7 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     TellCluster,
     Uses,
 )
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.jobs import Beginning, JobSpec, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node.processes import become_subreaper, how_ended, kill_descendants
 
@@ -55,14 +56,16 @@ class SupervisorProcess:
 
     def __init__(
         self,
-        setup: RunSetup | None,
+        run: RunSetup | Beginning | None,
         lease: str | None,
         environment: dict[str, str] | None = None,
         *,
         subreaper: bool = True,
         scratch: str | None = None,
     ) -> None:
-        """Start it. ``lease`` is the path of the configuration of its connection to the driver.
+        """Start it. ``run``: a `Beginning` where `SupervisorLink.prepare` follows; None where others tell it.
+
+        ``lease`` is the path of the configuration of its connection to the driver.
 
         ``scratch`` is a directory that it removes at its end.
         """
@@ -85,8 +88,8 @@ class SupervisorProcess:
                 start_new_session=True,
             )
         self._socket = ours
-        if setup is not None:
-            ours.sendall(frame(Setup(setup)))
+        if run is not None:
+            ours.sendall(frame(Setup(run) if isinstance(run, RunSetup) else Ahead(run)))
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Its socket, for the event loop that runs now. Called once."""
@@ -130,6 +133,10 @@ class SupervisorLink:
         """Hear the supervisor from now on. Called once, before all else."""
         reader, self._writer = await self.supervisor.open()
         self._reading = asyncio.create_task(self._read(reader))
+
+    def prepare(self, setup: RunSetup) -> None:
+        """Tell a supervisor that was started ahead which run it is for."""
+        self._send(Setup(setup))
 
     async def run(self, spec: JobSpec) -> Outcome:
         """Start the job and wait for its end; "lost", and all its processes dead, where the supervisor is gone."""

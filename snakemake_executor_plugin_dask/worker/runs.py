@@ -13,15 +13,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.node.processes import kill_descendants, process_table
 from snakemake_executor_plugin_dask.worker import client
 from snakemake_executor_plugin_dask.worker.attach import AttachedLink, detach, know
+
+_Run = TypeVar("_Run", RunSetup, Beginning)
 
 
 @dataclass
@@ -59,24 +62,66 @@ _forking = threading.Lock()
 _supervisors: "list[subprocess.Popen[bytes]]" = []
 serving: Serving | None = None
 _beginning: dict[str, asyncio.Task[WorkerFacts]] = {}
+_ahead: dict[str, Beginning] = {}  # of runs that are about to come, with what their supervisors began
+
+
+async def begin_ahead(run_id: str, beginning: Beginning) -> None:
+    """Have a supervisor for a run that is about to come: `begin` follows, or `end`."""
+    if _link(run_id) is None and run_id not in _beginning:
+        await _once(run_id, _begin_ahead(run_id, beginning))
+
+
+async def _begin_ahead(run_id: str, beginning: Beginning) -> WorkerFacts:
+    beginning = _ahead[run_id] = _here(beginning)
+    return await _begin(run_id, beginning)
 
 
 async def begin(setup: RunSetup) -> WorkerFacts:
     """Have a supervisor for the run. May be repeated; one that has ended is replaced."""
-    link = client.links.get(setup.run_id)
-    if link is not None and not link.lost.is_set():
-        return client.described[setup.run_id]
-    if setup.run_id not in _beginning:
-        starting = _beginning[setup.run_id] = asyncio.ensure_future(_begin(setup))
-        starting.add_done_callback(lambda _: _beginning.pop(setup.run_id, None))
-    return await asyncio.shield(_beginning[setup.run_id])
+    run_id = setup.run_id
+    while run_id in _beginning:
+        await asyncio.wait({_beginning[run_id]})
+    if _link(run_id) is not None and run_id not in _ahead:
+        return client.described[run_id]
+    return await _once(run_id, _take_over(_here(setup)))
 
 
-async def _begin(setup: RunSetup) -> WorkerFacts:
+async def _take_over(setup: RunSetup) -> WorkerFacts:
+    """Go on with a supervisor that was begun ahead, if it began as the run does now; else have one."""
+    run_id, link = setup.run_id, _link(setup.run_id)
+    ahead = _ahead.pop(run_id, None)
+    if link is None:
+        return await _begin(run_id, setup)
+    if ahead == Beginning.of(setup):
+        link.prepare(setup)
+        return client.described[run_id]
+    await detach(run_id)
+    return await _begin(run_id, setup)
+
+
+def _link(run_id: str) -> client.SupervisorLink | None:
+    """To the run's supervisor, while that lives."""
+    link = client.links.get(run_id)
+    return None if link is None or link.lost.is_set() else link
+
+
+def _here(run: _Run) -> _Run:
+    """As it is on this worker."""
     assert serving is not None
-    here, run_id = serving, setup.run_id
-    if here.config.get("own_python"):
-        setup = replace(setup, python=sys.executable)  # the pool names another one than Snakemake's
+    # The pool names another one than Snakemake's.
+    return replace(run, python=sys.executable) if serving.config.get("own_python") else run
+
+
+async def _once(run_id: str, coroutine: Coroutine[Any, Any, WorkerFacts]) -> WorkerFacts:
+    """Whoever waits for it may be cancelled."""
+    starting = _beginning[run_id] = asyncio.ensure_future(coroutine)
+    starting.add_done_callback(lambda _: _beginning.pop(run_id, None))
+    return await asyncio.shield(starting)
+
+
+async def _begin(run_id: str, run: RunSetup | Beginning) -> WorkerFacts:
+    assert serving is not None
+    here = serving
     host, port = here.config["lease"]
     # Of its own: one that has just ended removes its own.
     lease = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=here.directory), f"lease-{here.name}.json")
@@ -85,10 +130,10 @@ async def _begin(setup: RunSetup) -> WorkerFacts:
     scratch = tempfile.mkdtemp(prefix=f"{run_id}-", dir=here.scratch)
     # On this machine nothing of the run that brought the worker up is left in what jobs get; elsewhere the batch system
     # has set what belongs to the node.
-    environment = setup.environment if here.config.get("host") else None
+    environment = run.environment if here.config.get("host") else None
     if environment is None and (inherited := here.config.get("inherited")):  # a launcher has handed it on
         environment = {name: value for name, value in os.environ.items() if inherited.get(name) != value}
-    supervisor = await asyncio.to_thread(_start, setup, os.fspath(lease), environment, scratch)
+    supervisor = await asyncio.to_thread(_start, run, os.fspath(lease), environment, scratch)
 
     def tell(message: dict[str, Any]) -> None:
         here.worker.log_event(client.EVERY_RUN, {**message, "run": run_id})
@@ -100,9 +145,11 @@ async def _begin(setup: RunSetup) -> WorkerFacts:
     return facts
 
 
-def _start(setup: RunSetup, lease: str, environment: dict[str, str] | None, scratch: str) -> client.SupervisorProcess:
+def _start(
+    run: RunSetup | Beginning, lease: str, environment: dict[str, str] | None, scratch: str
+) -> client.SupervisorProcess:
     with _forking:
-        supervisor = client.SupervisorProcess(setup, lease, environment, scratch=scratch)
+        supervisor = client.SupervisorProcess(run, lease, environment, scratch=scratch)
         # One that has ended stays known for as long as it is a zombie.
         _supervisors[:] = [*(each for each in _supervisors if each.returncode is None), supervisor.process]
     return supervisor
@@ -110,6 +157,7 @@ def _start(setup: RunSetup, lease: str, environment: dict[str, str] | None, scra
 
 async def end(run_id: str) -> bool:
     """End the run's jobs and its supervisor; False where it does not leave."""
+    _ahead.pop(run_id, None)
     if run_id in _beginning:
         await asyncio.wait({_beginning[run_id]})
     return await detach(run_id)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import ended, logged_jobs, processes_of, started, wait_for
+from running import RUN_S, ended, logged_jobs, processes_of, started, wait_for
+
+from snakemake_executor_plugin_dask.frontend.announcing import announce
+from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 from .kept_clusters import KEEP, SMALL, Clusters, finished, in_each_python, pools_of, snakemake
 
@@ -66,6 +69,38 @@ def test_runs_after_each_other_share_a_cluster_and_nothing_else(
     listed = clusters.command("clusters").stdout
     assert clusters.names()[0] in listed
     assert "1 up" in listed
+
+
+LATE = """
+import os
+onstart:
+    os.environ["WHO"] = "late"
+rule all:
+    output: "told.txt"
+    shell: "echo $WHO > {output}"
+"""
+
+
+def test_what_was_begun_ahead_is_the_runs_or_gone(
+    clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that says that it comes gets a warm process; what it began otherwise than it goes on is begun anew."""
+    monkeypatch.setenv("WHO", "early")
+    with snakemake(tmp_path / "first", TELLS, *KEEP) as run:
+        finished(run)
+    settings = ExecutorSettings(keep="1h")
+    announced = announce(settings, "abcdefg1", str(tmp_path), 3, os.environ)
+    assert announced is not None
+    for what in ("worker.supervisor", "worker.warm"):
+        wait_for(lambda what=what: clusters.processes(what), f"a {what} of the run that is about to come", RUN_S)
+    announced.close()  # it does not come
+    for what in ("worker.supervisor", "worker.warm"):
+        wait_for(lambda what=what: not clusters.processes(what), f"the end of {what}", RUN_S)
+    with snakemake(tmp_path / "second", LATE) as run:
+        finished(run)
+    assert (tmp_path / "second" / "told.txt").read_text() == "late\n"
+    assert len(clusters.heads()) == len(clusters.workers()) == 1
+    assert clusters.processes("worker.supervisor") == []
 
 
 def test_two_runs_at_once_take_turns_and_end_apart(clusters: Clusters, tmp_path: Path) -> None:

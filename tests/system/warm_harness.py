@@ -87,8 +87,8 @@ class Warm:
     ) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(PATIENCE_S)
-        command = [sys.executable, "-m", "snakemake_executor_plugin_dask.worker.warm", "--fd", str(theirs.fileno())]
-        command += ["--idle-children", str(idle_children)]
+        command = [sys.executable, "-m", "snakemake_executor_plugin_dask.worker.warm", "--workdir", setup.workdir]
+        command += ["--fd", str(theirs.fileno()), "--idle-children", str(idle_children)]
         if limit_files:
             command = ["/bin/sh", "-c", f'ulimit -Sn {limit_files}; exec "$@"', "sh", *command]
         self.process = subprocess.Popen(

@@ -14,7 +14,8 @@ from snakemake_executor_plugin_dask.frontend import driver_process
 from snakemake_executor_plugin_dask.frontend.ahead import ready_next
 from snakemake_executor_plugin_dask.frontend.driver_process import clean_up_after
 from snakemake_executor_plugin_dask.frontend.failures import not_accepted_text, not_started_text
-from snakemake_executor_plugin_dask.frontend.session import new_run_id, report_submission
+from snakemake_executor_plugin_dask.frontend.launching import new_run_id
+from snakemake_executor_plugin_dask.frontend.session import report_submission
 from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
 from snakemake_executor_plugin_dask.frontend.verdicts import over, starts_no_more, unfit_directory, verdict
 from snakemake_executor_plugin_dask.interior.snakemake_dag import look_up_pipes

@@ -1,6 +1,7 @@
 """A cluster that stays, while it is up: its door, its runs, and when it is over. Listens, ends workers."""
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import os
@@ -15,7 +16,7 @@ from snakemake_executor_plugin_dask.driver.cluster import Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.head.others import HeldByOthers
-from snakemake_executor_plugin_dask.driver.head.runs import AllRuns, Share
+from snakemake_executor_plugin_dask.driver.head.runs import AllRuns, Expected, Share
 from snakemake_executor_plugin_dask.driver.head.written import Written
 from snakemake_executor_plugin_dask.driver.outbox import Outbox
 from snakemake_executor_plugin_dask.driver.own.certificate import server_context
@@ -28,6 +29,7 @@ from snakemake_executor_plugin_dask.model.kept import (
     SILENT_S,
     Alive,
     Ask,
+    Coming,
     End,
     Event,
     Join,
@@ -76,6 +78,7 @@ class Head:
         self.core = Core(kept.name, options, kept.directory, self._say, self._failed)
         self.runs = AllRuns(self.core, self.dispatch, self._failed)
         self._served: dict[str, _Served] = {}
+        self._expected: dict[str, Expected] = {}  # runs that are about to come
         self._heard: dict[str, float] = {}  # by run; read on the thread of the leases
         #: When the cluster ends if no run comes; None: a run is there, or the least number of workers is waited for.
         self._until: float | None = None if start.least else self._began + max(self._keep_s, SILENT_S)
@@ -214,6 +217,8 @@ class Head:
             match await receive(reader):
                 case Join() as join:
                     await self._serve(join, reader, writer, send)
+                case Coming() as coming:
+                    await self._expect(coming, reader, writer)
                 case Ask():
                     send(self.told())
                 case End(force=force):
@@ -227,12 +232,23 @@ class Head:
         finally:
             writer.close()
 
+    async def _expect(self, coming: Coming, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.over.done():
+            return
+        expected = self._expected[coming.run_id] = Expected(self.runs, coming, writer.transport.abort)
+        with contextlib.suppress(EOFError):
+            await receive(reader)
+        if self._expected.pop(coming.run_id, None) is not None:
+            await expected.give_up()
+
     async def _serve(self, join: Join, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, send: Send) -> None:
         if self.over.done():
             return  # it joins the next one
         run_id = join.begin.setup.run_id
         self.dispatch.pools.share(join.begin.options.pools)
-        served = _Served(self, join, writer, send)
+        if (expected := self._expected.pop(run_id, None)) is not None:
+            expected.leave()
+        served = _Served(self, join, writer, send, expected)
         self._served[run_id] = served
         self.heard(run_id)
         try:
@@ -292,6 +308,8 @@ class Head:
         """End all runs, and give everything back. Returns workers that were not seen to be gone."""
         self.end()  # whoever comes now joins the next one
         self._tasks.cancel()
+        for expected in list(self._expected.values()):
+            expected.leave()
         for served in list(self._served.values()):
             served.end(f"Cluster {self._kept.name} was stopped.")
         others = self._conversations - {asyncio.current_task()}
@@ -306,7 +324,9 @@ class Head:
 class _Served:
     """One run, as long as it is there."""
 
-    def __init__(self, head: Head, join: Join, writer: asyncio.StreamWriter, send: Send) -> None:
+    def __init__(
+        self, head: Head, join: Join, writer: asyncio.StreamWriter, send: Send, expected: Expected | None = None
+    ) -> None:
         self.run_id = join.begin.setup.run_id
         self.ending = False  # it has said stop, or is gone: its part is being given back
         self.send = send
@@ -320,7 +340,7 @@ class _Served:
             state_dir=join.begin.state_dir,
             make_pools=made_by_slurm(join.begin.options.slurm_template),
         )
-        self.share = Share(head.runs, join.begin.setup, join.begin.jobs)
+        self.share = Share(head.runs, join.begin.setup, join.begin.jobs, expected)
         self.controller = Controller(join.begin.setup, join.begin.options, self.share, head.dispatch, around)
         self._others = HeldByOthers(head.dispatch.ledger, head.dispatch.pools, self.controller.owns)
 

@@ -4,6 +4,7 @@ A worker belongs to all runs: it is joined, lost and seen dead once, whatever th
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from snakemake_executor_plugin_dask.driver.own.core import Core
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
+from snakemake_executor_plugin_dask.model.kept import Coming
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.worker import runs as on_worker
 
@@ -70,6 +72,10 @@ class AllRuns(Listener):
             self._judged.add(member.name)
             self.core.fleet.judged(member, jobs, planned=planned)
 
+    def first_workers(self, jobs: int) -> list[Member]:
+        """Where a run of so many jobs gets ready before its first one."""
+        return [member for member in self.core.fleet.members.values() if member.up][:jobs]
+
     def fit_elsewhere(self, pool: Pool) -> bool:
         return bool(self.controllers) and all(controller.fit_elsewhere(pool) for controller in self._all())
 
@@ -101,6 +107,34 @@ class AllRuns(Listener):
         return list(self.controllers.values())
 
 
+class Expected:
+    """A run that has said that it is about to come, while its supervisors get ready."""
+
+    def __init__(self, everybody: AllRuns, coming: Coming, leave: Callable[[], None]) -> None:
+        """``leave`` ends the connection on which it has said so."""
+        self._core, self._run_id = everybody.core, coming.run_id
+        self.members = everybody.first_workers(coming.jobs)
+        self.leave = leave
+        self._beginning = [asyncio.ensure_future(self._begin(member, coming)) for member in self.members]
+
+    async def _begin(self, member: Member, coming: Coming) -> None:
+        with contextlib.suppress(Exception):  # the run has its supervisors begun itself, and tells what keeps it
+            arguments = (coming.run_id, coming.beginning)
+            await self._core.call(member.address, on_worker.begin_ahead, *arguments, within_s=_BEGIN_S)
+
+    async def begun(self) -> None:
+        """Until none of them is asked for any more."""
+        await asyncio.gather(*self._beginning)
+
+    async def give_up(self) -> None:
+        """It does not come."""
+        await self.begun()
+        for member in self.members:
+            with contextlib.suppress(Exception):  # those that are left have no lease, and end for that
+                await self._core.call(member.address, on_worker.end, self._run_id, within_s=_END_S)
+        self._core.forget(self._run_id)
+
+
 class _Workers(Members):
     """The fleet as one run sees it."""
 
@@ -127,7 +161,8 @@ class Share(Cluster):
 
     workers: Members
 
-    def __init__(self, everybody: AllRuns, setup: RunSetup, known_jobs: int) -> None:
+    def __init__(self, everybody: AllRuns, setup: RunSetup, known_jobs: int, expected: Expected | None = None) -> None:
+        self._expected = expected
         self._everybody, self._core = everybody, everybody.core
         self._setup, self._run_id = setup, setup.run_id
         self._known_jobs = known_jobs
@@ -144,7 +179,9 @@ class Share(Cluster):
         up = [member for member in self._core.fleet.members.values() if member.up]
         for member in up:
             jobs.event("worker-joined", worker=member.name, pool=member.pool.name, waited_s=0.0, facts=member.facts)
-        for member in up[: self._known_jobs]:  # the supervisor and its warm process get ready before the first job
+        for member in self._everybody.first_workers(
+            self._known_jobs
+        ):  # the supervisor and its warm process get ready before the first job
             self._begin(member)
 
     def _begin(self, member: Member) -> "asyncio.Task[None]":
@@ -209,7 +246,11 @@ class Share(Cluster):
 
     async def close(self) -> tuple[str, ...]:
         """End the run's jobs and supervisors. A worker where they do not end is given up, with all that runs on it."""
-        members = [m for name in self._begun if (m := self.workers.members.get(name)) is not None and m.up]
+        begun = set(self._begun)
+        if self._expected is not None:
+            await self._expected.begun()
+            begun |= {member.name for member in self._expected.members}
+        members = [m for name in begun if (m := self.workers.members.get(name)) is not None and m.up]
         ended = await asyncio.gather(*(self._end_on(member) for member in members))
         lost = [member for member, gone in zip(members, ended, strict=True) if not gone]
         for member in lost:

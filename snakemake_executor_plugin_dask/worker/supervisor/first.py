@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.frozen import dataclass
-from snakemake_executor_plugin_dask.model.job_messages import Setup
-from snakemake_executor_plugin_dask.model.jobs import RunSetup
+from snakemake_executor_plugin_dask.model.job_messages import Ahead, Setup
+from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.node.environment import base_environment
@@ -53,9 +53,14 @@ def begin() -> Begun:
     with contextlib.suppress(EOFError):  # that is read once more
         if select.select([worker], [], [], 0)[0]:
             message = Channel(worker).receive()
+    beginning = None
     if isinstance(message, Setup) and wants_warm(message.setup):
+        beginning = Beginning.of(message.setup)
+    elif isinstance(message, Ahead) and not processes.why_cold():
+        beginning = message.beginning
+    if beginning is not None:
         with contextlib.suppress(OSError):  # it is tried again, and told, once there is somebody to tell
-            warm = spawn_warm(message.setup, jobs_environment(message.setup, os.environ), options.scratch)
+            warm = spawn_warm(beginning, jobs_environment(beginning, os.environ), options.scratch)
     return Begun(worker, options.lease_config, options.scratch, message, warm)
 
 
@@ -64,21 +69,21 @@ def wants_warm(setup: RunSetup) -> bool:
     return setup.job_start == "warm" and not setup.precommand and not processes.why_cold()
 
 
-def jobs_environment(setup: RunSetup, own: Mapping[str, str]) -> dict[str, str]:
+def jobs_environment(run: RunSetup | Beginning, own: Mapping[str, str]) -> dict[str, str]:
     """What all jobs of the run have here; ``own``: the supervisor's."""
-    environment = base_environment(setup.environment, setup.replace_environment, own)
-    if not os.path.isabs(setup.python):
+    environment = base_environment(run.environment, run.replace_environment, own)
+    if not os.path.isabs(run.python):
         # Software is not shared with the main process: its name means the Python that this worker runs with.
         path = environment.get("PATH", os.defpath)
         environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), path))
     return environment
 
 
-def spawn_warm(setup: RunSetup, environment: Mapping[str, str], directory: str | None) -> StartedWarm:
+def spawn_warm(beginning: Beginning, environment: Mapping[str, str], directory: str | None) -> StartedWarm:
     """Start a warm process, with a directory for files of its own. Raises OSError where that cannot be done."""
     ours, theirs = socket.socketpair()
     # Not from the workflow's directory, which would shadow modules; without -P, which jobs would see in sys.flags.
-    command = [setup.python, "-m", "snakemake_executor_plugin_dask.worker.warm"]
+    command = [beginning.python, "-m", "snakemake_executor_plugin_dask.worker.warm", "--workdir", beginning.workdir]
     command += [] if directory is None else ["--directory", directory]
     command += ["--fd", str(theirs.fileno())]
     try:
@@ -86,8 +91,8 @@ def spawn_warm(setup: RunSetup, environment: Mapping[str, str], directory: str |
             command,
             environment,
             "/",
-            umask=setup.umask,
-            soft_limits=setup.soft_limits,
+            umask=beginning.umask,
+            soft_limits=beginning.soft_limits,
             keep=(theirs.fileno(),),
         )
         return StartedWarm(*processes.spawn(launch), ours)

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 from snakemake_executor_plugin_dask.model.batch_systems.slurm_steps import node_of_several
 from snakemake_executor_plugin_dask.model.job_messages import (
+    Ahead,
     Ended,
     Kill,
     Leave,
@@ -140,6 +141,9 @@ class Supervisor:
 
     def _from_worker(self, message: object) -> None:
         match message:
+            case Ahead():
+                if self._begun.warm is not None:
+                    self._warming.ahead(self._begun.warm)
             case Setup(setup):
                 self._prepare(setup)
             case Start(spec):
@@ -217,7 +221,8 @@ class Supervisor:
                 self._no_groups = f"no cgroup enforces mem_mb on {attempt.HOST} ({error.strerror or error})"
                 note(self._no_groups)
         if self._finishing is None:
-            self._warming.begin(setup, self._environment, self._begun.warm)
+            spawned = self._begun.warm if isinstance(self._begun.message, Setup) else None
+            self._warming.begin(setup, self._environment, spawned)
         self._tell_worker(Ready())
 
     async def _watch_lease(self) -> None:

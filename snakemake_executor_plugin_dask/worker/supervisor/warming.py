@@ -54,10 +54,21 @@ class Warming(WarmEvents):
         self._why_cold = ""  # why there is no warm process, though the run wants one
         self._burials: set[asyncio.Task[Any]] = set()
 
+    def ahead(self, spawned: StartedWarm) -> None:
+        """Care for a warm process of a run that is about to come: `begin` follows, or `close`."""
+        self._launch_with(None, spawned)
+
     def begin(self, setup: RunSetup, environment: Mapping[str, str], spawned: StartedWarm | None = None) -> None:
         """Start the warm process, if the run is to have one. ``spawned``: it was started already."""
-        if wants_warm(setup):
-            self._setup, self._environment = setup, environment
+        ahead, self._environment = self._current, environment
+        if not wants_warm(setup):
+            if ahead is not None:
+                ahead.kill()
+            return
+        self._setup = setup
+        if ahead is not None:
+            ahead.tell(setup)
+        else:
             self._launch(spawned)
 
     def close(self) -> None:
@@ -125,11 +136,13 @@ class Warming(WarmEvents):
         if self._setup is None:
             return
         try:
-            self._current = self._make(self._setup, self._environment, self, self._directory, spawned)
+            self._launch_with(self._setup, spawned)
         except OSError as error:
             self._give_up(f"no warm process could be made ({error.strerror or error})")
-        else:
-            self._endings.warms[self._current.pid] = self._current
+
+    def _launch_with(self, setup: RunSetup | None, spawned: StartedWarm | None) -> None:
+        self._current = self._make(setup, self._environment, self, self._directory, spawned)
+        self._endings.warms[self._current.pid] = self._current
 
     def _give_up(self, reason: str) -> None:
         self._why_cold = reason

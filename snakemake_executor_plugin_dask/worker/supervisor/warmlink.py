@@ -23,7 +23,7 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Start,
     Warm,
 )
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
+from snakemake_executor_plugin_dask.model.jobs import Beginning, JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.shellcommand import Shell
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.worker.supervisor.first import StartedWarm, spawn_warm
@@ -66,14 +66,19 @@ class WarmProcess:
 
     def __init__(
         self,
-        setup: RunSetup,
+        setup: RunSetup | None,
         environment: Mapping[str, str],
         events: WarmEvents,
         directory: str | None = None,
         started: StartedWarm | None = None,
     ) -> None:
-        """Start it, with a directory for files of its own, unless it was. Raises OSError where that cannot be done."""
-        started = started or spawn_warm(setup, environment, directory)
+        """Start it, with a directory for files of its own, unless it was. Raises OSError where that cannot be done.
+
+        ``setup``: None where `tell` follows, of one that was started.
+        """
+        if started is None:
+            assert setup is not None
+            started = spawn_warm(Beginning.of(setup), environment, directory)
         self._events = events
         self.depth = 0  # once ready; 0 then, too, if it refuses every job
         self.reason = ""  # why it is not deeper
@@ -90,6 +95,11 @@ class WarmProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._setup = setup
         self._task = asyncio.create_task(self._serve())
+
+    def tell(self, setup: RunSetup) -> None:
+        """Which run it is for."""
+        self._setup = setup
+        self._send(Setup(setup))
 
     def start(self, spec: JobSpec) -> None:
         """Hand a job over; `WarmEvents.warm_started` or `warm_refused` follows, or `warm_gone`."""
@@ -118,7 +128,8 @@ class WarmProcess:
     async def _serve(self) -> None:
         reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
         os.close(self._report)  # a failure to start shows as the end of file
-        self._send(Setup(self._setup))
+        if self._setup is not None:
+            self._send(Setup(self._setup))
         try:
             while True:
                 self._received(await receive(reader))

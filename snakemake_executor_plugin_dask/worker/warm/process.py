@@ -570,6 +570,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--idle-children", type=int, default=IDLE_CHILDREN)
+    parser.add_argument("--workdir", required=True, help="where the workflow works")
     parser.add_argument("--directory", help="the worker's own, which others remove")
     # What it gives itself when it starts again.
     parser.add_argument("--depth", type=int, default=3)
@@ -577,17 +578,23 @@ def main() -> None:
     options = parser.parse_args()
     os.set_inheritable(options.fd, False)
     sock = socket.socket(fileno=options.fd)
-    reason = ""
-    if options.setup_fd is None:
-        try:
-            setup = Channel(sock).receive().setup
-        except EOFError:
-            return
-    else:
-        with open(options.setup_fd, "rb") as file:
-            setup, reason = pickle.load(file)
     start = _Start(sock, options.idle_children)
-    warmth = _prepare(start, setup, min(setup.warm_depth, options.depth, 3))
+    inherited = _inherited()
+    os.chdir(options.workdir)
+    if not sys.flags.safe_path:
+        del sys.path[0]  # where the supervisor happens to be
+    with Randomness() as randomness:
+        from snakemake_executor_plugin_dask.interior import snakemake_command_line
+        from snakemake_executor_plugin_dask.worker.warm import child as warm_child
+
+        del warm_child  # its children need it
+        snakemake_command_line.import_snakemake()
+        try:
+            setup, reason = _setup(sock, options.setup_fd)
+        except EOFError:  # there is no run
+            return
+        kept = _keep(setup, min(setup.warm_depth, options.depth, 3), inherited)
+    warmth = _prepare(start, kept, randomness)
     warmth = dataclasses.replace(warmth, shallow_reason=reason or warmth.shallow_reason)
     server = Server(sock, warmth, options.idle_children)
     over = False
@@ -604,35 +611,50 @@ def main() -> None:
     os._exit(0)
 
 
-def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
-    inherited = _inherited()
-    os.chdir(setup.workdir)
-    if not sys.flags.safe_path:
-        del sys.path[0]  # where the supervisor happens to be
+def _setup(sock: socket.socket, setup_fd: int | None) -> tuple[RunSetup, str]:
+    """Which run it is, and why it starts again, if it does. Raises EOFError."""
+    if setup_fd is None:
+        return Channel(sock).receive().setup, ""
+    with open(setup_fd, "rb") as file:
+        setup, reason = pickle.load(file)
+    return setup, reason
+
+
+def _keep(setup: RunSetup, depth: int, inherited: tuple[Any, ...]) -> tuple[Warmth, str]:
+    """What of the run can be kept, while its randomness is watched, and why the process is not to be forked.
+
+    ``inherited``: what the process was at its start.
+    """
+    from snakemake_executor_plugin_dask.interior import snakemake_command_line
+
     reason = _wrong_setup(setup)
     if reason:
-        return Warmth(setup, cold_reason=reason)
-    with Randomness() as randomness:
-        from snakemake_executor_plugin_dask.interior import snakemake_command_line
-        from snakemake_executor_plugin_dask.worker.warm import child as warm_child
+        return Warmth(setup, cold_reason=reason), ""
+    if "PYTHONSAFEPATH" not in os.environ:
+        # Where `python -m snakemake` has it; after the imports, because a workflow may have a types.py.
+        sys.path.insert(0, setup.workdir)
+    try:
+        parser = snakemake_command_line.Parser(setup)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, a cold job will show it
+        reason = f"Snakemake's arguments cannot be read here: {type(error).__name__}: {error}"
+        return Warmth(setup, cold_reason=reason), ""
+    gc.freeze()  # a hundred thousand objects of Snakemake's, among which no garbage need be looked for
+    workflow, unfit = _read(parser) if depth > 1 else (None, "")
+    shallow_reason = _prepare_calls(workflow) if workflow is not None and depth > 2 else ""
+    # What else a shell would have from this process, nobody else can give it.
+    shell = None
+    if workflow is not None and not shallow_reason and setup.warm_depth > 3 and _inherited() == inherited:
+        shell = workflow.shell()
+    depth = min(depth, 2) if shallow_reason else depth
+    return Warmth(setup, depth, parser, workflow, shallow_reason=shallow_reason, shell=shell), unfit
 
-        del warm_child  # its children need it
-        if "PYTHONSAFEPATH" not in os.environ:
-            # Where `python -m snakemake` has it; after the imports, because a workflow may have a types.py.
-            sys.path.insert(0, setup.workdir)
-        try:
-            parser = snakemake_command_line.Parser(setup)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, a cold job will show it
-            reason = f"Snakemake's arguments cannot be read here: {type(error).__name__}: {error}"
-            return Warmth(setup, cold_reason=reason)
-        gc.freeze()  # a hundred thousand objects of Snakemake's, among which no garbage need be looked for
-        workflow, unfit = _read(parser) if depth > 1 else (None, "")
-        shallow_reason = _prepare_calls(workflow) if workflow is not None and depth > 2 else ""
-        # What else a shell would have from this process, nobody else can give it.
-        shell = None
-        if workflow is not None and not shallow_reason and setup.warm_depth > 3 and _inherited() == inherited:
-            shell = workflow.shell()
-        depth = min(depth, 2) if shallow_reason else depth
+
+def _prepare(start: _Start, kept: tuple[Warmth, str], randomness: Randomness) -> Warmth:
+    """Let the process be forked; or have it say why not."""
+    warmth, unfit = kept
+    if warmth.cold_reason:
+        return warmth
+    setup, workflow = warmth.setup, warmth.workflow
     belongings = None
     # From here on this process forks and waits for its own children; the workflow's handler would take them.
     child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -644,22 +666,12 @@ def _prepare(start: _Start, setup: RunSetup, depth: int) -> Warmth:
     if not unfit and workflow is not None:
         belongings, unfit = _belongings(workflow)
     unfit = unfit or _threads() or gpu_in_use()
-    if unfit and depth == 1:
+    if unfit and warmth.depth == 1:
         return Warmth(setup, cold_reason=unfit)
     if unfit:
         start.again(setup, 1, unfit)
     gc.freeze()  # the collector leaves these pages alone, so that they stay shared
-    return Warmth(
-        setup,
-        depth,
-        parser,
-        workflow,
-        shallow_reason=shallow_reason,
-        randomness=randomness,
-        belongings=belongings,
-        child_handler=child_handler,
-        shell=shell,
-    )
+    return dataclasses.replace(warmth, randomness=randomness, belongings=belongings, child_handler=child_handler)
 
 
 def _inherited() -> tuple[Any, ...]:
