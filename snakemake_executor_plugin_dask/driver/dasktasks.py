@@ -12,34 +12,38 @@ from snakemake_executor_plugin_dask.worker import client as task
 def submit(client: Any, run_id: str, attempt: Attempt, spec: JobSpec) -> Any:
     """The attempt's future: on its worker or not at all, and never a second time."""
     return client.submit(
-        task.run_job,
-        run_id,
-        spec,
-        key=_key(attempt.key, spec),
-        workers=[_address(attempt)],
+        *call(run_id, spec),
+        key=task_key(attempt, spec),
+        workers=[address(attempt)],
         allow_other_workers=False,
         pure=False,
         retries=0,
     )
 
 
+def call(run_id: str, spec: JobSpec) -> tuple[Any, ...]:
+    """The function of an attempt's task, and its arguments."""
+    return task.run_job, run_id, spec
+
+
 async def kill(client: Any, run_id: str, attempt: Attempt, reason: str) -> None:
     """Ask the attempt's worker to end it."""
-    await client.run(task.kill_job, run_id, attempt.key, reason, workers=[_address(attempt)], on_error="ignore")
+    await client.run(task.kill_job, run_id, attempt.key, reason, workers=[address(attempt)], on_error="ignore")
 
 
 async def tell_cluster(client: Any, run_id: str, attempt: Attempt, message: Mapping[str, Any]) -> None:
     """Tell the attempt's own Dask cluster."""
-    where = [_address(attempt)]
+    where = [address(attempt)]
     await client.run(task.tell_cluster, run_id, attempt.key, message, workers=where, on_error="ignore")
 
 
-def _key(key: str, spec: JobSpec) -> str:
+def task_key(attempt: Attempt, spec: JobSpec) -> str:
     """What Dask's pages show of a task: its attempt, and behind that which job it is."""
     which = members_text(spec.members) if spec.members else wildcard_text(spec.wildcards)
-    return clean(f"{key} {which}", 300).rstrip()
+    return clean(f"{attempt.key} {which}", 300).rstrip()
 
 
-def _address(attempt: Attempt) -> str:
+def address(attempt: Attempt) -> str:
+    """Dask's name of the attempt's worker."""
     assert attempt.member is not None
     return attempt.member.address

@@ -1,15 +1,41 @@
-"""Dask's scheduler with a client in the same process."""
+"""Dask's scheduler with a client in the same process, and tasks that it is given without one."""
 
-from typing import Any
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.interior.declared import Private
+
+_SLOW = "each job takes twice as much of the driver's time"
 
 LISTENERS = Private("distributed.core:Server", "listeners", "the driver cannot reach its own scheduler")
 SCHEDULER_COMM = Private(
     "distributed.client:Client", "scheduler_comm", "each job starts some milliseconds later", needed=False
 )
+#: Of a graph of tasks that has been read.
+CREATE = Private(
+    "distributed.scheduler:Scheduler",
+    "_create_taskstate_from_graph",
+    _SLOW,
+    needed=False,
+    arguments=(
+        *("start", "dsk", "keys", "ordered", "client", "annotations_by_type", "global_annotations"),
+        *("stimulus_id", "submitting_task", "span_metadata"),
+    ),
+)
+RELEASE = Private(
+    "distributed.scheduler:Scheduler", "client_releases_keys", _SLOW, needed=False, arguments=("keys", "client")
+)
+TASKS = Private("distributed.scheduler:SchedulerState", "tasks", _SLOW, needed=False)
+TASK = Private("dask._task_spec", "Task", _SLOW, needed=False)
 
-NAMES = (LISTENERS, SCHEDULER_COMM)
+_OWN = (CREATE, RELEASE, TASKS, TASK)
+NAMES = (LISTENERS, SCHEDULER_COMM, *_OWN)
+
+#: As whose the scheduler knows the tasks. It has no connection, so that nobody is told of each of them.
+_CLIENT = "snakemake"
+
+Status = Literal["pending", "finished", "error", "lost"]
 
 
 def inner_address(scheduler: Any) -> str:
@@ -21,3 +47,45 @@ def send_at_once(client: Any) -> None:
     """Do not collect messages to the scheduler, which is in the same process."""
     if SCHEDULER_COMM.there():
         SCHEDULER_COMM.of(client).interval = 0.001
+
+
+def takes_tasks() -> bool:
+    """Whether `start` and what follows it can be called."""
+    return all(name.there() for name in _OWN)
+
+
+def start(scheduler: Any, key: str, worker: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Have a task run on the worker at this address, or nowhere. For the scheduler's event loop.
+
+    As by `Client.submit`, which takes several times as long: it makes an expression of the call, pickles it, and sends
+    it to the scheduler, which unpickles it, hands it to a thread and back, and tells the client of each step.
+    """
+    from dask._task_spec import Task
+
+    now = time.time()
+    CREATE.of(scheduler)(
+        start=now,
+        dsk={key: Task(key, function, *arguments)},
+        keys={key},
+        ordered={key: 0},
+        client=_CLIENT,
+        annotations_by_type={"workers": {key: [worker]}, "allow_other_workers": {key: False}},
+        global_annotations=None,
+        stimulus_id=f"snakemake-{now}",
+        submitting_task=None,
+        span_metadata={"collections": [{"type": "Future"}]},
+    )
+
+
+def status(scheduler: Any, key: str) -> Status:
+    """Of a task that was started, and not forgotten."""
+    task = TASKS.of(scheduler).get(key)
+    if task is None:
+        return "lost"
+    known: dict[str, Status] = {"memory": "finished", "erred": "error", "forgotten": "lost"}
+    return known.get(task.state, "pending")
+
+
+def forget(scheduler: Any, keys: Iterable[str]) -> None:
+    """Nothing more is wanted of these tasks."""
+    RELEASE.of(scheduler)(keys=list(keys), client=_CLIENT)

@@ -77,6 +77,7 @@ NOT_CHANGED = {
     *("TCPServer._sockets", "TCPServer._handlers", "RoutingApplication.find_handler"),
     *("dask.config.defaults", "dask.config.collect_yaml", "dask.config.paths"),  # it does not run without
     *("TLSListener.start", "TLSListener.port", "TLSListener.ip", "Worker.state", "WorkerState.nthreads"),
+    *("SchedulerState.tasks", "dask._task_spec.Task"),  # words of many meanings there
 }
 
 

@@ -63,7 +63,8 @@ DOCUMENTED = {
     "dask",
     "dask.config",
     *("dask.config.get", "dask.config.set", "dask.config.merge"),
-    *("distributed.Client", "distributed.wait", "distributed.SchedulerPlugin", "distributed.Scheduler"),
+    *("distributed.Client", "distributed.Future", "distributed.wait"),
+    *("distributed.SchedulerPlugin", "distributed.Scheduler"),
     *("distributed.Worker", "dask_cuda.CUDAWorker"),  # the latter where `SSHCluster` is described
     "distributed.diagnostics.plugin.SchedulerPlugin",
     "distributed.security.Security",

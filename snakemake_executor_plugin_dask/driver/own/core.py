@@ -70,8 +70,8 @@ class Core:
         self._hearing: dict[str, Callable[[Mapping[str, Any]], None]] = {}  # by run
         self._unreached_told = False
         self.pages: JobPages | None = None  # where there is a dashboard
-        self._ended: list[Any] = []  # futures of which nothing more is wanted
-        #: Attempts whose end is waited for, by their keys, with their tasks' futures.
+        self._ended: list[Any] = []  # tasks of which nothing more is wanted
+        #: Attempts whose end is waited for, by their keys, with their tasks.
         self._followed: dict[str, tuple[Attempt, Any, asyncio.Future[None]]] = {}
         self._looking: asyncio.TimerHandle | None = None
 
@@ -175,23 +175,23 @@ class Core:
     async def submit(self, run_id: str, attempt: Attempt, spec: JobSpec) -> Outcome | None:
         """As `cluster.Cluster` has it."""
         assert self._dask is not None
-        future = dasktasks.submit(self._dask.client, run_id, attempt, spec)
+        submitted = self._dask.submit(run_id, attempt, spec)
         try:
-            await self._over(attempt, future)
+            await self._over(attempt, submitted)
             if attempt.state.final:
                 return None  # the result need not be fetched
-            outcome: Outcome = await future.result()
+            outcome: Outcome = await submitted.result()
             return outcome
         finally:
-            self._release_later(future)
+            self._release_later(submitted)
 
-    async def _over(self, attempt: Attempt, future: Any) -> None:
+    async def _over(self, attempt: Attempt, submitted: Any) -> None:
         """The attempt or its task has ended: as a rule the former, which an event tells.
 
-        To look at all futures now and then costs less than to have Dask tell of each.
+        To look at all tasks now and then costs less than to have Dask tell of each.
         """
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._followed[attempt.key] = attempt, future, over
+        self._followed[attempt.key] = attempt, submitted, over
         self._look_later()
         try:
             await over
@@ -206,22 +206,22 @@ class Core:
         self._looking = None
         began = time.thread_time()
         try:
-            for attempt, future, over in self._followed.values():
-                if not over.done() and (attempt.state.final or future.status != "pending"):
+            for attempt, submitted, over in self._followed.values():
+                if not over.done() and (attempt.state.final or submitted.status != "pending"):
                     over.set_result(None)
         finally:
             self._look_later(min(_LOOK_MOST_S, max(_LOOK_S, (time.thread_time() - began) / _LOOKING_SHARE)))
 
-    def _release_later(self, future: Any) -> None:
+    def _release_later(self, submitted: Any) -> None:
         """Many at once: each would be a message to its worker, and the next job's would wait for it."""
-        self._ended.append(future)
+        self._ended.append(submitted)
         if len(self._ended) == 1:
             asyncio.get_running_loop().call_later(_RELEASE_AFTER_S, self._release)
 
     def _release(self) -> None:
         ended, self._ended = self._ended, []
-        for future in ended:
-            future.release()
+        if self._dask is not None:
+            self._dask.release(ended)
 
     async def kill(self, run_id: str, attempt: Attempt, reason: str) -> None:
         """As `cluster.Cluster` has it."""

@@ -5,21 +5,24 @@ behind one lock, and closes a lost one by itself some seconds later.
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import dask
-from distributed import Client, SchedulerPlugin
+from distributed import Client, Future, SchedulerPlugin
 
 from snakemake_executor_plugin_dask.config.dashboard import scheduler_options
 from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
+from snakemake_executor_plugin_dask.driver import dasktasks
+from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler
 from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class, serve_beside
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.frozen import dataclass
+from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.options import DashboardAddress
 from snakemake_executor_plugin_dask.node.door import Door
 
@@ -66,6 +69,24 @@ class Hear:
     worker_removed: Callable[[str], None]  # address
 
 
+class _Submitted:
+    """A task that the scheduler was given without its client. As much of Dask's future as is needed here."""
+
+    def __init__(self, key: str, cluster: "DaskCluster") -> None:
+        self.key = key
+        self._cluster = cluster
+
+    @property
+    def status(self) -> str:
+        return dask_scheduler.status(self._cluster.scheduler, self.key)
+
+    async def result(self) -> Any:
+        if self.status == "lost":
+            msg = f"Dask's scheduler has forgotten the task {self.key}"
+            raise RuntimeError(msg)
+        return await Future(self.key, self._cluster.client).result()
+
+
 class DaskCluster:
     """The scheduler and its client."""
 
@@ -80,6 +101,7 @@ class DaskCluster:
         }
         self.scheduler: Any = None
         self.client: Any = None
+        self._takes_tasks = dask_scheduler.takes_tasks()
 
     async def start(self, dashboard: DashboardAddress | None, hear: Hear) -> tuple[str, ...]:
         """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled."""
@@ -113,6 +135,22 @@ class DaskCluster:
         # Messages to the own process are not worth collecting; a job that is to start would wait for it.
         dask_scheduler.send_at_once(self.client)
         return notes
+
+    def submit(self, run_id: str, attempt: Attempt, spec: JobSpec) -> Any:
+        """The attempt's future: on its worker or not at all, and never a second time. `release` follows."""
+        if not self._takes_tasks:
+            return dasktasks.submit(self.client, run_id, attempt, spec)
+        key = dasktasks.task_key(attempt, spec)
+        dask_scheduler.start(self.scheduler, key, dasktasks.address(attempt), *dasktasks.call(run_id, spec))
+        return _Submitted(key, self)
+
+    def release(self, tasks: Iterable[Any]) -> None:
+        """Nothing more is wanted of these."""
+        if self._takes_tasks:
+            dask_scheduler.forget(self.scheduler, [str(task.key) for task in tasks])
+        else:
+            for task in tasks:
+                task.release()
 
     @property
     def scheduler_address(self) -> str:
