@@ -74,6 +74,10 @@ class Held:
             if error.errno not in _NO_LOCKS:
                 raise
 
+    def in_place(self) -> bool:
+        """Whether the directory of this name is still the one that is held, which others may have cleared."""
+        return _is_in_place(self._root, self._name, self._run)
+
     def clear(self, *, keep_logs: bool) -> None:
         """As `clear` does."""
         _clear(self._root, self._name, self._run, keep_logs=keep_logs)
@@ -125,8 +129,16 @@ def _clear(root: int, name: str, run: int, *, keep_logs: bool) -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_LOCK, dir_fd=run)
-    with contextlib.suppress(OSError):
-        os.rmdir(name, dir_fd=root)
+    if _is_in_place(root, name, run):  # and not another one, which was made since and is still empty
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=root)
+
+
+def _is_in_place(root: int, name: str, run: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=root, follow_symlinks=False), os.fstat(run))
+    except FileNotFoundError:
+        return False
 
 
 def former_runs(root: Path) -> Iterator[tuple[Path, Fate, Process | None]]:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from running import RUN_S, logged_jobs, started, wait_for
 
 import snakemake_executor_plugin_dask
 from snakemake_executor_plugin_dask.kept import directory, joining
+from snakemake_executor_plugin_dask.node import former
 from snakemake_executor_plugin_dask.node.private import write_private
 
 from .kept_clusters import KEEP, SMALL, Clusters, finished, pools_of, snakemake
@@ -230,6 +232,25 @@ def test_on_slurm_what_was_submitted_before_a_reboot_is_cancelled(
         finished(run)
     (after,) = slurm.queue()
     assert after.split()[0] != before.split()[0]
+
+
+def test_a_head_that_another_host_has_cleared_up_after_ends(clusters: Clusters, tmp_path: Path) -> None:
+    """One in an allocation whose end that host was told sooner; what has been made in its place stays as it is."""
+    host = os.uname().nodename
+    allocation = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": host, "SLURMD_NODENAME": host}
+    start = f"{sys.executable} -P -m snakemake_executor_plugin_dask start --dask-keep 1h --dask-worker-cores 1"
+    script = f"{start} > {tmp_path}/said 2>&1; touch {tmp_path}/started; exec sleep 1000"
+    with subprocess.Popen(["/bin/sh", "-c", script], env=os.environ | allocation) as batch_script:
+        try:
+            wait_for((tmp_path / "started").exists, "the cluster", RUN_S)
+            (where,), (head,) = clusters.root.iterdir(), clusters.heads()
+            process = former.this_process(head)
+            where.rename(tmp_path / "cleared")
+            where.mkdir(0o700)
+            wait_for(lambda: former.start_time(head) != process.start, "the end of the head", RUN_S)
+            where.rmdir()  # nothing was written there
+        finally:
+            batch_script.kill()
 
 
 #: Waits to be told what to do, and is out of the batch script's reach, as a session of tmux is.

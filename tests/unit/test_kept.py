@@ -446,7 +446,7 @@ def test_a_head_of_another_version_is_named(
 
 def test_a_record_that_cannot_be_written_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quota that is reached does not end a cluster; it is said once."""
-    said, written, fails = list[str](), list[directory.Record](), False
+    said, written, fails, in_place = list[str](), list[directory.Record](), False, True
 
     def write(where: Path, record: directory.Record) -> None:
         assert where == tmp_path
@@ -458,7 +458,7 @@ def test_a_record_that_cannot_be_written_is_tried_again(tmp_path: Path, monkeypa
     record = directory.Record("abcdef01", {}, OPTIONS, this_process(), ("127.0.0.1", 1), 1000.0)
     with_pools = replace(record, options=replace(OPTIONS, pools=(POOL, replace(POOL, name="further"))))
     records = [record]
-    kept = Written(tmp_path, lambda: records[-1], lambda _level, text: said.append(text))
+    kept = Written(tmp_path, lambda: records[-1], lambda _level, text: said.append(text), lambda: in_place)
     kept.write()
     records.append(with_pools)
     fails = True
@@ -470,6 +470,10 @@ def test_a_record_that_cannot_be_written_is_tried_again(tmp_path: Path, monkeypa
     kept.keep()
     kept.keep()
     assert written == records
+    records.append(record)
+    in_place = False  # another host has cleared up after it: what is there now is another cluster's
+    kept.keep()
+    assert written == records[:2]
 
 
 def test_what_others_hold_is_compared_every_few_seconds() -> None:

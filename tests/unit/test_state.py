@@ -67,3 +67,19 @@ def test_what_is_kept_says_whose_it_was(tmp_path: Path) -> None:
     held.clear(keep_logs=True)
     held.release()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_others_have_cleared_and_made_anew_is_left_alone(tmp_path: Path) -> None:
+    """A head that was taken for dead removes what is its own, and nothing of the next one's."""
+    where = tmp_path / "abc12345"
+    where.mkdir(0o700)
+    held = state.Held(where)
+    assert held.in_place()
+    state.clear(where, keep_logs=False)
+    assert not where.exists()
+    assert not held.in_place()
+    where.mkdir(0o700)  # still empty
+    assert not held.in_place()
+    held.clear(keep_logs=False)
+    assert where.is_dir()
+    held.release()

@@ -34,24 +34,21 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it holds keys
     directory = Path(start.kept.directory)
     held = state.Held(directory)
-    failed = asyncio.run(_serve(start))
+    failed = asyncio.run(_serve(start, held))
     if not failed:
-        _forget(held, directory)
+        _forget(held)
     held.release()
     return int(failed)
 
 
-def _forget(held: state.Held, directory: Path) -> None:
+def _forget(held: state.Held) -> None:
     """Remove what is written down of the cluster, by descriptors: the next one may have been made already."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    own = os.stat(directory).st_ino if directory.exists() else None
     for number in (1, 2):  # NFS keeps a file that is open, and the directory with it
         os.dup2(nowhere, number)
     held.clear(keep_logs=False)
     held.unlock()
-    with contextlib.suppress(OSError):
-        if directory.stat().st_ino == own:
-            directory.rmdir()
+    held.clear(keep_logs=False)  # and the lock, with the directory
 
 
 def _log(text: str) -> None:
@@ -59,7 +56,7 @@ def _log(text: str) -> None:
         write_line(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", sys.stdout)
 
 
-async def _serve(start: Start) -> bool:
+async def _serve(start: Start, held: state.Held) -> bool:
     """Returns whether something is left to look at."""
     interior = checks.of_dask()
     if interior.refusal:
@@ -67,7 +64,7 @@ async def _serve(start: Start) -> bool:
         return True
     from snakemake_executor_plugin_dask.driver.head.head import Head
 
-    head = Head(start, _log)
+    head = Head(start, _log, held.in_place)
     bound_log()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, head.end)
     failed = False

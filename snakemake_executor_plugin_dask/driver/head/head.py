@@ -43,6 +43,7 @@ from snakemake_executor_plugin_dask.model.kept import (
 from snakemake_executor_plugin_dask.model.messages import DropWaiting, Enqueue, Fatal, Level, Say, Stop, Stopped
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.node import versions
 from snakemake_executor_plugin_dask.node.allocation import IDS, allocation_id
 from snakemake_executor_plugin_dask.node.door import Door, by_tls
 from snakemake_executor_plugin_dask.node.former import ancestor_with, start_time, this_process
@@ -50,6 +51,7 @@ from snakemake_executor_plugin_dask.node.former import ancestor_with, start_time
 _TICK_S = 1.0
 _SCALE_EVERY_S = 0.2
 _LEASE_S = 60.0  # of workers; each run's supervisors have their own
+_IN_PLACE_EVERY_S = 2.0
 _ALLOCATION_EVERY_S = 30.0  # so often the batch system is asked for the allocation around
 _BACKLOG = 128
 _READ_AHEAD_BYTES = 1 << 26
@@ -60,15 +62,16 @@ Send = Callable[[object], None]
 class Head:
     """One cluster, from its start until it is over."""
 
-    def __init__(self, start: Start, log: Callable[[str], None]) -> None:
-        """``log`` keeps a line for whoever looks after the cluster."""
+    def __init__(self, start: Start, log: Callable[[str], None], in_place: Callable[[], bool]) -> None:
+        """``log`` keeps a line for whoever looks after the cluster. ``in_place``: see `state.Held`."""
         kept = start.kept
+        self._in_place = in_place
         self._kept, self._log = kept, log
         self._least = start.least  # the least number of workers is held although no run is there
         self._keep_s = kept.keep_s
         self._began = time.monotonic()
         self._since, self._process = time.time(), this_process()
-        self._written = Written(Path(kept.directory), self._record, self._say)
+        self._written = Written(Path(kept.directory), self._record, self._say, in_place)
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         options = kept.options
@@ -102,7 +105,16 @@ class Head:
 
     async def start(self) -> None:
         """Listen, and write down where. ConfigurationError; `close` follows all the same."""
-        await self.core.start(self.dispatch, self.runs, self._lives, _LEASE_S, bounds=self._bounds)
+        self._code = await asyncio.to_thread(versions.installed_code)
+        await self.core.start(
+            self.dispatch,
+            self.runs,
+            self._lives,
+            _LEASE_S,
+            bounds=self._bounds,
+            refusal=self._refusal,
+            code=self._code,
+        )
         family = socket.AF_INET6 if ":" in self.core.host else socket.AF_INET
         self._socket = socket.create_server((self.core.host, 0), family=family, backlog=_BACKLOG)
         self._door = Door(self._socket, by_tls(server_context(self.core.files), _READ_AHEAD_BYTES, self._came))
@@ -118,10 +130,21 @@ class Head:
         self._written.write()
 
     async def _watch_allocation(self, within: directory.Within) -> None:
-        """End with it, since other hosts take its end for the head's: a session may outlive the batch script."""
-        while not await asyncio.to_thread(is_over, within):  # noqa: ASYNC110 - it has to be asked
-            await asyncio.sleep(_ALLOCATION_EVERY_S)
-        self._log("The batch system says that the allocation it stood in is over.")
+        """End with it, since other hosts take its end for the head's: a session may outlive the batch script.
+
+        One of them may know of that end sooner, and then clear up after the head and bring up the next.
+        """
+        asked = -math.inf
+        while True:
+            if time.monotonic() - asked >= _ALLOCATION_EVERY_S:
+                if await asyncio.to_thread(is_over, within):
+                    self._log("The batch system says that the allocation it stood in is over.")
+                    break
+                asked = time.monotonic()
+            if not await asyncio.to_thread(self._in_place):
+                self._log("Another host has cleared up after it, as its allocation is over.")
+                break
+            await asyncio.sleep(_IN_PLACE_EVERY_S)
         self.end()
 
     def _record(self) -> directory.Record:
@@ -136,6 +159,12 @@ class Head:
             self._since,
             self._within,
         )
+
+    def _refusal(self) -> str:
+        """Why no worker can be started any more. Reads files."""
+        if not self._in_place():
+            return "the cluster's own files are gone"
+        return "" if versions.installed_code() == self._code else versions.REINSTALLED
 
     def _lives(self, run_id: str) -> bool:
         heard = self._heard.get(run_id)

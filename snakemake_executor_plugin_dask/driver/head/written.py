@@ -10,8 +10,15 @@ from snakemake_executor_plugin_dask.model.messages import Level
 class Written:
     """What is written down of one cluster; written anew where it is another."""
 
-    def __init__(self, where: Path, record: Callable[[], directory.Record], say: Callable[[Level, str], None]) -> None:
-        """``record`` gives what is true now."""
+    def __init__(
+        self,
+        where: Path,
+        record: Callable[[], directory.Record],
+        say: Callable[[Level, str], None],
+        in_place: Callable[[], bool],
+    ) -> None:
+        """``record`` gives what is true now. ``in_place``: whether the directory is still this cluster's."""
+        self._in_place = in_place
         self._where, self._record, self._say = where, record, say
         self._last: directory.Record | None = None
         self._told = False  # that it cannot be written
@@ -19,7 +26,7 @@ class Written:
     def write(self) -> None:
         """Write it where it has changed. Raises OSError."""
         record = self._record()
-        if record != self._last:
+        if record != self._last and self._in_place():
             directory.write(self._where, record)
             self._last = record
 

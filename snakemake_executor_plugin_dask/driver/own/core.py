@@ -31,7 +31,6 @@ from snakemake_executor_plugin_dask.interior import dask_network
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
-from snakemake_executor_plugin_dask.node import versions
 from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.worker import client as task
 
@@ -83,11 +82,14 @@ class Core:
         lease_s: float,
         setup: Path | None = None,
         bounds: Callable[[Pool], Pool] = lambda pool: pool,
+        refusal: Callable[[], str] | None = None,
+        code: str = "",
     ) -> None:
         """Listen; ConfigurationError where that cannot be. ``close`` follows all the same.
 
         ``alive``: whether a run lives, see `LeaseServer`. ``setup``: the pickled one of the only run. None: several
         come and go, and ``link.runs`` has the ids of those whose jobs workers may have. ``bounds``: see `Scaling`.
+        ``refusal``: see `Fleet`. ``code``: see `Link`.
         """
         options = self._options
         self._lease_s = lease_s
@@ -124,9 +126,9 @@ class Core:
             state_dir=os.fspath(self._state_dir),
             setup=None if setup is None else os.fspath(setup),
             runs=set() if setup is None else {self.id},
-            code=await asyncio.to_thread(versions.installed_code) if setup is None else "",
+            code=code,
         )
-        self.fleet = Fleet(cluster, self.leases, backends, self.link, lease_s, listener)
+        self.fleet = Fleet(cluster, self.leases, backends, self.link, lease_s, listener, refusal=refusal)
         self._scaling, self._dispatch = Scaling(dispatch, self.fleet, bounds), dispatch
         self._started = True
         if options.dashboard is not None:

@@ -23,7 +23,6 @@ from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
-from snakemake_executor_plugin_dask.node import versions
 from snakemake_executor_plugin_dask.worker import client
 
 _log = logging.getLogger(__name__)
@@ -127,13 +126,15 @@ class Fleet(Members):
         listener: Listener,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        refusal: Callable[[], str] | None = None,
     ) -> None:
+        """``refusal``: why no worker can be started any more, for any thread; empty: it can."""
         super().__init__(listener, clock, sleep)
         self._cluster = cluster
         self._leases = leases
         self._backends = backends
         self._link = link
-        self._lease_s = lease_s
+        self._lease_s, self._refusal = lease_s, refusal
         self._experience: dict[str, _Experience] = {}  # by pool
         self._tasks = Tasks(listener.failed)
         self._checked, self._checked_wall = clock(), time.time()
@@ -240,8 +241,8 @@ class Fleet(Members):
     async def _start(self, process: WorkerProcess, pool: Pool) -> None:
         left_out, nodes = process.pool.left_out, self._of_pool(pool).nodes
         async with process.lock:
-            if (code := self._link.code) and await asyncio.to_thread(versions.installed_code) != code:
-                process.failure, process.outlook = versions.REINSTALLED, "final"
+            if self._refusal is not None and (refused := await asyncio.to_thread(self._refusal)):
+                process.failure, process.outlook = refused, "final"
             else:
                 await process.start()
         if left_out and not process.pool.left_out and process.failure is None and not nodes.all_needed:
