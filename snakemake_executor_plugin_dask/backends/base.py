@@ -8,15 +8,23 @@ A backend checks a pool, shows what it would run, and makes one `WorkerProcess` 
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from snakemake_executor_plugin_dask.batch.allocations import Outlook
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.pools import Pool
-from snakemake_executor_plugin_dask.node.private import opened, write_private
+from snakemake_executor_plugin_dask.node.private import append_private, end_of, opened, write_private
+from snakemake_executor_plugin_dask.node.processes import how_ended
+
+#: Starts a process, as `asyncio.create_subprocess_exec` does.
+Execute = Callable[..., Awaitable[asyncio.subprocess.Process]]
+EXECUTE: Execute = asyncio.create_subprocess_exec
 
 WORKER_MODULE = "snakemake_executor_plugin_dask.worker"
 
@@ -98,6 +106,47 @@ class WorkerProcess:
     async def close(self) -> None:
         """Let it end by itself, where it can be told to; `kill` follows."""
         self.closed = True
+
+
+class ProcessHere(WorkerProcess):
+    """One whose process is a child of the driver's: the worker itself, or a launcher of several."""
+
+    _LOG_TAIL_BYTES: ClassVar[int]
+    _process: asyncio.subprocess.Process | None = None
+
+    @property
+    def log(self) -> Path:
+        """Where its own output goes, and that of what it starts."""
+        return Path(self.link.state_dir, "workers", f"{self.name}.log")
+
+    async def _begin(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, execute: Execute = EXECUTE
+    ) -> asyncio.subprocess.Process:
+        """Start the process, and set ``allocation_id``. Raises OSError."""
+        with os.fdopen(append_private(self.log), "ab") as log:
+            self._process = await execute(
+                *command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.link.state_dir,
+                env=environment,
+                start_new_session=True,
+            )
+        self.allocation_id = str(self._process.pid)
+        return self._process
+
+    def _why_ended(self, code: int) -> str:
+        """The reason for an end with this exit code, which is negative for a signal."""
+        return how_ended(code)
+
+    async def state(self) -> AllocationState:
+        if self._process is None:
+            return AllocationState("gone", reason=self.failure or "never started")
+        code = self._process.returncode
+        if code is None:
+            return AllocationState("running")
+        return AllocationState("gone", self._why_ended(code), end_of(self.log, self._LOG_TAIL_BYTES))
 
 
 class Backend(Protocol):

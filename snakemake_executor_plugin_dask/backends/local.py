@@ -6,14 +6,15 @@ A worker dies with the driver (`PR_SET_PDEATHSIG`), its supervisor with the work
 import asyncio
 import contextlib
 import os
-import subprocess
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.backends.base import (
-    AllocationState,
+    EXECUTE,
     Backend,
+    Execute,
     Link,
+    ProcessHere,
     WorkerProcess,
     worker_command,
     write_worker_config,
@@ -21,18 +22,16 @@ from snakemake_executor_plugin_dask.backends.base import (
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, take_inventory
-from snakemake_executor_plugin_dask.node.private import append_private, read_end
-from snakemake_executor_plugin_dask.node.processes import how_ended, kill_worker
+from snakemake_executor_plugin_dask.node.processes import kill_worker
 
 CLOSE_S = 5.0  # a worker that was asked to close gets so long
 KILL_S = 10.0  # and one that was killed
-LOG_TAIL_BYTES = 2000
 
 
-class LocalWorker(WorkerProcess):
+class LocalWorker(ProcessHere):
     """One worker process on this machine. ``devices``: the GPUs that are its own; None: all that it finds."""
 
-    _process: asyncio.subprocess.Process | None = None
+    _LOG_TAIL_BYTES = 2000
 
     def __init__(
         self,
@@ -41,7 +40,7 @@ class LocalWorker(WorkerProcess):
         link: Link,
         devices: tuple[str, ...] | None = None,
         *,
-        execute: Callable[..., Awaitable[asyncio.subprocess.Process]] = asyncio.create_subprocess_exec,
+        execute: Execute = EXECUTE,
         kill_rest: Callable[[str, str, Sequence[str]], bool] = kill_worker,
         kill_s: float = KILL_S,
     ) -> None:
@@ -49,11 +48,6 @@ class LocalWorker(WorkerProcess):
         super().__init__(pool, name, link)
         self.devices = devices
         self._execute, self._kill_rest, self._kill_s = execute, kill_rest, kill_s
-
-    @property
-    def log(self) -> Path:
-        """Where the worker's own output goes."""
-        return Path(self.link.state_dir, "workers", f"{self.name}.log")
 
     async def start(self) -> None:
         try:
@@ -66,27 +60,9 @@ class LocalWorker(WorkerProcess):
                 devices=self.devices,
                 local_directory=self.link.state_dir,  # what a killed worker leaves there is cleared with it
             )
-            command = worker_command(config, self.link)
-            with os.fdopen(append_private(self.log), "ab") as log:
-                self._process = await self._execute(
-                    *command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=self.link.state_dir,
-                    start_new_session=True,
-                )
+            await self._begin(worker_command(config, self.link), execute=self._execute)
         except OSError as error:
             self.failure = f"the worker process could not be started: {error}"
-        else:
-            self.allocation_id = str(self._process.pid)
-
-    async def state(self) -> AllocationState:
-        if self._process is None:
-            return AllocationState("gone", reason=self.failure or "never started")
-        if self._process.returncode is None:
-            return AllocationState("running")
-        return AllocationState("gone", reason=how_ended(self._process.returncode), log_tail=_tail(self.log))
 
     async def kill(self) -> bool:
         """End the worker, its supervisor and every process of its jobs; True once none of them is left."""
@@ -157,10 +133,3 @@ class LocalBackend(Backend):
         made = LocalWorker(pool, name, link, tuple(free[: pool.gpus]))
         self._workers = [*alive, made]
         return made
-
-
-def _tail(path: Path) -> str:
-    try:
-        return read_end(path, LOG_TAIL_BYTES)[0].decode(errors="replace")
-    except OSError:
-        return ""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from snakemake_executor_plugin_dask.backends.base import (
-    AllocationState,
     Backend,
     Link,
+    ProcessHere,
     WorkerProcess,
     make_private,
     worker_command,
@@ -40,7 +40,7 @@ from snakemake_executor_plugin_dask.node.hosts import (
     spread,
 )
 from snakemake_executor_plugin_dask.node.machine import Machine, this_machine
-from snakemake_executor_plugin_dask.node.private import append_private, read_end, write_private
+from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.node.processes import how_ended, kill_worker
 
 Kind = Literal["srun", "openmpi", "hydra", "other"]
@@ -59,7 +59,6 @@ _KEEPER = (
 
 _OPTIONS = ("launcher", "interface")
 _CLOSE_S = 5.0  # a launcher that was told to end gets so long, with its workers
-_LOG_TAIL_BYTES = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,41 +236,25 @@ def launch_environment(kind: Kind, environ: Mapping[str, str]) -> dict[str, str]
     return dict(environ) | (slurm_steps.OVERLAP if batch_system(environ) is SLURM else {})
 
 
-class LaunchedWorkers(WorkerProcess):
+class LaunchedWorkers(ProcessHere):
     """One launcher with a worker on each node. The workers are called ``<name>-<rank>``."""
+
+    _LOG_TAIL_BYTES = 4000
 
     def __init__(self, pool: Pool, name: str, link: Link, environ: Mapping[str, str] = os.environ) -> None:
         super().__init__(pool, name, link)
         self.group = tuple(f"-{rank}" for rank in range(pool.workers_max))
         self._environ = environ
-        self._process: asyncio.subprocess.Process | None = None
-        self._kind: Kind = "other"
-
-    @property
-    def log(self) -> Path:
-        """Where the launcher's and its workers' own output goes."""
-        return Path(self.link.state_dir, "workers", f"{self.name}.log")
 
     async def start(self) -> None:
         try:
             launcher = await asyncio.to_thread(find_launcher, self.pool, self._environ)
-            self._kind = launcher.kind
             config = write_worker_config(self.pool, self.name, self.link, **self._more())
-            with os.fdopen(append_private(self.log), "ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *launch_command(launcher, config, self.link),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=self.link.state_dir,
-                    env=launch_environment(self._kind, self._environ),
-                    start_new_session=True,
-                )
-            descriptors.restore(self._process.pid)
+            command = launch_command(launcher, config, self.link)
+            process = await self._begin(command, launch_environment(launcher.kind, self._environ))
+            descriptors.restore(process.pid)
         except (OSError, ConfigurationError) as error:
             self.failure = f"the launcher could not be started: {error}"
-        else:
-            self.allocation_id = str(self._process.pid)
 
     def _more(self) -> dict[str, Any]:
         """What the workers' configuration needs beyond the usual."""
@@ -284,20 +267,8 @@ class LaunchedWorkers(WorkerProcess):
             more["host"] = "127.0.0.1"
         return more
 
-    async def state(self) -> AllocationState:
-        if self._process is None:
-            return AllocationState("gone", reason=self.failure or "never started")
-        code = self._process.returncode
-        if code is None:
-            return AllocationState("running")
-        return AllocationState("gone", reason=f"the launcher ended ({how_ended(code)})", log_tail=self.log_tail())
-
-    def log_tail(self) -> str:
-        """The end of what launcher and workers printed."""
-        try:
-            return read_end(self.log, _LOG_TAIL_BYTES)[0].decode(errors="replace").strip()
-        except OSError:
-            return ""
+    def _why_ended(self, code: int) -> str:
+        return f"the launcher ended ({how_ended(code)})"
 
     async def kill(self) -> bool:
         """End the launcher, which ends its workers everywhere; then what is left here.

@@ -11,7 +11,7 @@ from snakemake_executor_plugin_dask.frontend.launching import Launched, log_of
 from snakemake_executor_plugin_dask.model.messages import Begin, Stop, Stopped
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import state
-from snakemake_executor_plugin_dask.node.private import read_end
+from snakemake_executor_plugin_dask.node.private import end_of
 from snakemake_executor_plugin_dask.node.processes import how_ended
 
 _LOG_TAIL_BYTES = 2000
@@ -94,10 +94,7 @@ class DriverLink:
 
     def log_tail(self) -> str:
         """The end of the driver's own output."""
-        try:
-            return read_end(self._log, _LOG_TAIL_BYTES)[0].decode(errors="replace").strip()
-        except OSError:
-            return ""
+        return end_of(self._log, _LOG_TAIL_BYTES)
 
 
 def clean_up_after(how: str, state_dir: Path, log_tail: str, *, leaving: bool) -> str:

@@ -25,7 +25,7 @@ from snakemake_executor_plugin_dask.model.kept import Kept, Start, Told, name_of
 from snakemake_executor_plugin_dask.model.units import count, format_duration
 from snakemake_executor_plugin_dask.node.allocation import allocation_id, batch_system
 from snakemake_executor_plugin_dask.node.former import Fate, this_process
-from snakemake_executor_plugin_dask.node.private import append_private, read_end
+from snakemake_executor_plugin_dask.node.private import append_private, end_of
 
 _CONNECT_S = 20.0
 _COME_S = 120.0  # how long a new head gets to listen
@@ -107,7 +107,8 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, Kept, l
             if (link := await connect(where)) is not None:
                 return link, kept, said
         if head is not None and head.poll() is not None:
-            msg = f"The cluster that is to stay did not come up: {_tail(where) or f'exit code {head.returncode}'}"
+            words = end_of(where / "head.log", _TAIL_BYTES) or f"exit code {head.returncode}"
+            msg = f"The cluster that is to stay did not come up: {words}"
             if not directory.locked(where):  # it has never said that it lives
                 directory.forget(where)
             clear_up(where)
@@ -182,12 +183,6 @@ def clear_up(where: Path) -> list[str]:
     else:
         claim.rmdir()
     return said
-
-
-def _tail(where: Path) -> str:
-    with contextlib.suppress(OSError):
-        return read_end(where / "head.log", _TAIL_BYTES)[0].decode(errors="replace").strip()
-    return ""
 
 
 def stays(name: str, told: Told) -> str:

@@ -121,6 +121,14 @@ def read_end(path: str | os.PathLike[str], most_bytes: int) -> tuple[bytes, bool
         return file.read(most_bytes), start > 0
 
 
+def end_of(path: str | os.PathLike[str], most_bytes: int) -> str:
+    """The end of a file as text, without space around it; empty where it cannot be read, or is not the user's own."""
+    try:
+        return read_end(path, most_bytes)[0].decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def _check_own(found: os.stat_result, path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise NotPrivate(path, "it is no plain file")
