@@ -3,15 +3,14 @@
 Not part of the default run: it needs a database, and takes minutes.
 """
 
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from clusters.accounting import AccountedSlurm
+from clusters.daemons import brought_up
 from running import ended, logged_jobs, snakemake, started, wait_for
 
 pytestmark = [pytest.mark.accounting, pytest.mark.timeout(600), pytest.mark.xdist_group("accounting")]
@@ -21,15 +20,8 @@ RUN_S = 400.0
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[AccountedSlurm]:
-    """One for all tests, in a short path, since sockets lie there."""
-    directory = Path(tempfile.mkdtemp(prefix="cluster-", dir="/tmp"))
-    found = AccountedSlurm(directory)
-    try:
-        found.up()
-        yield found
-    finally:
-        found.down()
-        shutil.rmtree(directory, ignore_errors=True)
+    """One for all tests."""
+    yield from brought_up(AccountedSlurm)
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 class Daemons:
@@ -188,6 +190,18 @@ def _is_free(port: int) -> bool:
 
 def processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def brought_up(kind: type[Any]) -> Iterator[Any]:
+    """A cluster of this kind for all tests of a fixture, in a short path, since its sockets lie there; then removed."""
+    directory = Path(tempfile.mkdtemp(prefix="cluster-", dir="/tmp"))
+    cluster = kind(directory)
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _read(pid: int, name: str) -> bytes:

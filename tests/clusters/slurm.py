@@ -80,6 +80,21 @@ PartitionName=gpu Nodes=g1 MaxTime=02:00:00 DefaultTime=00:10:00 DefMemPerCPU=10
 """
 
 
+def one_pool(workers: str, more: str = "", partition: str = "cpu", walltime: str = "10m", cores: int = 1) -> str:
+    """A pools file with one pool of `VirtualSlurm`; ``more``: further lines of the pool."""
+    return f"""
+pools:
+  main:
+    cluster: slurm
+    workers: {workers}
+    cores: {cores}
+    memory: 900 MB
+    walltime: {walltime}
+    options: {{queue: {partition}}}
+    {more}
+"""
+
+
 class VirtualSlurm(Daemons):
     """The cluster that lies in ``directory``. Commands of Slurm find it through `SLURM_CONF`."""
 

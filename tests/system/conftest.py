@@ -2,15 +2,12 @@
 
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from clusters.daemons import Daemons
+from clusters.daemons import brought_up
 from clusters.gridengine import GridEngine
 from clusters.htcondor import HTCondor
 from clusters.oar import Oar
@@ -20,40 +17,28 @@ from running import processes_of, wait_for
 from .kept_clusters import Clusters
 
 
-def virtual(kind: type[Daemons]) -> Iterator[Any]:
-    """A batch system of its own for all tests, in a short path, since its sockets lie there."""
-    directory = Path(tempfile.mkdtemp(prefix="cluster-", dir="/tmp"))
-    cluster = kind(directory)  # type: ignore[call-arg]
-    try:
-        cluster.up()
-        yield cluster
-    finally:
-        cluster.down()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[VirtualSlurm]:
     """A real Slurm; nothing finds it before `slurm` sets the environment."""
-    yield from virtual(VirtualSlurm)
+    yield from brought_up(VirtualSlurm)
 
 
 @pytest.fixture(scope="session")
 def grid_engine() -> Iterator[GridEngine]:
     """A real Grid Engine, to be found by its variables."""
-    yield from virtual(GridEngine)
+    yield from brought_up(GridEngine)
 
 
 @pytest.fixture(scope="session")
 def oar() -> Iterator[Oar]:
     """A real OAR, to be found by PATH."""
-    yield from virtual(Oar)
+    yield from brought_up(Oar)
 
 
 @pytest.fixture(scope="session")
 def htcondor() -> Iterator[HTCondor]:
     """A real HTCondor, to be found by its variables."""
-    yield from virtual(HTCondor)
+    yield from brought_up(HTCondor)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clusters.slurm import one_pool
 from running import GENEROUS_S, SnakemakeRun, processes_of
 
 KEEP = ("--dask-keep", "1h")
@@ -69,16 +70,5 @@ def finished(run: SnakemakeRun) -> SnakemakeRun:
 
 def pools_of(directory: Path, workers: str, cores: int = 1) -> Path:
     path = directory / "pools.yaml"
-    path.write_text(
-        f"""
-pools:
-  main:
-    cluster: slurm
-    workers: {workers}
-    cores: {cores}
-    memory: 900 MB
-    walltime: 30m
-    options: {{queue: cpu}}
-"""
-    )
+    path.write_text(one_pool(workers, walltime="30m", cores=cores))
     return path

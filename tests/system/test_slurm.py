@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters.slurm import VirtualSlurm
+from clusters.slurm import VirtualSlurm, one_pool
 from running import RUN_S, SnakemakeRun, ended, logged_jobs, slowness, snakemake, started, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -28,20 +28,6 @@ def pools(directory: Path, text: str) -> str:
     path = directory / "pools.yaml"
     path.write_text(text)
     return str(path)
-
-
-def one_pool(workers: str, more: str = "", partition: str = "cpu", walltime: str = "10m", cores: int = 1) -> str:
-    return f"""
-pools:
-  main:
-    cluster: slurm
-    workers: {workers}
-    cores: {cores}
-    memory: 900 MB
-    walltime: {walltime}
-    options: {{queue: {partition}}}
-    {more}
-"""
 
 
 def values(run: SnakemakeRun, pattern: str) -> list[str]:
