@@ -216,6 +216,7 @@ def hold(path: str) -> None:
 
     from snakemake_executor_plugin_dask.config.owned import WORKER_CONFIGURATION, quieten
     from snakemake_executor_plugin_dask.model.jobs import Outcome, WorkerFacts
+    from snakemake_executor_plugin_dask.model.wire import unframed
     from snakemake_executor_plugin_dask.worker import client
 
     dask.config.set(WORKER_CONFIGURATION)
@@ -228,8 +229,8 @@ def hold(path: str) -> None:
             config["name"], f"node-{config['name']}", os.getpid(), os.getpid(), config["cores"], config["memory_mb"]
         )
 
-    async def run_job(run_id: str, spec: Any) -> Outcome:
-        worker = get_worker()
+    async def run_job(run_id: str, _key: str, start: bytes, _certify: bool) -> Outcome:
+        worker, spec = get_worker(), unframed(start).spec
         name, topic, began = worker.simulated["name"], client.event_topic(run_id), time.time()
         host.running[name][spec.key] = time.monotonic()
         how = {"start": "warm", "start_depth": 3, "start_reason": ""}

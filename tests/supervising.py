@@ -121,7 +121,9 @@ class FakeWorker:
         match message:
             case Started(key, pid):
                 self.started[key] = pid
-            case Ended(outcome):
+            case Ended(outcome, begun):
+                if begun is not None:
+                    self.started[begun.key] = begun.pid
                 self.outcomes[outcome.key] = outcome
                 self.ended_at[outcome.key] = time.time()
             case _:

@@ -29,6 +29,10 @@ DRIVER_CONFIGURATION: dict[str, Any] = {
     "distributed.comm.require-encryption": True,
 }
 
+#: Set in a worker before `distributed` is imported, which reads it only then. Dask would work out the size of each
+#: message, and hand large ones to a thread; all of a worker's are small.
+BEFORE_IMPORT: dict[str, Any] = {"distributed.comm.offload": False}
+
 WORKER_CONFIGURATION: dict[str, Any] = {
     "distributed.worker.daemon": False,
     "distributed.worker.lifetime.duration": None,

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
+from snakemake_executor_plugin_dask.model.job_messages import Start
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, members_text, wildcard_text
+from snakemake_executor_plugin_dask.model.wire import frame
 from snakemake_executor_plugin_dask.observe.wording import clean
 from snakemake_executor_plugin_dask.worker import client as task
 
@@ -22,8 +24,9 @@ def submit(client: Any, run_id: str, attempt: Attempt, spec: JobSpec) -> Any:
 
 
 def call(run_id: str, spec: JobSpec) -> tuple[Any, ...]:
-    """The function of an attempt's task, and its arguments."""
-    return task.run_job, run_id, spec
+    """The function of an attempt's task, and its arguments: the worker hands the message on as it is."""
+    certify = spec.cluster is not None and spec.spread is None
+    return task.run_job, run_id, spec.key, frame(Start(spec)), certify
 
 
 async def kill(client: Any, run_id: str, attempt: Attempt, reason: str) -> None:

@@ -6,6 +6,7 @@ compiled, `__init__`, is compiled with the first object. The same is true of a c
 """
 
 import dataclasses
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,14 @@ def _made(cls: type, *, kw_only: bool = False, eq: bool = True, repr: bool = Tru
     cls = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True, kw_only=kw_only)(cls)
     names = tuple(field.name for field in dataclasses.fields(cls))
     own = dict[str, Any](__init__=_first, __setattr__=_refused, __delattr__=_refused)
+    own["_values"] = staticmethod(_values_of(names))
     if repr:
         own["__repr__"] = _repr
     if eq:
-        own |= {"__eq__": _eq, "__hash__": _hash, "_values": staticmethod(_values_of(names))}
+        own |= {"__eq__": _eq, "__hash__": _hash}
     if "__getstate__" not in vars(cls):
         own |= {"__getstate__": _state, "__setstate__": _set_state}
+        own["_setters"] = tuple(getattr(cls, name).__set__ for name in names)
     for name, value in own.items():
         setattr(cls, name, value)
     return cls
@@ -91,10 +94,10 @@ def _hash(self: Any) -> int:
     return hash(self._values(self))
 
 
-def _state(self: Any) -> list[Any]:
-    return [getattr(self, field.name) for field in dataclasses.fields(self)]
+def _state(self: Any) -> tuple[Any, ...]:
+    return self._values(self)  # type: ignore[no-any-return]
 
 
-def _set_state(self: Any, state: list[Any]) -> None:
-    for field, value in zip(dataclasses.fields(self), state, strict=False):
-        object.__setattr__(self, field.name, value)
+def _set_state(self: Any, state: Sequence[Any]) -> None:
+    for setter, value in zip(self._setters, state, strict=False):
+        setter(self, value)

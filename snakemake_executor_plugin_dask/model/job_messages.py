@@ -87,6 +87,7 @@ class Ended:
     """All of an attempt's processes are gone."""
 
     outcome: Outcome
+    begun: Started | None = None  # of a short job, whose start was not told by itself
 
 
 @dataclass(frozen=True, slots=True)

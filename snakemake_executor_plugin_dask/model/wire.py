@@ -23,6 +23,11 @@ def frame(message: object) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
+def unframed(data: bytes) -> Any:
+    """The message of which this is the `frame`."""
+    return pickle.loads(memoryview(data)[_LENGTH.size :])
+
+
 async def receive(reader: "asyncio.StreamReader") -> Any:
     """The next message; EOFError once the other end is gone."""
     try:

@@ -102,7 +102,9 @@ async def _serve(
     """``only``: the run that the worker is for, and its supervisor; None: runs come later, by `runs`."""
     import dask
 
-    from snakemake_executor_plugin_dask.config.owned import WORKER_CONFIGURATION, quieten
+    from snakemake_executor_plugin_dask.config.owned import BEFORE_IMPORT, WORKER_CONFIGURATION, quieten
+
+    dask.config.set(BEFORE_IMPORT)
     from snakemake_executor_plugin_dask.interior import checks, dask_network
 
     if lacking := checks.of_dask().refusal:

@@ -1,8 +1,8 @@
 """The worker's part in Dask: the submitted function, and the link to the supervisor. Starts the supervisor process.
 
 A Dask task is the coroutine `run_job`: it hands a job to the supervisor and waits for the outcome, on the worker's
-event loop and without a thread. Ends are told as Dask events as soon as they are known, since a result takes two more
-messages; starts a moment later, since those of short jobs then travel with their ends.
+event loop and without a thread. Starts and ends are told as Dask events as soon as they are known, since a result takes
+two more messages.
 """
 
 import asyncio
@@ -31,11 +31,9 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     TellCluster,
     Uses,
 )
-from snakemake_executor_plugin_dask.model.jobs import Beginning, JobSpec, Outcome, RunSetup, WorkerFacts
-from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.model.jobs import Beginning, Outcome, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.wire import frame, receive, unframed
 from snakemake_executor_plugin_dask.node.processes import become_subreaper, how_ended, kill_descendants
-
-_BEGUN_S = 0.05  # so much later a start is told, or with the job's end
 
 Report = Callable[[dict[str, Any]], None]
 _OF_OUTCOME = tuple(field.name for field in dataclasses.fields(Outcome))
@@ -112,11 +110,9 @@ class SupervisorLink:
         self.worker = worker
         self.supervisor = supervisor
         self._report = report
-        self._waiting: dict[str, asyncio.Future[Outcome]] = {}
+        self._waiting: dict[str, asyncio.Future[Ended]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._begun: dict[str, dict[str, Any]] = {}  # starts that are not told yet
-        self._telling: asyncio.TimerHandle | None = None
         self.lost = asyncio.Event()
         #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes. Told every few seconds.
         self.uses: Mapping[str, tuple[float, float]] = {}
@@ -138,35 +134,36 @@ class SupervisorLink:
         """Tell a supervisor that was started ahead which run it is for."""
         self._send(Setup(setup))
 
-    async def run(self, spec: JobSpec) -> Outcome:
-        """Start the job and wait for its end; "lost", and all its processes dead, where the supervisor is gone."""
+    async def run(self, key: str, start: bytes, *, certify: bool = False) -> Outcome:
+        """Start the job and wait for its end; "lost", and all its processes dead, where the supervisor is gone.
+
+        ``start`` is the `wire.frame` of its `Start`, which nobody here reads. ``certify``: it lacks the certificate of
+        its own Dask cluster.
+        """
         if self.lost.is_set():
-            return self._lost(spec.key)
-        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting[spec.key] = outcome
-        if spec.cluster is not None and spec.spread is None:
+            return self._lost(key)
+        waited: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._waiting[key] = waited
+        if certify:
             from snakemake_executor_plugin_dask.node.certificate import self_signed
 
-            spec = dataclasses.replace(spec, certificate=self_signed())
-        self._send(Start(spec))
-        ended = await outcome
+            spec = unframed(start).spec
+            start = frame(Start(dataclasses.replace(spec, certificate=self_signed())))
+        self._write(start)
+        ended = await waited
         if not self.lost.is_set():
             # Told here, so that it travels in one message with the end of the task.
             self._report(self._end(ended))
-        return ended
+        return ended.outcome
 
-    def _end(self, outcome: Outcome) -> dict[str, Any]:
+    def _end(self, ended: Ended) -> dict[str, Any]:
         """What is told of a job's end, and of its start, where that was not told."""
-        begun = self._begun.pop(outcome.key, None)
-        return {"ended": _plain(outcome)} | ({} if begun is None else {"begun": begun})
+        told: dict[str, Any] = {"ended": _plain(ended.outcome)}
+        return told if ended.begun is None else told | {"begun": self._begun(ended.begun)}
 
-    def _tell_begun(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        begun, self._begun = self._begun, {}
-        for message in begun.values():
-            self._report(message)
+    def _begun(self, begun: Started) -> dict[str, Any]:
+        how = {"start": begun.start, "start_depth": begun.depth, "start_reason": begun.reason}
+        return {"started": begun.key, "pid": begun.pid, "time": begun.time, "worker": self.worker, **how}
 
     def keys(self) -> set[str]:
         """The attempts that run, or wait for their start."""
@@ -196,9 +193,12 @@ class SupervisorLink:
             self._writer.close()
 
     def _send(self, message: object) -> None:
+        self._write(frame(message))
+
+    def _write(self, data: bytes) -> None:
         assert self._writer is not None
         if not self._writer.is_closing():
-            self._writer.write(frame(message))
+            self._writer.write(data)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -210,30 +210,25 @@ class SupervisorLink:
     def _received(self, message: object) -> None:
         match message:
             case Started():
-                how = {"start": message.start, "start_depth": message.depth, "start_reason": message.reason}
-                what = {"started": message.key, "pid": message.pid, "time": message.time, "worker": self.worker}
-                self._begun[message.key] = {**what, **how}
-                if self._telling is None:
-                    self._telling = asyncio.get_running_loop().call_later(_BEGUN_S, self._tell_begun)
+                self._report(self._begun(message))
             case Uses():
                 self._note_uses(message.by_key)
             case Said():
                 self._report({"said": message.text})
             case OfCluster():
-                self._tell_begun()
                 self._report({"cluster": message.key, **message.message})
-            case Ended(outcome):
+            case Ended(outcome, begun):
                 outcome = dataclasses.replace(outcome, worker=self.worker, allocation=self._allocation())
+                ended = Ended(outcome, begun)
                 future = self._waiting.pop(outcome.key, None)
                 if future is not None and not future.done():
-                    future.set_result(outcome)
+                    future.set_result(ended)
                 else:
-                    self._report(self._end(outcome))
+                    self._report(self._end(ended))
             case _:
                 pass
 
     async def _supervisor_gone(self) -> None:
-        self._tell_begun()
         self._report({"leaving": self.worker})  # before the jobs, which must not come back to it
         # A process that the kernel holds may outlive the signal. Until it is gone its job must not run again.
         while not await self._kill_jobs():
@@ -243,7 +238,7 @@ class SupervisorLink:
             outcome = self._lost(key)
             self._report({"ended": _plain(outcome)})
             if not future.done():
-                future.set_result(outcome)
+                future.set_result(Ended(outcome))
         self._waiting.clear()
 
     async def _kill_jobs(self) -> bool:
@@ -282,12 +277,12 @@ METRICS: dict[str, Callable[[Any], float]] = {
 }
 
 
-async def run_job(run_id: str, spec: JobSpec) -> Outcome:
-    """The Dask task: one attempt of one job."""
+async def run_job(run_id: str, key: str, start: bytes, certify: bool = False) -> Outcome:
+    """The Dask task: one attempt of one job. Its arguments are those of `SupervisorLink.run`."""
     link = links.get(run_id)
     if link is None:  # its supervisor has ended while the job was on its way
-        return Outcome(spec.key, "lost", host=platform.node(), detail="the worker's supervisor process ended")
-    return await link.run(spec)
+        return Outcome(key, "lost", host=platform.node(), detail="the worker's supervisor process ended")
+    return await link.run(key, start, certify=certify)
 
 
 async def kill_job(run_id: str, key: str, reason: str) -> None:

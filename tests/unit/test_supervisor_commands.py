@@ -14,6 +14,7 @@ import pytest
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Update
 from snakemake_executor_plugin_dask.model.shellcommand import Shell, ShellCommand
+from snakemake_executor_plugin_dask.node import mounts
 from snakemake_executor_plugin_dask.node.sources import stamps
 from snakemake_executor_plugin_dask.worker.supervisor.commands import Commands
 
@@ -161,6 +162,32 @@ def test_files_that_are_not_as_they_should_be(place: Path, reason: str) -> None:
     command = commands.fits(spec)
     assert command is not None
     assert commands.prepare(spec, command, threading.Event()) is None
+
+
+@pytest.mark.parametrize("elsewhere", ["", "input", "output", "temporary", "workflow", "log"])
+def test_what_may_hang_is_left_to_a_thread(place: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str) -> None:
+    """Only where all that a job takes is known to be on file systems of the node's own is it prepared at once."""
+    far = {
+        "input": place / "far",
+        "output": place / "out/deep",
+        "temporary": place / "scratch",
+        "workflow": place / "rules",
+        "log": place / "job/logs",
+    }.get(elsewhere)
+    monkeypatch.setattr(mounts, "own_file_system", lambda directory: "" if directory == str(far) else "ext4")
+    for directory in ("far", "scratch", "rules"):
+        (place / directory).mkdir()
+    (place / "rules/Snakefile").write_text("rules\n")
+    shell = replace(shell_of(place), temporary=str(place / "scratch"), sources=stamps([str(place / "rules/Snakefile")]))
+    (place / "far/in.txt").write_text("input\n")
+    command = replace(COMMAND, input=("far/in.txt",))
+    spec, commands = spec_of(place, command), Commands(shell, [])
+    assert not commands.at_once(spec, command)
+    assert run(spec, commands) == 0
+    assert commands.at_once(spec, command) is (far is None)
+    (place / "far/in.txt").unlink()
+    (place / "far/in.txt").symlink_to(place / "in.txt")
+    assert not commands.at_once(spec, command)
 
 
 def test_soft_limits_and_cores_are_the_jobs_own(place: Path) -> None:

@@ -12,7 +12,7 @@ from settling import settle
 
 from snakemake_executor_plugin_dask.model.job_messages import Ended, Uses
 from snakemake_executor_plugin_dask.model.job_messages import Started as Began
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
+from snakemake_executor_plugin_dask.model.jobs import Outcome
 from snakemake_executor_plugin_dask.model.wire import frame
 from snakemake_executor_plugin_dask.worker import attach, client
 
@@ -52,16 +52,12 @@ def test_a_short_jobs_start_is_told_with_its_end() -> None:
         supervisor: Any = types.SimpleNamespace(open=lambda: asyncio.open_connection(sock=ours))
         link = client.SupervisorLink("run", "local-0", supervisor, told.append)
         await link.open()
-        jobs = [asyncio.create_task(link.run(JobSpec(key, "rule", "1", 1, (), 1, "/log"))) for key in ("short", "long")]
+        jobs = [asyncio.create_task(link.run(key, b"")) for key in ("short", "long")]
         while link.keys() != {"short", "long"}:  # noqa: ASYNC110 - until both are handed over
             await asyncio.sleep(0)
-        for message in (
-            Began("long", 7, "warm", 3, "", 1.0),
-            Began("short", 8, "warm", 3, "", 1.0),
-            Ended(Outcome("short", "succeeded")),
-        ):
-            theirs.sendall(frame(message))
+        theirs.sendall(frame(Ended(Outcome("short", "succeeded"), Began("short", 8, "warm", 3, "", 1.0))))
         await jobs[0]
+        theirs.sendall(frame(Began("long", 7, "warm", 3, "", 1.0)))
         while len(told) < 2:  # noqa: ASYNC110 - the link's own clock
             await asyncio.sleep(0.01)
         theirs.sendall(frame(Ended(Outcome("long", "succeeded"))))
@@ -106,7 +102,7 @@ def test_jobs_are_lost_once_their_processes_are_gone(
         )
         worker = link("run", "local-0", supervisor, told.append)
         await worker.open()
-        job = asyncio.create_task(worker.run(JobSpec("job", "rule", "1", 1, (), 1, "/log")))
+        job = asyncio.create_task(worker.run("job", b""))
         await settle()
         theirs.close()
         assert await asyncio.to_thread(held.wait, 30)

@@ -49,6 +49,7 @@ class Commands:
         self._sources = Sources(shell.sources)
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._own: dict[str, bool] = {}  # whether directories are on a file system of this machine
+        self._all_own = False  # what every job takes is
         limits = [(number, soft) for number, soft in soft_limits if _is_other(number, soft)]
         #: Of what this process must have, but for a moment.
         self._limits = [each for each in limits if each[0] in _HARMLESS]
@@ -70,6 +71,14 @@ class Commands:
         ):
             return None
         return command
+
+    def at_once(self, spec: JobSpec, command: ShellCommand) -> bool:
+        """Whether `prepare` is known to touch this machine's own file systems alone, and so needs no thread."""
+        return (
+            self._all_own
+            and all(map(self._own.get, self._directories(spec, command)))
+            and not any(os.path.islink(self._path(path)) for path in command.input)
+        )
 
     def prepare(self, spec: JobSpec, command: ShellCommand, given_up: threading.Event) -> Prepared | None:
         """What Snakemake's `Job.prepare` does, for any thread; None where more has to be done.
@@ -104,6 +113,11 @@ class Commands:
             if log >= 0:
                 os.close(log)
             return None
+        if not self._all_own:
+            of_all = (self.shell.directory, self.shell.temporary, *map(_directory, self._sources.paths))
+            self._all_own = all(map(self._is_own, of_all))
+        for directory in self._directories(spec, command):
+            self._is_own(directory)  # for `at_once`
         return Prepared(log, late=not all(map(self._is_own, directories)))
 
     def launch(self, spec: JobSpec, command: ShellCommand, prepared: Prepared) -> int | None:
@@ -146,6 +160,11 @@ class Commands:
                 os.unlink(mark)
         return True
 
+    def _directories(self, spec: JobSpec, command: ShellCommand) -> set[str]:
+        """Those in which a job's files are, or are to be."""
+        files = map(self._path, (*command.input, *command.output, *command.logs, *command.marks))
+        return {os.path.dirname(path) for path in (*files, spec.log_path)}
+
     def _path(self, path: str) -> str:
         return os.path.join(self.shell.directory, path)
 
@@ -156,6 +175,11 @@ class Commands:
                 self._own.clear()
             known = self._own[directory] = bool(mounts.own_file_system(os.path.realpath(directory)))
         return known
+
+
+def _directory(path: str) -> str:
+    """In which a file really is."""
+    return os.path.dirname(os.path.realpath(path))
 
 
 def _is_other(number: int, soft: int) -> bool:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ from snakemake_executor_plugin_dask.model.job_messages import (
 )
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, Update, run_of
+from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node import logs, processes, updates
 from snakemake_executor_plugin_dask.node.environment import (
@@ -70,6 +71,7 @@ _READ_S = 10.0
 _LISTING_S = 10.0  # and the removal of what is an attempt's own
 _MEMORY_GRACE_S = 0.2  # who exceeds its memory may go on doing so
 _TOLD_S = 30.0  # so long a signal to this process counts as the end of its allocation
+_START_TOLD_S = 0.05  # so much later a start is told, or with the job's end
 _TOLD_OF_ENDS_S = 2.0  # so long after the last SIGKILL a warm process may take
 _LAST_WORDS_S = 10.0  # how long a worker that was told to end may take
 
@@ -100,6 +102,8 @@ class Supervisor:
         self._kernel_kills = 0
         self._count_kernel_kills()  # those before this run are nobody's
         self._writer: asyncio.StreamWriter | None = None
+        self._starts: dict[str, Started] = {}  # that are not told yet
+        self._telling: asyncio.TimerHandle | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._finished = asyncio.Event()
         #: All processes of the worker are about to end, and why.
@@ -173,6 +177,10 @@ class Supervisor:
     def _tell_worker(self, message: object) -> None:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frame(message))
+
+    def _tell_of_cluster(self, current: Attempt, message: Mapping[str, Any]) -> None:
+        self._tell_starts()  # first that it has one
+        self._tell_worker(OfCluster(current.key, message))
 
     def _say(self, text: str) -> None:
         """To the user."""
@@ -316,7 +324,7 @@ class Supervisor:
             await self._list(current.spec.output_dirs)
         del self._endings.attempts[current.key]
         current.gone.set()
-        self._tell_worker(Ended(outcome))
+        self._tell_worker(Ended(outcome, self._starts.pop(current.key, None)))
 
     async def _read_log(self, current: Attempt) -> None:
         """What an attempt that did not succeed wrote last. A file server that hangs holds up nothing else."""
@@ -418,7 +426,16 @@ class Supervisor:
         if limit_s is not None:
             current.time_limit = self._loop.call_at(current.began + limit_s, self._out_of_time, current)
         how = (current.start, current.start_depth, current.start_reason)
-        self._tell_worker(Started(current.key, current.pid, *how, current.started))
+        # Those of short jobs travel with their ends.
+        self._starts[current.key] = Started(current.key, current.pid, *how, current.started)
+        if self._telling is None:
+            self._telling = self._loop.call_later(_START_TOLD_S, self._tell_starts)
+
+    def _tell_starts(self) -> None:
+        self._telling = None
+        starts, self._starts = self._starts, {}
+        for started in starts.values():
+            self._tell_worker(started)
 
     async def _start_command(self, current: Attempt) -> bool:
         """Start a plain shell command; False where the job takes a Snakemake."""
@@ -435,14 +452,10 @@ class Supervisor:
         if command is None:
             self._say_refusal(commands.refusal)
             return False
-        given_up = threading.Event()
-        preparing = self._loop.run_in_executor(self._preparing, commands.prepare, spec, command, given_up)
-        try:
-            prepared = await asyncio.wait_for(asyncio.shield(preparing), _LOG_S)
-        except TimeoutError:
-            given_up.set()
-            preparing.add_done_callback(_close_log)
-            return False
+        if commands.at_once(spec, command):
+            prepared = commands.prepare(spec, command, threading.Event())
+        else:
+            prepared = await self._prepared(commands, spec, command)
         if prepared is None:
             self._say_refusal(commands.refusal)
             return False
@@ -457,6 +470,17 @@ class Supervisor:
         current.start, current.start_depth = "warm", 4
         self._started(current, pid, direct=False, began=True)
         return True
+
+    async def _prepared(self, commands: Commands, spec: JobSpec, command: ShellCommand) -> Prepared | None:
+        """By a thread, for a file server may hang; None where the job takes a Snakemake."""
+        given_up = threading.Event()
+        preparing = self._loop.run_in_executor(self._preparing, commands.prepare, spec, command, given_up)
+        try:
+            return await asyncio.wait_for(asyncio.shield(preparing), _LOG_S)
+        except TimeoutError:
+            given_up.set()
+            preparing.add_done_callback(_close_log)
+            return None
 
     def _say_refusal(self, reason: str) -> None:
         if reason and reason != self._refused_commands:
@@ -508,7 +532,7 @@ class Supervisor:
         """Let the job start a Dask cluster of its own."""
         current.cluster = ClusterOfJob(
             lambda text: self._endings.stop(current, "out-of-memory", text, _MEMORY_GRACE_S),
-            lambda message: self._tell_worker(OfCluster(current.key, message)),
+            lambda message: self._tell_of_cluster(current, message),
         )
         try:
             changes = await current.cluster.prepare(
