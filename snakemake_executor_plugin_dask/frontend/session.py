@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,14 @@ def _label(job: Any) -> str:
     return clean(job_text(job.name, wildcards(job), group_members(job)), 300)
 
 
-def report_submission(executor: Any, info: SubmittedJobInfo) -> None:
-    """Tell Snakemake that a job has a process; marks its outputs as incomplete."""
+def report_submission(executor: Any, info: SubmittedJobInfo, *, over: bool = False) -> None:
+    """Tell Snakemake that a job has a process; marks its outputs as incomplete.
+
+    ``over``: it has succeeded by now, and so its outputs are not marked: Snakemake is about to record them.
+    """
+    if over:
+        executor.report_job_submission(info, register_job=False)
+        return
     try:
         info.job.register(external_jobid=info.external_jobid)
         marked = True
@@ -439,12 +445,13 @@ class Session:
         else:
             self._workflow.scheduler.executor_error_callback(as_error(text))
 
-    def _report(self, messages: Iterable[Started | Finished]) -> None:
+    def _report(self, messages: Collection[Started | Finished]) -> None:
         """Successes in one go at the end: else Snakemake's scheduler, woken by the first, would look at each alone."""
         succeeded: list[SubmittedJobInfo] = []
+        over = {it.key for it in messages if isinstance(it, Finished) and it.outcome.status == "succeeded"}
         for message in messages:
             if isinstance(message, Started):
-                self._report_started(message.key)
+                self._report_started(message.key, over=message.key in over)
             elif (info := self._report_finished(message)) is not None:
                 succeeded.append(info)
         for info in succeeded:
@@ -453,12 +460,12 @@ class Session:
             snakemake_scheduler.wake_once(self._workflow.scheduler)
         self._woken.put("look")
 
-    def _report_started(self, key: str) -> None:
+    def _report_started(self, key: str, *, over: bool) -> None:
         with self._lock:
             info = self._jobs.get(key)
             self._started.add(key)
         if info is not None:
-            report_submission(self._executor, info)
+            report_submission(self._executor, info, over=over)
 
     def _report_finished(self, message: Finished) -> SubmittedJobInfo | None:
         """Returns a job that has succeeded, which is still to be reported."""

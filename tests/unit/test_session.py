@@ -72,6 +72,13 @@ def test_a_mark_that_a_short_job_took_away_is_made_again() -> None:
     assert len(executor.said) == 1
 
 
+def test_a_job_that_is_over_is_not_marked() -> None:
+    """Its outputs are complete, and are recorded next: a mark would be made and removed for nothing."""
+    executor, job = Executor(), Job(0)
+    report_submission(executor, SubmittedJobInfo(job, external_jobid="k"), over=True)
+    assert (executor.submitted, job.marks, executor.said) == (1, [], [])
+
+
 @pytest.mark.parametrize("at_the_end", [False, True])
 def test_lost_driver_is_told_and_cleared_up_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
