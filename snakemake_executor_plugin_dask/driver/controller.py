@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Job, Limbo, State
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.outfit import outfit, runtime_limit
+from snakemake_executor_plugin_dask.driver.packing import Packing
 from snakemake_executor_plugin_dask.driver.parts import Parts
 from snakemake_executor_plugin_dask.driver.pools import Resources
 from snakemake_executor_plugin_dask.driver.sentences import Teller
@@ -78,6 +79,7 @@ class Controller:
         )
         self.jobs: dict[str, Job] = {}  # by the key that Snakemake's side knows
         self.sent: dict[str, Job] = {}  # by the key of an attempt that was sent and is not known to be over
+        self._packing = Packing()
         self._unmade: dict[Resources, list[Job]] = {}  # jobs for whose resources Slurm is being asked
         self.counts = Counts()
         self._tasks = Tasks(around.failed)
@@ -89,7 +91,7 @@ class Controller:
     def enqueue(self, message: Enqueue) -> None:
         """Jobs that are ready: each waits in its pool, or fails where none can take it."""
         for queued in message.jobs:
-            job = Job.of(queued)
+            job = Job.of(self._packing.packed(queued))
             self.jobs[queued.key] = job
             self.counts.jobs += 1
             unmade = self.pools.unmade(queued.request)
@@ -222,7 +224,13 @@ class Controller:
         member = self._cluster.workers.members[holding.workers[0]]
         try:
             spec = outfit(
-                job.queued.spec(), attempt.number, request, holding, member, self._setup, self._around.state_dir
+                self._packing.spec(job.queued),
+                attempt.number,
+                request,
+                holding,
+                member,
+                self._setup,
+                self._around.state_dir,
             )
         except OSError as error:
             self.dispatch.release(job.queued.key)
@@ -370,7 +378,7 @@ class Controller:
             self._finish(job, outcome, message=message)
         else:
             job.outlived = True
-            self._tell.outlived(job.queued.spec(), request.runtime_s)
+            self._tell.outlived(self._packing.spec(job.queued), request.runtime_s)
             self._again(job, "its allocation ended first")
 
     def _shared(self, member: Member) -> bool:
@@ -387,7 +395,7 @@ class Controller:
 
         ``shared``: another run's job may be what ended the worker. Whose it is shows once the job runs alone.
         """
-        spec, limit = job.queued.spec(), self._retries
+        spec, limit = self._packing.spec(job.queued), self._retries
         if not planned and shared and limit:
             job.shared_losses += 1
         elif not planned:
@@ -419,7 +427,9 @@ class Controller:
             self.event("job-finished", key=key, status=outcome.status, message=message)
             if job.queued.last and not self.stopping:
                 self.drop_waiting()  # before another one takes its place: Snakemake could only say so after that
-        self._around.send(Finished(key, dataclasses.replace(outcome, key=key), job.attempt.number, message))
+        if outcome.key != key:
+            outcome = dataclasses.replace(outcome, key=key)
+        self._around.send(Finished(key, outcome, job.attempt.number, message))
         self._changed.set()
 
     def abandon(self) -> None:

@@ -39,19 +39,16 @@ def environment(first_on_path: str = "", **more: str) -> dict[str, str]:
 
 def plan(workdir: Path, *arguments: str, depth: int = 3) -> tuple[RunSetup, list[JobSpec]]:
     """The setup of a run and its jobs that are ready now."""
-    # It ends before it clears up. Copies of sources are in its cache, and the jobs read them.
-    cache = workdir / ".snakemake" / "cache"
-    with tempfile.TemporaryDirectory() as temporary:
-        planned = Path(temporary, "planned.pickle")
-        command = [sys.executable, __file__, planned, "--executor", "dask", "--jobs", "100", "--nocolor", "--nolock"]
+    with tempfile.NamedTemporaryFile() as file:
+        command = [sys.executable, __file__, file.name, "--executor", "dask", "--jobs", "100", "--nocolor", "--nolock"]
         done = subprocess.run(
             [*command, "--rerun-triggers", "mtime", *arguments],
-            cwd=workdir, env=environment(TMPDIR=temporary, XDG_CACHE_HOME=str(cache)), capture_output=True, text=True,
-            timeout=PATIENCE_S, check=False,
+            cwd=workdir, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
-        if not planned.exists():
-            raise RuntimeError(done.stdout + done.stderr)
-        setup, specs = pickle.loads(planned.read_bytes())
+        data = Path(file.name).read_bytes()
+    if not data:
+        raise RuntimeError(done.stdout + done.stderr)
+    setup, specs = pickle.loads(data)
     return replace(setup, warm_depth=depth), specs
 
 
