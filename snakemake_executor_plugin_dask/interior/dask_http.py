@@ -22,6 +22,7 @@ from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets, ssl_wrap_socket
 from tornado.web import ErrorHandler, RedirectHandler
 
+from snakemake_executor_plugin_dask.interior.dask_scheduler import calm
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.node.door import Door
 
@@ -60,6 +61,11 @@ class QuietWorker(_NoHTTP, Worker):
         await super()._register_with_scheduler()
         # Nothing is received before this returns. Jobs are coroutines, and hold no thread.
         self.state.nthreads = _JOBS_AT_ONCE
+
+    async def heartbeat(self) -> None:
+        """What it says is for the dashboard. A scheduler with few workers wants to hear it twice a second."""
+        await super().heartbeat()
+        calm(self, ["heartbeat"])
 
 
 class _Gate(RoutingApplication):

@@ -30,6 +30,9 @@ NAMES = (
     Private(
         "distributed.worker:Worker", "_register_with_scheduler", "a worker would run no more jobs than it has cores"
     ),
+    Private(
+        "distributed.worker:Worker", "heartbeat", "workers take more of a core where nothing happens", needed=False
+    ),
     STATE,
     NTHREADS,
     Private("distributed.http.routing:RoutingApplication", "find_handler", _OPEN, arguments=("request",)),

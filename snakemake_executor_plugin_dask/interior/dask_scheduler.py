@@ -29,8 +29,18 @@ RELEASE = Private(
 TASKS = Private("distributed.scheduler:SchedulerState", "tasks", _SLOW, needed=False)
 TASK = Private("dask._task_spec", "Task", _SLOW, needed=False)
 
+CALLBACKS = Private(
+    "distributed.core:Server",
+    "periodic_callbacks",
+    "drivers and workers take more of a core where nothing happens",
+    needed=False,
+)
+
 _OWN = (CREATE, RELEASE, TASKS, TASK)
-NAMES = (LISTENERS, SCHEDULER_COMM, *_OWN)
+NAMES = (LISTENERS, SCHEDULER_COMM, CALLBACKS, *_OWN)
+#: Four times a second they look for what is not wanted here, or may wait.
+_HASTY = ("idle-timeout", "no-workers-timeout")
+_LOOK_EVERY_MS = 2000.0
 
 #: As whose the scheduler knows the tasks. It has no connection, so that nobody is told of each of them.
 _CLIENT = "snakemake"
@@ -47,6 +57,14 @@ def send_at_once(client: Any) -> None:
     """Do not collect messages to the scheduler, which is in the same process."""
     if SCHEDULER_COMM.there():
         SCHEDULER_COMM.of(client).interval = 0.001
+
+
+def calm(server: Any, names: Iterable[str] = _HASTY) -> None:
+    """Let what a scheduler or a worker does time after time be done every two seconds, where it is more often."""
+    if CALLBACKS.there():
+        for name in names:
+            if (callback := CALLBACKS.of(server).get(name)) is not None:
+                callback.callback_time = max(callback.callback_time, _LOOK_EVERY_MS)
 
 
 def takes_tasks() -> bool:

@@ -125,6 +125,7 @@ class DaskCluster:
             msg = f"Dask's scheduler cannot listen ({where}): {reason}"
             raise ConfigurationError(msg) from error
         _calm_collector()
+        dask_scheduler.calm(self.scheduler)
         self.scheduler.add_plugin(_Ears(hear))
         self.client = await Client(
             dask_scheduler.inner_address(self.scheduler),
