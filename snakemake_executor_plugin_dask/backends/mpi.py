@@ -115,11 +115,7 @@ def find_launcher(
 def _arguments(kind: Kind, count: int, *, shared: bool, root: bool) -> list[str]:
     number = str(count)
     if kind == "srun":
-        # Without --overlap the step would wait for what the allocation's other steps hold, or let none in beside it.
-        return [
-            *("--overlap", f"--nodes={number}", f"--ntasks={number}", "--ntasks-per-node=1", "--cpu-bind=none"),
-            *("--kill-on-bad-exit=0", "--wait=0", "--no-kill", "--input=none", "--job-name=snakemake-dask"),
-        ]
+        return slurm_steps.one_on_each(count)
     if kind == "openmpi":
         place = ["--oversubscribe"] if shared else ["--map-by", "ppr:1:node"]
         allow = ["--allow-run-as-root"] if root else []
@@ -231,7 +227,7 @@ def launch_command(launcher: Launcher, config: Path, link: Link) -> list[str]:
 def launch_environment(kind: Kind, environ: Mapping[str, str]) -> dict[str, str]:
     """The launcher's environment: the batch script's, for `srun` without what would change the shape of its step."""
     if kind == "srun":
-        return {name: value for name, value in environ.items() if name not in slurm_steps.OPTIONS}
+        return slurm_steps.for_launcher(environ)
     # Open MPI and Hydra start their own daemons by `srun`, which must not wait for what other steps hold.
     return dict(environ) | (slurm_steps.OVERLAP if batch_system(environ) is SLURM else {})
 

@@ -17,8 +17,9 @@ class Blocker:
 
     ``short`` has of `worker` (none is there), `cores`, `memory`, `gpus`, `nodes`, `coreless` (a place among the jobs
     with `threads: 0`, which are bounded in number), `life` (of the allocations that are there), `fresh` (a new
-    allocation), `workers` (so many at once), `dask_workers` (room for all that a job has of its own), `reserved` (kept
-    for another job), and the names of resources that the pool lists; empty: they fit, and start at the next look.
+    allocation), `workers` (so many at once), `dask_workers` (room for all that a job has of its own), `companions` (on
+    further nodes of a wide worker, which take its Dask workers), `reserved` (kept for another job), and the names of
+    resources that the pool lists; empty: they fit, and start at the next look.
     """
 
     pool: str
@@ -146,6 +147,8 @@ def _short_on(state: WorkerState, cls: JobClass, now: float) -> tuple[str, ...]:
     short = [_WORDS.get(name, name) for name in lacking]
     if cls.need.shares_memory and "cores" in short and "memory" in short:
         short.remove("memory")  # the cores' share of the memory is short whenever the cores are
+    if not short and len(cls.need.dask_workers) > len(state.free_nodes):
+        short.append("companions")
     if not short and not state.lives(cls.request, now, fresh=cls.fresh):
         short.append("fresh" if cls.needs_fresh else "life")
     return tuple(short)

@@ -6,10 +6,12 @@ All parts are placed at once or none is, so two such jobs cannot wait for each o
 import math
 from collections.abc import Iterable, Sequence
 
-from snakemake_executor_plugin_dask.decide.ledger import Gang, Need, Place, WorkerState
+from snakemake_executor_plugin_dask.decide.ledger import Gang, Ledger, Need, Place, WorkerState
 from snakemake_executor_plugin_dask.decide.reservations import end_of, lives_from
-from snakemake_executor_plugin_dask.decide.waiting import JobClass
+from snakemake_executor_plugin_dask.decide.waiting import JobClass, WaitingClass
 from snakemake_executor_plugin_dask.model.amounts import Amounts
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
+from snakemake_executor_plugin_dask.model.pools import Pool
 
 Rooms = Sequence[tuple[WorkerState, Amounts]]  # what each worker has for the job
 
@@ -77,6 +79,33 @@ def more(need: Need, wanted: int, rooms: Rooms) -> list[Place]:
             places.append(one.place(number))
             wanted -= number
     return places
+
+
+def more_on_nodes(cluster: JobCluster, wanted: int, state: WorkerState, nodes: int) -> list[Place]:
+    """As `more`, on at most so many free nodes of a wide worker."""
+    places, holds = [], cluster.fitting_on(state.total, script=False)
+    for node in state.free_nodes[:nodes]:
+        if number := min(holds, wanted):
+            places.append(Place(state, number, Amounts(nodes=1), node, node.devices[: number * cluster.gpus]))
+            wanted -= number
+    return places
+
+
+def to_open(waiting: Iterable[WaitingClass], pool: Pool, ledger: Ledger) -> list[str]:
+    """The wide workers whose further nodes need companions, so that they can have Dask workers of jobs.
+
+    Of jobs that wait, or that have lost the Dask workers of a node.
+    """
+    if pool.nodes is None:
+        return []
+    needs = [ledger.need(cls.request, pool) for cls in waiting if cls.request.cluster is not None]
+    return [
+        state.name
+        for state in ledger.states(pool.name).values()
+        if state.closed_hosts
+        and not state.draining
+        and (any(state.could_hold(need) for need in needs) or any(held.lacks_nodes for held in state.held.values()))
+    ]
 
 
 def start(cls: JobClass, states: Iterable[WorkerState], now: float) -> tuple[float, set[str], list[Place]] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from snakemake_executor_plugin_dask.decide.routing import counts_devices, nodes_needed, places
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_mb_on_node
@@ -37,8 +38,9 @@ class Holding:
     hosts: tuple[str, ...]
     limit_s: float | None  # counted from placing; the job ends then, whatever its runtime says. None: no such limit
     until: float | None  # when it ends at the latest, by its runtime; None: not known
-    #: Of a job whose Dask cluster may lie on several workers: how many of its Dask workers each was given at the start.
-    #: The first one has the script, ``workers`` names it alone, and ``memory_mb`` is what is held there.
+    #: Of a job whose Dask cluster may lie on several workers, or nodes of a wide one: how many of its Dask workers each
+    #: was given at the start. The first one has the script, ``workers`` names it alone, and ``memory_mb`` is what is
+    #: held there.
     dask_workers: Mapping[str, int] = field(default_factory=dict)
     lent: bool = False  # a Dask worker that its job gives back when others wait for the room (`growth`)
 
@@ -67,6 +69,8 @@ class Need:
     shares_memory: bool  # no memory is declared
     #: Of a job whose Dask cluster may lie on several workers. ``node`` and ``takes`` are then the least of a part.
     gang: Gang | None = None
+    #: Of a job whose Dask cluster has whole nodes of a wide worker: how many Dask workers on each, the script's first.
+    dask_workers: tuple[int, ...] = ()
 
 
 def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> Need:
@@ -81,6 +85,8 @@ def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, m
         gang = Gang(request.cluster.workers, request.cluster.each, script)
         least = gang.each.least(gang.script)
         return Need(1, 1, least, least, declared_mb is None, gang)
+    if request.cluster is not None and pool.nodes is not None:
+        return _need_of_nodes(request.cluster, pool.nodes, Shape(cores, memory_mb, gpus), extra)
     wide = pool.nodes is not None
     return Need(
         workers=1 if wide else nodes,
@@ -89,6 +95,19 @@ def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, m
         takes=Amounts(nodes=nodes, extra=extra) if wide else replace(node, coreless=int(not node.cores), extra=extra),
         shares_memory=declared_mb is None,
     )
+
+
+def _need_of_nodes(cluster: JobCluster, most: int, node: Shape, extra: tuple[tuple[str, int], ...]) -> Need:
+    """Of a job whose Dask cluster has whole nodes, at most so many, of a wide worker."""
+    numbers = cluster.over(node.amounts, most) or (cluster.workers,)  # those of a node that no worker has
+    on_script, others = cluster.each * numbers[0] + cluster.script, cluster.each * max(numbers[1:], default=0)
+    largest = Amounts(
+        max(on_script.cores, others.cores),
+        max(on_script.memory_mb, others.memory_mb),
+        max(on_script.gpus, others.gpus),
+    )
+    takes = Amounts(nodes=len(numbers), extra=extra)
+    return Need(1, len(numbers), largest, takes, cluster.memory_mb is None, dask_workers=numbers)
 
 
 def planned_runtime_s(request: Request, pool: Pool) -> float | None:
@@ -119,12 +138,28 @@ class Others:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenNode:
+    """A node of a wide worker that can have Dask workers of jobs: the first, or one with a companion."""
+
+    name: str  # of the worker itself, or of the companion
+    host: str
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """A worker's part of a job's Dask cluster."""
 
     state: "WorkerState"
     workers: int
     amounts: Amounts
+    node: OpenNode | None = None  # which node of a wide worker,
+    devices: tuple[str, ...] = ()  # and those of its devices
+
+    @property
+    def worker(self) -> str:
+        """Whose supervisor is to have it."""
+        return self.state.name if self.node is None else self.node.name
 
 
 @dataclass(slots=True)
@@ -135,6 +170,13 @@ class Part:
     amounts: Amounts
     devices: tuple[str, ...]
     hosts: tuple[str, ...]  # whole nodes of a wide worker
+    #: Of these, those with a job's own Dask cluster: their hosts by `OpenNode.name`.
+    nodes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lacks_nodes(self) -> bool:
+        """Whether a job's Dask cluster has lost some of the nodes it started with."""
+        return bool(self.nodes) and len(self.nodes) < len(self.holding.dask_workers)
 
 
 class WorkerState:
@@ -159,11 +201,23 @@ class WorkerState:
         ).amounts
         self.free = self.total
         self.free_devices, self.free_hosts = list(self.devices), list(self.hosts)
+        own = facts.own_host if self.wide else facts.host
+        self.nodes = {own: OpenNode(name, own, self.devices)}  # by host
         self.held: dict[str, Part] = {}
         self.others = Others()
         self.used_since: float | None = None
         self.draining = False
         self.idle_since: float | None = now
+
+    @property
+    def free_nodes(self) -> list[OpenNode]:
+        """Of a wide worker: those on which nothing runs."""
+        return [self.nodes[host] for host in self.free_hosts if host in self.nodes]
+
+    @property
+    def closed_hosts(self) -> list[str]:
+        """Of a wide worker: nodes that have no companion."""
+        return [host for host in self.hosts if host not in self.nodes]
 
     @property
     def used(self) -> bool:
@@ -196,7 +250,7 @@ class WorkerState:
         if not need.takes <= self.free:
             return False
         if self.wide:
-            return need.node <= self.total
+            return need.node <= self.total and len(need.dask_workers) <= len(self.free_nodes)
         return not need.shares_memory or self.memory_mb_for(need) <= self.free.memory_mb
 
     def could_hold(self, need: Need) -> bool:
@@ -256,6 +310,7 @@ class Ledger:
         self._by_pool: dict[str, dict[str, WorkerState]] = {}
         self._parts: dict[str, tuple[Holding, list[tuple[WorkerState, Part]]]] = {}
         self._gained: dict[str, set[str]] = {}
+        self._opened: dict[str, str] = {}  # by the names of companions: their wide workers
 
     def add_worker(self, name: str, pool: Pool, facts: WorkerFacts, now: float) -> None:
         """A worker joined. Raises ValueError where the name is taken."""
@@ -274,8 +329,24 @@ class Ledger:
         """
         state = self._workers.pop(name)
         del self._by_pool[state.pool.name][name]
+        for node in state.nodes.values():
+            self._opened.pop(node.name, None)
         self._gained.get(state.pool.name, set()).discard(name)
         return list(state.held)
+
+    def open_node(self, name: str, worker: str, host: str, devices: tuple[str, ...], now: float) -> None:
+        """A further node of a wide worker has a companion, called ``name``. Nothing where the worker is gone."""
+        state = self._workers.get(worker)
+        if state is not None and host in state.hosts:
+            self._opened[name] = worker
+            state.nodes[host] = OpenNode(name, host, devices[: state.pool.gpus] if counts_devices(state.pool) else ())
+            state.changed = now
+            self._gain(state)
+
+    def close_node(self, name: str) -> None:
+        """It has none any more. What is held of the node is held until it is released. May be repeated."""
+        if (state := self._workers.get(self._opened.pop(name, ""))) is not None:
+            state.nodes = {host: node for host, node in state.nodes.items() if node.name != name}
 
     def idle_from(self, now: float) -> None:
         """What is idle counts as idle from now on: a run has come that may need it."""
@@ -323,6 +394,8 @@ class Ledger:
         if key in self._parts:
             msg = f"{key} holds something already"
             raise ValueError(msg)
+        if need.dask_workers:
+            return self._hold_nodes(key, states[0], request, need, now)
         picked = [_pick(state, need) for state in states]
         hosts = tuple(host for _, part in picked for host in part)
         limits = [limit for state in states if (limit := state.limit_s(request, now)) is not None]
@@ -376,12 +449,49 @@ class Ledger:
             self._take(place.state, Part(holding, place.amounts, picked[place.state.name], ()), now)
         return holding
 
+    def _hold_nodes(self, key: str, state: WorkerState, request: Request, need: Need, now: float) -> Holding:
+        """As `hold`, for a job whose Dask cluster has whole nodes of a wide worker; the script goes to the first."""
+        cluster, nodes = request.cluster, state.free_nodes[: need.nodes]
+        assert cluster is not None
+        numbers = {node.name: number for node, number in zip(nodes, need.dask_workers, strict=True)}
+        cores = {name: number * cluster.cores for name, number in numbers.items()}
+        home = nodes[0]
+        cores[home.name] += cluster.script_cores
+        memory_mb = (cluster.each * numbers[home.name] + cluster.script).memory_mb
+        limit_s = state.limit_s(request, now)
+        run_s = min((s for s in (request.runtime_s, limit_s) if s is not None), default=None)
+        holding = Holding(
+            key=key,
+            workers=(home.name,),
+            cores_by_worker=cores,
+            memory_mb=state.total.memory_share_mb(cores[home.name]) if need.shares_memory else memory_mb,
+            devices={node.name: node.devices[: numbers[node.name] * cluster.gpus] for node in nodes}
+            if counts_devices(state.pool)
+            else {},
+            hosts=(home.host,),
+            limit_s=limit_s,
+            until=None if run_s is None else now + run_s,
+            dask_workers=numbers,
+        )
+        self._parts[key] = holding, []
+        hosts = {node.name: node.host for node in nodes}
+        self._take(state, Part(holding, state.part(need), (), tuple(hosts.values()), hosts), now)
+        return holding
+
     def add_place(self, key: str, place: Place, now: float) -> tuple[str, ...]:
-        """Take room for more Dask workers of a job, on a worker where it has none; returns their devices.
+        """Take room for more Dask workers of a job, on a worker or node where it has none; returns their devices.
 
         Raises KeyError where the key holds nothing.
         """
-        holding, _ = self._parts[key]
+        holding, parts = self._parts[key]
+        if (node := place.node) is not None:
+            held = next(part for state, part in parts if state is place.state)
+            held.hosts, held.amounts = (*held.hosts, node.host), held.amounts + place.amounts
+            held.nodes[node.name] = node.host
+            place.state.free -= place.amounts
+            place.state.free_hosts.remove(node.host)
+            place.state.changed = now
+            return place.devices
         devices = _pick_devices(place.state.devices, place.state.free_devices, place.amounts.gpus)
         self._take(place.state, Part(holding, place.amounts, devices, ()), now)
         return devices
@@ -405,8 +515,21 @@ class Ledger:
             self._give(state, held, now)
 
     def release_place(self, key: str, worker: str, now: float) -> None:
-        """The job's Dask workers on this worker are gone, and it goes on without. KeyError where it has none there."""
+        """The job's Dask workers there are gone, and it goes on without. KeyError where it has none there.
+
+        ``worker``: also a node of a wide one, by `OpenNode.name`.
+        """
         _, parts = self._parts[key]
+        for state, held in parts:
+            if (host := held.nodes.pop(worker, None)) is not None:
+                held.hosts = tuple(other for other in held.hosts if other != host)
+                one = Amounts(nodes=1)
+                held.amounts -= one
+                state.free += one
+                state.free_hosts = _in_order(state.hosts, (*state.free_hosts, host))
+                state.changed = now
+                self._gain(state)
+                return
         position = next((index for index, (state, _) in enumerate(parts) if state.name == worker), None)
         if position is None:
             raise KeyError(worker)

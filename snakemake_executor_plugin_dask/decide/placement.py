@@ -7,7 +7,7 @@ it. Only workers with more room than at the last look, and classes with a new fi
 
 import heapq
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from snakemake_executor_plugin_dask.decide import gangs
 from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
@@ -67,12 +67,28 @@ def place_missing(
     """Places for as many of them as have room now, held in the ledger, each with its devices."""
     need = ledger.need(missing.request, missing.pool)
     reserved = waiting.reserved(missing.pool.name)
+    if need.dask_workers:
+        return _place_on_nodes(missing, reserved, ledger, now)
     rooms = [
         (state, state.free if (kept := reserved.get(state.name)) is None else _beside(kept, state))
         for state in ledger.states(missing.pool.name).values()
         if not state.draining and missing.key not in state.held and state.lives(missing.request, now, fresh=False)
     ]
     places = gangs.more(need, missing.workers, rooms)
+    return [(place, ledger.add_place(missing.key, place, now)) for place in places]
+
+
+def _place_on_nodes(
+    missing: Missing, reserved: Mapping[str, Reservation], ledger: Ledger, now: float
+) -> list[tuple[Place, tuple[str, ...]]]:
+    """As `place_missing`, where the job has whole nodes of a wide worker: on others of the same."""
+    ((state, _),) = ledger.parts(missing.key)
+    cluster = missing.request.cluster
+    assert cluster is not None
+    if state.draining:
+        return []
+    free = state.free if (kept := reserved.get(state.name)) is None else _beside(kept, state)
+    places = gangs.more_on_nodes(cluster, missing.workers, state, max(0, free.nodes))
     return [(place, ledger.add_place(missing.key, place, now)) for place in places]
 
 

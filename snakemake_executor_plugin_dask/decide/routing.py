@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from snakemake_executor_plugin_dask.decide import remedies
 from snakemake_executor_plugin_dask.model.amounts import UNKNOWN
@@ -25,9 +26,10 @@ _MAX_NAMES = 8  # rules named in one sentence
 _MANY_READY = 5000  # among so many `greedy` chooses for half a minute or so
 
 
+#: With the batch system's name.
 _DASK_WORKERS_WIDE = (
-    "its workers hold several nodes and supervise one: a job's own Dask workers need a pool without nodes, over whose "
-    "workers they may lie"
+    "its workers hold several nodes and, with {}, supervise one: a job's own Dask workers need a pool without nodes, "
+    "over whose workers they may lie"
 )
 _GIVEN_UP = "it was given up, since its workers could not be brought up"
 
@@ -51,7 +53,7 @@ def counts_devices(pool: Pool) -> bool:
 
 
 def places(pool: Pool, cluster: JobCluster) -> int:
-    """Over so many of the pool's workers a job's own Dask cluster may lie."""
+    """Over so many of the pool's workers a job's own Dask cluster may lie. Of a wide one it may have all nodes."""
     if cluster.together or pool.nodes is not None:
         return 1
     return UNKNOWN if pool.kind.found else pool.workers_max  # how many there will be is for others to say
@@ -151,12 +153,16 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
     if not made_for(pool, request):
         return (Shortage("it is made for other Slurm resources"),)
     if pool.nodes is not None and request.nodes == 1 and not request.mpi:
-        if request.cluster is not None:
-            return (Shortage(_DASK_WORKERS_WIDE),)
-        return (Shortage("it takes only jobs that declare nodes or mpi"),)
+        if request.cluster is None:
+            return (Shortage("it takes only jobs that declare nodes, mpi or dask_workers"),)
+        if pool.kind.system is None or pool.kind.system.on_node is None:
+            return (Shortage(_DASK_WORKERS_WIDE.format(pool.kind.system.title if pool.kind.system else pool.cluster)),)
     short: list[Shortage] = []
     if request.cluster is not None and (number := places(pool, request.cluster)) > 1:
-        short, request = _cluster_shortages(request, request.cluster, number, shape)
+        short, request = _cluster_shortages(request, request.cluster, number, shape, f"its {number} workers")
+    elif request.cluster is not None and pool.nodes is not None and not request.cluster.together:
+        whose = f"the {count(pool.nodes, 'node')} of a worker"
+        short, request = _cluster_shortages(request, request.cluster, pool.nodes, shape, whose)
     nodes = nodes_needed(request, pool, shape.cores, shape.gpus, shape.memory_mb)
     most = pool.workers_max if pool.kind.launched and pool.nodes is None else shape.nodes
     room = replace(shape, nodes=min(nodes, most))
@@ -196,16 +202,19 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
 
 
 def _cluster_shortages(
-    request: Request, cluster: JobCluster, nodes: int, shape: Shape
+    request: Request, cluster: JobCluster, nodes: int, shape: Shape, whose: str
 ) -> tuple[list[Shortage], Request]:
-    """Where some of a job's Dask workers fit: that not all do. And the request that one worker is left to hold."""
+    """Where some of a job's Dask workers fit: that not all do. And the request that one node is left to hold.
+
+    ``nodes`` may have parts of it; ``whose`` names them.
+    """
     fitting = cluster.fitting(shape.amounts, nodes)
     if not fitting:
         return [], with_cluster(request, replace(cluster, workers=1))
     one = replace(request, cores=cluster.cores, memory_mb=cluster.memory_mb, gpus=cluster.gpus, cluster=None)
     if fitting == cluster.workers:
         return [], one
-    text = f"{_of_cluster(cluster)} are too much for its {nodes} workers, which hold {count(fitting, 'Dask worker')}"
+    text = f"{_of_cluster(cluster)} are too much for {whose}, which hold {count(fitting, 'Dask worker')}"
     return [Shortage(text, (f"dask_workers={fitting}",), fitting / cluster.workers)], one
 
 
@@ -249,10 +258,12 @@ def route(
     shapes: Mapping[str, Shape],
     given_up: Collection[str] = (),
     name: str = "",
+    closed: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The name of the first pool, in the file's order, that can hold the request and was not given up.
 
-    ``name`` is the rule's, for the message. Raises NoPool, whose message lists each pool and what to change.
+    ``name`` is the rule's, for the message; ``closed``: why the nodes of a pool's wide workers have no companions.
+    Raises NoPool, whose message lists each pool and what to change.
     """
     candidates = [pool for pool in pools if request.pool in (None, pool.name)]
     if not candidates:
@@ -267,10 +278,14 @@ def route(
         short[pool.name] = shortages(request, pool, shapes.get(pool.name) or shape_of(pool))
         if pool.name in given_up:
             short[pool.name] += (Shortage(_GIVEN_UP),)
+        if pool.name in closed and request.cluster is not None:
+            short[pool.name] += (Shortage(f"the nodes of its workers take no Dask workers: {closed[pool.name]}"),)
         if not short[pool.name]:
             fitting.append(pool)
     if request.spreads:
         fitting.sort(key=lambda pool: pool.slurm is not None and (pool.nodes or 0))  # no more nodes than it needs
+    if request.cluster is not None:
+        fitting.sort(key=lambda pool: pool.nodes is not None)  # where whole nodes are held, whatever is used of them
     if fitting and request.gpus and request.gpu_model:
         # A pool that states the model is a surer choice than one that states none.
         fitting.sort(key=lambda pool: pool.gpu_model is None)

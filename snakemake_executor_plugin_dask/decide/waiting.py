@@ -89,7 +89,7 @@ class JobClass:
     @property
     def spreads(self) -> bool:
         """Whether the number of nodes follows from the workers' size."""
-        return self.request.spreads
+        return self.request.spreads or (self.request.cluster is not None and self.pool.nodes is not None)
 
 
 @dataclass(slots=True, eq=False)

@@ -245,15 +245,17 @@ class Controller:
         self.sent[attempt.key] = job
         self.counts.attempts += 1
         memory_mb, dask_workers = holding.memory_mb, {}
+        workers = self._as_shown(holding.cores_by_worker)
         if request.cluster is not None:
-            dask_workers["dask_workers"] = holding.dask_workers or {member.name: request.cluster.workers}
+            each = holding.dask_workers or {member.name: request.cluster.workers}
+            dask_workers["dask_workers"] = self._as_shown(each)
         if holding.dask_workers and request.memory_mb is not None:
-            memory_mb = request.memory_mb // len(holding.dask_workers)  # on average
+            memory_mb = request.memory_mb // len(workers)  # on average
         self.event(
             "job-placed",
             key=attempt.key,
-            worker=member.name,
-            workers=holding.cores_by_worker,
+            worker=member.shown,
+            workers=workers,
             memory_mb=memory_mb,
             devices=holding.devices,
             **dask_workers,
@@ -261,6 +263,14 @@ class Controller:
         spec = self.parts.begin(job, member.pool, holding, spec)
         spec = dataclasses.replace(spec, runtime_limit_s=limit.limit_s)
         self._tasks.spawn(self._follow(job, self._cluster.submit(attempt, spec)))
+
+    def _as_shown(self, amounts: Mapping[str, int]) -> dict[str, int]:
+        """By worker, those of its nodes together."""
+        members, summed = self._cluster.workers.members, dict[str, int]()
+        for name, amount in amounts.items():
+            shown = members[name].shown if name in members else name
+            summed[shown] = summed.get(shown, 0) + amount
+        return summed
 
     # Running to ended
 
@@ -283,7 +293,7 @@ class Controller:
             elif job is not None and job.attempt.state is State.SENT:
                 job.attempt.become(State.RUNNING)
                 how = {name: message[name] for name in ("pid", "start", "start_depth", "start_reason")}
-                self.event("job-started", key=job.attempt.key, worker=job.attempt.worker, **how)
+                self.event("job-started", key=job.attempt.key, worker=job.attempt.shown, **how)
                 if not job.reported:
                     job.reported = True
                     self._around.send(Started(job.queued.key))
@@ -291,8 +301,8 @@ class Controller:
             self._ended(Outcome(**message["ended"]))
         elif "said" in message:
             self._tell.from_worker(message["said"])
-        elif message.get("leaving") in self.ledger.workers():
-            self.ledger.drain(message["leaving"])
+        elif "leaving" in message:
+            self.dispatch.drain(message["leaving"])
 
     async def _follow(self, job: Job, submitted: Awaitable[Outcome | None]) -> None:
         """The task's result is the second way to hear of an end, and the only one where Dask itself failed."""
@@ -344,7 +354,7 @@ class Controller:
         whole = self.parts.ended(attempt, outcome)
         if whole is None:
             return
-        outcome = whole
+        outcome = dataclasses.replace(whole, worker=attempt.shown or whole.worker)
         lost = outcome.status == "lost" and not attempt.killed
         self.event("job-ended", outcome=outcome)
         self._over(job, State.LOST if lost else State.ENDED)
@@ -401,7 +411,7 @@ class Controller:
         elif not planned:
             job.losses += 1
         if job.losses > limit and (job.alone or limit == 0):
-            outcome = Outcome(job.attempt.key, "lost", worker=job.attempt.worker, log_path=spec.log_path, detail=why)
+            outcome = Outcome(job.attempt.key, "lost", worker=job.attempt.shown, log_path=spec.log_path, detail=why)
             self._finish(job, outcome, message=sentences.lost_too_often(job.losses, why, limit, alone=job.alone))
         elif self.stopping:
             self._not_again(job, why)
@@ -411,7 +421,7 @@ class Controller:
             self._again(job, why)
 
     def _not_again(self, job: Job, why: str) -> None:
-        outcome = Outcome(job.attempt.key, "lost", worker=job.attempt.worker, detail=sentences.not_again(why))
+        outcome = Outcome(job.attempt.key, "lost", worker=job.attempt.shown, detail=sentences.not_again(why))
         self._finish(job, outcome)
 
     def _again(self, job: Job, why: str) -> None:
@@ -456,19 +466,23 @@ class Controller:
         keys = [attempt.key for _, attempt in lost]
         planned = _at_its_end(member, self.clock())
         planned |= member.pool.kind.found and not lost  # others take away what is idle
-        self.event("worker-lost", worker=member.name, pool=member.pool.name, reason=why, jobs=keys, planned=planned)
+        if member.wide is None:
+            self.event("worker-lost", worker=member.name, pool=member.pool.name, reason=why, jobs=keys, planned=planned)
+            self.counts.lost_workers += not planned
+        else:
+            where = {"worker": member.shown, "pool": member.pool.name, "host": member.process.node}
+            self.event("node-closed", **where, reason=why, jobs=keys)
         if not planned:
-            self.counts.lost_workers += 1
             self._tell.worker_lost(member, why, len(lost), told=told)
 
         # Its jobs may live or not. A job on several workers has its process on the first: where that one lives, it is
         # asked to end the job, and its word is waited for as well.
-        why = f"worker {member.name} was lost ({why})"
+        why = f"{sentences.named(member)} was lost ({why})"
         shared = self._shared(member)
         for job, attempt in lost:
             if attempt.limbo is None:
                 attempt.become(State.LIMBO)
-                attempt.limbo = Limbo(member.name, why, planned, shared, on=set())
+                attempt.limbo = Limbo(member.shown, why, planned, shared, on=set())
             attempt.limbo.on.add(member.name)
             attempt.limbo.on |= self.parts.lost_script(attempt)
             self._end_remains(job)
@@ -481,7 +495,9 @@ class Controller:
                 self.parts.confirmed(part, unknown=unknown)
             ran = [job.queued.key for job, attempt in lost if not attempt.state.final]
             self._cluster.workers.judged(member, ran, planned=planned or member.preempted)
-            if member.preempted and not planned:
+            if member.wide is not None:
+                pass  # its allocation is the wide worker's, which tells of its end itself
+            elif member.preempted and not planned:
                 self.counts.lost_workers -= 1
                 self.event("worker-preempted", worker=member.name, pool=member.pool.name)
                 self._tell.preempted(member)
@@ -491,7 +507,7 @@ class Controller:
             for job, attempt in lost:
                 if attempt.state is State.LIMBO and attempt.limbo is not None:
                     attempt.limbo.unknown = attempt.limbo.unknown or unknown or ""
-                    attempt.limbo.planned |= member.preempted and attempt.limbo.worker == member.name
+                    attempt.limbo.planned |= member.preempted and attempt.limbo.worker == member.shown
                     self._dead_on(job, member.name)
             self.dispatch.gone(member.name)
 
@@ -558,6 +574,13 @@ class Controller:
     def pool_failed(self, pool: Pool, why: str) -> None:
         """A worker of the pool did not come up, and there will be other tries."""
         self._tell.pool_failed(pool, why)
+
+    def nodes_closed(self, pool: Pool, why: str) -> None:
+        """Its jobs with Dask workers go to other pools where they fit, or fail with the reason."""
+        self.pools.closed[pool.name] = why
+        self._tell.nodes_closed(pool, why)
+        self._route_again(pool)
+        self.place_soon()
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
         """Its jobs go to other pools where they fit, or fail with the reason."""

@@ -122,6 +122,11 @@ class Dispatch:
         if member.name in self.ledger.workers():
             return
         pool = self.pools[member.pool.name]
+        if member.wide is not None:
+            node, devices = member.process.node, member.facts.devices
+            self.ledger.open_node(member.name, member.wide.name, node, devices, self.clock())
+            self.place_soon()
+            return
         if not pool.kind.found:  # where each worker is of its own kind, and `unfit` looks at all of them
             self.pools.seen(pool, up)
         self.ledger.add_worker(member.name, member.pool, member.facts, self.clock())
@@ -129,6 +134,7 @@ class Dispatch:
 
     def drain(self, name: str) -> None:
         """Nothing more is placed on a worker; it may be gone already."""
+        self.ledger.close_node(name)
         if name in self.ledger.workers():
             self.ledger.drain(name)
 

@@ -72,6 +72,11 @@ class Attempt:
         """The name of its (first) worker; empty: it has none."""
         return "" if self.member is None else self.member.name
 
+    @property
+    def shown(self) -> str:
+        """The name of that worker as people know it."""
+        return "" if self.member is None else self.member.shown
+
     def become(self, state: State) -> None:
         """Go on to another state; ValueError where that cannot follow."""
         if state not in _AFTER[self.state]:

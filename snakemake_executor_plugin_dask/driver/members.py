@@ -61,6 +61,14 @@ class Member:
     asked_preempted: "asyncio.Future[bool] | None" = None
     preempted: bool = False  # the batch system says that it took its allocation away for others
     ended: str = ""  # in the batch system's words, why its allocation ended by itself
+    #: Of a companion: the wide worker on one of whose nodes it is. It has no room of its own, and is no worker of its
+    #: pool for those who count them.
+    wide: "Member | None" = None
+
+    @property
+    def shown(self) -> str:
+        """The name of the worker that people know, which a companion is a part of."""
+        return self.name if self.wide is None else self.wide.name
 
     @property
     def starting(self) -> bool:
@@ -105,6 +113,9 @@ class Listener(Protocol):
     def pool_given_up(self, pool: Pool, why: str) -> None:
         """There will be no other try. Once for each pool."""
 
+    def nodes_closed(self, pool: Pool, why: str) -> None:
+        """The nodes of its wide workers get no companions: there will be no other try. Once for each pool."""
+
     def event(self, kind: str, **fields: Any) -> None:
         """For the event log."""
 
@@ -130,11 +141,15 @@ class Members:
 
     def up(self, pool: str) -> list[Member]:
         """The workers of a pool that are up."""
-        return [member for member in self.members.values() if member.pool.name == pool and member.up]
+        return [member for member in self.workers() if member.pool.name == pool and member.up]
 
     def starting(self, pool: str) -> list[Member]:
         """The workers of a pool that were asked for and have not joined."""
-        return [member for member in self.members.values() if member.pool.name == pool and member.starting]
+        return [member for member in self.workers() if member.pool.name == pool and member.starting]
+
+    def workers(self) -> list[Member]:
+        """All but companions, which are parts of others."""
+        return [member for member in self.members.values() if member.wide is None]
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
         """Wait until every process of these attempts is known to be dead on a lost worker, and take it off the list.

@@ -91,22 +91,17 @@ class Parts:
             return spec
         home = holding.workers[0]
         counts = holding.dask_workers or {home: spec.cluster.workers}
-        grows = spec.cluster.most > spec.cluster.workers and not pool.kind.found and not spec.cluster.together
+        number = sum(counts.values())
+        # On whole nodes it has as many as it can from the start.
+        cluster = spec.cluster if pool.nodes is None else dataclasses.replace(spec.cluster, workers=number, most=0)
+        spec = dataclasses.replace(spec, cluster=dataclasses.replace(cluster, workers=counts[home]))
+        grows = cluster.most > cluster.workers and not pool.kind.found and not cluster.together
         pages = self._cluster.pages
         if len(counts) < 2 and not grows and pages is None:
             return spec
         host = _host(self._cluster.workers.members[home])
-        found = _Job(
-            job,
-            dataclasses.replace(
-                spec,
-                cluster=dataclasses.replace(spec.cluster, workers=counts[home]),
-                spread=Spread(host, sum(counts.values()), pages="" if pages is None else pages.path(spec.key)),
-                certificate=self_signed(),
-            ),
-            spec.cluster,
-            pool,
-        )
+        spread = Spread(host, number, pages="" if pages is None else pages.path(spec.key))
+        found = _Job(job, dataclasses.replace(spec, spread=spread, certificate=self_signed()), cluster, pool)
         self._jobs[spec.key] = found
         for name, workers in counts.items():
             if name != home:
@@ -188,16 +183,19 @@ class Parts:
             missing = Missing(found.job.queued.key, found.job.queued.request, found.pool, found.missing)
             for place, devices in place_missing(missing, self._waiting, self._ledger, self._clock()):
                 found.missing -= place.workers
-                part = self._add(found, place.state.name, place.workers, devices)
+                part = self._add(found, place.worker, place.workers, devices)
                 self._note("placed", found, part)
                 self._send(found, part)
 
     def missing(self, pool: str) -> list[WaitingClass]:
-        """What jobs of a pool have lost, for those who count how many workers are needed."""
+        """What jobs of a pool have lost, for those who count how many workers are needed.
+
+        A job on whole nodes of a wide worker gets others of the same, for which no worker is asked for.
+        """
         return [
             WaitingClass(_each(found), fresh=False, count=found.missing, since=self._clock())
             for found in self._jobs.values()
-            if found.missing and found.pool.name == pool
+            if found.missing and found.pool.name == pool and found.pool.nodes is None
         ]
 
     # Lent Dask workers
@@ -378,7 +376,7 @@ class Parts:
     def _note(self, what: str, found: _Job, part: Part) -> None:
         cores = part.workers * found.cluster.cores
         self._event(
-            f"dask-workers-{what}", key=found.spec.key, worker=part.attempt.worker, number=part.workers, cores=cores
+            f"dask-workers-{what}", key=found.spec.key, worker=part.attempt.shown, number=part.workers, cores=cores
         )
 
     def _end(self, found: _Job) -> set[str]:

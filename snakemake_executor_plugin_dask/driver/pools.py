@@ -25,6 +25,7 @@ class Pools(Mapping[str, Pool]):
         self._by_name = {pool.name: pool for pool in options.pools}
         self.shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in options.pools}
         self.given_up: dict[str, str] = {}  # and why
+        self.closed: dict[str, str] = {}  # those whose wide workers' nodes have no companions, and why
         self._makes = options.slurm_template is not None
         self._make = make
 
@@ -48,16 +49,21 @@ class Pools(Mapping[str, Pool]):
             [routing.shape_of(m.pool, routing.shape_of_worker(m.pool, m.facts)) for m in members if m.facts is not None]
         )
 
+    def try_again(self) -> None:
+        """What was given up may work for a further run."""
+        self.given_up.clear()
+        self.closed.clear()
+
     def route(self, request: Request, name: str = "") -> str:
         """The name of the pool that takes it. RequestError where none can; ``name`` is the rule's, for the text."""
-        return routing.route(request, list(self.values()), self.shapes, self.given_up, name)
+        return routing.route(request, list(self.values()), self.shapes, self.given_up, name, self.closed)
 
     def fit_without(self, pool: Pool, requests: Collection[Request]) -> bool:
         """Whether each of these could go to another pool."""
         without = {*self.given_up, pool.name}
         try:
             for request in requests:
-                routing.route(request, list(self.values()), self.shapes, without)
+                routing.route(request, list(self.values()), self.shapes, without, closed=self.closed)
         except RequestError:
             return False
         return True

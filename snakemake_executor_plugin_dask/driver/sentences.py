@@ -80,7 +80,8 @@ class Teller:
     def worker_lost(self, member: Member, why: str, jobs: int, *, told: bool) -> None:
         """``told``: something else says it already."""
         ran = f"; {count(jobs, 'job')} ran on it" if jobs else ""
-        self._say("debug" if told else "warning", f"Worker {member.name} was lost: {why}{ran}.")
+        who = named(member)
+        self._say("debug" if told else "warning", f"{who[0].upper()}{who[1:]} was lost: {why}{ran}.")
 
     def last_words(self, member: Member) -> None:
         """How the batch system ended its allocation."""
@@ -115,9 +116,20 @@ class Teller:
                 "on other nodes see it only if this host exports it. Run where the nodes share a file system.",
             )
 
+    def nodes_closed(self, pool: Pool, why: str) -> None:
+        """No more companions are started."""
+        self._say("error", f"Pool {pool.name}: the nodes of its workers take no Dask workers of jobs: {why}")
+
     def pool_given_up(self, pool: Pool, why: str) -> None:
         """No more workers are asked for."""
         self._say("error", f"Pool {pool.name} is given up: its workers do not come up. The last reason: {why}")
+
+
+def named(member: Member) -> str:
+    """A worker, or the node of a wide one, as people know it."""
+    if member.wide is None:
+        return f"worker {member.name}"
+    return f"node {member.process.node} of worker {member.wide.name}"
 
 
 def _named(spec: JobSpec) -> str:

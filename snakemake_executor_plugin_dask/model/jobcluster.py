@@ -48,7 +48,32 @@ class JobCluster:
         """How many such workers, and not more than are wanted, fit beside the script on so many nodes of this size."""
         if not self.script <= room:
             return 0
-        return min(self.workers, self.each.times_in(room - self.script) + (nodes - 1) * self.each.times_in(room))
+        beside = self.fitting_on(room, script=True)
+        return min(self.workers, beside + (nodes - 1) * self.fitting_on(room, script=False))
+
+    def over(self, room: Amounts, most: int) -> tuple[int, ...]:
+        """On as few whole nodes of this size as hold all, and at most so many: the workers on each, the script's first.
+
+        Evenly, and as many of ``most`` workers as fit there, since nobody else can use what is left. Empty: too many.
+        """
+        first, other = self.fitting_on(room, script=True), self.fitting_on(room, script=False)
+        lacking = self.workers - first
+        nodes = 1 + (-(-lacking // other) if other else most) if lacking > 0 else 1
+        if nodes > (1 if self.together else most) or not self.script <= room:
+            return ()
+        holds, numbers = [first] + [other] * (nodes - 1), [0] * nodes
+        for _ in range(min(max(self.workers, self.most), sum(holds))):
+            chosen = min(
+                (node for node in range(nodes) if numbers[node] < holds[node]), key=lambda node: (numbers[node], -node)
+            )
+            numbers[chosen] += 1
+        return tuple(numbers)
+
+    def fitting_on(self, room: Amounts, *, script: bool) -> int:
+        """How many workers fit on one node of this size, beside the script where that is there, too."""
+        if not script:
+            return self.each.times_in(room)
+        return self.each.times_in(room - self.script) if self.script <= room else 0
 
     @property
     def each(self) -> Amounts:

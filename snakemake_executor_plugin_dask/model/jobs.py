@@ -205,6 +205,11 @@ class WorkerFacts:
     snakemake_version: str = ""
     batch_system: str | None = None  # of a worker of others: in whose allocation it runs
 
+    @property
+    def own_host(self) -> str:
+        """Of ``hosts`` the one where the worker itself is; batch systems name it first."""
+        return self.host if self.host in self.hosts or not self.hosts else self.hosts[0]
+
 
 class AnyGroupMember(Protocol):
     """A job of a group job, as any part of the plugin holds it."""

@@ -189,6 +189,7 @@ _WHAT = {
     "fresh": "a fresh allocation",
     "workers": "several workers at once",
     "dask_workers": "room for all their Dask workers",
+    "companions": "a start on the further nodes of their worker",
     "reserved": "a worker that is kept",
 }
 

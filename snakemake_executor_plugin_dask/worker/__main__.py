@@ -26,7 +26,7 @@ from snakemake_executor_plugin_dask.node.descriptors import raise_limit
 from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, near_cores, take_inventory
 from snakemake_executor_plugin_dask.node.own_log import bound_log
 from snakemake_executor_plugin_dask.node.private import read_private, write_private
-from snakemake_executor_plugin_dask.worker import client, runs
+from snakemake_executor_plugin_dask.worker import client, companions, runs
 
 
 def main() -> int:
@@ -53,6 +53,7 @@ def main() -> int:
         try:
             return asyncio.run(_serve(config, name, started, scratch, None, known.config.parent))
         finally:
+            companions.end_all()
             shutil.rmtree(scratch, ignore_errors=True)
     setup: RunSetup = pickle.loads(read_private(config["setup"]))
     if config.get("own_python"):
@@ -65,6 +66,7 @@ def main() -> int:
     try:
         return asyncio.run(_serve(config, name, started, scratch, (setup, supervisor), known.config.parent))
     finally:
+        companions.end_all()
         lease_path.unlink(missing_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -116,6 +118,8 @@ async def _serve(
     from snakemake_executor_plugin_dask.node.door import Door
 
     facts = _facts(config, name, started, only)
+    ends = None if facts.remaining_s is None else time.monotonic() + facts.remaining_s
+    companions.here = companions.Here(config, directory, ends)
     dask.config.set(WORKER_CONFIGURATION)
     quieten()
     bound_log()

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.node.processes import kill_descendants, process_table
-from snakemake_executor_plugin_dask.worker import client
+from snakemake_executor_plugin_dask.worker import client, companions
 from snakemake_executor_plugin_dask.worker.attach import AttachedLink, detach, know
 
 _Run = TypeVar("_Run", RunSetup, Beginning)
@@ -49,7 +49,7 @@ class Link(AttachedLink):
 
 def _kill_orphans() -> bool:
     with _forking:  # one that is just being started is not known yet
-        known = {each.pid for each in _supervisors}
+        known = {each.pid for each in _supervisors} | companions.pids()
         gone = kill_descendants(os.getpid(), spared=lambda: known)
     for stat in process_table().values():
         if stat.ppid == os.getpid() and stat.dead and stat.pid not in known:

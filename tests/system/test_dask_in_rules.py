@@ -15,8 +15,12 @@ from urllib.request import urlopen
 
 import pytest
 from clusters.slurm import VirtualSlurm
-from running import SnakemakeRun, processes_of, snakemake, wait_for
+from running import RUN_S, SnakemakeRun, processes_of, snakemake, wait_for
 
+from snakemake_executor_plugin_dask.node.processes import process_table, tree
+
+from . import kept_clusters
+from .kept_clusters import KEEP, Clusters
 from .test_attached import Cluster
 
 EXAMPLE = Path(__file__).parents[2] / "example-workflows" / "dask-in-a-rule"
@@ -195,7 +199,7 @@ def other_python(directory: Path, *without: str) -> None:
     (own / "packages.pth").write_text(f"{packages}\n")
 
 
-def clusters(run: SnakemakeRun) -> dict[int, str]:
+def keepers(run: SnakemakeRun) -> dict[int, str]:
     """The processes of jobs' own clusters."""
     return {pid: command for pid, command in run.processes().items() if "cluster.py" in command}
 
@@ -324,8 +328,8 @@ def test_a_cluster_goes_with_its_job(tmp_path: Path, how: str) -> None:
     """However that ends: its script killed, or the run interrupted."""
     with snakemake(tmp_path, of_python(ONE, tmp_path), "long.txt") as run:
         script = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the script"))
-        assert len(clusters(run)) >= 2
-        directory = next(command for command in clusters(run).values()).split()[-1]
+        assert len(keepers(run)) >= 2
+        directory = next(command for command in keepers(run).values()).split()[-1]
         if how == "script":
             os.kill(script, signal.SIGKILL)
         else:
@@ -776,10 +780,10 @@ def test_a_job_that_loses_its_scripts_node_runs_again(slurm: VirtualSlurm, tmp_p
     """As other jobs do, once its Dask workers on other nodes are dead, too."""
     with on_nodes(tmp_path, "again.txt", 5) as run:
         home, _ = placed_on(run)
-        former = set(clusters(run))
+        former = set(keepers(run))
         slurm.run("scancel", home)
         wait_for(lambda: len(run.events("job-placed")) == 2, "its second run")
-        assert not former & set(clusters(run))
+        assert not former & set(keepers(run))
         assert run.wait() == 0, run.output
         run.expect_gone(60)
     assert (tmp_path / "again.txt").read_text() == f"3 {[(1, 300000000)] * 5} NoneType"
@@ -791,7 +795,7 @@ def test_parts_on_other_nodes_go_with_their_job(slurm: VirtualSlurm, tmp_path: P
     """However that ends: its script killed, or the run interrupted. Nothing is left, of processes or in the queue."""
     with on_nodes(tmp_path, "long.txt", 5) as run:
         placed_on(run)
-        assert len(clusters(run)) == 8  # three nodes with what keeps the workers, and five workers
+        assert len(keepers(run)) == 8  # three nodes with what keeps the workers, and five workers
         if how == "script":
             os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         else:
@@ -799,3 +803,187 @@ def test_parts_on_other_nodes_go_with_their_job(slurm: VirtualSlurm, tmp_path: P
         assert run.wait() == 1
         run.expect_gone(60)
     assert slurm.queue() == []
+
+
+WIDE = """
+pools:
+  wide:
+    cluster: slurm
+    workers: 1
+    nodes: 2
+    cores: 2
+    memory: 1400 MB
+    walltime: 10m
+    options: {queue: cpu}
+"""
+
+BESIDE_MPI = (
+    ONE
+    + """
+rule mpi:
+    output: "mpi.txt"
+    resources: mem_mb=100, mpi="srun", tasks=1
+    shell: "touch mpi-runs; until [ -e go ]; do sleep 0.1; done; {resources.mpi} -n 1 hostname > {output}"
+"""
+)
+
+
+def wide_pool(directory: Path, workers: int, nodes: int = 2) -> tuple[str, ...]:
+    """Arguments for so many Dask workers of one core, on the nodes of one allocation, which have two."""
+    directory.mkdir(exist_ok=True)
+    directory.joinpath("pools.yaml").write_text(WIDE.replace("nodes: 2", f"nodes: {nodes}"))
+    return (
+        "--dask-pools",
+        "pools.yaml",
+        "--set-resources",
+        "one:dask_script_mem_mb=300",
+        f"one:dask_workers={workers}",
+    )
+
+
+def on_a_wide_worker(
+    directory: Path, workers: int, *arguments: str, nodes: int = 2
+) -> AbstractContextManager[SnakemakeRun]:
+    """A run with such a job."""
+    pool = wide_pool(directory, workers, nodes)
+    return snakemake(directory, of_python(BESIDE_MPI, directory), *arguments, *pool)
+
+
+def below_companions(run: SnakemakeRun) -> dict[int, set[int]]:
+    """The workers that a wide worker has started on its further nodes, each with all processes below it."""
+    table = process_table()
+    return {
+        pid: {stat.pid for stat in tree(table, [pid])}
+        for pid, command in run.processes().items()
+        if "--name" in command.split() and "srun" not in command
+    }
+
+
+@pytest.mark.slurm
+def test_over_the_nodes_of_a_wide_worker(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Script and workers on both nodes of one allocation; what does not fit there is told before the first job."""
+    assert slurm.queue() == []
+    with on_a_wide_worker(tmp_path, 4, "some.txt") as run:
+        assert run.wait() == 1
+        assert "are too much for the 2 nodes of a worker, which hold 3 Dask workers" in run.output
+        assert "To make it fit: --set-resources one:dask_workers=3" in run.output
+    with on_a_wide_worker(tmp_path, 3, "some.txt") as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (tmp_path / "some.txt").read_text() == f"3 {[(1, 300000000)] * 3} NoneType"
+    (placed,) = run.events("job-placed")
+    assert (placed["workers"], placed["dask_workers"]) == ({"wide-0": 4}, {"wide-0": 3})
+    assert len(run.events("node-opened")) == 1
+    assert len(run.events("worker-joined")) == 1
+
+
+@pytest.mark.slurm
+def test_over_its_memory_on_another_node(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Dask workers there are limited, replaced and counted as everywhere: the job fails with the message."""
+    assert slurm.queue() == []
+    with on_a_wide_worker(tmp_path, 3, "greedy.txt") as run:
+        assert run.wait() == 1, run.output
+        run.expect_gone(60)
+    (ended,) = run.events("job-ended")
+    assert ended["outcome"]["status"] == "out-of-memory"
+    assert "exceeded the limit of 300 MB (mem_mb), as workers" in ended["outcome"]["detail"]
+
+
+@pytest.mark.slurm
+def test_a_lost_companion_takes_its_dask_workers_and_not_the_job(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """Killed while it computes: another one has others in their place, and an MPI job beside it goes on."""
+    assert slurm.queue() == []
+    with on_a_wide_worker(tmp_path, 3, "lossy.txt", "mpi.txt", nodes=3) as run:
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "mpi-runs").exists(), "both jobs")
+        parts = {event["key"] for event in run.events("job-placed")}
+        script, of_cluster = int((tmp_path / "pid").read_text()), set(keepers(run))
+        found = below_companions(run)
+        (companion,) = [pid for pid, below in found.items() if below & of_cluster and script not in below]
+        os.kill(companion, signal.SIGKILL)
+        wait_for(lambda: run.events("dask-workers-placed"), "others in their place")
+        (tmp_path / "go").touch()
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (tmp_path / "lossy.txt").read_text() == f"45 {[(1, 300000000)] * 3} NoneType"
+    assert {event["key"] for event in run.events("job-placed")} == parts
+    assert len(run.events("dask-workers-lost")) == 1
+    assert len(run.events("node-closed")) == 1
+
+
+@pytest.mark.slurm
+@pytest.mark.variant
+def test_a_job_whose_script_was_on_a_lost_companion_runs_again(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """An MPI job has the first node; what that does is not touched."""
+    assert slurm.queue() == []
+    with on_a_wide_worker(tmp_path, 3, "again.txt", "mpi.txt", nodes=3) as run:
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "mpi-runs").exists(), "both jobs")
+        script, former = int((tmp_path / "pid").read_text()), set(keepers(run))
+        (companion,) = [pid for pid, below in below_companions(run).items() if script in below]
+        os.kill(companion, signal.SIGKILL)
+        wait_for(lambda: len(run.events("job-placed")) == 3, "its second run")
+        assert not former & set(keepers(run))
+        (tmp_path / "go").touch()
+        assert run.wait() == 0, run.output
+        run.expect_gone(60)
+    assert (tmp_path / "again.txt").read_text() == f"3 {[(1, 300000000)] * 3} NoneType"
+    assert len([event for event in run.events("job-placed") if event["key"].startswith("mpi-")]) == 1
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("how", ["script", "ctrl-c", "sigkill"])
+def test_all_nodes_of_a_wide_worker_are_left(slurm: VirtualSlurm, tmp_path: Path, how: str) -> None:
+    """However the job, the run, or Snakemake itself ends: no process and no allocation stays."""
+    assert slurm.queue() == []
+    with on_a_wide_worker(tmp_path, 3, "long.txt") as run:
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the script")
+        assert len(keepers(run)) == 5  # two nodes with what keeps the workers, and three workers
+        assert len(below_companions(run)) == 1
+        if how == "script":
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        else:
+            run.process.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
+        assert run.wait() != 0
+        run.expect_gone(60)
+        wait_for(lambda: slurm.queue() == [], "the end of the allocation")
+
+
+IN_AN_ALLOCATION = """#!/bin/bash
+#SBATCH --nodes=3 --ntasks-per-node=2 --partition=cpu --output={directory}/batch.out --time=10
+cd {directory}
+{python} -m snakemake --executor dask --dask-cluster mpi --jobs 500 some.txt --set-resources {resources}
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.slurm
+@pytest.mark.variant
+def test_over_the_nodes_of_snakemakes_own_allocation(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """An `mpi` pool has a worker on each node, over which a job's Dask workers lie."""
+    assert slurm.queue() == []
+    (tmp_path / "Snakefile").write_text(of_python(ONE, tmp_path))
+    resources = "one:dask_script_mem_mb=300 one:dask_workers=5"
+    script = tmp_path / "batch.sh"
+    script.write_text(IN_AN_ALLOCATION.format(directory=tmp_path, python=sys.executable, resources=resources))
+    slurm.run("sbatch", "--wait", str(script), check=False, timeout_s=RUN_S)
+    output = (tmp_path / "batch.out").read_text()
+    assert (tmp_path / "some.txt").exists(), output
+    assert (tmp_path / "some.txt").read_text() == f"3 {[(1, 300000000)] * 5} NoneType"
+    (log,) = tmp_path.glob(".snakemake/dask/*.events.jsonl")
+    (placed,) = [event for line in log.read_text().splitlines() if (event := json.loads(line))["kind"] == "job-placed"]
+    assert sorted(placed["workers"].values()) == [2, 2, 2]
+    wait_for(lambda: slurm.queue() == [], "the end of the allocation")
+
+
+@pytest.mark.slurm
+@pytest.mark.variant
+def test_companions_stay_with_a_cluster_that_stays(clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """A further run starts none; the first one's end took none of them along."""
+    for number in range(2):
+        directory = tmp_path / str(number)
+        pool = wide_pool(directory, 3)
+        with kept_clusters.snakemake(directory, of_python(ONE, directory), "some.txt", *KEEP, *pool) as run:
+            assert run.wait() == 0, run.output
+        assert (directory / "some.txt").read_text() == f"3 {[(1, 300000000)] * 3} NoneType"
+        assert len(run.events("node-opened")) == 1 - number
+    assert clusters.command("stop", "--all").returncode == 0
+    wait_for(lambda: slurm.queue() == [], "the end of the allocation")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from deciding import MIG, UUIDS, a_job, a_pool, facts_of, fits, worker
 
-from snakemake_executor_plugin_dask.decide.gangs import plan
+from snakemake_executor_plugin_dask.decide.gangs import plan, to_open
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger
 from snakemake_executor_plugin_dask.decide.placement import (
     PATIENCE_S,
@@ -46,6 +46,7 @@ class Simulation:
         self.numbers = itertools.count()
         self.names = itertools.count()
         self.missing: dict[str, Missing] = {}  # Dask workers that were lost
+        self.lost_on: dict[str, int] = {}  # by job: how many with the nodes of wide workers
 
     def join(self, pool: Pool) -> None:
         name = f"{pool.name}-{next(self.names)}"
@@ -62,7 +63,7 @@ class Simulation:
         assert pool.cores
         assert pool.memory_mb
         extra = dict(pool.resources)
-        if places(pool, JobCluster(1, 1)) > 1 and self.random.random() < 0.2:
+        if (pool.nodes or places(pool, JobCluster(1, 1)) > 1) and self.random.random() < 0.2:
             self.arrive_with_dask(pool)
             return
         job = a_job(
@@ -93,11 +94,11 @@ class Simulation:
         )
         extra = tuple((name, 1) for name, _ in pool.resources)
         runtime_s = self.random.choice([None, 60.0, LONGEST_S])
-        there = len(self.ledger.workers(pool.name))
+        there = pool.nodes or len(self.ledger.workers(pool.name))
         number = cluster.fitting(shape_of(pool).amounts, there)
         if not number:
             return
-        cluster = replace(cluster, workers=number)
+        cluster = replace(cluster, workers=number, most=self.random.choice([0, number + 2]) if pool.nodes else 0)
         job = a_job(priority=self.random.choice([0, 5]), runtime_s=runtime_s, extra=extra)
         job = replace(job, request=with_cluster(job.request, cluster))
         assert not shortages(job.request, pool, shape_of(pool))
@@ -108,7 +109,10 @@ class Simulation:
         for missing in self.missing.values():
             for lost, _ in place_missing(missing, self.waiting, self.ledger, self.now):
                 assert lost.workers
+                if lost.node is not None:
+                    self.lost_on[missing.key] -= lost.workers
         self.missing.clear()
+        self.open_nodes()
         for job, holding in place(self.waiting, self.ledger, self.now):
             key = job.key
             assert key not in self.running
@@ -118,6 +122,39 @@ class Simulation:
             heapq.heappush(self.ends, (self.now + self.random.uniform(1, most), next(self.numbers), key))
         self.check_amounts()
         self.check_nothing_fits()
+
+    def open_nodes(self) -> None:
+        """Some of the nodes that are wanted get a supervisor; without turmoil all of them do."""
+        for pool in self.pools:
+            for name in to_open(self.waiting.classes(pool.name), pool, self.ledger):
+                for host in worker(self.ledger, name).closed_hosts:
+                    if not self.turmoil or not self.ends or self.random.random() < 0.5:
+                        self.ledger.open_node(f"{host}-{next(self.names)}", name, host, (), self.now)
+
+    def lose_a_node(self) -> None:
+        """The supervisor of a wide worker's node: jobs with Dask workers there do without, or run again."""
+        wide = [state for pool in self.pools if pool.nodes for state in self.ledger.states(pool.name).values()]
+        nodes = [(state, node) for state in wide for node in state.nodes.values() if node.name != state.name]
+        if not nodes:
+            return
+        state, node = self.random.choice(nodes)
+        self.ledger.close_node(node.name)
+        assert node.host in state.closed_hosts
+        for key, (job, holding) in list(self.running.items()):
+            if node.name in holding.workers:
+                self.again(key, job, state.pool)
+            elif key in state.held and node.name in state.held[key].nodes:
+                self.ledger.release_place(key, node.name, self.now)
+                lost = self.lost_on[key] = self.lost_on.get(key, 0) + holding.dask_workers.get(node.name, 1)
+                self.missing[key] = Missing(key, job.request, state.pool, lost)
+
+    def again(self, key: str, job: QueuedJob, pool: Pool) -> None:
+        """A job that has lost its worker waits once more."""
+        del self.running[key]
+        self.missing.pop(key, None)
+        self.ledger.release(key, self.now)
+        fields = ("cores", "memory_mb", "gpus", "nodes", "mpi", "cluster")
+        self.waiting.add(a_job(f"{key}+", **{name: getattr(job.request, name) for name in fields}), pool, self.now)
 
     def step(self) -> None:
         """To the next end of a job."""
@@ -136,17 +173,11 @@ class Simulation:
         pool = worker(self.ledger, name).pool
         for key in self.ledger.remove_worker(name):
             job, holding = self.running[key]
-            if name not in holding.workers:
+            if name not in holding.workers and not pool.nodes:
                 self.ledger.release_place(key, name, self.now)
                 self.missing[key] = Missing(key, job.request, pool, 1)
                 continue
-            del self.running[key]
-            self.ledger.release(key, self.now)
-            again = a_job(
-                f"{key}+",
-                **{field: getattr(job.request, field) for field in ("cores", "memory_mb", "nodes", "mpi", "cluster")},
-            )
-            self.waiting.add(again, pool, self.now)
+            self.again(key, job, pool)
         self.join(pool)
 
     def check_amounts(self) -> None:
@@ -160,14 +191,25 @@ class Simulation:
         gangs = [(job.request, holding) for job, holding in self.running.values() if holding.dask_workers]
         for request, holding in gangs:
             assert request.cluster is not None
-            assert sum(holding.dask_workers.values()) == request.cluster.workers
-            assert sum(holding.cores_by_worker.values()) == request.cores
+            more = sum(holding.dask_workers.values()) - request.cluster.workers
+            assert 0 <= more <= max(0, request.cluster.most - request.cluster.workers)
+            assert sum(holding.cores_by_worker.values()) == request.cores + more * request.cluster.cores
         for name in self.ledger.workers():
             state = worker(self.ledger, name)
             holdings = by_worker.get(name, [])
             devices = [device for holding in holdings for device in holding.devices.get(name, ())]
             if state.wide:
                 hosts = [host for holding in holdings for host in holding.hosts]
+                for part in state.held.values():
+                    hosts += part.nodes.values()
+                    assert not part.nodes or set(part.nodes.values()) == set(part.hosts)
+                    if not part.nodes:
+                        continue
+                    cluster = self.running[part.holding.key][0].request.cluster
+                    assert cluster is not None
+                    for worker_name, number in part.holding.dask_workers.items():
+                        script = worker_name == part.holding.workers[0]
+                        assert number <= cluster.fitting_on(state.total, script=script)
                 assert len(hosts) == len(set(hosts))
                 assert set(hosts) <= set(state.facts.hosts)
                 assert len(hosts) + len(state.free_hosts) == state.pool.nodes
@@ -232,6 +274,8 @@ class Simulation:
             left -= burst
             if self.turmoil and self.random.random() < 0.02:
                 self.lose_a_worker()
+            if self.turmoil and self.random.random() < 0.05:
+                self.lose_a_node()
             self.place()
             if self.random.random() < 0.05:
                 self.check_blockers()
@@ -341,4 +385,25 @@ def test_jobs_with_dask_workers_neither_deadlock_nor_starve(seed: int) -> None:
             simulation.waiting.add(a_job(cores=chance.randint(1, 2), runtime_s=None), pool, simulation.now)
         simulation.place()
         simulation.step()
+        assert simulation.now < 6 * (LONGEST_S + PATIENCE_S + 60)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_dask_workers_on_whole_nodes_neither_deadlock_nor_starve(seed: int) -> None:
+    """Jobs whose Dask workers need up to four nodes of a wide worker all run, beside a stream of MPI jobs."""
+    chance = random.Random(seed)
+    pool = a_pool("wide", cores=4, nodes=4, workers_max=2)
+    simulation = Simulation(seed, [pool], turmoil=False)
+    for _ in range(2):
+        simulation.join(pool)
+    for _ in range(6):
+        request = with_cluster(a_job().request, JobCluster(chance.randint(1, 7), 2))
+        simulation.waiting.add(replace(a_job(), request=request), pool, 0.0)
+    large = {key for cls in simulation.waiting.classes("wide") for key in simulation.waiting.keys("wide", cls.request)}
+    while not large <= simulation.started.keys():
+        for _ in range(3):
+            simulation.waiting.add(a_job(nodes=chance.randint(1, 2), mpi=True), pool, simulation.now)
+        simulation.place()
+        if simulation.ends:
+            simulation.step()
         assert simulation.now < 6 * (LONGEST_S + PATIENCE_S + 60)

@@ -14,6 +14,7 @@ from snakemake_executor_plugin_dask.driver.members import Member, State
 from snakemake_executor_plugin_dask.driver.own.fleet import Fleet, Step, moved, next_step
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.worker import companions
 
 POOL = Pool("cpu", "slurm", 0, 10, 4, 4000)
 LINK = Link("ab12cd34", "tls://x:1", None, None, "/state", None)
@@ -76,11 +77,18 @@ class World:
     joined: list[str] = field(default_factory=list)
     silent: dict[str, float] = field(default_factory=dict)  # of supervisors that have connected
     meanwhile: Callable[[], None] = lambda: None  # happens while a worker is asked what it has
+    hosts: tuple[str, ...] = ()  # of each worker, where it holds several
+    lost: list[str] = field(default_factory=list)
+    started: list[tuple[str, str]] = field(default_factory=list)  # companions, and on which nodes
+    ended: list[str] = field(default_factory=list)
+    launchers: dict[str, int] = field(default_factory=dict)  # exit codes of those that are over, by companion
+    closed: list[str] = field(default_factory=list)  # pools whose nodes get no more companions: why
 
     def __post_init__(self) -> None:
         listener: Any = SimpleNamespace(
             worker_joined=lambda member: self.joined.append(member.name),
-            worker_lost=lambda *_, **__: None,
+            worker_lost=lambda member, *_, **__: self.lost.append(member.name),
+            nodes_closed=lambda _, why: self.closed.append(why),
             fit_elsewhere=lambda _: True,
             pool_failed=lambda _, why: self.failed.append(why),
             pool_given_up=lambda _, why: self.given_up.append(why),
@@ -123,13 +131,22 @@ class World:
     async def _close(self) -> None:
         self.removed.append("scheduler")
 
-    async def run(self, *_: Any, workers: list[str], **__: Any) -> dict[str, Any]:
-        """Dask's client: what a worker tells of itself."""
+    async def run(self, function: Any, *arguments: Any, workers: list[str], **__: Any) -> dict[str, Any]:
+        """Dask's client: what a worker tells of itself, and of companions that it has started."""
+        (address,) = workers
+        name = address.removeprefix("tls://")
+        if function is companions.start:
+            self.started.append(arguments)  # type: ignore[arg-type]
+            return {address: None}
+        if function is companions.ended:
+            return {address: self.launchers.get(arguments[0])}
+        if function is companions.end:
+            self.ended += arguments
+            return {address: True}
         self.meanwhile()
-        return {
-            address: self.errors.get(address.removeprefix("tls://")) or WorkerFacts(address, "host", 1, 2, 4, 4000)
-            for address in workers
-        }
+        hosts = () if "+" in name else self.hosts
+        host = dict(self.started).get(name, "n0")
+        return {address: self.errors.get(name) or WorkerFacts(address, host, 1, 2, 4, 4000, hosts=hosts)}
 
     async def retire_workers(self, addresses: list[str], **_: Any) -> None:
         self.retired += addresses
@@ -500,3 +517,102 @@ def test_a_lost_worker_counts_for_its_node_unless_it_was_planned() -> None:
     world = play(script)
     assert world.left_out[-1] == ("c1",)
     assert "others work elsewhere" in world.warned[0]
+
+
+async def wide(world: World) -> None:
+    """A worker with three nodes is up."""
+    await world.ask(1)
+    await world.join("cpu-0")
+
+
+THREE = ("n0", "n1", "n2")
+
+
+def test_a_wide_worker_starts_a_companion_on_each_further_node() -> None:
+    """Once, and they count as no workers; they go with it, and nobody is told of a loss."""
+
+    async def script(world: World) -> None:
+        await wide(world)
+        for _ in range(2):
+            world.fleet.open_nodes("cpu-0")
+            await settle()
+        assert world.started == [("cpu-0+1", "n1"), ("cpu-0+2", "n2")]
+        await world.join("cpu-0+1")
+        assert world.joined == ["cpu-0", "cpu-0+1"]
+        assert [member.name for member in world.fleet.up("cpu")] == ["cpu-0"]
+        assert not world.fleet.starting("cpu")
+        world.fleet.give_back("cpu-0", "idle")
+        await settle()
+        assert not world.fleet.members
+        assert not world.lost
+        assert world.removed == ["cpu-0"]
+
+    play(script, hosts=THREE)
+
+
+def test_a_lost_companion_is_started_anew_and_takes_nothing_along() -> None:
+    """Once its processes are dead; another one has another name."""
+
+    async def script(world: World) -> None:
+        await wide(world)
+        world.fleet.open_nodes("cpu-0")
+        await settle()
+        for name in ("cpu-0+1", "cpu-0+2"):
+            await world.join(name)
+        member = world.fleet.members["cpu-0+1"]
+        world.fleet.lose(member, "its connection closed")
+        world.fleet.open_nodes("cpu-0")
+        await settle()
+        assert len(world.started) == 2, "its processes may live"
+        assert await world.fleet.confirm_dead(member, ["key"]) is None
+        await settle()
+        assert set(world.ended) == {"cpu-0+1"}
+        world.fleet.open_nodes("cpu-0")
+        await settle()
+        assert world.started[2:] == [("cpu-0+3", "n1")]
+        assert world.lost == ["cpu-0+1"]
+        assert not world.removed
+
+    play(script, hosts=THREE)
+
+
+def test_companions_are_lost_with_their_wide_worker() -> None:
+    """Their jobs are: they are known to be dead once the allocation is gone."""
+
+    async def script(world: World) -> None:
+        await wide(world)
+        world.fleet.open_nodes("cpu-0")
+        await settle()
+        await world.join("cpu-0+1")
+        member, companion = world.fleet.members["cpu-0"], world.fleet.members["cpu-0+1"]
+        world.fleet.lose(member, "its connection closed")
+        assert await world.fleet.confirm_dead(member, []) is None
+        assert world.lost == ["cpu-0", "cpu-0+1"]
+        assert await world.fleet.confirm_dead(companion, ["key"]) is None
+        await settle()
+        assert not world.ended, "the worker that could end it is gone"
+        assert not world.fleet.members
+
+    play(script, hosts=THREE)
+
+
+def test_three_tries_to_start_companions_are_enough() -> None:
+    """There is time between two of them, and the reason is told."""
+
+    async def script(world: World) -> None:
+        await wide(world)
+        world.launchers = {f"cpu-0+{number}": 1 for number in range(1, 20)}
+        for _ in range(5):
+            world.fleet.open_nodes("cpu-0")
+            await settle()
+            for _ in range(2):
+                world.now += 3.0
+                await world.fleet.check()
+                await settle()
+        assert len(world.started) == 6
+        assert len(world.warned) == 2
+        (why,) = world.closed
+        assert "on n1, of worker cpu-0, its launcher ended (exit code 1)" in why
+        assert list(world.fleet.members) == ["cpu-0"]
+
+    play(script, hosts=THREE)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from deciding import a_job, a_ledger, a_pool, hold, waiting_for, worker
 
 from snakemake_executor_plugin_dask.decide.demand import recommend
+from snakemake_executor_plugin_dask.decide.gangs import to_open
 from snakemake_executor_plugin_dask.decide.ledger import Ledger
 from snakemake_executor_plugin_dask.decide.placement import Missing, blockers, place, place_missing
 from snakemake_executor_plugin_dask.decide.routing import shape_of
@@ -125,3 +126,80 @@ def test_it_is_told_what_such_a_job_waits_for() -> None:
         {"dask_workers": 3},
         {"dask_workers": 2},
     )
+
+
+WIDE = a_pool("wide", cores=4, memory_mb=8000, gpus=4, nodes=3)
+
+
+def opened(*names: str) -> Ledger:
+    """A wide worker whose nodes all have a supervisor, and devices of their own."""
+    ledger = a_ledger(WIDE, "w")
+    for number, name in enumerate(names, 1):
+        ledger.open_node(name, "w", f"w-n{number}", tuple(f"{name}:{device}" for device in range(4)), 0.0)
+    return ledger
+
+
+def test_whole_nodes_of_a_wide_worker_hold_them() -> None:
+    """As few as can be, evenly; each node has memory and devices of its own, and all of it is given back."""
+    ledger = opened("x", "y")
+    job = with_workers(2, key="k", memory_mb=3000, gpus=1, script_memory_mb=4000, script_cores=0)
+    waiting = waiting_for(WIDE, [job])
+    ((_, holding),) = place(waiting, ledger, 1.0)
+    assert holding.dask_workers == {"w": 1, "x": 1}
+    assert (holding.workers, holding.hosts, holding.memory_mb) == (("w",), ("w-n0",), 7000)
+    assert [len(devices) for devices in holding.devices.values()] == [1, 1]
+    assert holding.devices["x"] == ("x:0",)
+    waiting.add(with_workers(1, key="other"), WIDE, 1.0)
+    ((_, other),) = place(waiting, ledger, 1.0)
+    assert (other.workers, other.hosts) == (("y",), ("w-n2",)), "its script is where its node is"
+    ledger.release("k", 2.0)
+    ledger.release("other", 2.0)
+    assert worker(ledger, "w").free == worker(ledger, "w").total
+    assert worker(ledger, "w").free_hosts == ["w-n0", "w-n1", "w-n2"]
+
+
+def test_more_of_them_where_they_cost_nothing() -> None:
+    """Up to `dask_workers_max`, since the job holds its nodes as wholes."""
+    for most, expected in ((0, [1, 2]), (4, [1, 2]), (6, [1, 2])):
+        job = with_workers(3, key="k", most=most)
+        ((_, holding),) = place(waiting_for(WIDE, [job]), opened("x", "y"), 1.0)
+        assert list(holding.dask_workers.values()) == expected
+    job = with_workers(2, cores=1, key="k", most=6)
+    ((_, holding),) = place(waiting_for(WIDE, [job]), opened("x", "y"), 1.0)
+    assert holding.dask_workers == {"w": 3}
+
+
+def test_nodes_get_a_supervisor_once_a_job_needs_one() -> None:
+    """MPI jobs need none; the job waits until they are there."""
+    ledger = opened()
+    waiting = waiting_for(WIDE, [a_job("mpi", nodes=3, cores=12, mpi=True)])
+    assert not to_open(waiting.classes("wide"), WIDE, ledger)
+    waiting = waiting_for(WIDE, [with_workers(3, key="k")])
+    assert not place(waiting, ledger, 1.0)
+    (blocker,) = blockers(waiting, ledger, 1.0)
+    assert blocker.short == ("companions",)
+    assert to_open(waiting.classes("wide"), WIDE, ledger) == ["w"]
+    ledger.open_node("x", "w", "w-n1", (), 2.0)
+    assert len(place(waiting, ledger, 2.0)) == 1
+
+
+def test_a_lost_node_is_opened_anew_for_its_job() -> None:
+    """What it had is placed there, or on another node of the same worker; other jobs lose nothing."""
+    ledger = opened("x")
+    job = with_workers(3, key="k")
+    waiting = waiting_for(WIDE, [job])
+    ((_, holding),) = place(waiting, ledger, 1.0)
+    assert holding.dask_workers == {"w": 1, "x": 2}
+    hold(ledger, "mpi", ["w"], Request(4, mpi=True), 1.0)
+    ledger.close_node("x")
+    ledger.release_place("k", "x", 2.0)
+    missing = Missing("k", job.request, WIDE, 2)
+    assert not place_missing(missing, waiting, ledger, 2.0)
+    assert to_open(waiting.classes("wide"), WIDE, ledger) == ["w"]
+    ledger.open_node("x-again1", "w", "w-n1", (), 3.0)
+    ((there, _),) = place_missing(missing, waiting, ledger, 3.0)
+    assert (there.worker, there.workers) == ("x-again1", 2)
+    assert ledger.holding("mpi")
+    ledger.release("k", 4.0)
+    ledger.release("mpi", 4.0)
+    assert worker(ledger, "w").free == worker(ledger, "w").total

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,18 @@ def test_several_workers_of_a_pool_hold_more() -> None:
     assert "--set-resources mean:dask_workers=11" in str(error.value)
     with pytest.raises(NoPool, match="--set-threads mean=7"):
         route(asks(9, dask_workers=2), [pool], shapes, name="mean")
-    wide = a_pool("wide", nodes=2, workers_max=2)
-    with pytest.raises(NoPool, match="need a pool without nodes, over whose workers they may lie"):
-        route(asks(1, dask_workers=2), [wide], {"wide": shape_of(wide)})
+    wide = a_pool("wide", nodes=2, cores=8, memory_mb=20_000)
+    shapes["wide"] = shape_of(wide)
+    assert route(asks(2, dask_workers=7), [wide], shapes) == "wide"
+    assert route(asks(2, dask_workers=7), [wide, pool], shapes) == "cpu"  # which holds no whole nodes
+    with pytest.raises(NoPool, match="are too much for the 2 nodes of a worker, which hold 7 Dask workers") as error:
+        route(asks(2, dask_workers=8), [wide], shapes, name="mean")
+    assert "--set-resources mean:dask_workers=7" in str(error.value)
+    with pytest.raises(NoPool, match="the nodes of its workers take no Dask workers: srun failed"):
+        route(asks(2, dask_workers=7), [wide], shapes, closed={"wide": "srun failed"})
+    other = replace(wide, cluster="pbs")
+    with pytest.raises(NoPool, match="with PBS, supervise one: a job's own Dask workers need a pool without nodes"):
+        route(asks(2, dask_workers=7), [other], shapes)
     container = with_cluster(asks(), JobCluster(4, 2, together="in a container"))
     with pytest.raises(NoPool, match="in a container and thus all on one node") as error:
         route(container, [pool], shapes, name="mean")

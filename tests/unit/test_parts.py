@@ -10,10 +10,11 @@ from settling import settle
 from snakemake_executor_plugin_dask.decide import growth
 from snakemake_executor_plugin_dask.decide.growth import to_give_back
 from snakemake_executor_plugin_dask.driver.cluster import NotNow
+from snakemake_executor_plugin_dask.driver.members import Member, State
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.injob.cluster import pages_arguments
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
-from snakemake_executor_plugin_dask.model.jobs import JobSpec
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, WorkerFacts
 from snakemake_executor_plugin_dask.model.messages import Enqueue, Finished, QueuedJob, Say
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request, with_cluster
@@ -420,3 +421,101 @@ async def lent(world: World, *, most: int) -> None:
     world.now += 10.0
     world.controller.dispatch.lend()
     await settle()
+
+
+WIDE = Pool("wide", "slurm", 0, 1, cores=4, memory_mb=4000, nodes=3)
+HOSTS = ("n0", "n1", "n2")
+
+
+def companion(world: World, name: str, host: str) -> Any:
+    """One of the wide worker comes up."""
+    wide = world.workers.members["wide-0"]
+    facts = WorkerFacts(name, host, 1, 2, 4, 4000)
+    process: Any = SimpleNamespace(node=host)
+    member = Member(name, WIDE, process, State.UP, world.now, address=f"tls://{name}", facts=facts, wide=wide)
+    world.workers.members[name] = member
+    world.controller.worker_joined(member)
+    return member
+
+
+def placed_on(world: World, key: str) -> list[str]:
+    return [address.removeprefix("tls://") for address, spec in world.submitted if spec.key.startswith(key)]
+
+
+def test_parts_on_the_nodes_of_a_wide_worker() -> None:
+    """A job waits for companions; a lost one's Dask workers are placed on another node, and both are the wide one's."""
+
+    async def script(world: World) -> None:
+        world.worker("wide-0", hosts=HOSTS)
+        world.controller.enqueue(Enqueue((mean(),)))
+        await settle()
+        assert not world.submitted
+        lost = companion(world, "wide-0+1", "n1")
+        await settle()
+        world.start(KEY)
+        listens(world)
+        await settle()
+        assert placed_on(world, KEY) == ["wide-0", "wide-0+1"]
+        world.start(PART)
+        world.lose(lost)
+        await settle()
+        assert set(map(str, world.told)) == {str((KEY, {"gone": 1}))}
+        assert not world.controller.dispatch.wanted("wide"), "no further worker would help"
+        companion(world, "wide-0+2", "n2")
+        await settle()
+        assert placed_on(world, KEY)[2:] == ["wide-0+2"]
+        world.end(KEY)
+        await settle()
+        world.end(f"{KEY}+2", "cancelled")
+        (finished,) = world.messages(Finished)
+        assert finished.outcome.status == "succeeded"
+        state = world.controller.ledger.state("wide-0")
+        assert state.free == state.total
+
+    world = play(script, WIDE)
+    told = {kind: fields for kind, fields in world.events if "worker" in fields}
+    assert told["job-placed"]["workers"] == {"wide-0": 5}
+    assert {told[kind]["worker"] for kind in ("dask-workers-lost", "dask-workers-placed", "node-closed")} == {"wide-0"}
+    assert "worker-lost" not in told
+    assert any("Node n1 of worker wide-0 was lost" in said.text for said in world.messages(Say))
+
+
+def test_a_script_on_a_lost_companion_runs_again() -> None:
+    """Where the first node was held by another job; that one goes on."""
+
+    async def script(world: World) -> None:
+        world.worker("wide-0", hosts=HOSTS)
+        world.controller.enqueue(Enqueue((job("ranks", cores=4, mpi=True), mean())))
+        await settle()
+        home = companion(world, "wide-0+1", "n1")
+        companion(world, "wide-0+2", "n2")
+        await settle()
+        assert placed_on(world, KEY) == ["wide-0+1"]
+        world.start(KEY)
+        world.lose(home)
+        companion(world, "wide-0+3", "n1")
+        await settle()
+        assert placed_on(world, "mean-0abc12345-1-1.2") == ["wide-0+3"] or placed_on(world, "mean-0abc12345-1-1.2") == [
+            "wide-0+2"
+        ]
+        assert not world.messages(Finished)
+        assert not world.killed
+
+    play(script, WIDE)
+
+
+def test_without_companions_such_jobs_fail_with_the_reason() -> None:
+    """Those that wait; an MPI job of the same pool starts."""
+
+    async def script(world: World) -> None:
+        world.worker("wide-0", hosts=HOSTS)
+        world.controller.enqueue(Enqueue((mean(), job("ranks", cores=4, mpi=True))))
+        await settle()
+        world.controller.nodes_closed(WIDE, "on n1, of worker wide-0, srun: error")
+        await settle()
+        (finished,) = world.messages(Finished)
+        assert finished.outcome.status == "not-started"
+        assert "the nodes of its workers take no Dask workers: on n1" in finished.message
+        assert placed_on(world, "ranks") == ["wide-0"]
+
+    play(script, WIDE)

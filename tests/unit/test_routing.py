@@ -71,7 +71,7 @@ def test_a_wide_pool_takes_only_jobs_that_ask_for_nodes_or_mpi() -> None:
     """Whole nodes are not for ordinary jobs, however the pools are ordered."""
     assert route(Request(1), (WIDE, CPU), {}) == "cpu"
     assert route(Request(1, mpi=True), (WIDE, CPU), {}) == "wide"
-    with pytest.raises(NoPool, match="nodes or mpi"):
+    with pytest.raises(NoPool, match="declare nodes, mpi or dask_workers"):
         route(Request(1), (WIDE,), {})
 
 
@@ -96,7 +96,7 @@ def test_the_message_lists_each_pool_and_what_to_change() -> None:
         "runtime=600 min is more than the walltime of 240 min (the largest that fits beside the margin is 235)" in text
     )
     assert "pool gpu: " in text
-    assert "pool wide: it takes only jobs that declare nodes or mpi." in text
+    assert "pool wide: it takes only jobs that declare nodes, mpi or dask_workers." in text
     assert "--set-resources align:mem_mb=479700 align:runtime=475" in text
 
 

@@ -283,10 +283,10 @@ class Head:
         try:
             self._keep_s = max(self._keep_s, join.keep_s)
             self._least, self._until = False, None
-            self.dispatch.pools.given_up.clear()  # a new try with each run
+            self.dispatch.pools.try_again()  # with each run
             self.core.fleet.try_again()
             self.dispatch.ledger.idle_from(time.monotonic())
-            up = sum(member.up for member in self.core.fleet.members.values())
+            up = sum(member.up for member in self.core.fleet.workers())
             states = [state for pool in self.dispatch.pools for state in self.dispatch.ledger.states(pool).values()]
             free = [state.free.nodes if state.wide else state.free.cores for state in states if not state.draining]
             roomy = sum(amount > 0 for amount in free)
@@ -306,7 +306,7 @@ class Head:
     def told(self) -> Told:
         """The cluster now."""
         states: dict[str, int] = {}
-        for member in self.core.fleet.members.values():
+        for member in self.core.fleet.workers():
             state = "starting" if member.starting else member.state.value
             states[state] = states.get(state, 0) + 1
         return Told(

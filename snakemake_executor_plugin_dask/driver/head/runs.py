@@ -74,7 +74,7 @@ class AllRuns(Listener):
 
     def first_workers(self, jobs: int) -> list[Member]:
         """Where a run of so many jobs gets ready before its first one."""
-        return [member for member in self.core.fleet.members.values() if member.up][:jobs]
+        return [member for member in self.core.fleet.workers() if member.up][:jobs]
 
     def fit_elsewhere(self, pool: Pool) -> bool:
         return bool(self.controllers) and all(controller.fit_elsewhere(pool) for controller in self._all())
@@ -95,6 +95,11 @@ class AllRuns(Listener):
         self.dispatch.pools.given_up[pool.name] = why
         for controller in self._all():
             controller.pool_given_up(pool, why)
+
+    def nodes_closed(self, pool: Pool, why: str) -> None:
+        self.dispatch.pools.closed[pool.name] = why
+        for controller in self._all():
+            controller.nodes_closed(pool, why)
 
     def event(self, kind: str, **fields: Any) -> None:
         for controller in self._all():
@@ -176,7 +181,7 @@ class Share(Cluster):
         self._core.hear(self._run_id, self._received)
         self._core.link.runs.add(self._run_id)
         self._everybody.controllers[self._run_id] = jobs
-        up = [member for member in self._core.fleet.members.values() if member.up]
+        up = [member for member in self._core.fleet.workers() if member.up]
         for member in up:
             jobs.event("worker-joined", worker=member.name, pool=member.pool.name, waited_s=0.0, facts=member.facts)
         for member in self._everybody.first_workers(

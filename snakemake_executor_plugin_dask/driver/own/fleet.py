@@ -12,12 +12,14 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
 from snakemake_executor_plugin_dask.batch.allocations import Brakes
 from snakemake_executor_plugin_dask.batch.reasons import ending, may_be_the_node
 from snakemake_executor_plugin_dask.decide.badnodes import Nodes
 from snakemake_executor_plugin_dask.driver.members import LEASE_MARGIN_S, SILENT_S, Listener, Member, Members, State
+from snakemake_executor_plugin_dask.driver.own.companions import Companion
 from snakemake_executor_plugin_dask.driver.own.daskcluster import DaskCluster
 from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
@@ -36,6 +38,8 @@ _OUTPUT_S = 2.0  # how long the end of a lost worker's output may take to read
 _WRITTEN_S = 1.4  # how long what was written may take to be seen in a file, for which a server may stand between
 _LAST_WORDS_S = 10.0  # how long an allocation whose worker was lost may take to be over
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
+_COMPANION_TRIES = 3  # to start companions in a pool that all fail, before no more are started
+_COMPANION_AGAIN_S = 5.0
 
 
 class Step(Enum):
@@ -65,13 +69,21 @@ def next_step(member: Member, *, shared: bool, silent_s: float, now: float) -> S
 
 
 def _look_every_s(member: Member, now: float) -> float:
+    if member.wide is not None:
+        return 1.0  # no batch system is asked
     return 0.5 if member.pool.kind.beside_snakemake else min(30.0, max(_LOOK_EVERY_S, (now - member.since) / 10))
 
 
 def _node_of(member: Member) -> str:
     """Where its allocation is; empty where that is several nodes or none, or no name for a batch script."""
     facts = member.facts
-    if facts is None or facts.hosts or not member.pool.kind.queued or not re.fullmatch(r"[\w.-]+", facts.host):
+    if (
+        facts is None
+        or facts.hosts
+        or member.wide is not None
+        or not member.pool.kind.queued
+        or not re.fullmatch(r"[\w.-]+", facts.host)
+    ):
         return ""
     return facts.host
 
@@ -109,6 +121,9 @@ class _Experience:
     startup_s: float | None = None  # from asking for a worker to its joining, as last seen
     nodes: Nodes = field(default_factory=Nodes)
     left_out: set[str] = field(default_factory=set)  # the nodes of which that was said
+    companions: int = 0  # so many were started
+    companions_failed: int = 0  # tries, since the last one that joined
+    companions_from: float = 0.0  # none is started before
 
 
 class Fleet(Members):
@@ -154,6 +169,7 @@ class Fleet(Members):
         """A further run has come: pools that were given up get one more try, and none waits for its next one."""
         for experience in self._experience.values():
             experience.brakes.try_again()
+            experience.companions_failed = 0
 
     def startup_s(self, pool: Pool) -> float:
         """From asking for a worker to its joining, as last seen of this pool."""
@@ -193,6 +209,12 @@ class Fleet(Members):
                 self._tasks.spawn(self._end([member], reason))
 
     def _let_go(self, member: Member) -> None:
+        for other in [other for other in self.members.values() if other.wide is member]:
+            if member.state is State.LOST and other.up:
+                self.lose(other, f"worker {member.name} was lost", told=True)
+            elif other.up or other.starting:  # it goes with the allocation, and nothing runs there
+                other.target = State.GONE
+                self._off(other)
         member.target = State.GONE
         self._reconcile(member)
 
@@ -208,6 +230,8 @@ class Fleet(Members):
         self._note("allocation-gone", process, reason=reason, joined=members[0].facts is not None)
 
     def _note(self, kind: str, process: WorkerProcess, **fields: object) -> None:
+        if isinstance(process, Companion):
+            return  # it has no allocation of its own
         self._listener.event(kind, worker=process.name, pool=process.pool.name, **fields)
 
     def _off(self, member: Member) -> None:
@@ -218,7 +242,7 @@ class Fleet(Members):
 
     def add(self, pool: Pool, count: int) -> None:
         """Ask for more workers, as many of them as the brakes allow now."""
-        there = [m for m in self.members.values() if m.pool.name == pool.name and m.state is not State.STUCK]
+        there = [m for m in self.workers() if m.pool.name == pool.name and m.state is not State.STUCK]
         if any(member.process.group for member in there):
             return  # one launcher holds all the workers of a pool; the next comes once nothing of it is left
         known = self._of_pool(pool)
@@ -259,6 +283,55 @@ class Fleet(Members):
                 member.looked = self._clock()
             self._note("allocation-submitted", process, allocation=process.allocation_id)
 
+    def open_nodes(self, name: str) -> None:
+        """Have companions on all further nodes of a wide worker. May be repeated, and is where some were lost."""
+        wide = self.members.get(name)
+        if wide is None or not wide.up or wide.target is State.GONE or wide.facts is None:
+            return
+        known, facts = self._of_pool(wide.pool), wide.facts
+        if known.companions_failed >= _COMPANION_TRIES or self._clock() < known.companions_from:
+            return
+        there = {member.process.node for member in self.members.values() if member.wide is wide}
+        for host in facts.hosts:
+            if host not in there | {facts.own_host}:
+                known.companions += 1
+                process = Companion(wide, f"{name}+{known.companions}", host, self._link, self._call)
+                member = Member(process.name, wide.pool, process, State.ASKED, self._clock(), wide=wide)
+                self.members[member.name] = member
+                self._tasks.spawn(self._open(member))
+
+    async def _open(self, member: Member) -> None:
+        async with member.process.lock:
+            await member.process.start()
+        if member.state is not State.ASKED:
+            return  # it has joined, or its wide worker is given back
+        if member.process.failure is not None:
+            await self._companion_failed(member, member.process.failure)
+            return
+        member.become(State.SUBMITTED)
+        member.looked = self._clock()
+
+    async def _companion_failed(self, member: Member, why: str) -> None:
+        """One that has not joined, and will not."""
+        known = self._of_pool(member.pool)
+        member.target = State.GONE
+        member.become(State.LEAVING)
+        await self._end([member], why)
+        if member.wide is None or not member.wide.up or self._clock() < known.companions_from:
+            return  # it went with its wide worker, or failed with others that were started at the same time
+        known.companions_failed += 1
+        known.companions_from = self._clock() + _COMPANION_AGAIN_S
+        why = f"on {member.process.node}, of worker {member.shown}, {why}"
+        if known.companions_failed == _COMPANION_TRIES:
+            self._listener.nodes_closed(member.pool, why)
+        elif known.companions_failed < _COMPANION_TRIES:
+            self._listener.warn(f"Pool {member.pool.name}: a node cannot take Dask workers of jobs yet: {why}")
+
+    async def _call(self, address: str, function: Callable[..., object], *arguments: object, within_s: float) -> object:
+        async with asyncio.timeout(within_s):
+            done = await self._cluster.client.run(function, *arguments, workers=[address])
+        return done[address]
+
     async def _look(self, process: WorkerProcess) -> None:
         """At what became of an allocation whose workers have not joined."""
         state = await process.state()
@@ -282,6 +355,9 @@ class Fleet(Members):
         """A worker failed before it joined, or all that a launcher was to bring."""
         if not (members := self._starting(process)):
             return  # given back meanwhile
+        if members[0].wide is not None:
+            await self._companion_failed(members[0], why)
+            return
         for member in members:
             member.target = State.GONE
             member.become(State.LEAVING)
@@ -333,15 +409,22 @@ class Fleet(Members):
             return
         now, known = self._clock(), self._of_pool(member.pool)
         member.become(State.UP)
-        known.startup_s, member.since = now - member.since, now
+        waited_s, member.since = now - member.since, now
         member.address, member.facts = address, facts
+        if member.wide is not None:
+            known.companions_failed = 0
+            where: dict[str, Any] = {"worker": member.shown, "pool": member.pool.name, "host": member.process.node}
+            self._listener.event("node-opened", **where, waited_s=round(waited_s, 3))
+            self._listener.worker_joined(member)
+            return
+        known.startup_s = waited_s
         known.brakes.joined(now)
         if node := _node_of(member):
             known.nodes.joined(node)
         more = {"launcher": member.process.name} if member.process.group else {}
-        waited_s = round(known.startup_s, 3)
+        rounded_s = round(waited_s, 3)
         self._listener.event(
-            "worker-joined", worker=name, pool=member.pool.name, waited_s=waited_s, facts=facts, **more
+            "worker-joined", worker=name, pool=member.pool.name, waited_s=rounded_s, facts=facts, **more
         )
         self._listener.worker_joined(member)
 
@@ -486,7 +569,8 @@ class Fleet(Members):
         self._closing = True
         for member in self.members.values():
             member.target = State.GONE
-        left = await _all_ended(list(dict.fromkeys(member.process for member in self.members.values())))
+        processes = [member.process for member in self.workers()]
+        left = await _all_ended(list(dict.fromkeys(processes)))  # and companions with their allocations
         await self._cluster.close()
         self._tasks.cancel()
         left = await _all_ended(left)  # without a scheduler one may have ended by itself

@@ -1,8 +1,11 @@
-"""How many workers there are: what the waiting jobs need is asked for, and what is idle is given back."""
+"""How many workers there are: what the waiting jobs need is asked for, and what is idle is given back.
+
+Also which wide workers are to have companions.
+"""
 
 from collections.abc import Callable
 
-from snakemake_executor_plugin_dask.decide import demand
+from snakemake_executor_plugin_dask.decide import demand, gangs
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.own.fleet import Fleet
 from snakemake_executor_plugin_dask.model.pools import Pool
@@ -33,9 +36,10 @@ class Scaling:
     def _scale(self, pool: Pool, now: float) -> None:
         dispatch, fleet = self._dispatch, self._fleet
         starting, up = len(fleet.starting(pool.name)), len(fleet.up(pool.name))
+        wanted = dispatch.wanted(pool.name)
         advice = demand.recommend(
             pool,
-            dispatch.wanted(pool.name),
+            wanted,
             dispatch.ledger,
             starting,
             dispatch.ahead.of(pool.name),
@@ -53,3 +57,5 @@ class Scaling:
             fleet.call_back(pool, -more)
         if more > 0 and not dispatch.stopping:
             fleet.add(pool, more)
+        for name in gangs.to_open(wanted, pool, dispatch.ledger):
+            fleet.open_nodes(name)

@@ -34,6 +34,10 @@ class BatchSystem:
     #: Variables that make its launchers start ranks on a job's nodes, from these nodes with their number of ranks, and
     #: the path of a file with a line for each rank. None: its launchers go by such a file alone.
     host_variables: Callable[[Sequence[tuple[str, int]], str], list[tuple[str, str | None]]] | None = None
+    #: The command, up to what it is to start, that starts one process on another node of the allocation, and its
+    #: environment; from the node's name and the caller's environment. It lives as long as that process does, and ends
+    #: it by SIGTERM, by force on SIGINT. None: there is none that was tried.
+    on_node: Callable[[str, Mapping[str, str]], tuple[list[str], dict[str, str]]] | None = None
 
     # Submitting
 

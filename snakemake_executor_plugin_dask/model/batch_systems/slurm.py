@@ -150,6 +150,7 @@ SLURM = BatchSystem(
     ),
     granted=slurm_steps.granted,
     host_variables=slurm_steps.on_hosts,
+    on_node=slurm_steps.on_node,
     submit="sbatch",
     no_requeue=("--no-requeue",),
     rehearsal=("--test-only",),

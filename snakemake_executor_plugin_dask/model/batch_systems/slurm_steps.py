@@ -34,6 +34,25 @@ OPTIONS = frozenset({
 })  # fmt: skip
 
 
+def one_on_each(nodes: int) -> list[str]:
+    """Arguments of `srun` for one process on each of so many nodes, beside whatever else runs there."""
+    # Without --overlap the step would wait for what the allocation's other steps hold, or let none in beside it.
+    return [
+        *("--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none"),
+        *("--kill-on-bad-exit=0", "--wait=0", "--no-kill", "--input=none", "--job-name=snakemake-dask"),
+    ]
+
+
+def on_node(name: str, environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The command that starts a process on one node of the allocation, and its environment."""
+    return ["srun", *one_on_each(1), f"--nodelist={name}", "--quit-on-interrupt"], for_launcher(environment)
+
+
+def for_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for `srun` without what would change the shape of its step."""
+    return {name: value for name, value in environment.items() if name not in OPTIONS}
+
+
 def _step(environment: Mapping[str, str]) -> str:
     """The number of the step that the environment is of; empty: none, or the batch script."""
     step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
