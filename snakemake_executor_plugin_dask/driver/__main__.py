@@ -7,6 +7,7 @@ traceback is in its log.
 
 import argparse
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -46,7 +47,7 @@ def main() -> int:
     """Serve one run, until Snakemake's end of the socket pair is closed. Returns the exit code; 0 where no run came."""
     parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.driver")
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--ahead", action="store_true", help="the run is not known yet; a cluster that stays may be")
+    parser.add_argument("--ahead", choices=["kept", "own"], help="the run is not known yet, but its kind of cluster")
     options = parser.parse_args()
     sock = socket.socket(fileno=options.fd)
     # Ctrl-C and a terminal's end reach Snakemake, which says what has to end; so does SIGTERM.
@@ -55,7 +56,7 @@ def main() -> int:
     bound_log()
     raise_limit()  # each worker takes several descriptors, and so does whoever knocks
     if options.ahead:
-        _get_ready(sock)
+        _get_ready(sock, options.ahead)
     try:
         begin = Channel(sock).receive()
     except EOFError:
@@ -66,8 +67,15 @@ def main() -> int:
     return asyncio.run(_drive(begin, sock) if begin.kept is None else _relay(begin, sock))
 
 
-def _get_ready(sock: socket.socket) -> None:
-    """Import what a run on a cluster that stays takes, in the order in which it does, until the run is known."""
+def _get_ready(sock: socket.socket, kind: str) -> None:
+    """Import what a run takes, in the order in which it does, until the run is known."""
+    if kind == "own":
+        with contextlib.suppress(Exception):  # the run meets it again, and tells
+            from snakemake_executor_plugin_dask.driver import run
+            from snakemake_executor_plugin_dask.driver.own import cluster
+
+            del run, cluster
+        return
     from snakemake_executor_plugin_dask.driver import entering
 
     if not select.select([sock], [], [], 0)[0]:

@@ -1,6 +1,7 @@
 """Starts the driver's process: for a run, or ahead of it, to get ready while Snakemake does. Imports little.
 
-Ahead of a run on a cluster that stays the cluster is told, too (`announcing`).
+It imports Dask meanwhile, but for a run on a cluster that stays, which has no need of it. Ahead of one of these the
+cluster is told, too (`announcing`).
 """
 
 import itertools
@@ -12,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from snakemake_executor_plugin_dask.kept.place import is_name, root
 from snakemake_executor_plugin_dask.model.frozen import dataclass
@@ -40,7 +41,17 @@ class Ahead:
 
     run_id: str
     launched: Launched | None = None
+    environment: Mapping[str, str] | None = None  # that the process has read; None: it has not
     announced: "Announced | None" = None
+
+    def take(self) -> Launched | None:
+        """The process, if it can be that of the run. It ends otherwise."""
+        if self.launched is None or self.launched.process.poll() is not None:
+            return None
+        if self.environment is not None and self.environment != os.environ:
+            self.launched.sock.close()
+            return None
+        return self.launched
 
     def close(self, *, taken: bool) -> None:
         """The run is over, or there is none. ``taken``: the process is the run's, which ends it itself."""
@@ -61,12 +72,16 @@ def get_ready(settings: ExecutorSettings | None, workflow: Any, dag: Any, enviro
     """Begin what can be, for a run of the jobs in this graph."""
     run_id = new_run_id()
     jobs = sum(1 for _ in itertools.islice((job for job in dag.needrun_jobs() if not job.is_local), _JOBS_COUNTED))
-    launched = launch_ahead(settings, environment) if jobs else None
-    if settings is None or launched is None:
+    kind = kind_of(settings, environment) if jobs else None
+    if settings is None or kind is None:
         return Ahead(run_id)
-    from snakemake_executor_plugin_dask.frontend.announcing import announce  # that process imports meanwhile
+    launched, announced = launch_ahead(kind), None
+    if kind == "kept":
+        from snakemake_executor_plugin_dask.frontend.announcing import announce  # that process imports meanwhile
 
-    return Ahead(run_id, launched, announce(settings, run_id, workflow.workdir_init, jobs, environment))
+        announced = announce(settings, run_id, workflow.workdir_init, jobs, environment)
+    # Dask reads its configuration while it is imported.
+    return Ahead(run_id, launched, dict(environment) if kind == "own" else None, announced)
 
 
 def launch(state_dir: str | os.PathLike[str]) -> Launched:
@@ -80,20 +95,28 @@ def log_of(state_dir: str | os.PathLike[str]) -> Path:
     return Path(state_dir, "driver.log")
 
 
-def launch_ahead(settings: ExecutorSettings | None, environment: Mapping[str, str]) -> Launched | None:
-    """For a run that is going to use a cluster that stays, as far as its settings tell; None: that is not to be seen.
+def kind_of(settings: ExecutorSettings | None, environment: Mapping[str, str]) -> Literal["kept", "own"] | None:
+    """Which kind of cluster a run is going to use, as far as its settings tell.
 
-    Nothing is written anywhere: the run may find that there is nothing to do. The process ends then, or with Snakemake.
+    "kept": one that stays, if not even that; "own": one of its own. None: another one, or there is no run.
     """
     if settings is None or settings.plan or settings.plan_scripts:
         return None
-    if settings.scheduler is not None and not is_name(settings.scheduler):
-        return None
-    if settings.scheduler is None and settings.keep == "0" and not _there(environment):
-        return None
+    if settings.scheduler is not None:
+        return "kept" if is_name(settings.scheduler) else None
+    return "own" if settings.keep == "0" and not _there(environment) else "kept"
+
+
+def launch_ahead(kind: Literal["kept", "own"]) -> Launched | None:
+    """For a run that is about to come. None: there is no room for a process.
+
+    Nothing is written anywhere: the run may find that there is nothing to do. The process ends then, or with Snakemake.
+    """
+    # What it says before it knows the run, such as that a module is missing, goes where Snakemake's own words go; but
+    # where it is Dask that has something to say, it says it again.
+    said = None if kind == "kept" else subprocess.DEVNULL
     try:
-        # What it says before it knows the run, such as that a module is missing, goes where Snakemake's own words go.
-        return _launch("--ahead", stdout=subprocess.DEVNULL, stderr=None, cwd="/")
+        return _launch("--ahead", kind, stdout=subprocess.DEVNULL, stderr=said, cwd="/")
     except OSError:  # without room for a process; it is tried again with the first job, and told then
         return None
 

@@ -381,9 +381,7 @@ class Session:
                 jobs=self._known_jobs,
                 kept=kept,
             )
-            launched = self._ahead.launched
-            if launched is None or launched.process.poll() is not None:
-                launched = launch(self._state_dir)
+            launched = self._ahead.take() or launch(self._state_dir)
             self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed, launched)
             self._voice.kept_by(self._link.send)
             self._watcher = threading.Thread(target=self._watch, name="dask-watcher", daemon=True)
