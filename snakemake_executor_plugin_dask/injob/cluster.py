@@ -206,21 +206,30 @@ def import_wanted(directory: str) -> None:
             importlib.import_module(module)
 
 
-def _guard(directory: str) -> None:
-    """Who has no certificate of this job costs its ports little: a few connections, for a few seconds."""
+def _open_doors(directory: str, host: str) -> None:
+    """How this process listens and connects by `tls://` from now on."""
     try:
         asyncio.timeout  # noqa: B018 - from Python 3.11 on, as a door needs it
-        for name in ("door", "dask_listening"):
-            spec = importlib.util.spec_from_file_location(
-                f"snakemake_dask_{name}", os.path.join(directory, f"{name}.py")
-            )
-            module: Any = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-            sys.modules[module.__name__] = module
-            module.__spec__.loader.exec_module(module)
-        module.guard(sys.modules["snakemake_dask_door"].Door)
-        module.guard_pages()
+        listening = _load(directory, "dask_listening")
+        # Who has no certificate of this job costs its ports little: a few connections, for a few seconds.
+        listening.guard(_load(directory, "door").Door)
+        listening.guard_pages()
     except (ImportError, AttributeError) as error:  # another Dask has other names
         sys.stderr.write(f"The ports of this job's Dask cluster do not limit silent connections: {error}\n")
+        return
+    try:
+        _load(directory, "dask_beside").connect_beside(listening.GuardedListener, directory, host)
+    except (ImportError, AttributeError, OSError) as error:
+        sys.stderr.write(f"What this job's Dask workers send to each other is encrypted on one node, too: {error}\n")
+
+
+def _load(directory: str, name: str) -> Any:
+    """A module that lies beside this one."""
+    spec = importlib.util.spec_from_file_location(f"snakemake_dask_{name}", os.path.join(directory, f"{name}.py"))
+    module: Any = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[module.__name__] = module
+    module.__spec__.loader.exec_module(module)
+    return module
 
 
 def _become_worker(keeper: int, environment: "dict[str, str]") -> None:
@@ -466,7 +475,7 @@ async def _start_cuda_worker(directory: str, settings: "dict[str, Any]", given: 
         f"spec = importlib.util.spec_from_file_location('snakemake_dask_cluster', {__file__!r})\n"
         "found = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(found)\n"
-        f"found.be_quiet({directory!r})\n"
+        f"found.be_quiet({directory!r}, {given['host']!r})\n"
     )
     preload = options.get("preload", [])
     options["preload"] = [quiet, *([preload] if isinstance(preload, str) else preload)]
@@ -488,7 +497,7 @@ async def _start_cuda_worker(directory: str, settings: "dict[str, Any]", given: 
     return worker
 
 
-def be_quiet(directory: str) -> None:
+def be_quiet(directory: str, host: str) -> None:
     """In the process of a worker of dask-cuda's, before it listens: nothing but its TLS port, which is guarded."""
     from distributed import Worker
 
@@ -496,7 +505,7 @@ def be_quiet(directory: str) -> None:
         """Open nothing."""
 
     Worker.start_http_server = start_nothing  # type: ignore[method-assign]
-    _guard(directory)
+    _open_doors(directory, host)
 
 
 def main() -> None:
@@ -508,7 +517,7 @@ def main() -> None:
     sys.path[:] = [path for path in sys.path if path != directory]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
     os.environ.pop("DASK_DISTRIBUTED__CLIENT__PRELOAD", None)  # a client in a task finds the cluster started
-    _guard(directory)
+    _open_doors(directory, settings["host"])
     if names:
         _die_with(os.getppid())
         asyncio.run(work(directory, settings, names[0]))

@@ -1,4 +1,4 @@
-"""What `dask_listening` and `dask_http` import from Dask at their top, or override. Imports nothing of Dask.
+"""What `dask_listening`, `dask_beside` and `dask_http` import from Dask, or override. Imports nothing of Dask.
 
 They stand here so that they can be looked for before those modules are imported.
 """
@@ -8,6 +8,7 @@ from snakemake_executor_plugin_dask.interior.declared import Private
 
 _LISTENER = "distributed.comm.tcp:TLSListener"
 _HELD_UP = "a port of the run can be held up by strangers"
+_ENCRYPTED = "what a job's own Dask workers send to each other is encrypted on one node, too"
 _OPEN = "an HTTP server that anybody can reach would be open beside the run"
 
 NAMES = (
@@ -17,6 +18,9 @@ NAMES = (
     Private(
         "distributed.node", "HTTPServer", "pages of a job's own Dask cluster can be held up by strangers", needed=False
     ),
+    *(Private(_LISTENER, name, _ENCRYPTED, needed=False) for name in ("prefix", "comm_handler", "on_connection")),
+    Private("distributed.comm.tcp:TLSConnector", "connect", _ENCRYPTED, needed=False),
+    Private("distributed.comm.tcp:TLSBackend", "_connector_class", _ENCRYPTED, needed=False),
     Private("distributed.comm.registry", "backends", _HELD_UP),
     Private("distributed.comm.tcp", "MAX_BUFFER_SIZE", _HELD_UP),
     *(Private("tornado.tcpserver:TCPServer", name, _HELD_UP) for name in ("_sockets", "_handlers")),

@@ -31,7 +31,8 @@ from snakemake_executor_plugin_dask.node.environment import expand, job_environm
 from snakemake_executor_plugin_dask.node.private import write_private
 
 _IN_JOB = Path(__file__).parents[2] / "injob"
-_COPIED = (_IN_JOB / "cluster.py", *(_IN_JOB.parent / name for name in ("node/door.py", "interior/dask_listening.py")))
+_BESIDE = ("node/door.py", "interior/dask_listening.py", "interior/dask_beside.py")
+_COPIED = (_IN_JOB / "cluster.py", *(_IN_JOB.parent / name for name in _BESIDE))
 _PRELOAD = "snakemake_dask_preload.py"  # becomes a module of the job's process
 _LOOPBACK = "127.0.0.1"
 _LINE_MAX_BYTES = 1 << 25  # an environment is in one of them
