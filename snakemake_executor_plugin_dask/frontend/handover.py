@@ -190,7 +190,7 @@ class Handover:
         wants_cold = starts_cold(dict(job.resources.items()))
         key = task_key(job.name, self._run_id, job.jobid, job.attempt, 1)
         updated = tuple(self._updates(job)) if self._keeps_updated else ()
-        if before := [update for update in updated if update.size is not None]:
+        if before := [update for update in updated if update.before]:
             self._updated[key] = before
         call = None
         if self._calls and not wants_cold and self._options.job_start == "warm":
@@ -223,16 +223,16 @@ class Handover:
         return QueuedJob.of(spec, request, float(job.priority), last=self.is_last(job))
 
     def ended(self, key: str, *, failed: bool) -> None:
-        """Before Snakemake hears of an attempt's end: what a failed one was to update stays as it was. OSError."""
-        before = self._updated.pop(key, [])
-        if failed:
-            kept = [it.output for it in before if os.path.lexists(it.output) and not os.path.lexists(it.backup)]
-            snakemake_jobs.back_up(self._workflow.persistence, kept)
+        """Before Snakemake hears of an attempt's end: what a failed one was to update becomes as it was. OSError."""
+        for update in self._updated.pop(key, []):
+            if not updates.ended(update, failed=failed) and failed and os.path.lexists(update.output):
+                snakemake_jobs.back_up(self._workflow.persistence, update.output)
 
     def _updates(self, job: Any) -> Iterable[Update]:
+        attempt = f"{self._run_id}-{job.jobid}-{job.attempt}"
         for single in members(job):
             for output, backup in snakemake_jobs.updated(single, self._workflow.persistence):
-                yield updates.before_the_job(output, backup)
+                yield updates.before_the_job(output, backup, attempt)
 
     def is_last(self, job: Any) -> bool:
         """Whether Snakemake starts no more jobs once this attempt of the job has failed."""

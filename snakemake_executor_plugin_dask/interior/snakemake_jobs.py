@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +74,9 @@ def updated(single: Any, persistence: Any) -> tuple[tuple[str, str], ...]:
     )
 
 
-def back_up(persistence: Any, paths: Iterable[str]) -> None:
-    """Copy files to where Snakemake takes them from when it hears that the job that updates them has failed.
+def back_up(persistence: Any, path: str) -> None:
+    """Copy a file to where Snakemake takes it from when it hears that the job that updates it has failed.
 
-    A failed job's own Snakemake has put the former version back and removed the backup; the main one, which does the
-    same again, finds none and would remove the file. OSError.
+    Where it finds none there it removes the file. OSError.
     """
-    for path in paths:
-        BACK_UP.of(persistence)(Path(path))
+    BACK_UP.of(persistence)(Path(path))

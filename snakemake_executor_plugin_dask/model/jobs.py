@@ -107,11 +107,11 @@ class GroupMember:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """An output that a job updates, and where its own Snakemake keeps a backup while it runs; may be relative."""
+    """An output that a job updates, and where it is kept as it was before. Paths may be relative."""
 
     output: str
-    backup: str
-    size: tuple[int, int] | None  # files and bytes as the job was handed over; None: there was none
+    backup: str  # by the job's own Snakemake, while the job runs
+    before: str  # by the worker, until the main process knows how the attempt ended; empty: it was not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class JobSpec:
     input_mb: float | None = None  # of its input files, 10^6 bytes; None: not known
     #: The log files that its rule (or its members' rules) declares; shown where it fails.
     rule_logs: tuple[str, ...] = ()
-    #: Outputs that it updates. What an earlier run of the attempt, which was killed, made of them is undone.
+    #: Outputs that it updates. What an earlier run of the attempt, whose end is not known, made of them is undone.
     updates: tuple[Update, ...] = ()
     #: Listed before success is reported, so that a network file system shows late outputs.
     output_dirs: tuple[str, ...] = ()

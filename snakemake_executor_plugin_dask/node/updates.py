@@ -1,44 +1,74 @@
-"""Files that jobs update (`update(…)` in a rule), and the backup that a job's Snakemake makes of each before it begins.
+"""Files that jobs update (`update(…)` in a rule), and a copy of each as it was before the job's attempt.
 
-A backup has one place for each file, whichever run it is of. So what lies there is used only where it is the file as it
-was when its job was handed over: one of a run that was killed, or that was cut short, is not.
+A job's own Snakemake makes a backup as well, in a place that all runs share, and removes it once the job is done: too
+early for a group whose other jobs may fail, and for a job whose end nobody hears of. So the worker keeps a copy until
+Snakemake's main process knows how the attempt ended.
 """
 
 import contextlib
+import glob
 import os
 import shutil
+import threading
+from collections.abc import Iterable
 
 from snakemake_executor_plugin_dask.model.jobs import Update
 
 
-def before_the_job(output: str, backup: str) -> Update:
-    """An output as it is before the job that updates it; a backup that an earlier run left goes. OSError."""
-    size = _size(output)
-    if size is not None:  # the job's Snakemake would write over a file, and fail where it is a directory
-        _remove(backup)
-    return Update(output, backup, size)
+def before_the_job(output: str, backup: str, attempt: str) -> Update:
+    """An output as it is before the attempt that updates it; what earlier runs left beside it goes. OSError."""
+    there = os.path.lexists(output)
+    if there:  # the job's Snakemake would write over a file, and fail where it is a directory
+        for left in (backup, *glob.glob(f"{glob.escape(backup)}.before-*")):
+            _remove(left)
+    return Update(output, backup, f"{backup}.before-{attempt}" if there else "")
 
 
-def put_back(update: Update) -> None:
-    """Make an output what it was before its job, an earlier attempt of which was killed. OSError."""
-    if update.size is None:
-        _remove(update.output)
-    elif _size(update.backup) == update.size:
-        if os.path.isdir(update.output):
-            shutil.rmtree(update.output)
-        shutil.move(update.backup, update.output)
-    else:  # it has not begun: the backup was not made, or not to its end
+def prepare(updates: Iterable[Update], given_up: threading.Event, *, again: bool) -> None:
+    """Before an attempt is started: keep what is there, or ``again`` undo what a killed start of it has made. OSError.
+
+    May take as long as files are large. Nothing more is made once ``given_up`` is set.
+    """
+    for update in updates:
+        if again:
+            _remove(update.backup)  # Snakemake could not make that of a directory anew
+        if not update.before:
+            if again:
+                _remove(update.output)
+        elif os.path.lexists(update.before):
+            _copy(update.before, update.output)
+        else:
+            part = f"{update.before}.part"
+            _copy(update.output, part)
+            if given_up.is_set():
+                _remove(part)
+                return
+            os.rename(part, update.before)
+
+
+def ended(update: Update, *, failed: bool) -> bool:
+    """Snakemake's main process is about to hear how the attempt ended; takes the former version of a failed one's.
+
+    False: there is no copy of it, since the attempt never started. OSError.
+    """
+    if not os.path.lexists(update.before):
+        return False
+    if failed:
         _remove(update.backup)
+        os.rename(update.before, update.backup)
+    else:
+        _remove(update.before)
+    return True
 
 
-def _size(path: str) -> tuple[int, int] | None:
-    """How many files there are, and their bytes together; None: it does not exist."""
-    if not os.path.isdir(path):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return 1, os.stat(path).st_size
-        return None
-    sizes = [_size(os.path.join(path, name)) or (0, 0) for name in os.listdir(path)]
-    return sum(files for files, _ in sizes), sum(size for _, size in sizes)
+def _copy(path: str, to: str) -> None:
+    """In place of what is there."""
+    if os.path.isdir(path):
+        _remove(to)
+        shutil.copytree(path, to)
+    else:
+        os.makedirs(os.path.dirname(to) or ".", exist_ok=True)
+        shutil.copy2(path, to)
 
 
 def _remove(path: str) -> None:

@@ -215,6 +215,44 @@ def test_updated_files(tmp_path: Path) -> None:
     assert (tmp_path / "fresh.txt").read_text() == "bar\n"
 
 
+UPDATES_OF_GROUPS = """
+rule all:
+    input: "retried.done", "lost.done"
+
+rule update:
+    group: "pair"
+    output: update("{name}.txt")
+    shell: "echo bar >> {output}"
+
+rule after:
+    group: "pair"
+    input: "{name}.txt"
+    output: touch("{name}.done")
+    retries: 1
+    resources: tries=lambda wildcards, attempt: attempt
+    shell:
+        "cp {input} {wildcards.name}.$(date +%s%N).seen; if [ {wildcards.name} = retried ];"
+        " then test {resources.tries} = 2; else touch begun; test -e go || sleep 300; fi"
+"""
+
+
+def test_a_group_updates_once(tmp_path: Path) -> None:
+    """A member had updated its file when another one failed, or when the worker was lost: the next one begins anew."""
+    for name in ("retried", "lost"):
+        (tmp_path / f"{name}.txt").write_text("foo\n")
+    with snakemake(tmp_path, UPDATES_OF_GROUPS, "--forceall", "--keep-going") as run:
+        wait_for((tmp_path / "begun").exists, "the group that runs again has updated its file")
+        wait_for(lambda: len(run.events("job-ended")) == 2, "the other has failed, and run again")
+        (tmp_path / "go").touch()
+        os.kill(run.facts()["pid"], signal.SIGKILL)
+        assert run.wait() == 0, run.output
+        assert len(run.events("job-requeued")) == 1
+    for name in ("retried", "lost"):
+        assert [path.read_text() for path in tmp_path.glob(f"{name}.*.seen")] == ["foo\nbar\n"] * 2
+        assert (tmp_path / f"{name}.txt").read_text() == "foo\nbar\n"
+    assert not [path for path in (tmp_path / ".snakemake/backups").rglob("*") if path.is_file()]
+
+
 def test_interrupt(tmp_path: Path) -> None:
     """Ctrl-C once: running jobs are stopped and nothing is left."""
     with snakemake(tmp_path, logged_jobs(3, STUBBORN)) as run:

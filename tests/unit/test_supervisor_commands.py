@@ -125,7 +125,7 @@ def test_a_command_runs_with_all_that_it_needs(place: Path) -> None:
         {"start": "cold"},
         {"script": "/job.sh"},
         {"cluster": JobCluster(workers=1, cores=1)},
-        {"updates": (Update("a", "b", None),)},
+        {"updates": (Update("a", "b", ""),)},
         {"environment": (("TMPDIR", "/other"),)},
     ],
 )

@@ -1,10 +1,14 @@
-"""What a job updates is as it was before, where an attempt was killed; what another run left has no part in it."""
+"""What a job updates is as it was before, however an attempt ended; what another run left has no part in it."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.node.updates import before_the_job, put_back
+from snakemake_executor_plugin_dask.model.jobs import Update
+from snakemake_executor_plugin_dask.node.updates import before_the_job, ended, prepare
+
+directories = pytest.mark.parametrize("directory", [False, True])
 
 
 def written(path: Path, text: str, *, directory: bool) -> None:
@@ -21,48 +25,80 @@ def text_of(path: Path) -> str:
     return (path / "file" if path.is_dir() else path).read_text()
 
 
-@pytest.mark.parametrize("directory", [False, True])
-def test_a_killed_attempt_is_undone(tmp_path: Path, directory: bool) -> None:
-    """From the backup that its Snakemake has made."""
-    output, backup = tmp_path / "output", tmp_path / "backups" / "output"
+def start(update: Update, *, again: bool = False) -> None:
+    prepare([update], threading.Event(), again=again)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Path, Path]:
+    """Of an output, and of Snakemake's backup of it."""
+    return tmp_path / "output", tmp_path / "backups" / "output"
+
+
+@directories
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_start_whose_end_is_not_known_is_undone(places: tuple[Path, Path], directory: bool, finished: bool) -> None:
+    """Also where the job was done, so that its Snakemake has removed its backup. As often as need be."""
+    output, backup = places
     written(output, "whole", directory=directory)
-    update = before_the_job(str(output), str(backup))
-    written(backup, "whole", directory=directory)
+    update = before_the_job(str(output), str(backup), "1")
+    start(update)
+    for _ in range(2):
+        if not finished:
+            written(backup, "wh", directory=directory)
+        written(output, "whole and more", directory=directory)
+        start(update, again=True)
+        assert text_of(output) == "whole"
+        assert not backup.exists()
+    assert ended(update, failed=False)
+    assert not list(backup.parent.iterdir())
+
+
+@directories
+def test_a_failed_one_hands_over_what_was_there_before(places: tuple[Path, Path], directory: bool) -> None:
+    """Snakemake's main process takes it from its own place; of one that never started there is nothing to take."""
+    output, backup = places
+    written(output, "whole", directory=directory)
+    update = before_the_job(str(output), str(backup), "1")
+    assert not ended(update, failed=True)
+    start(update)
     written(output, "whole and half", directory=directory)
-    put_back(update)
-    assert text_of(output) == "whole"
-    assert not backup.exists()
+    written(backup, "other", directory=directory)
+    assert ended(update, failed=True)
+    assert text_of(backup) == "whole"
+    assert list(backup.parent.iterdir()) == [backup]
 
 
-@pytest.mark.parametrize("directory", [False, True])
-def test_a_backup_that_another_run_left_is_not_used(tmp_path: Path, directory: bool) -> None:
-    """It goes before the job is handed over; an attempt that was killed before it began has left none."""
-    output, backup = tmp_path / "output", tmp_path / "backups" / "output"
+@directories
+def test_what_another_run_left_is_not_used(places: tuple[Path, Path], directory: bool) -> None:
+    """It goes before the job is handed over, where the output is there; else it may be all that is left of it."""
+    output, backup = places
+    for left in (backup, backup.with_name("output.before-0")):
+        written(left, "old", directory=directory)
+    before_the_job(str(output), str(backup), "1")
+    assert backup.exists()
     written(output, "new", directory=directory)
-    written(backup, "old", directory=directory)
-    update = before_the_job(str(output), str(backup))
-    assert not backup.exists()
-    put_back(update)
+    update = before_the_job(str(output), str(backup), "1")
+    assert not list(backup.parent.iterdir())
+    start(update)
     assert text_of(output) == "new"
 
 
-@pytest.mark.parametrize("directory", [False, True])
-def test_a_backup_that_was_cut_short_is_not_used(tmp_path: Path, directory: bool) -> None:
-    """The attempt was killed while the copy was made: the output is whole, and the copy is in nobody's way."""
-    output, backup = tmp_path / "output", tmp_path / "backups" / "output"
-    written(output, "whole", directory=directory)
-    update = before_the_job(str(output), str(backup))
-    written(backup, "wh", directory=directory)
-    put_back(update)
-    assert text_of(output) == "whole"
-    assert not backup.exists()
+def test_a_copy_that_nobody_waits_for_goes(places: tuple[Path, Path]) -> None:
+    """A job that is to end while a large file is copied."""
+    output, backup = places
+    written(output, "whole", directory=False)
+    update, given_up = before_the_job(str(output), str(backup), "1"), threading.Event()
+    given_up.set()
+    prepare([update], given_up, again=False)
+    assert not list(backup.parent.iterdir())
 
 
-def test_what_was_not_there_before_goes(tmp_path: Path) -> None:
-    """A file that the job makes: the next attempt does not go on with half of it, or with another run's."""
-    output, backup = tmp_path / "output", tmp_path / "backups" / "output"
-    written(backup, "old", directory=False)
-    update = before_the_job(str(output), str(backup))
+def test_what_was_not_there_before_goes(places: tuple[Path, Path]) -> None:
+    """A file that the job makes: the next start does not go on with half of it, or with another run's."""
+    output, backup = places
+    update = before_the_job(str(output), str(backup), "1")
+    start(update)
     written(output, "half", directory=False)
-    put_back(update)
+    start(update, again=True)
     assert not output.exists()

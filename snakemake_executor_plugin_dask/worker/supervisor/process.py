@@ -21,8 +21,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from typing import Any, TypeVar
 
 from snakemake_executor_plugin_dask.model.batch_systems.slurm_steps import node_of_several
@@ -110,10 +111,10 @@ class Supervisor:
         self._told, self._told_why = asyncio.Event(), ""
         self._worker_left = asyncio.Event()
         self._logs = ThreadPoolExecutor(4)
-        self._preparing = ThreadPoolExecutor(
-            4
-        )  # apart: what hangs with inputs must not keep other jobs from their logs
+        # Apart: what hangs with inputs must not keep other jobs from their logs.
+        self._preparing = ThreadPoolExecutor(4)
         self._listings = ThreadPoolExecutor(8)
+        self._updating = ThreadPoolExecutor(4)
         self._lease = LeaseClock(60.0)
         self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver, self._uses)
         self._soft_limits = {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
@@ -350,15 +351,26 @@ class Supervisor:
         if aside is not None:
             await self._remove(aside)
 
-    async def _put_back(self, updated: Iterable[Update], directory: str) -> None:
-        """What an earlier run of the attempt, whose worker was lost, was to update becomes as it was before."""
-        for each in updated:
-            output, backup = (os.path.join(directory, path) for path in (each.output, each.backup))
-            await self._in_time(
-                functools.partial(updates.put_back, dataclasses.replace(each, output=output, backup=backup)),
-                late=f"{output}, which it updates, could not be put back",
-                failed=f"{output}, which it updates, could not be put back as it was before",
-            )
+    async def _keep_updated(self, current: Attempt, directory: str) -> None:
+        """Keep what the attempt updates, or undo what an earlier run of it, whose worker was lost, has made of it."""
+        found = [
+            Update(*(path and os.path.join(directory, path) for path in astuple(it))) for it in current.spec.updates
+        ]
+        given_up = threading.Event()
+        prepare = functools.partial(updates.prepare, found, given_up, again=run_of(current.key) > 1)
+        keeping = self._loop.run_in_executor(self._updating, prepare)
+        stopping = asyncio.ensure_future(current.stopping.wait())
+        waited: set[asyncio.Future[Any]] = {keeping, stopping}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)  # files may be large
+        stopping.cancel()
+        given_up.set()
+        self._check_verdict(current)
+        try:
+            await keeping
+        except OSError as error:
+            names = ", ".join(each.output for each in found)
+            msg = f"what it updates could not be kept as it was before ({names}): {error.strerror or error}"
+            raise NotStarted(msg) from error
 
     async def _in_time(self, work: Callable[[], _Result], *, late: str, failed: str) -> _Result:
         """What ``work`` gives, on a thread: a file server that hangs holds up nothing else. NotStarted says why."""
@@ -411,8 +423,8 @@ class Supervisor:
             environment = job_environment(self._environment, spec.key, spec.environment)
             current.copies = os.path.join(setup.files_dir, expand(spec.local_copies, environment))
             await self._clear_place(current.copies)
-        if spec.updates and run_of(spec.key) > 1:
-            await self._put_back(spec.updates, setup.files_dir)
+        if spec.updates:
+            await self._keep_updated(current, setup.files_dir)
         if spec.cluster is not None:
             await self._prepare_cluster(current, spec.cluster)
         self._check_verdict(current)
