@@ -315,6 +315,7 @@ class Controller:
             # In limbo what becomes of it is decided once its worker is known to be dead.
             if attempt.state is State.SENT:
                 self.counts.attempts -= 1
+                self.parts.withdrawn(attempt)
                 self._over(job, State.WAITING)
                 self.event("job-requeued", key=job.queued.key, run=attempt.number, reason="another run was first")
                 self._route(job)
@@ -455,6 +456,12 @@ class Controller:
 
     def worker_lost(self, member: Member, why: str, *, told: bool = False) -> None:
         """The whole story: its jobs are ended, seen to be dead, and run again."""
+        try:
+            self._worker_lost(member, why, told=told)
+        except Exception as error:  # noqa: BLE001 - called by Dask, which would only log it
+            self.failed(error)
+
+    def _worker_lost(self, member: Member, why: str, *, told: bool) -> None:
         # It gets no more jobs.
         self.dispatch.drain(member.name)
         lost = [

@@ -138,6 +138,13 @@ class Parts:
             self._end(found)
         return None if attempt.key in self._jobs else found.outcome
 
+    def withdrawn(self, attempt: Attempt) -> None:
+        """Nothing of it was started: it waits again, and its places are free."""
+        found = self._jobs.get(attempt.key)
+        if found is not None:
+            found.parts.clear()
+            self._forget(found)
+
     def ending(self, attempt: Attempt) -> bool:
         """Whether its script's outcome is known, and its parts are waited for."""
         found = self._jobs.get(attempt.key)

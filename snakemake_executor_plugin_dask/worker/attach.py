@@ -87,7 +87,11 @@ async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     topic = client.event_topic(run_id)
     scratch = tempfile.mkdtemp(prefix=f"snakemake-{run_id}-", dir=dask_worker.local_directory)
     supervisor = client.SupervisorProcess(setup, None, subreaper=False, scratch=scratch)
-    link = AttachedLink(run_id, name, supervisor, lambda message: dask_worker.log_event(topic, message))
+
+    def tell(message: dict[str, Any]) -> None:
+        dask_worker.log_event(topic, client.as_event(message))
+
+    link = AttachedLink(run_id, name, supervisor, tell)
     await link.open()
     facts = _facts(setup, name, supervisor, dask_worker)
     know(link, facts)

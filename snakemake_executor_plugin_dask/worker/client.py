@@ -8,6 +8,7 @@ two more messages.
 import asyncio
 import dataclasses
 import os
+import pickle
 import platform
 import socket
 import subprocess
@@ -261,8 +262,19 @@ class SupervisorLink:
         )
 
 
+def as_event(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of jobs, as a Dask event: packed, for text that is not UTF-8 would end the worker's connection."""
+    return {"packed": pickle.dumps(dict(message))}
+
+
+def of_event(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is told of jobs."""
+    message: Mapping[str, Any] = pickle.loads(event["packed"])  # noqa: S301 - from a worker, whose tasks run as ours
+    return message
+
+
 def _plain(outcome: Outcome) -> dict[str, Any]:
-    """As a Dask event holds it. Its fields are plain, and need no copies as `dataclasses.asdict` makes them."""
+    """As the message of its end holds it. Its fields are plain, and need no copies as `asdict` makes them."""
     return {name: getattr(outcome, name) for name in _OF_OUTCOME}
 
 

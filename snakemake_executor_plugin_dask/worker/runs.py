@@ -136,7 +136,7 @@ async def _begin(run_id: str, run: RunSetup | Beginning) -> WorkerFacts:
     supervisor = await asyncio.to_thread(_start, run, os.fspath(lease), environment, scratch)
 
     def tell(message: dict[str, Any]) -> None:
-        here.worker.log_event(client.EVERY_RUN, {**message, "run": run_id})
+        here.worker.log_event(client.EVERY_RUN, {**client.as_event(message), "run": run_id})
 
     link = Link(run_id, here.name, supervisor, tell)
     await link.open()

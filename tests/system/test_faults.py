@@ -215,6 +215,36 @@ def test_updated_files(tmp_path: Path) -> None:
     assert (tmp_path / "fresh.txt").read_text() == "bar\n"
 
 
+LATIN = r"""
+rule all:
+    input: "neighbour.txt", "out.txt"
+
+rule neighbour:
+    output: "neighbour.txt"
+    shell: "touch {output}; while ! test -e go; do sleep 0.1; done"
+
+rule fails:
+    output: "out.txt"
+    log: "logs/M\udcfcller.log"
+    resources: dask_job_start=config["start"]
+    shell: "echo why > {log}; exit 3"
+"""
+
+
+@pytest.mark.parametrize("start", ["warm", "cold"])
+def test_a_path_that_is_not_utf8(tmp_path: Path, start: str) -> None:
+    """A job that failed is told of, with what its rule's log says, and costs no worker and no neighbour."""
+    with snakemake(tmp_path, LATIN, "--keep-going", "--config", f"start={start}") as run:
+        wait_for((tmp_path / "neighbour.txt").exists, "the neighbour has started")
+        wait_for(lambda: len(run.events("job-ended")) == 1, "the other job has failed")
+        (tmp_path / "go").touch()
+        assert run.wait() == 1, run.output
+    assert not run.events("worker-lost")
+    failed, succeeded = (event["outcome"] for event in run.events("job-ended"))
+    assert (failed["status"], succeeded["status"]) == ("failed", "succeeded")
+    assert [text for _, text in failed["rule_logs"]] == ["why"]
+
+
 UPDATES_OF_GROUPS = """
 rule all:
     input: "retried.done", "lost.done"

@@ -291,6 +291,29 @@ def test_a_part_that_could_not_be_sent_costs_no_worker() -> None:
     play(script, POOL)
 
 
+def test_a_job_that_was_refused_leaves_no_parts() -> None:
+    """Another run was first: the loss of a worker where a part of it was to be concerns nobody afterwards."""
+
+    async def script(world: World) -> None:
+        async def refuse(_: JobSpec) -> None:
+            for name in ("cpu-0", "cpu-1"):
+                world.controller.ledger.drain(name)  # so that the job waits
+            raise NotNow
+
+        world.tried = refuse
+        for name in ("cpu-0", "cpu-1"):
+            world.worker(name)
+        world.controller.enqueue(Enqueue((mean(),)))
+        await settle()
+        assert not world.submitted
+        for name in ("cpu-0", "cpu-1"):
+            world.lose(world.workers.members[name])
+        await settle()
+        assert [kind for kind, _ in world.events].count("worker-lost") == 2
+
+    play(script, POOL)
+
+
 def test_a_lent_dask_worker_that_could_not_be_sent_is_given_back() -> None:
     """Its room is free at once, and the worker goes on."""
 

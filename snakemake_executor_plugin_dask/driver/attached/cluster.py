@@ -124,7 +124,7 @@ class AttachedCluster(Cluster):
         self._client.subscribe_topic("all", self._cluster_event)
         self._client.subscribe_topic(TOPIC, lambda _: self._renew_soon())
         own = task.event_topic(self._setup.run_id)
-        self._client.subscribe_topic(own, lambda event: self._worker_event(event[1]))
+        self._client.subscribe_topic(own, lambda event: self._worker_event(task.of_event(event[1])))
 
     def _count_also(self, names: Sequence[str]) -> None:
         """The names of all resources that workers declare: of these a job holds what it asks for, and of no others."""

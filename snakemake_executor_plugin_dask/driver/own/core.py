@@ -154,7 +154,7 @@ class Core:
 
         def heard(message: Mapping[str, Any]) -> None:
             if (received := self._hearing.get(only or message["run"])) is not None:
-                received({name: value for name, value in message.items() if name != "run"})
+                received(task.of_event(message))
 
         return {task.EVERY_RUN if only is None else task.event_topic(only): heard}
 
