@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snakemake_executor_plugin_dask.driver.inbox import Inbox
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
@@ -31,7 +32,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     Stop,
     Stopped,
 )
-from snakemake_executor_plugin_dask.model.wire import Channel, frame, receive
+from snakemake_executor_plugin_dask.model.wire import Channel, frame
 from snakemake_executor_plugin_dask.node.descriptors import raise_limit
 from snakemake_executor_plugin_dask.node.own_log import bound_log
 from snakemake_executor_plugin_dask.node.private import append_private
@@ -64,7 +65,7 @@ def main() -> int:
     assert isinstance(begin, Begin)
     if options.ahead:
         _become_the_runs(begin)
-    return asyncio.run(_drive(begin, sock) if begin.kept is None else _relay(begin, sock))
+    return asyncio.run(_run(begin, sock))
 
 
 def _get_ready(sock: socket.socket, kind: str) -> None:
@@ -96,27 +97,34 @@ def _become_the_runs(begin: Begin) -> None:
     os.close(log)
 
 
-async def _relay(begin: Begin, sock: socket.socket) -> int:
+async def _run(begin: Begin, sock: socket.socket) -> int:
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 26)
+    inbox = Inbox(reader)
+    return await (_drive(begin, inbox, writer) if begin.kept is None else _relay(begin, inbox, writer))
+
+
+async def _relay(begin: Begin, inbox: Inbox, writer: asyncio.StreamWriter) -> int:
     """For a run on a cluster that stays, and has its own process."""
     from snakemake_executor_plugin_dask.driver.entering import enter
 
     assert begin.kept is not None
     entered, told = None, ""
     try:
-        entered = await enter(begin)
+        entered = await inbox.unless_stopped(enter(begin))
     except ConfigurationError as error:
         told = str(error)
     if isinstance(entered, list):  # it is another host's business: this run has a cluster of its own
-        return await _drive(replace(begin, kept=None), sock, entered)
+        return await _drive(replace(begin, kept=None), inbox, writer, entered)
     from snakemake_executor_plugin_dask.driver.relay import Relay  # the head is at work meanwhile
 
-    reader, writer, send = await _opened(sock)
+    send = _sender(writer)
     relay = Relay(begin if entered is None else replace(begin, kept=entered.kept), send)
     failed = True
     try:
-        if entered is None:
+        if told:
             raise ConfigurationError(told)  # noqa: TRY301 - told as the others are
-        await relay.run(entered, reader)
+        if entered is not None:
+            await relay.run(entered, inbox)
         failed = False
     except ConfigurationError as error:
         send(Fatal(str(error)))
@@ -128,8 +136,8 @@ async def _relay(begin: Begin, sock: socket.socket) -> int:
     return int(failed)
 
 
-async def _drive(begin: Begin, sock: socket.socket, notes: Sequence[str] = ()) -> int:
-    reader, writer, send = await _opened(sock)
+async def _drive(begin: Begin, inbox: Inbox, writer: asyncio.StreamWriter, notes: Sequence[str] = ()) -> int:
+    send = _sender(writer)
     run: Run | None = None
     failed = False
     try:
@@ -140,8 +148,8 @@ async def _drive(begin: Begin, sock: socket.socket, notes: Sequence[str] = ()) -
         for text in (warning, *notes):
             if text:
                 run.say("warning", text)
-        await run.start()
-        await _serve(run, reader)
+        await inbox.unless_stopped(run.start())
+        await _serve(run, inbox)
     except ConfigurationError as error:
         send(Fatal(str(error)))
     except Exception as error:  # noqa: BLE001 - whatever it is, Snakemake is told, and all is given back
@@ -156,10 +164,9 @@ async def _drive(begin: Begin, sock: socket.socket, notes: Sequence[str] = ()) -
     return int(failed)
 
 
-async def _opened(sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Callable[[object], None]]:
-    """The connection to Snakemake's process, and how it is told something."""
-    reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 26)
-    return reader, writer, lambda message: _send(writer, message)
+def _sender(writer: asyncio.StreamWriter) -> Callable[[object], None]:
+    """How Snakemake's process is told something."""
+    return lambda message: _send(writer, message)
 
 
 def _failure(error: Exception, begin: Begin) -> str:
@@ -197,9 +204,9 @@ def _check(*, attached: bool) -> str:
     return interior.warning
 
 
-async def _serve(run: "Run", reader: asyncio.StreamReader) -> None:
+async def _serve(run: "Run", inbox: Inbox) -> None:
     ticking = asyncio.create_task(_tick(run))
-    receiving = asyncio.create_task(_receive(run, reader))
+    receiving = asyncio.create_task(_receive(run, inbox))
     await asyncio.wait({ticking, receiving, run.broken}, return_when=asyncio.FIRST_COMPLETED)
     done = [task for task in (ticking, receiving, run.broken) if task.done()]
     ticking.cancel()
@@ -208,15 +215,11 @@ async def _serve(run: "Run", reader: asyncio.StreamReader) -> None:
         task.result()
 
 
-async def _receive(run: "Run", reader: asyncio.StreamReader) -> None:
+async def _receive(run: "Run", inbox: Inbox) -> None:
     """Until Snakemake says stop or is gone."""
     while True:
-        try:
-            message = await receive(reader)
-        except EOFError:
-            message = Stop(kill=True)
-        match message:
-            case Enqueue():
+        match await inbox.next():
+            case Enqueue() as message:
                 run.controller.enqueue(message)
                 run.cluster.scale()
             case DropWaiting():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.driver.entering import Entered
+from snakemake_executor_plugin_dask.driver.inbox import Inbox
 from snakemake_executor_plugin_dask.kept.joining import clear_up, fate, stays
 from snakemake_executor_plugin_dask.model.kept import SILENT_S, Alive, Event, Look, Told
 from snakemake_executor_plugin_dask.model.messages import (
@@ -53,7 +54,7 @@ class Relay:
         self._left: tuple[str, ...] = ()
         self._observer.started(begin.setup, begin.options, begin.jobs, cluster=self._kept.name)
 
-    async def run(self, entered: Entered, snakemake: asyncio.StreamReader) -> None:
+    async def run(self, entered: Entered, snakemake: Inbox) -> None:
         """Until the head has given this run's part back."""
         self._writer = entered.writer
         for text in entered.said:
@@ -104,13 +105,10 @@ class Relay:
             self._to_head(Alive())
             await asyncio.sleep(_ALIVE_EVERY_S)
 
-    async def _tell(self, snakemake: asyncio.StreamReader) -> None:
+    async def _tell(self, snakemake: Inbox) -> None:
         """What Snakemake's process says, until it says stop or is gone."""
         while True:
-            try:
-                message: Any = await receive(snakemake)
-            except EOFError:
-                message = Stop(kill=True)
+            message = await snakemake.next()
             match message:
                 case Say(level=level, text=text):
                     self._observer.note(level, text)
@@ -132,6 +130,8 @@ class Relay:
                 case Event(kind=kind, fields=fields):
                     if kind in _COUNTED:
                         self._counts[_COUNTED[kind]] += not fields.get("planned", False)
+                    elif kind == "worker-preempted":  # told as lost before
+                        self._counts["lost_workers"] -= 1
                     self._observer.event(kind, **fields)
                 case Look():
                     self._last = message

@@ -97,17 +97,19 @@ class DriverLink:
         return end_of(self._log, _LOG_TAIL_BYTES)
 
 
-def clean_up_after(how: str, state_dir: Path, log_tail: str, *, leaving: bool) -> str:
+def clean_up_after(how: str, state_dir: Path, log_tail: str, *, leaving: bool, kept: str) -> str:
     """Give back what a lost driver did not, and remove its keys. Returns what is to be said.
 
-    ``leaving``: it was lost while it gave everything back itself.
+    ``leaving``: it was lost while it gave everything back itself. ``kept``: the name of a cluster that stays.
     """
     try:
         left = cancel_run(state_dir)
         state.clear(state_dir, keep_logs=True)
     except OSError as error:
         left = [f"Its records in {state_dir} were left alone: {error.strerror or error}."]
-    if leaving:
+    if kept:
+        what = f"; the jobs of this run end, and cluster {kept} stays (`snakemake-dask stop {kept}` ends it)."
+    elif leaving:
         what = " while it gave everything back; its workers end by themselves."
     else:
         what = "; its workers end, and the run cannot go on."

@@ -3,6 +3,7 @@
 Writes only custom job scripts, where the user gave one.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -62,6 +63,8 @@ class Handover:
 
     def __init__(self, executor: Any, options: Options, run_id: str, *, keeps_updated: bool) -> None:
         self._updated: dict[str, list[Update]] = {}  # by key: what was there before
+        self._log_directories: set[str] = set()
+        self._made_for_logs = () if os.path.isdir(options.logdir) else (options.logdir,)
         self._workflow = executor.workflow
         self._dag = executor.dag
         self._options = options
@@ -250,7 +253,19 @@ class Handover:
         values = ",".join(f"{key}={value}" for key, value in wildcards(job).items())
         parts = [_safe(values)] if values else []
         parts += [str(job.jobid)[:8], str(job.attempt), self._run_id, "log"]
-        return os.path.abspath(os.path.join(self._options.logdir, _safe(job.name), ".".join(parts)))
+        path = os.path.abspath(os.path.join(self._options.logdir, _safe(job.name), ".".join(parts)))
+        self._log_directories.add(os.path.dirname(path))
+        return path
+
+    def has_parts(self, job: Any) -> bool:
+        """Whether a job has Dask workers of its own, those of other nodes with logs beside its own."""
+        return not job.is_group() and bool(job.resources.get("dask_workers"))
+
+    def remove_empty_log_directories(self) -> None:
+        """Those that the run's jobs had, and that of all logs unless it was there before."""
+        for directory in (*self._log_directories, *self._made_for_logs):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
     def _read_jobscript(self) -> str:
         """The user's own job script; empty where there is none."""

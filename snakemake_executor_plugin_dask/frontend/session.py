@@ -160,6 +160,7 @@ class Session:
         self._dropping = False
         self._failed = False  # a job for good, and without --keep-going
         self._ended = False
+        self._kept = ""  # the name of the cluster that stays
         self._warned: set[str] = set()  # kinds of warning
         self._link: DriverLink | None = None
         self._ahead = ahead
@@ -381,6 +382,7 @@ class Session:
                 jobs=self._known_jobs,
                 kept=kept,
             )
+            self._kept = "" if kept is None else kept.name
             launched = self._ahead.take() or launch(self._state_dir)
             self._link = DriverLink(begin, self._received, self._driver_lost, self._reading_failed, launched)
             self._voice.kept_by(self._link.send)
@@ -496,7 +498,7 @@ class Session:
                 f"What {_label(info.job)} was to update could not be saved first: {error.filename}: {error.strerror}."
             )
         if kind == "succeeded":
-            self._unchecked.add(info.job, outcome, message.runs)
+            self._unchecked.add(info.job, outcome, message.runs, parts=self._handover.has_parts(info.job))
             return info
         if kind == "failed":
             self._note_error(info, text)
@@ -555,7 +557,7 @@ class Session:
     def _driver_lost(self, how: str) -> None:
         """On the reader's thread; `end` waits for it. What the driver did not give back is given back here."""
         assert self._link is not None
-        text = clean_up_after(how, self._state_dir, self._link.log_tail(), leaving=self._ended)
+        text = clean_up_after(how, self._state_dir, self._link.log_tail(), leaving=self._ended, kept=self._kept)
         if self._ended:
             self._voice.error(text)  # Snakemake's scheduler is over, and hears of no error any more
         else:
@@ -576,7 +578,7 @@ class Session:
                 )
         self._ahead.close(taken=self._link is not None)
         self._handover.close()
-        self._remove_empty_log_directories()
+        self._handover.remove_empty_log_directories()
 
     def _stop(self, link: DriverLink, *, kill: bool) -> None:
         ended = link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S)
@@ -590,8 +592,3 @@ class Session:
         if not ended:
             done = "did not end" if link.last is None else "gave everything back, but did not end"
             self._voice.error(f"The driver process {done} within {_STOP_TIMEOUT_S:.0f} s.")
-
-    def _remove_empty_log_directories(self) -> None:
-        for directory, _, _ in os.walk(self._options.logdir, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)

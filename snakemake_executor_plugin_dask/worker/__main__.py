@@ -149,7 +149,9 @@ async def _serve(
     else:
         run_id = only[0].run_id
         topic = client.event_topic(run_id)
-        link = client.SupervisorLink(run_id, name, only[1], lambda message: worker.log_event(topic, client.as_event(message)))
+        link = client.SupervisorLink(
+            run_id, name, only[1], lambda message: worker.log_event(topic, client.as_event(message))
+        )
         await link.open()
         client.links[run_id], client.described[run_id] = link, facts
     loop = asyncio.get_running_loop()

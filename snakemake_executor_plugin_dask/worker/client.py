@@ -269,7 +269,7 @@ def as_event(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_event(event: Mapping[str, Any]) -> Mapping[str, Any]:
     """What is told of jobs."""
-    message: Mapping[str, Any] = pickle.loads(event["packed"])  # noqa: S301 - from a worker, whose tasks run as ours
+    message: Mapping[str, Any] = pickle.loads(event["packed"])
     return message
 
 

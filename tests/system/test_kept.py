@@ -169,7 +169,7 @@ def test_stop_does_not_end_runs_unless_told(clusters: Clusters, tmp_path: Path) 
         ended_ = clusters.command("stop", name, "--force")
         assert ended_.returncode == 0, ended_.stderr
         assert run.wait() != 0
-        assert f"Cluster {name} was stopped" in run.output
+        assert f"Cluster {name} ends, since it was told to stop" in run.output
         assert not run.jobs()
 
 
@@ -192,6 +192,24 @@ def test_a_head_that_is_killed_ends_its_runs_and_the_next_run_starts_another(
     with snakemake(tmp_path / "next", TELLS, *KEEP, *SMALL) as run:
         finished(run)
     assert clusters.heads() not in ([], [head])
+
+
+def test_a_run_that_waits_for_its_cluster_can_be_stopped(clusters: Clusters, tmp_path: Path) -> None:
+    """Its head hangs, and would be waited for: Ctrl-C ends the run, and the cluster is left alone."""
+    with snakemake(tmp_path / "first", logged_jobs(1, "true"), *SMALL, *KEEP) as run:
+        finished(run)
+    (head,) = clusters.heads()
+    os.kill(head, signal.SIGSTOP)
+    try:
+        with snakemake(tmp_path / "second", logged_jobs(1, "true"), *SMALL, *KEEP) as run:
+            wait_for(lambda: any((tmp_path / "second/.snakemake/dask").glob("*/driver.log")), "its driver has begun")
+            os.kill(run.process.pid, signal.SIGINT)
+            assert run.wait() != 0
+            assert "did not end within" not in run.output
+            assert not [text for text in run.processes().values() if "plugin_dask.driver --fd" in text]
+    finally:
+        os.kill(head, signal.SIGCONT)
+    assert clusters.heads() == [head]
 
 
 def test_the_cluster_ends_after_the_keep_time(clusters: Clusters, tmp_path: Path) -> None:

@@ -12,18 +12,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from deciding import facts_of, hold
+from supervising import run_setup
 from unreadable import OfAnotherVersion
 
 from snakemake_executor_plugin_dask.batch.allocations import Ran
 from snakemake_executor_plugin_dask.cli.commands import main
 from snakemake_executor_plugin_dask.config.configure import configure
 from snakemake_executor_plugin_dask.decide.ledger import Ledger
+from snakemake_executor_plugin_dask.driver.cluster import NotNow
 from snakemake_executor_plugin_dask.driver.head.others import HeldByOthers
+from snakemake_executor_plugin_dask.driver.head.runs import AllRuns, Share
 from snakemake_executor_plugin_dask.driver.head.written import Written
+from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.kept.place import is_name, root
@@ -567,3 +572,36 @@ def test_a_state_directory_that_cannot_be_read_is_nothing_to_runs_that_keep_noth
     assert recognise.choose(replace(OPTIONS, keep_s=0.0), replace(OPTIONS, keep_s=0.0), environment) == (None, [])
     with pytest.raises(ConfigurationError, match="omit --dask-keep"):
         recognise.choose(OPTIONS, OPTIONS, environment)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_run_that_cannot_begin_takes_no_other_runs_worker(tmp_path: Path, others: bool) -> None:
+    """Its job has failed, with the reason. A worker that it has alone is given up, as one of its own would be."""
+
+    async def call(*_: Any, within_s: float) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    async def submit() -> Any:
+        member: Any = SimpleNamespace(name="cpu-0", address="tls://n1:1")
+        core: Any = SimpleNamespace(call=call, fleet=SimpleNamespace(members={}))
+        everybody = AllRuns(core, cast(Any, None), cast(Any, None))
+        holding = SimpleNamespace(workers=["cpu-0" if others else "cpu-1"])
+        sent = {"theirs": SimpleNamespace(attempt=SimpleNamespace(holding=holding))}
+        everybody.controllers["other"] = cast(Any, SimpleNamespace(sent=sent))
+        share = Share(everybody, run_setup(tmp_path), 1, again_s=0)
+        attempt = Attempt("mine", 1, Request())
+        attempt.member = member
+        attempt.state = State.SENT
+        for _ in range(2):
+            with pytest.raises(NotNow):
+                await share.submit(attempt, cast(Any, None))
+        return await share.submit(attempt, cast(Any, None))
+
+    if others:
+        outcome = asyncio.run(submit())
+        assert (outcome.status, outcome.worker) == ("not-started", "cpu-0")
+        assert "could not begin on worker cpu-0, where other runs have jobs" in outcome.detail
+        assert "Disk quota exceeded" in outcome.detail
+    else:
+        with pytest.raises(OSError, match="quota"):
+            asyncio.run(submit())

@@ -90,7 +90,7 @@ def test_lost_driver_is_told_and_cleared_up_after(
     state_dir.mkdir()
     (state_dir / "tls-key.pem").write_text("secret")
     (state_dir / "driver.log").write_text("its last words\n")
-    text = clean_up_after("SIGKILL", state_dir, "its last words", leaving=at_the_end)
+    text = clean_up_after("SIGKILL", state_dir, "its last words", leaving=at_the_end, kept="")
     assert cancelled == [state_dir]
     assert [path.name for path in state_dir.iterdir()] == ["driver.log"]
     assert "was lost (SIGKILL)" in text
@@ -98,6 +98,27 @@ def test_lost_driver_is_told_and_cleared_up_after(
     assert ("the run cannot go on" in text) is not at_the_end
     assert "allocation 7 is left" in text
     assert "its last words" in text
+
+
+def test_the_loss_of_a_run_that_shares_a_cluster_is_told_as_that(tmp_path: Path) -> None:
+    """Its jobs alone end: the cluster, and what it costs, stays."""
+    text = clean_up_after("SIGKILL", tmp_path / "gone", "", leaving=False, kept="k3f9")
+    assert "the jobs of this run end, and cluster k3f9 stays (`snakemake-dask stop k3f9` ends it)" in text
+    assert "workers end" not in text
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_logs_of_dask_workers_go_with_their_jobs(tmp_path: Path, parts: bool) -> None:
+    """Of each run of the job. Nobody looks for them where there can be none."""
+    names = ["1.log", "1.log.dask-1", "1.log.2", "1.log.2.dask-1", "1.log.2.dask-2", "11.log"]
+    for name in names:
+        (tmp_path / name).touch()
+    unchecked = Unchecked(keep_logs=False)
+    outcome = Outcome("key", "succeeded", worker="local-0", host="here", log_path=str(tmp_path / "1.log.2"))
+    unchecked.add("job", outcome, 2, parts=parts)
+    unchecked.accepted("job")
+    left = ["11.log"] if parts else ["1.log.2.dask-1", "1.log.2.dask-2", "1.log.dask-1", "11.log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 @pytest.mark.parametrize("accepted", [True, False])

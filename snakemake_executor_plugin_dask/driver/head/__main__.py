@@ -66,7 +66,7 @@ async def _serve(start: Start, held: state.Held) -> bool:
 
     head = Head(start, _log, held.in_place)
     bound_log()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, head.end)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, head.end, "its head was told to end (SIGTERM)")
     failed = False
     try:
         await head.start()
@@ -79,8 +79,9 @@ async def _serve(start: Start, held: state.Held) -> bool:
     except ConfigurationError as error:
         _log(f"error: {error}")
         failed = True
-    except Exception:  # noqa: BLE001 - whatever it is, all is given back
+    except Exception as error:  # noqa: BLE001 - whatever it is, all is given back
         traceback.print_exc()
+        head.end(f"its head failed ({error!r}; more is in {start.kept.directory}/head.log)")
         failed = True
     left = await head.close()
     for worker in left:

@@ -72,6 +72,7 @@ class Head:
         self._began = time.monotonic()
         self._since, self._process = time.time(), this_process()
         self._written = Written(Path(kept.directory), self._record, self._say, in_place)
+        self._why = ""  # it ends
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         options = kept.options
@@ -138,14 +139,14 @@ class Head:
         while True:
             if time.monotonic() - asked >= _ALLOCATION_EVERY_S:
                 if await asyncio.to_thread(is_over, within):
-                    self._log("The batch system says that the allocation it stood in is over.")
+                    why = "the batch system says that the allocation it stood in is over"
                     break
                 asked = time.monotonic()
             if not await asyncio.to_thread(self._in_place):
-                self._log("Another host has cleared up after it, as its allocation is over.")
+                why = "another host has cleared up after it, as its allocation is over"
                 break
             await asyncio.sleep(_IN_PLACE_EVERY_S)
-        self.end()
+        self.end(why)
 
     def _record(self) -> directory.Record:
         """Where the cluster is, and what its pools are."""
@@ -207,14 +208,15 @@ class Head:
                 starting = [m for pool in self.dispatch.pools for m in self.core.fleet.starting(pool)]
                 self._until = None if starting else now + self._keep_s
             if self._holder is not None and start_time(self._holder.pid) != self._holder.start:
-                self._log("The allocation that it stood in is over.")
-                self.end()
+                self.end("the allocation that it stood in is over")
             if self._until is not None and now > self._until:
-                self._log("The keep time is over.")
-                self.end()
+                self.end("its keep time is over")
 
-    def end(self) -> None:
-        """Give everything back from now on."""
+    def end(self, why: str) -> None:
+        """Give everything back from now on. ``why`` is what runs are told, and completes "Cluster x ends, since …"."""
+        if not self._why:
+            self._why = why
+            self._log(f"It ends, since {why}.")
         if not self.over.done():
             self.over.set_result(None)
 
@@ -329,18 +331,17 @@ class Head:
 
     async def _end(self, send: Send, *, force: bool) -> None:
         if not self._served or force:
-            self._log("It was told to stop.")
-            self.end()
+            self.end("it was told to stop")
         send(self.told())
 
     async def close(self) -> tuple[str, ...]:
         """End all runs, and give everything back. Returns workers that were not seen to be gone."""
-        self.end()  # whoever comes now joins the next one
+        self.end("it was told to stop")  # whoever comes now joins the next one
         self._tasks.cancel()
         for expected in list(self._expected.values()):
             expected.leave()
         for served in list(self._served.values()):
-            served.end(f"Cluster {self._kept.name} was stopped.")
+            served.end(f"Cluster {self._kept.name} ends, since {self._why}.")
         others = self._conversations - {asyncio.current_task()}
         if others:
             await asyncio.wait(others, timeout=2 * SILENT_S)

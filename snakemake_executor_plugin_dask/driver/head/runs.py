@@ -76,6 +76,12 @@ class AllRuns(Listener):
         """Where a run of so many jobs gets ready before its first one."""
         return [member for member in self.core.fleet.workers() if member.up][:jobs]
 
+    def others_on(self, member: Member, run_id: str) -> bool:
+        """Whether another run has jobs on a worker."""
+        others = [controller for other, controller in self.controllers.items() if other != run_id]
+        holdings = [job.attempt.holding for controller in others for job in controller.sent.values()]
+        return any(holding is not None and member.name in holding.workers for holding in holdings)
+
     def fit_elsewhere(self, pool: Pool) -> bool:
         return bool(self.controllers) and all(controller.fit_elsewhere(pool) for controller in self._all())
 
@@ -166,8 +172,17 @@ class Share(Cluster):
 
     workers: Members
 
-    def __init__(self, everybody: AllRuns, setup: RunSetup, known_jobs: int, expected: Expected | None = None) -> None:
-        self._expected = expected
+    def __init__(
+        self,
+        everybody: AllRuns,
+        setup: RunSetup,
+        known_jobs: int,
+        expected: Expected | None = None,
+        *,
+        again_s: float = _AGAIN_S,
+    ) -> None:
+        """``known_jobs``: so many it has at once. ``expected``: what got ready for it. ``again_s``: between tries."""
+        self._expected, self._again_s = expected, again_s
         self._everybody, self._core = everybody, everybody.core
         self._setup, self._run_id = setup, setup.run_id
         self._known_jobs = known_jobs
@@ -210,7 +225,14 @@ class Share(Cluster):
 
     async def submit(self, attempt: Attempt, spec: JobSpec) -> Outcome | None:
         member = attempt.member
-        if member is None or not await self._ready(member) or attempt.state is not State.SENT or attempt.killed:
+        try:
+            ready = member is not None and await self._ready(member)
+        except Exception as error:
+            if member is None or not self._everybody.others_on(member, self._run_id):
+                raise  # the worker is given up
+            why = f"this run could not begin on worker {member.name}, where other runs have jobs: {error}"
+            return Outcome(attempt.key, "not-started", worker=member.name, detail=why)
+        if member is None or not ready or attempt.state is not State.SENT or attempt.killed:
             raise NotNow
         outcome = await self._core.submit(self._run_id, attempt, spec)
         if outcome is not None and outcome.status == "lost":
@@ -225,7 +247,7 @@ class Share(Cluster):
             self._failed[member.name] = self._failed.get(member.name, 0) + 1
             if self._failed[member.name] >= _TRIES:
                 raise
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(self._again_s)
             return False
         self._failed.pop(member.name, None)
         return True

@@ -18,7 +18,8 @@ _READY_S = 60.0  # a job waits so long for the workflow to have been read
 ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless the kernel holds it
 LOOKS = 6  # in that time; so it does not count while this process itself is stopped
 _LEAVE_S = 2.0  # for the exit functions of a workflow
-_RESTARTS = 3
+_RESTARTS = 3  # within
+_FORGOTTEN_S = 3600.0
 _ENDED = "the warm process ended"
 
 
@@ -50,7 +51,7 @@ class Warming(WarmEvents):
         self._setup: RunSetup | None = None
         self._environment: Mapping[str, str] = {}
         self._current: WarmProcess | None = None
-        self._failures = 0
+        self._ended: list[float] = []  # when warm processes did lately, by the loop's clock
         self._why_cold = ""  # why there is no warm process, though the run wants one
         self._burials: set[asyncio.Task[Any]] = set()
 
@@ -206,14 +207,15 @@ class Warming(WarmEvents):
 
     def warm_gone(self, warm: WarmProcess) -> None:
         if warm is self._current:
-            self._failures += 1
+            now = asyncio.get_running_loop().time()
+            self._ended = [*(ended for ended in self._ended if now - ended < _FORGOTTEN_S), now]
             self._current = None
             if self._setup is None:  # no more jobs come
                 pass
             elif not warm.ready:  # it would not be the next time, either
                 self._give_up("the warm process ended before it was ready")
-            elif self._failures > _RESTARTS:
-                self._give_up(f"the warm process ended {self._failures} times")
+            elif len(self._ended) > _RESTARTS:
+                self._give_up(f"the warm process ended {len(self._ended)} times within an hour")
             else:
                 self._launch()
         task = asyncio.create_task(self._bury(warm))
