@@ -1,9 +1,10 @@
 """The event log of a run: one JSON object a line. Writes and reads files; what the events mean is in `model`.
 
-The schema is documented in docs/observe.md. Each line is one `write` to a file opened for appending, so that it
-survives SIGKILL of the writer; only the very last line can be torn, and readers pass over it.
+The schema is documented in docs/observe.md. Lines are written whole, and soon, to a file opened for appending, so that
+they survive SIGKILL of the writer; only the very last line can be torn, and readers pass over it.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -42,6 +43,7 @@ class EventLog:
     """Appends events to a file. Never raises for a file that cannot be written: that is told once, to ``on_error``.
 
     ``also`` gets each event as well (the model from which status and report are made), in the form that is in the file.
+    ``soon``: has what it is given done on another thread, in order. Without it events are written at once.
     """
 
     def __init__(
@@ -51,8 +53,12 @@ class EventLog:
         on_error: Callable[[str], None] = lambda _: None,
         also: Callable[[Event], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
+        soon: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         self._path = os.fspath(path)
+        self._soon = soon
+        self._lines = collections.deque[bytes]()
+        self._problem = ""
         self._on_error = on_error
         self._also = also
         self._clock = clock
@@ -65,32 +71,42 @@ class EventLog:
         event = {"v": SCHEMA_VERSION, "t": round(self._clock(), 3), "kind": kind}
         event.update((name, plain(value)) for name, value in fields.items() if name not in _LEFT_OUT)
         self._also(event)
-        self._append(_encode(event).encode("ascii"))
+        self._lines.append(_encode(event).encode("ascii"))
+        if len(self._lines) == 1:  # else they are about to be written
+            self._soon(self._append)
+        self._tell()
 
     def close(self) -> None:
-        """Close the file. May be repeated."""
+        """Close the file, once all is written. May be repeated."""
+        self._tell()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _append(self, line: bytes) -> None:
+    def _append(self) -> None:
+        """Write the lines that are there."""
+        lines = []
+        while self._lines:
+            lines.append(self._lines.popleft() + b"\n")
+        if not lines:
+            return  # those before took them along
         try:
             if self._descriptor is None:
                 self._descriptor = append_private(Path(self._path))
             # A line that was cut off by a full disk must not swallow the next one.
-            data = (b"\n" if self._torn else b"") + line + b"\n"
+            data = (b"\n" if self._torn else b"") + b"".join(lines)
             written = os.write(self._descriptor, data)
             self._torn = written < len(data)
         except OSError as error:
-            reason = error.strerror or str(error)
+            self._problem = error.strerror or str(error)
         else:
-            if not self._torn:
-                return
-            reason = "the file system is full"
-        if not self._told:
+            self._problem = "the file system is full" if self._torn else self._problem
+
+    def _tell(self) -> None:
+        if self._problem and not self._told:
             self._told = True
             self._on_error(
-                f"The event log {self._path} cannot be written ({reason}): "
+                f"The event log {self._path} cannot be written ({self._problem}): "
                 "the run goes on, and its report will lack what happens meanwhile."
             )
 

@@ -23,15 +23,20 @@ def place(log: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name.removesuffix(SUFFIX)) / _NAME
 
 
-def write(log: str | os.PathLike[str], running: Iterable[Attempt]) -> None:
-    """Replace the file. One that cannot be written is left as it is: who looks sees from its times how old it is."""
+def encoded(running: Iterable[Attempt]) -> bytes:
+    """What is in the file."""
     jobs = {
         each.key: [round(each.now.at, 1), each.now.cpu_s, each.now.cores, each.now.memory_mb]
         for each in running
         if each.now is not None
     }
+    return json.dumps(jobs, separators=(",", ":")).encode("ascii")
+
+
+def write(log: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file. One that cannot be written is left as it is: who looks sees from its times how old it is."""
     with contextlib.suppress(OSError):
-        write_private(place(log), json.dumps(jobs, separators=(",", ":")).encode("ascii"))
+        write_private(place(log), data)
 
 
 def look(log: str | os.PathLike[str], model: RunModel) -> None:

@@ -13,6 +13,7 @@ from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.messages import Level
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.observe import live
+from snakemake_executor_plugin_dask.observe.behind import Behind
 from snakemake_executor_plugin_dask.observe.events import EventLog
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import Blocked, WaitingState, snapshot, waiting_states
@@ -40,7 +41,15 @@ class Observer:
         self._report = report
         self._show = show
         self._clock = clock
-        self._log = EventLog(event_log, on_error=lambda text: show("warning", text), also=self.model.apply, clock=clock)
+        # A file server that hangs must hold up nothing that keeps jobs alive, or starts them.
+        self._behind = Behind()
+        self._log = EventLog(
+            event_log,
+            on_error=lambda text: show("warning", text),
+            also=self.model.apply,
+            clock=clock,
+            soon=self._behind.do,
+        )
         self._narrator = Narrator()
         self._waiting: set[tuple[str, str]] = set()
         self._noted = 0.0
@@ -79,7 +88,8 @@ class Observer:
         """
         if self.model.note_uses(uses) and (wall := self._clock()) - self._lived >= LIVE_EVERY_S:
             self._lived = wall
-            live.write(self._event_log, self.model.running.values())
+            data = live.encoded(self.model.running.values())
+            self._behind.do(lambda: live.write(self._event_log, data))
         waiting = self._note(blockers, now)
         for line in self._narrator.look(snapshot(self.model, self._clock(), waiting, workers=False)):
             self.say("info", line)
@@ -91,6 +101,8 @@ class Observer:
     def finish(self, **fields: Any) -> str:
         """Write `run-ended` and the report. Returns the line for the end of the run."""
         self.event("run-ended", **fields)
+        if not self._behind.close():
+            self._show("warning", f"The end of the event log {self._event_log} could not be written so far.")
         line = end_line(self.model)
         if self.model.counts()["failed"]:
             line += " See `snakemake-dask jobs --state failed` and `snakemake-dask report`."

@@ -16,6 +16,7 @@ from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe import events
 from snakemake_executor_plugin_dask.observe.events import EventLog, newest_log, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
+from snakemake_executor_plugin_dask.observe.observer import Observer
 from snakemake_executor_plugin_dask.observe.use import allocation_wait_s, integral, steps
 
 
@@ -392,3 +393,19 @@ def test_the_sum_of_what_was_held_is_that_of_its_steps():
     for i, name in enumerate(type(moments[0][1]).__slots__):
         total = sum(getattr(each, name) * (end - start) for (start, each), (end, _) in itertools.pairwise(moments))
         assert getattr(integral(model), name) == pytest.approx(total), (i, name)
+
+
+def test_a_file_server_that_hangs_holds_up_nobody(tmp_path):
+    """To open a pipe takes as long as nobody reads it: events are heard of meanwhile, and the trouble is told."""
+    path, said = tmp_path / "run.events.jsonl", []
+    os.mkfifo(path, 0o600)
+    observer = Observer(path, None, lambda _, text: said.append(text))
+    for _ in range(3):
+        observer.say("info", "goes on")
+    assert said == ["goes on"] * 3
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        observer.finish()
+    finally:
+        os.close(reader)
+    assert [str(path) in text for text in said[3:]] == [True]

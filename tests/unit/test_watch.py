@@ -134,10 +134,10 @@ def test_use_is_told_through_a_file(tmp_path: Path) -> None:
     log = tmp_path / "abc1.events.jsonl"
     model = RunModel(events())
     model.note_uses({"align-run-1-1.1": (4.0, 1.0, 10.0)})
-    live.write(log, model.running.values())
+    live.write(log, live.encoded(model.running.values()))
     assert live.read(log) == {}
     (tmp_path / "abc1").mkdir(mode=0o700)
-    live.write(log, model.running.values())
+    live.write(log, live.encoded(model.running.values()))
     assert live.read(log) == {"align-run-1-1.1": model.running["align-run-1-1.1"].now}
     for damaged in ("", "[]", '{"a": 1}', '{"a": [1, 2, 3]}', '{"a": ["x", 1, 2, 3]}'):
         live.place(log).write_text(damaged)
