@@ -32,7 +32,7 @@ class AttachedLink(client.SupervisorLink):
         return await asyncio.to_thread(kill_marked, self.keys())
 
 
-def _marked(keys: Collection[str]) -> list[int]:
+def marked(keys: Collection[str]) -> list[int]:
     """The processes on this machine that carry one of these attempts' keys."""
     return [pid for pid in all_pids() if job_key(pid) in keys]
 
@@ -47,13 +47,13 @@ def _seen_dead(supervisor: int, keys: Collection[str]) -> bool:
 
     Some carry no key, since they were forked and not executed; those do not outlive their supervisor.
     """
-    return not seen_here(supervisor) and not _marked(keys)
+    return not seen_here(supervisor) and not marked(keys)
 
 
 def kill_marked(keys: Collection[str], timeout_s: float = 10.0) -> bool:
     """SIGKILL every process that carries one of these keys; False where one is left."""
     deadline = time.monotonic() + timeout_s
-    while pids := _marked(keys):
+    while pids := marked(keys):
         if time.monotonic() > deadline:
             return False
         send(pids, signal.SIGKILL)
@@ -72,7 +72,7 @@ def end_from_outside(supervisor: int, keys: Collection[str], timeout_s: float = 
             return False
         if seen_here(supervisor):
             send([supervisor], signal.SIGKILL)
-        send(_marked(keys), signal.SIGKILL)
+        send(marked(keys), signal.SIGKILL)
         time.sleep(0.02)
     return True
 
