@@ -49,7 +49,7 @@ def connect_beside(guarded: Any, directory: str, host: str) -> None:
     """
     sockets = _Sockets(directory)
 
-    class Listener(guarded):  # type: ignore[misc]
+    class _Listener(guarded):  # type: ignore[misc]
         """Listens at its port, and at a socket beside it."""
 
         async def start(self) -> None:
@@ -86,7 +86,7 @@ def connect_beside(guarded: Any, directory: str, host: str) -> None:
                 return
             await self.comm_handler(comm)
 
-    class Connector(TLSConnector):
+    class _Connector(TLSConnector):
         """Takes the socket where there is one."""
 
         async def connect(self, address: str, deserialize: bool = True, **arguments: Any) -> Any:
@@ -102,8 +102,8 @@ def connect_beside(guarded: Any, directory: str, host: str) -> None:
                     return TCP(connection.stream(), f"{self.prefix}{host}:0", self.prefix + address, deserialize)
             return await super().connect(address, deserialize, **arguments)  # type: ignore[no-untyped-call]
 
-    class Backend(TLSBackend):
-        _listener_class = Listener
-        _connector_class = Connector
+    class _Backend(TLSBackend):
+        _listener_class = _Listener
+        _connector_class = _Connector
 
-    registry.backends["tls"] = Backend()
+    registry.backends["tls"] = _Backend()

@@ -61,7 +61,7 @@ def test_a_batch_system_that_does_not_answer_keeps_no_driver(tmp_path: Path, mon
     members = {name: SimpleNamespace(process=SimpleNamespace(name=name)) for name in ("cpu-1", "cpu-0")}
     dask_clusters: list[Any] = []
 
-    def fleet(dask_cluster: Any, *_: Any) -> Any:
+    def fleet(dask_cluster: Any, *_: Any, **__: Any) -> Any:
         dask_clusters.append(dask_cluster)
         return SimpleNamespace(members=members, close=hang)
 

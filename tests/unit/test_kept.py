@@ -589,7 +589,7 @@ def test_a_run_that_cannot_begin_takes_no_other_runs_worker(tmp_path: Path, othe
         sent = {"theirs": SimpleNamespace(attempt=SimpleNamespace(holding=holding))}
         everybody.controllers["other"] = cast(Any, SimpleNamespace(sent=sent))
         share = Share(everybody, run_setup(tmp_path), 1, again_s=0)
-        attempt = Attempt("mine", 1, Request())
+        attempt = Attempt("mine", 1, Request(cores=1))
         attempt.member = member
         attempt.state = State.SENT
         for _ in range(2):
