@@ -11,9 +11,8 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
+from dataclasses import dataclass  # jobs have a copy of this module, and may lack the rest of the package
 from typing import Any
-
-from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 _log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """A job's own Dask cluster: what a rule asks for, where it fits, and what is said where it does not."""
 
+import ast
 import asyncio
 import dataclasses
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from deciding import a_pool
+from imported import imported
 
 from snakemake_executor_plugin_dask.decide.routing import NoPool, adapt_to_local, local_warning, route, shape_of
 from snakemake_executor_plugin_dask.frontend.handover import cluster_with_options
@@ -162,6 +164,24 @@ def test_files_of_a_cluster(tmp_path: Path) -> None:
     settings = json.loads((directory / "settings.json").read_text())
     assert settings["environment"] == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
     assert settings["enforce"]
+
+
+def test_what_a_job_has_a_copy_of_needs_no_plugin(tmp_path: Path) -> None:
+    """The job's Python, of a `conda:` environment or a container, may not have it."""
+
+    async def prepare() -> list[str]:
+        cluster = ClusterOfJob(print, print)
+        spec = JobSpec("k", "n", "1", 1, (), 1, "log", certificate=("cert", "key"))
+        await cluster.prepare(spec, JobCluster(1, 1), str(tmp_path), "log", {})
+        return cluster.close()
+
+    asyncio.run(prepare())
+    copies = list(tmp_path.rglob("*.py"))
+    assert {"cluster.py", "door.py", "dask_listening.py", "dask_beside.py"} <= {path.name for path in copies}
+    for path in copies:
+        names = [name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node)]
+        assert names
+        assert not [name for name in names if name.startswith("snakemake")], path.name
 
 
 def test_what_is_not_sent_is_in_files(tmp_path: Path) -> None:
