@@ -32,12 +32,17 @@ def mean() -> QueuedJob:
     return QueuedJob.of(spec, with_cluster(Request(cores=2), JobCluster(2, 2)), 0)
 
 
-async def begun(world: World) -> tuple[str, str]:
-    """The job runs on two workers, and its scheduler listens; returns the script's worker and the other one."""
+async def asked(world: World) -> None:
+    """The job is there, and two workers that hold it together."""
     for name in ("cpu-0", "cpu-1"):
         world.worker(name)
     world.controller.enqueue(Enqueue((mean(),)))
     await settle()
+
+
+async def begun(world: World) -> tuple[str, str]:
+    """The job runs on two workers, and its scheduler listens; returns the script's worker and the other one."""
+    await asked(world)
     ((address, spec),) = world.submitted
     assert spec.cluster == JobCluster(1, 2)
     assert spec.spread is not None
@@ -87,10 +92,7 @@ def test_without_a_client_there_are_no_parts() -> None:
     """A script that starts no cluster ends as any other job."""
 
     async def script(world: World) -> None:
-        for name in ("cpu-0", "cpu-1"):
-            world.worker(name)
-        world.controller.enqueue(Enqueue((mean(),)))
-        await settle()
+        await asked(world)
         world.start(KEY)
         world.end(KEY)
         assert len(world.messages(Finished)) == 1
@@ -273,10 +275,7 @@ def test_a_part_that_could_not_be_sent_costs_no_worker() -> None:
                 raise NotNow
 
         world.tried = refuse
-        for name in ("cpu-0", "cpu-1"):
-            world.worker(name)
-        world.controller.enqueue(Enqueue((mean(),)))
-        await settle()
+        await asked(world)
         world.start(KEY)
         listens(world)
         await settle()
@@ -301,10 +300,7 @@ def test_a_job_that_was_refused_leaves_no_parts() -> None:
             raise NotNow
 
         world.tried = refuse
-        for name in ("cpu-0", "cpu-1"):
-            world.worker(name)
-        world.controller.enqueue(Enqueue((mean(),)))
-        await settle()
+        await asked(world)
         assert not world.submitted
         for name in ("cpu-0", "cpu-1"):
             world.lose(world.workers.members[name])
