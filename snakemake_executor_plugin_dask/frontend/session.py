@@ -576,6 +576,7 @@ class Session:
                 self._voice.warning(
                     "Snakemake exits without waiting; the driver process goes on ending jobs and giving workers back."
                 )
+        snakemake_scheduler.forget_reevaluations(self._workflow.scheduler)
         self._ahead.close(taken=self._link is not None)
         self._handover.close()
         self._handover.remove_empty_log_directories()

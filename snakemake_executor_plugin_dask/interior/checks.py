@@ -8,6 +8,7 @@ from snakemake_executor_plugin_dask.interior import (
     dask_network,
     dask_overridden,
     dask_scheduler,
+    dask_streams,
     dask_worker,
     snakemake_calls,
     snakemake_commands,
@@ -61,7 +62,7 @@ def dask_names() -> tuple[Private, ...]:
     """Those of a run with a cluster of its own. Imports Dask."""
     from snakemake_executor_plugin_dask.interior import dask_files
 
-    return (*dask_scheduler.NAMES, *dask_network.NAMES, *dask_files.NAMES, *dask_overridden.NAMES)
+    return (*dask_scheduler.NAMES, *dask_streams.NAMES, *dask_network.NAMES, *dask_files.NAMES, *dask_overridden.NAMES)
 
 
 def of_attached_dask() -> Interior:

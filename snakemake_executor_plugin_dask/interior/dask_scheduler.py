@@ -9,9 +9,6 @@ from snakemake_executor_plugin_dask.interior.declared import Private
 _SLOW = "each job takes twice as much of the driver's time"
 
 LISTENERS = Private("distributed.core:Server", "listeners", "the driver cannot reach its own scheduler")
-SCHEDULER_COMM = Private(
-    "distributed.client:Client", "scheduler_comm", "each job starts some milliseconds later", needed=False
-)
 #: Of a graph of tasks that has been read.
 CREATE = Private(
     "distributed.scheduler:Scheduler",
@@ -37,7 +34,7 @@ CALLBACKS = Private(
 )
 
 _OWN = (CREATE, RELEASE, TASKS, TASK)
-NAMES = (LISTENERS, SCHEDULER_COMM, CALLBACKS, *_OWN)
+NAMES = (LISTENERS, CALLBACKS, *_OWN)
 #: Four times a second they look for what is not wanted here, or may wait.
 _HASTY = ("idle-timeout", "no-workers-timeout")
 _LOOK_EVERY_MS = 2000.0
@@ -51,12 +48,6 @@ Status = Literal["pending", "finished", "error", "lost"]
 def inner_address(scheduler: Any) -> str:
     """The scheduler's address for clients in the same process: the second one that it listens on."""
     return str(LISTENERS.of(scheduler)[1].contact_address)
-
-
-def send_at_once(client: Any) -> None:
-    """Do not collect messages to the scheduler, which is in the same process."""
-    if SCHEDULER_COMM.there():
-        SCHEDULER_COMM.of(client).interval = 0.001
 
 
 def calm(server: Any, names: Iterable[str] = _HASTY) -> None:

@@ -3,6 +3,7 @@
 Executors are told of none of this; the interface declares `executor_error_callback` alone.
 """
 
+import threading
 from typing import Any
 
 from snakemake_executor_plugin_dask.interior.declared import Private
@@ -23,8 +24,11 @@ HANDLE_ERROR = Private(
 OPEN_JOBS = Private(
     _SCHEDULER, "_open_jobs", "a job that no pool can hold ends the run, also with --keep-going", needed=False
 )
+REEVALUATION = Private(
+    _SCHEDULER, "_schedule_reevalutation", "the end of a run comes up to a second later", needed=False
+)
 
-NAMES = (ERRORS, USER_KILL, RUNNING, LOCK, HANDLE_ERROR, OPEN_JOBS)
+NAMES = (ERRORS, USER_KILL, RUNNING, LOCK, HANDLE_ERROR, OPEN_JOBS, REEVALUATION)
 
 
 def has_failed(scheduler: Any) -> bool:
@@ -60,3 +64,15 @@ def wake_once(scheduler: Any) -> None:
         due = True
     if due:
         wakes.release()
+
+
+def forget_reevaluations(scheduler: Any) -> None:
+    """End the timers that would wake its loop, once that is over: Python waits for each before it exits.
+
+    There is one after each selection of jobs, which lasts as long as the time span of --max-jobs-per-timespan.
+    """
+    if REEVALUATION.there():
+        made_by = f"{REEVALUATION.of(type(scheduler)).__qualname__}."
+        for timer in threading.enumerate():
+            if isinstance(timer, threading.Timer) and getattr(timer.function, "__qualname__", "").startswith(made_by):
+                timer.cancel()

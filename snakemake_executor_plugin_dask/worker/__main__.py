@@ -107,7 +107,7 @@ async def _serve(
     from snakemake_executor_plugin_dask.config.owned import BEFORE_IMPORT, WORKER_CONFIGURATION, quieten
 
     dask.config.set(BEFORE_IMPORT)
-    from snakemake_executor_plugin_dask.interior import checks, dask_network
+    from snakemake_executor_plugin_dask.interior import checks, dask_network, dask_streams
 
     if lacking := checks.of_dask().refusal:
         sys.stderr.write(f"worker {name}: {lacking}\n")
@@ -141,6 +141,7 @@ async def _serve(
         death_timeout=config["death_timeout_s"],
         resources={},
     )
+    dask_streams.hurry_worker(worker)
     worker.metrics |= client.METRICS
     client.described[config["cluster"]] = facts
     link: client.SupervisorLink | None = None

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from snakemake_executor_plugin_dask.driver.outbox import Outbox
-from snakemake_executor_plugin_dask.interior.snakemake_scheduler import wake_once
+from snakemake_executor_plugin_dask.interior.snakemake_scheduler import forget_reevaluations, wake_once
 from snakemake_executor_plugin_dask.model.jobs import Outcome
 from snakemake_executor_plugin_dask.model.messages import Finished, Say, Started, Together
 
@@ -74,3 +74,27 @@ def test_snakemakes_scheduler_is_woken_once() -> None:
         while wakes.acquire(blocking=False):
             left += 1
         assert left == min(1, due)
+
+
+def test_the_end_of_a_run_waits_for_no_timer() -> None:
+    """Snakemake's scheduler leaves one after each selection of jobs, and Python waits for all of them at its end."""
+    from snakemake.api import SnakemakeApi  # noqa: F401 - first: its modules import each other
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    class Scheduler(JobScheduler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._open_jobs = threading.Semaphore(0)
+
+    scheduler, before = Scheduler(), set(threading.enumerate())
+    someone_elses = threading.Timer(3600, lambda: None)
+    someone_elses.start()
+    scheduler._schedule_reevalutation(3600)  # noqa: SLF001 - as its loop does
+    (timer,) = set(threading.enumerate()) - before - {someone_elses}
+    forget_reevaluations(scheduler)
+    timer.join(60)
+    try:
+        assert not timer.is_alive()
+        assert someone_elses.is_alive()
+        assert not scheduler._open_jobs.acquire(blocking=False)  # noqa: SLF001
+    finally:
+        someone_elses.cancel()

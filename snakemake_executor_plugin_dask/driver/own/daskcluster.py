@@ -17,7 +17,7 @@ from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, ov
 from snakemake_executor_plugin_dask.driver import dasktasks
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
-from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler
+from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler, dask_streams
 from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class, serve_beside
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -50,6 +50,7 @@ class _Ears(SchedulerPlugin):
         self._hear = hear
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
+        dask_streams.hurry_to_worker(scheduler, worker)
         self._hear.worker_added(worker, str(scheduler.workers[worker].name))
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
@@ -133,8 +134,7 @@ class DaskCluster:
             asynchronous=True,
             set_as_default=False,
         )
-        # Messages to the own process are not worth collecting; a job that is to start would wait for it.
-        dask_scheduler.send_at_once(self.client)
+        dask_streams.hurry_client(self.client)
         return notes
 
     def submit(self, run_id: str, attempt: Attempt, spec: JobSpec) -> Any:

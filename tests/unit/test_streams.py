@@ -1,0 +1,32 @@
+"""Messages between Dask's scheduler and its workers wait for no others; many at once still travel together."""
+
+import asyncio
+from typing import Any
+
+import dask
+from distributed import Scheduler, SchedulerPlugin, Worker
+
+from snakemake_executor_plugin_dask.interior import dask_streams
+
+
+class Joined(SchedulerPlugin):
+    """As the driver hears of a worker."""
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        dask_streams.hurry_to_worker(scheduler, worker)
+
+
+def test_a_workers_streams(tmp_path: Any) -> None:
+    """Both ways, of a real scheduler and worker, from the moment at which the worker has joined."""
+
+    async def intervals() -> tuple[float, float]:
+        async with Scheduler(dashboard=False, protocol="inproc://") as scheduler:
+            scheduler.add_plugin(Joined())
+            worker = Worker(scheduler.address, nthreads=1, local_directory=str(tmp_path))
+            dask_streams.hurry_worker(worker)
+            async with worker:
+                to_worker = dask_streams.INTERVAL.of(dask_streams.TO_WORKERS.of(scheduler)[worker.address])
+                return to_worker, dask_streams.INTERVAL.of(dask_streams.OF_WORKER.of(worker))
+
+    with dask.config.set({"distributed.worker.memory.terminate": False, "temporary-directory": str(tmp_path)}):
+        assert asyncio.run(intervals()) == (0.0, 0.0)
