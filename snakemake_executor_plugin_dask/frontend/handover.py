@@ -62,7 +62,7 @@ class Handover:
     """Describes the jobs of one run."""
 
     def __init__(self, executor: Any, options: Options, run_id: str, *, keeps_updated: bool) -> None:
-        self._updated: dict[str, list[Update]] = {}  # by key: what was there before
+        self._updated: dict[str, tuple[Update, ...]] = {}  # by key
         self._log_directories: set[str] = set()
         self._made_for_logs = () if os.path.isdir(options.logdir) else (options.logdir,)
         self._workflow = executor.workflow
@@ -193,8 +193,8 @@ class Handover:
         wants_cold = starts_cold(dict(job.resources.items()))
         key = task_key(job.name, self._run_id, job.jobid, job.attempt, 1)
         updated = tuple(self._updates(job)) if self._keeps_updated else ()
-        if before := [update for update in updated if update.before]:
-            self._updated[key] = before
+        if updated:
+            self._updated[key] = updated
         call = None
         if self._calls and not wants_cold and self._options.job_start == "warm":
             call = snakemake_calls.describe(job, self._workflow)
@@ -225,11 +225,23 @@ class Handover:
             spec = dataclasses.replace(spec, script=self._write_script(job, spec))
         return QueuedJob.of(spec, request, float(job.priority), last=self.is_last(job))
 
-    def ended(self, key: str, *, failed: bool) -> None:
-        """Before Snakemake hears of an attempt's end: what a failed one was to update becomes as it was. OSError."""
-        for update in self._updated.pop(key, []):
-            if not updates.ended(update, failed=failed) and failed and os.path.lexists(update.output):
-                snakemake_jobs.back_up(self._workflow.persistence, update.output)
+    def ended(self, key: str, how: updates.Ended) -> None:
+        """Before Snakemake hears of an attempt's end: what it was to update becomes as it was, or stays. OSError."""
+        problem: OSError | None = None
+        for update in self._updated.pop(key, ()):
+            try:
+                if not updates.ended(update, how) and how == "failed" and os.path.lexists(update.output):
+                    snakemake_jobs.back_up(self._workflow.persistence, update.output)
+            except OSError as error:
+                problem = problem or error
+        if problem is not None:
+            raise problem
+
+    def left_updated(self) -> list[tuple[str, str]]:
+        """Files that attempts may have updated in part, whose ends were not heard; each with its copy."""
+        left = [update for found in self._updated.values() for update in found]
+        self._updated.clear()
+        return [(update.output, update.before) for update in left if os.path.lexists(update.before)]
 
     def _updates(self, job: Any) -> Iterable[Update]:
         attempt = f"{self._run_id}-{job.jobid}-{job.attempt}"

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_
 from snakemake_executor_plugin_dask.frontend.launching import Ahead, launch
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
 from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
-from snakemake_executor_plugin_dask.frontend.verdicts import over, starts_no_more, unfit_directory, verdict
+from snakemake_executor_plugin_dask.frontend.verdicts import Verdict, over, starts_no_more, unfit_directory, verdict
 from snakemake_executor_plugin_dask.frontend.voice import Voice
 from snakemake_executor_plugin_dask.interior import (
     checks,
@@ -74,12 +74,22 @@ from snakemake_executor_plugin_dask.model.requests import (
 )
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.allocation import end_time
+from snakemake_executor_plugin_dask.node.updates import Ended
 from snakemake_executor_plugin_dask.observe.wording import clean
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
 _LOOK_EVERY_S = 0.5
 _HANDED_OVER_AT_ONCE = 200  # jobs in a message: thousands would take as much memory again on both sides
 _STOP_TIMEOUT_S = 120.0  # batch systems may take a while to confirm that an allocation is gone
+
+#: What becomes of the files that a job updates; one that was not started has made nothing of them.
+_UPDATED: Mapping[Verdict, Ended] = {
+    "dropped": "accepted",
+    "refused": "accepted",
+    "succeeded": "accepted",
+    "failed": "failed",
+    "expected": "stopped",
+}
 
 
 def _known_resources(job: Any) -> dict[str, Any] | None:
@@ -482,6 +492,14 @@ class Session:
         kind = verdict(message, started=started, failed=self._failed, leaving=self._ended)
         if kind in ("refused", "failed"):
             text = clean_block(explain(_label(info.job), outcome, message.runs, message.message))
+        try:
+            self._handover.ended(message.key, _UPDATED[kind])
+        except OSError as error:
+            if _UPDATED[kind] != "accepted":  # else a copy is left
+                self._voice.warning(
+                    f"What {_label(info.job)} was to update could not be made as it was before: {error.filename}: "
+                    f"{error.strerror}."
+                )
         if kind == "dropped":
             with self._lock:
                 self._dropped.append(info.job)
@@ -491,12 +509,6 @@ class Session:
             return None
         if not started:
             self._executor.report_job_submission(info)
-        try:
-            self._handover.ended(message.key, failed=kind == "failed")
-        except OSError as error:
-            self._voice.warning(
-                f"What {_label(info.job)} was to update could not be saved first: {error.filename}: {error.strerror}."
-            )
         if kind == "succeeded":
             self._unchecked.add(info.job, outcome, message.runs, parts=self._handover.has_parts(info.job))
             return info
@@ -578,6 +590,11 @@ class Session:
                 )
         snakemake_scheduler.forget_reevaluations(self._workflow.scheduler)
         self._ahead.close(taken=self._link is not None)
+        for output, before in self._handover.left_updated():
+            self._voice.warning(
+                f"{output} may be half updated, for the end of its job was not heard. As it was before, it is in "
+                f"{before}, until a run updates it again."
+            )
         self._handover.close()
         self._handover.remove_empty_log_directories()
 

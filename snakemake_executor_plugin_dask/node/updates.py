@@ -11,8 +11,13 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable
+from typing import Literal
 
 from snakemake_executor_plugin_dask.model.jobs import Update
+
+#: *Accepted*: what it made stays, if anything. *Failed*: Snakemake's main process takes what was there before from its
+#: place of backups. *Stopped*: that process asks for nothing, and the output becomes as it was at once.
+Ended = Literal["accepted", "failed", "stopped"]
 
 
 def before_the_job(output: str, backup: str, attempt: str) -> Update:
@@ -27,9 +32,11 @@ def before_the_job(output: str, backup: str, attempt: str) -> Update:
 def prepare(updates: Iterable[Update], given_up: threading.Event, *, again: bool) -> None:
     """Before an attempt is started: keep what is there, or ``again`` undo what a killed start of it has made. OSError.
 
-    May take as long as files are large. Nothing more is made once ``given_up`` is set.
+    May take as long as files are large. Nothing more is made or removed once ``given_up`` is set.
     """
     for update in updates:
+        if given_up.is_set():
+            return
         if again:
             _remove(update.backup)  # Snakemake could not make that of a directory anew
         if not update.before:
@@ -38,27 +45,48 @@ def prepare(updates: Iterable[Update], given_up: threading.Event, *, again: bool
         elif os.path.lexists(update.before):
             _copy(update.before, update.output)
         else:
-            part = f"{update.before}.part"
-            _copy(update.output, part)
-            if given_up.is_set():
-                _remove(part)
-                return
-            os.rename(part, update.before)
+            part = _part(update)
+            try:
+                _copy(update.output, part)
+                if not given_up.is_set():
+                    os.rename(part, update.before)
+            finally:
+                _remove(part)  # it fills a full disk, or nobody waits for it
 
 
-def ended(update: Update, *, failed: bool) -> bool:
-    """Snakemake's main process is about to hear how the attempt ended; takes the former version of a failed one's.
+def ended(update: Update, how: Ended) -> bool:
+    """How the attempt ended, and Snakemake's main process is about to hear of it. OSError.
 
-    False: there is no copy of it, since the attempt never started. OSError.
+    False: what it updates is as it was, and there is no copy of it, since the attempt never started.
     """
+    if not update.before:
+        if how == "stopped":
+            _remove(update.output)
+        return True
+    with contextlib.suppress(OSError):  # of a worker that was ended while it made the copy
+        _remove(_part(update))
     if not os.path.lexists(update.before):
         return False
-    if failed:
-        _remove(update.backup)
-        os.rename(update.before, update.backup)
-    else:
+    if how == "accepted":
         _remove(update.before)
+        return True
+    _remove(update.backup)
+    if how == "failed":
+        os.rename(update.before, update.backup)
+        return True
+    if os.path.islink(update.output):  # which stays a link
+        _copy(update.before, update.output)
+        _remove(update.before)
+        return True
+    if os.path.isdir(update.output):
+        _remove(update.output)
+    shutil.move(update.before, update.output)  # to another file system, perhaps
     return True
+
+
+def _part(update: Update) -> str:
+    """A copy that is not whole."""
+    return f"{update.before}.part"
 
 
 def _copy(path: str, to: str) -> None:

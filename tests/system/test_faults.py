@@ -283,6 +283,46 @@ def test_a_group_updates_once(tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / ".snakemake/backups").rglob("*") if path.is_file()]
 
 
+STUBBORN_UPDATES = """
+rule all:
+    input: "old.txt", "new.txt"
+
+rule update:
+    output: update("{name}.txt")
+    resources: dask_job_start=config["start"]
+    shell: "trap '' TERM INT; echo bar >> {output}; touch {wildcards.name}.begun; while :; do sleep 0.2; done"
+"""
+
+
+@pytest.mark.parametrize("start", ["warm", "cold"])
+def test_an_update_that_is_interrupted(tmp_path: Path, start: str) -> None:
+    """A job that Ctrl-C has to end by force leaves what it updates as it was before, and no copy of it."""
+    (tmp_path / "old.txt").write_text("foo\n")
+    with snakemake(tmp_path, STUBBORN_UPDATES, "--forceall", "--config", f"start={start}") as run:
+        wait_for(lambda: len(list(tmp_path.glob("*.begun"))) == 2, "both jobs have begun")
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.wait() != 0
+        assert not run.processes()
+    assert (tmp_path / "old.txt").read_text() == "foo\n"
+    assert not (tmp_path / "new.txt").exists()
+    assert not [path for path in (tmp_path / ".snakemake/backups").rglob("*") if path.is_file()]
+
+
+def test_an_update_whose_end_is_not_heard(tmp_path: Path) -> None:
+    """The driver is killed, and the job with it: Snakemake says where the file is as it was before."""
+    (tmp_path / "old.txt").write_text("foo\n")
+    with snakemake(tmp_path, STUBBORN_UPDATES, "old.txt", "--forceall", "--config", "start=cold") as run:
+        wait_for((tmp_path / "old.begun").exists, "the job has begun")
+        os.kill(run.driver(), signal.SIGKILL)
+        assert run.wait() != 0
+        run.expect_gone(10)
+    (copy,) = (path for path in (tmp_path / ".snakemake/backups").iterdir() if ".before-" in path.name)
+    assert copy.read_text() == "foo\n"
+    assert f"old.txt may be half updated, for the end of its job was not heard. As it was before, it is in {copy}" in (
+        " ".join(run.output.split())
+    )
+
+
 def test_interrupt(tmp_path: Path) -> None:
     """Ctrl-C once: running jobs are stopped and nothing is left."""
     with snakemake(tmp_path, logged_jobs(3, STUBBORN)) as run:

@@ -1,5 +1,7 @@
 """What a job updates is as it was before, however an attempt ended; what another run left has no part in it."""
 
+import errno
+import shutil
 import threading
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def test_a_start_whose_end_is_not_known_is_undone(places: tuple[Path, Path], dir
         start(update, again=True)
         assert text_of(output) == "whole"
         assert not backup.exists()
-    assert ended(update, failed=False)
+    assert ended(update, "accepted")
     assert not list(backup.parent.iterdir())
 
 
@@ -60,11 +62,11 @@ def test_a_failed_one_hands_over_what_was_there_before(places: tuple[Path, Path]
     output, backup = places
     written(output, "whole", directory=directory)
     update = before_the_job(str(output), str(backup), "1")
-    assert not ended(update, failed=True)
+    assert not ended(update, "failed")
     start(update)
     written(output, "whole and half", directory=directory)
     written(backup, "other", directory=directory)
-    assert ended(update, failed=True)
+    assert ended(update, "failed")
     assert text_of(backup) == "whole"
     assert list(backup.parent.iterdir()) == [backup]
 
@@ -84,13 +86,14 @@ def test_what_another_run_left_is_not_used(places: tuple[Path, Path], directory:
     assert text_of(output) == "new"
 
 
-def test_a_copy_that_nobody_waits_for_goes(places: tuple[Path, Path]) -> None:
+def test_a_copy_that_nobody_waits_for_goes(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that is to end while a large file is copied."""
     output, backup = places
     written(output, "whole", directory=False)
     update, given_up = before_the_job(str(output), str(backup), "1"), threading.Event()
-    given_up.set()
+    monkeypatch.setattr(shutil, "copy2", lambda source, to: (shutil.copy(source, to), given_up.set()))
     prepare([update], given_up, again=False)
+    assert given_up.is_set()
     assert not list(backup.parent.iterdir())
 
 
@@ -102,3 +105,72 @@ def test_what_was_not_there_before_goes(places: tuple[Path, Path]) -> None:
     written(output, "half", directory=False)
     start(update, again=True)
     assert not output.exists()
+
+
+@directories
+def test_one_that_was_stopped_is_undone(places: tuple[Path, Path], directory: bool) -> None:
+    """Snakemake's main process does not ask for what was there before, and no copy stays."""
+    output, backup = places
+    written(output, "whole", directory=directory)
+    update = before_the_job(str(output), str(backup), "1")
+    start(update)
+    written(output, "whole and half", directory=directory)
+    written(backup, "other", directory=directory)
+    (output.parent / "backups/output.before-1.part").touch()
+    ended(update, "stopped")
+    assert text_of(output) == "whole"
+    assert not list(backup.parent.iterdir())
+
+
+def test_a_link_to_what_is_updated_stays_one(places: tuple[Path, Path]) -> None:
+    """Where a stopped job is undone."""
+    output, backup = places
+    behind = output.with_name("behind")
+    behind.write_text("whole")
+    output.symlink_to(behind)
+    update = before_the_job(str(output), str(backup), "1")
+    start(update)
+    behind.write_text("half")
+    ended(update, "stopped")
+    assert output.is_symlink()
+    assert behind.read_text() == "whole"
+
+
+def test_what_a_stopped_one_has_made_goes(places: tuple[Path, Path]) -> None:
+    """It was not there before, and the next run's job would go on with half of it. One that failed is Snakemake's."""
+    output, backup = places
+    update = before_the_job(str(output), str(backup), "1")
+    start(update)
+    written(output, "half", directory=False)
+    assert ended(update, "failed")
+    assert output.exists()
+    ended(update, "stopped")
+    assert not output.exists()
+
+
+def test_a_copy_that_cannot_be_made_leaves_nothing(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of it would keep a full disk full."""
+    output, backup = places
+    written(output, "whole", directory=False)
+    update = before_the_job(str(output), str(backup), "1")
+
+    def half(source: str, to: str) -> None:
+        Path(to).write_text(Path(source).read_text()[:2])
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(shutil, "copy2", half)
+    with pytest.raises(OSError, match="full"):
+        start(update)
+    assert not list(backup.parent.iterdir())
+
+
+def test_what_was_given_up_touches_nothing_more(places: tuple[Path, Path]) -> None:
+    """By then Snakemake's main process may have put the former version where it takes it from."""
+    output, backup = places
+    written(output, "whole", directory=False)
+    update, given_up = before_the_job(str(output), str(backup), "1"), threading.Event()
+    start(update)
+    ended(update, "failed")
+    given_up.set()
+    prepare([update], given_up, again=True)
+    assert text_of(backup) == "whole"
