@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,13 @@ def big():
     while True:
         held += b"x" * 5_000_000
         time.sleep(0.005)
+
+def chunk(number):
+    return os.urandom(10_000_000)
+
+def on_disk(dask_worker):
+    found = Path(dask_worker.local_directory).rglob("*")
+    return [str(path) for path in found if path.is_file() and path.stat().st_size >= 10_000_000]
 
 def slow(number, go):
     while not os.path.exists(go):
@@ -88,6 +96,11 @@ if __name__ == "__main__":
         if kind == "again" and not Path("pid").exists():
             Path("pid").write_text(str(os.getpid()))
             client.submit(time.sleep, 3600).result()
+        if kind == "spills":
+            held = client.map(chunk, range(80))  # more than all workers have
+            distributed.wait(held)
+            Path("spilled").write_text("\\n".join(found for each in client.run(on_disk).values() for found in each))
+            total = sum(client.gather(client.map(len, held)))
         if kind == "greedy":
             client.submit(big).result()
         if kind == "long":
@@ -96,7 +109,7 @@ if __name__ == "__main__":
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         sizes = sorted((worker["nthreads"], worker["memory_limit"]) for worker in workers)
         answer = client.submit(sum, [1, 2]).result()
-        if kind in ("lossy", "grows"):
+        if kind in ("lossy", "grows", "spills"):
             answer = total
         if kind == "devices":
             seen = client.run(lambda: __import__("os").environ["CUDA_VISIBLE_DEVICES"]).values()
@@ -225,11 +238,46 @@ def test_a_bare_client_has_the_jobs_workers(tmp_path: Path) -> None:
     assert (starts["run"], starts["cold"]) == ("warm", "cold")
 
 
-def test_snakemakes_local_executor_starts_a_local_cluster(tmp_path: Path) -> None:
-    """The same rule."""
-    with snakemake(tmp_path, of_python(ONE, tmp_path), "some.txt", executor="local") as run:
+PAGE = Path(__file__).parents[2] / "docs" / "dask-in-rules.md"
+
+OWN_CLUSTER = """
+rule own:
+    output: "own.txt"
+    threads: 2
+    resources: mem_mb=500
+    script: "own.py"
+"""
+
+
+def documented(begins: str) -> str:
+    """The example on the page on Dask inside a rule that begins so."""
+    (found,) = [text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if begins in text[:20]]
+    return found
+
+
+@pytest.mark.parametrize("executor", ["dask", "local"])
+def test_what_is_documented(tmp_path: Path, executor: str) -> None:
+    """The page's rule and scripts, unchanged by either executor; a `LocalCluster` of a script's own has its share.
+
+    Where the rule's Dask workers do not fit on this machine, one has the script's cores, which is said once.
+    """
+    read = "import dask.dataframe as dd", "dd.read_parquet(snakemake.input[0]).x.mean()"
+    mean = documented("# mean.py")
+    assert all(text in mean for text in read)
+    # There need not be pandas and pyarrow.
+    mean = mean.replace(read[0], "import dask.array as da").replace(read[1], "da.arange(9, chunks=2).mean()")
+    (tmp_path / "mean.py").write_text(f"{mean}    open('seen', 'w').write(type(client.cluster).__name__)\n")
+    sizes = "sorted((w['nthreads'], w['memory_limit']) for w in client.scheduler_info()['workers'].values())"
+    (tmp_path / "own.py").write_text(f"{documented('# own.py')}    print({sizes}, file=open('own.txt', 'w'))\n")
+    (tmp_path / "data.parquet").touch()
+    arguments = ["mean.txt", "own.txt", "--set-resources", "mean:mem_mb=300"]
+    arguments += ["--dask-worker-cores", "2"] if executor == "dask" else []
+    with snakemake(tmp_path, documented("rule mean") + OWN_CLUSTER, *arguments, executor=executor) as run:
         assert run.wait() == 0, run.output
-    assert (tmp_path / "some.txt").read_text().endswith("LocalCluster")
+    assert float((tmp_path / "mean.txt").read_text()) == 4
+    assert (tmp_path / "own.txt").read_text() == "[(2, 500000000)]\n"
+    assert (tmp_path / "seen").read_text() == ("NoneType" if executor == "dask" else "LocalCluster")
+    assert run.output.count("Rule mean asks for 4 Dask workers") == (1 if executor == "dask" else 0)
 
 
 def test_a_worker_over_its_memory_is_replaced_and_then_the_job_fails(tmp_path: Path) -> None:
@@ -244,6 +292,17 @@ def test_a_worker_over_its_memory_is_replaced_and_then_the_job_fails(tmp_path: P
     assert "exceeded the limit of 300 MB (mem_mb), as workers" in detail
     log = Path(ended["outcome"]["log_path"]).read_text()
     assert log.count("and is replaced") == 2
+
+
+def test_what_does_not_fit_into_memory_is_on_disk(tmp_path: Path) -> None:
+    """No worker is ended where Dask's own means do; what they have written goes with the job."""
+    with snakemake(tmp_path, of_python(ONE, tmp_path), "spills.txt", "--dask-worker-cores", "3") as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(10)
+    assert (tmp_path / "spills.txt").read_text() == f"800000000 {[(1, 300000000)] * 2} NoneType"
+    spilled = [Path(path) for path in (tmp_path / "spilled").read_text().split()]
+    assert len(spilled) >= 20
+    assert not any(path.exists() or path.parents[1].exists() for path in spilled)
 
 
 def test_its_pages_are_below_the_runs(tmp_path: Path) -> None:
