@@ -18,7 +18,7 @@ class Blocker:
     ``short`` has of `worker` (none is there), `cores`, `memory`, `gpus`, `nodes`, `coreless` (a place among the jobs
     with `threads: 0`, which are bounded in number), `life` (of the allocations that are there), `fresh` (a new
     allocation), `workers` (so many at once), `dask_workers` (room for all that a job has of its own), `companions` (on
-    further nodes of a wide worker, which take its Dask workers), `reserved` (kept for another job), and the names of
+    nodes of a wide worker, which take its Dask workers), `reserved` (kept for another job), and the names of
     resources that the pool lists; empty: they fit, and start at the next look.
     """
 
@@ -87,6 +87,7 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
             "memory": state.free.memory_mb,
             "gpus": state.free.gpus,
             "nodes": state.free.nodes,
+            "companions": len(state.free_nodes),
             "coreless": state.free.coreless,
             "workers": fitting,
             **dict(state.free.extra),
@@ -97,11 +98,14 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
         "gpus": need.node.gpus,
         "coreless": 1,
         "nodes": need.nodes,
+        "companions": len(need.dask_workers),
         "workers": need.workers,
         **dict(need.takes.extra),
     }
     starts = [plan[0] for state in states if (plan := start_on(state, cls, now))]
     start = sorted(starts)[need.workers - 1] if len(starts) >= need.workers else math.inf
+    if short == ("companions",):
+        start = math.inf  # there is room, and when they are up is not known
     reserved_for = described(kept.cls).names if kept is not None and short == ("reserved",) else ()
     return Blocker(
         pool=cls.pool.name,

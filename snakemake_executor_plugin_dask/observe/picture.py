@@ -189,7 +189,7 @@ _WHAT = {
     "fresh": "a fresh allocation",
     "workers": "several workers at once",
     "dask_workers": "room for all their Dask workers",
-    "companions": "a start on the further nodes of their worker",
+    "companions": "nodes of a worker to be made ready for Dask workers",
     "reserved": "a worker that is kept",
 }
 
@@ -213,6 +213,10 @@ def _waiting_of(pool: str, short: tuple[str, ...], several: Sequence[Blocked], n
     if short == ("dask_workers",):
         wanted, there = worst.need["dask_workers"], worst.free["dask_workers"]
         details.append(f"a job needs {count(wanted, 'Dask worker')}, and there is room for {there}")
+    elif short == ("companions",):
+        wanted, ready = worst.need["companions"], worst.free["companions"]
+        are = "is" if ready == 1 else "are"
+        details.append(f"a job needs {count(wanted, 'node')}, and of the free ones {ready} {are} ready")
     elif needs:
         most = "" if len(several) == 1 else "up to "
         free = [amount(what, worst.free.get(what, 0)) for what in short if what in worst.need]

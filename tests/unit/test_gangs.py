@@ -12,6 +12,8 @@ from snakemake_executor_plugin_dask.decide.routing import shape_of
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.requests import Request, with_cluster
+from snakemake_executor_plugin_dask.observe.picture import PoolState, waiting_states
+from snakemake_executor_plugin_dask.observe.status import waiting_line
 
 POOL = a_pool(cores=4, memory_mb=8000, gpus=4)
 
@@ -178,6 +180,11 @@ def test_nodes_get_a_supervisor_once_a_job_needs_one() -> None:
     assert not place(waiting, ledger, 1.0)
     (blocker,) = blockers(waiting, ledger, 1.0)
     assert blocker.short == ("companions",)
+    (told,) = waiting_states([blocker], 1.0)
+    assert waiting_line(told, PoolState("wide")) == (
+        "1 job (rule) waits for nodes of a worker to be made ready for Dask workers in pool wide: a job needs 2 nodes, "
+        "and of the free ones 1 is ready."
+    )
     assert to_open(waiting.classes("wide"), WIDE, ledger) == ["w"]
     ledger.open_node("x", "w", "w-n1", (), 2.0)
     assert len(place(waiting, ledger, 2.0)) == 1

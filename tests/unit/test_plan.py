@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from snakemake_executor_plugin_dask.frontend.plan import KINDS_SHOWN, Known, plan_text
+from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
-from snakemake_executor_plugin_dask.model.requests import Request
+from snakemake_executor_plugin_dask.model.requests import Request, with_cluster
 
 SMALL = Pool("small", "slurm", 0, 4, cores=2, memory_mb=4000, walltime_s=3600.0, options={"queue": "cpu"})
 LARGE = Pool("large", "slurm", 0, 1, cores=48, memory_mb=180000, walltime_s=7200.0, gpus=4, options={"queue": "boost"})
@@ -42,6 +43,18 @@ def test_every_problem_is_shown() -> None:
     assert "(the same holds for 1 more job of this rule)" in text
     assert "  3. Rule long asks for" in text
     assert "1 job of rule fits, 1 core: pool small." in text
+
+
+def test_dask_workers_of_a_job_are_shown() -> None:
+    """All parts, and the pool that can hold them; where none can, how many would fit."""
+    fits, more = (with_cluster(Request(1), JobCluster(workers, 2, memory_mb=1000)) for workers in (3, 4))
+    text, possible = plan_text(Options((SMALL,)), Known((("mean", fits),)))
+    assert possible, text
+    parts = "7 cores (3 Dask workers with 2 cores and mem_mb=1000 each, and 1 core and mem_mb=0 for the script)"
+    assert f"1 job of rule mean, {parts}, mem_mb=3000: pool small." in text
+    text, possible = plan_text(Options((SMALL,)), Known((("mean", more),)))
+    assert not possible
+    assert "--set-resources mean:dask_workers=3" in text
 
 
 def test_jobs_that_all_ask_for_something_else() -> None:
