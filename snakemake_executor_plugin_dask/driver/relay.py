@@ -4,6 +4,7 @@ Imports nothing of Dask. Writes the run's event log and report, in the run's own
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ class Relay:
         self._observer.started(begin.setup, begin.options, begin.jobs, cluster=self._kept.name)
 
     async def run(self, entered: Entered, snakemake: Inbox) -> None:
-        """Until the head has given this run's part back."""
+        """Until the head has given this run's part back, or is lost. Raises what else keeps it from being heard."""
         self._writer = entered.writer
         for text in entered.said:
             self._observer.say("warning", text)
@@ -70,11 +71,15 @@ class Relay:
         telling = asyncio.create_task(self._tell(snakemake))
         pulse = asyncio.create_task(self._pulse())
         await asyncio.wait({hearing, telling, pulse}, return_when=asyncio.FIRST_COMPLETED)
-        if telling.done() and not hearing.done():
+        if telling.done() and telling.exception() is None and not hearing.done():
             await asyncio.wait({hearing, pulse}, return_when=asyncio.FIRST_COMPLETED)
+        ended = [task for task in (hearing, telling, pulse) if task.done()]
         for task in (hearing, telling, pulse):
             task.cancel()
-        if not (hearing.done() and hearing.exception() is None):
+        for task in ended:
+            with contextlib.suppress(EOFError):  # of the head
+                task.result()
+        if hearing not in ended or hearing.exception() is not None:
             self._lost()
 
     def _tell_dashboard(self) -> None:

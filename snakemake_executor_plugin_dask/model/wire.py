@@ -33,7 +33,10 @@ async def receive(reader: "asyncio.StreamReader") -> Any:
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         return pickle.loads(await reader.readexactly(length))
-    except (EOFError, ConnectionError) as error:  # asyncio's error of half a message is one, too
+    except (
+        EOFError,
+        OSError,
+    ) as error:  # half a message, too; TCP's time limits and errors of TLS are no ConnectionError
         raise EOFError from error
 
 
