@@ -115,6 +115,7 @@ class SupervisorLink:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
+        self._why_lost = ""
         #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes. Told every few seconds.
         self.uses: Mapping[str, tuple[float, float]] = {}
         self._told = clock()
@@ -206,7 +207,11 @@ class SupervisorLink:
             while True:
                 self._received(await receive(reader))
         except EOFError:
-            await self._supervisor_gone()
+            pass
+        except Exception as error:  # noqa: BLE001 - jobs whose ends are not heard would be waited for for ever
+            self._why_lost = f"its words could not be acted upon: {error!r}; "
+            self.supervisor.process.kill()
+        await self._supervisor_gone()
 
     def _received(self, message: object) -> None:
         match message:
@@ -252,13 +257,14 @@ class SupervisorLink:
         return "" if known is None else known.allocation_id or ""
 
     def _lost(self, key: str) -> Outcome:
+        ended = self._why_lost + how_ended(self.supervisor.process.poll())
         return Outcome(
             key=key,
             status="lost",
             worker=self.worker,
             host=platform.node(),
             allocation=self._allocation(),
-            detail=f"the worker's supervisor process ended ({how_ended(self.supervisor.process.poll())})",
+            detail=f"the worker's supervisor process ended ({ended})",
         )
 
 

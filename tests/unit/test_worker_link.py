@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import settling
 from settling import settle
+from unreadable import OfAnotherVersion
 
 from snakemake_executor_plugin_dask.model.job_messages import Ended, Uses
 from snakemake_executor_plugin_dask.model.job_messages import Started as Began
@@ -114,3 +115,27 @@ def test_jobs_are_lost_once_their_processes_are_gone(
         assert "SIGKILL" in outcome.detail
 
     settling.run(lose())
+
+
+def test_a_supervisor_that_is_not_understood_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was started from other files than the worker, say. Its jobs are lost, and not waited for for ever."""
+    monkeypatch.setattr(client, "kill_descendants", lambda _: True)
+    killed: list[bool] = []
+
+    async def lose() -> Outcome:
+        ours, theirs = socket.socketpair()
+        process = types.SimpleNamespace(poll=lambda: -9, kill=lambda: killed.append(True))
+        supervisor: Any = types.SimpleNamespace(open=lambda: asyncio.open_connection(sock=ours), process=process)
+        worker = client.SupervisorLink("run", "local-0", supervisor, lambda _: None)
+        await worker.open()
+        job = asyncio.create_task(worker.run("job", b""))
+        await settle()
+        theirs.sendall(frame(OfAnotherVersion()))
+        outcome = await job
+        theirs.close()
+        return outcome
+
+    outcome = settling.run(lose())
+    assert killed == [True]
+    assert outcome.status == "lost"
+    assert "its words could not be acted upon: ModuleNotFoundError" in outcome.detail
