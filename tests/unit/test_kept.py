@@ -26,14 +26,15 @@ from snakemake_executor_plugin_dask.config.configure import configure
 from snakemake_executor_plugin_dask.decide.ledger import Ledger
 from snakemake_executor_plugin_dask.driver.cluster import NotNow
 from snakemake_executor_plugin_dask.driver.head.others import HeldByOthers
-from snakemake_executor_plugin_dask.driver.head.runs import AllRuns, Share
+from snakemake_executor_plugin_dask.driver.head.runs import AllRuns, Expected, Share
 from snakemake_executor_plugin_dask.driver.head.written import Written
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.kept.place import is_name, root
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.kept import Kept, Told, asked_of_pools, differences, name_of
+from snakemake_executor_plugin_dask.model.jobs import Beginning
+from snakemake_executor_plugin_dask.model.kept import Coming, Kept, Told, asked_of_pools, differences, name_of
 from snakemake_executor_plugin_dask.model.options import DashboardAddress, Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
@@ -605,3 +606,68 @@ def test_a_run_that_cannot_begin_takes_no_other_runs_worker(tmp_path: Path, othe
     else:
         with pytest.raises(OSError, match="quota"):
             asyncio.run(submit())
+
+
+class Ahead:
+    """A cluster's core with two workers, on which a run's supervisors get ready, or end."""
+
+    def __init__(self) -> None:
+        members = [SimpleNamespace(name=name, address=name, up=True) for name in ("cpu-0", "cpu-1")]
+        self.fleet = SimpleNamespace(workers=lambda: members)
+        self.asked: list[tuple[str, str]] = []  # what of which worker
+        self.forgotten: list[str] = []
+        self.ending = asyncio.Event()
+
+    async def call(self, address: str, function: Any, *_: Any, within_s: float) -> None:
+        self.asked.append((function.__name__, address))
+        if function.__name__ == "end":
+            self.ending.set()
+
+    def forget(self, run_id: str) -> None:
+        self.forgotten.append(run_id)
+
+
+READY = [("begin_ahead", "cpu-0"), ("begin_ahead", "cpu-1")]
+ENDED = [("end", "cpu-0"), ("end", "cpu-1")]
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_run_that_does_not_come_leaves_no_supervisors(tmp_path: Path, silent: bool) -> None:
+    """It says so by the end of its connection; or its host is gone, and nothing is heard of it for long."""
+
+    async def play() -> None:
+        core, left, reader = Ahead(), list[bool](), asyncio.StreamReader()
+        everybody = AllRuns(cast(Any, core), cast(Any, None), cast(Any, None))
+        coming = Coming("abc12345", Beginning.of(run_setup(tmp_path)), 5)
+        expected = Expected(everybody, coming, lambda: left.append(True))
+        if not silent:
+            reader.feed_eof()
+        await expected.wait(reader, 0.01 if silent else 60.0)
+        assert core.asked == READY + ENDED
+        assert core.forgotten == ["abc12345"]
+        assert left
+
+    asyncio.run(asyncio.wait_for(play(), 30))
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_run_that_comes_keeps_its_supervisors(tmp_path: Path, late: bool) -> None:
+    """Also one that comes while they are being given back: what they say of its jobs is heard."""
+
+    async def play() -> None:
+        core, reader = Ahead(), asyncio.StreamReader()
+        everybody = AllRuns(cast(Any, core), cast(Any, None), cast(Any, None))
+        coming = Coming("abc12345", Beginning.of(run_setup(tmp_path)), 5)
+        expected = Expected(everybody, coming, reader.feed_eof)
+        waiting = asyncio.ensure_future(expected.wait(reader))
+        await expected.begun()
+        if late:
+            reader.feed_eof()
+            await core.ending.wait()
+        expected.leave()
+        await waiting
+        assert core.asked[:2] == READY
+        assert late or not core.asked[2:]
+        assert not core.forgotten
+
+    asyncio.run(asyncio.wait_for(play(), 30))

@@ -1,7 +1,6 @@
 """A cluster that stays, while it is up: its door, its runs, and when it is over. Listens, ends workers."""
 
 import asyncio
-import contextlib
 import dataclasses
 import math
 import os
@@ -267,10 +266,11 @@ class Head:
         if self.over.done():
             return
         expected = self._expected[coming.run_id] = Expected(self.runs, coming, writer.transport.abort)
-        with contextlib.suppress(EOFError):
-            await receive(reader)
-        if self._expected.pop(coming.run_id, None) is not None:
-            await expected.give_up()
+        try:
+            await expected.wait(reader)
+        finally:
+            if self._expected.get(coming.run_id) is expected:
+                del self._expected[coming.run_id]
 
     async def _serve(self, join: Join, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, send: Send) -> None:
         if self.over.done():

@@ -17,8 +17,9 @@ from snakemake_executor_plugin_dask.driver.own.core import Core
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
-from snakemake_executor_plugin_dask.model.kept import Coming
+from snakemake_executor_plugin_dask.model.kept import SILENT_S, Coming
 from snakemake_executor_plugin_dask.model.pools import Pool
+from snakemake_executor_plugin_dask.model.wire import receive
 from snakemake_executor_plugin_dask.worker import runs as on_worker
 
 _BEGIN_S = 60.0  # modules may come from a slow file system
@@ -125,7 +126,7 @@ class Expected:
         """``leave`` ends the connection on which it has said so."""
         self._core, self._run_id = everybody.core, coming.run_id
         self.members = everybody.first_workers(coming.jobs)
-        self.leave = leave
+        self._leave, self._over = leave, False
         self._beginning = [asyncio.ensure_future(self._begin(member, coming)) for member in self.members]
 
     async def _begin(self, member: Member, coming: Coming) -> None:
@@ -133,17 +134,31 @@ class Expected:
             arguments = (coming.run_id, coming.beginning)
             await self._core.call(member.address, on_worker.begin_ahead, *arguments, within_s=_BEGIN_S)
 
+    async def wait(self, reader: asyncio.StreamReader, within_s: float = SILENT_S) -> None:
+        """Until `leave`; or until what got ready is gone, since the run does not come within the time."""
+        with contextlib.suppress(EOFError, TimeoutError):  # its host may be gone without a word
+            async with asyncio.timeout(within_s):
+                await receive(reader)
+        if not self._over:
+            await self.begun()
+            await asyncio.gather(*map(self._end_on, self.members))
+        if not self._over:
+            self._core.forget(self._run_id)
+        self._leave()
+
+    def leave(self) -> None:
+        """It has come, and what got ready is its own; or the cluster ends."""
+        self._over = True
+        self._leave()
+
     async def begun(self) -> None:
         """Until none of them is asked for any more."""
         await asyncio.gather(*self._beginning)
 
-    async def give_up(self) -> None:
-        """It does not come."""
-        await self.begun()
-        for member in self.members:
+    async def _end_on(self, member: Member) -> None:
+        if not self._over:  # it came meanwhile
             with contextlib.suppress(Exception):  # those that are left have no lease, and end for that
                 await self._core.call(member.address, on_worker.end, self._run_id, within_s=_END_S)
-        self._core.forget(self._run_id)
 
 
 class _Workers(Members):
