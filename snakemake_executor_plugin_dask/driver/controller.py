@@ -357,7 +357,10 @@ class Controller:
             return
         outcome = dataclasses.replace(whole, worker=attempt.shown or whole.worker)
         lost = outcome.status == "lost" and not attempt.killed
-        self.event("job-ended", outcome=outcome)
+        noted = outcome
+        if outcome.status == "succeeded" and outcome.log_tail:  # for when Snakemake misses its outputs
+            noted = dataclasses.replace(outcome, log_tail="", rule_logs=())
+        self.event("job-ended", outcome=noted)
         self._over(job, State.LOST if lost else State.ENDED)
         if lost:
             self._tasks.spawn(self._heard_lost(job, outcome))

@@ -30,10 +30,8 @@ def explain(name: str, outcome: Outcome, runs: int = 1, message: str = "") -> st
         text = f"{text.removesuffix('.')}. {advice}"
     if runs > 1:
         text += f" It was run {runs} times."
-    for path, tail in (*outcome.rule_logs, ("", outcome.log_tail)):
-        if tail.strip():
-            lines = "\n".join(f"    {line}" for line in tail.splitlines())
-            text += f"\nThe last lines of {path or 'its log'}:\n{lines}"
+    for path, tail in (*outcome.rule_logs, ("its log", outcome.log_tail)):
+        text += _last_lines(path, tail)
     if outcome.log_path and outcome.status != "not-started":
         text += f"\nIts log: {outcome.log_path}"
     return text + "\n"
@@ -56,10 +54,19 @@ def queue_text(rule: str) -> str:
 
 def not_accepted_text(name: str, outcome: Outcome) -> str:
     """What is said of a job that ended well, but of whose outputs Snakemake has just complained."""
+    # Where the log was on its node alone it went with the job.
+    log = _last_lines("its log", outcome.log_tail) or f" Its log: {outcome.log_path}"
     return (
         f"Job of {name}: its process ended without an error (on host {outcome.host}, worker {outcome.worker}), but "
-        f"Snakemake did not accept its output files, as said above. Its log: {outcome.log_path}"
+        f"Snakemake did not accept its output files, as said above.{log}"
     )
+
+
+def _last_lines(of: str, tail: str) -> str:
+    if not tail.strip():
+        return ""
+    lines = "\n".join(f"    {line}" for line in tail.splitlines())
+    return f"\nThe last lines of {of}:\n{lines}"
 
 
 def _cause(outcome: Outcome) -> str:

@@ -129,6 +129,7 @@ class Handover:
             enforce_memory=options.enforce_memory,
             enforce_cgroup=options.enforce_cgroup,
             cores=settings.cores(self._workflow),
+            keep_logs=options.keep_successful_logs,
         )
 
     def _directory(self) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ class RunSetup:
     lease_s: float = 60.0  # a supervisor that hears nothing for so long ends its jobs
     stop_grace_s: float = 5.0  # between SIGTERM and SIGKILL
     cores: int | None = None  # of `--cores`: what rules see as `workflow.cores`. None: it was not given
+    keep_logs: bool = False  # also of attempts that succeed
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ _FRAME = r"""^(?:\[\w{3}\ \w{3}\ [\ \d]\d\ [\d:]{8}\ \d{4}\]\n)?
         |Exiting\ because\ a\ job\ execution\ failed\.\ Look\ above\ for\ error\ messages|Elapsed\ time:\ [^\n]*
         |WorkflowError:\nAt\ least\ one\ job\ did\ not\ complete\ successfully\.)\n"""
 
+_TRIES = 3
 _SEARCHED_BYTES = 1 << 20
 _SEARCHED_HEADS = 100
 _MEMBER = b"\nError in rule "
@@ -74,15 +75,30 @@ def usable_log(path: str, places: Sequence[str], make: bool = True) -> tuple[str
         return path, ""
     name = os.path.basename(path) or "job.log"
     for place in places:
-        directory = os.path.join(place, f"snakemake-dask-{os.getuid()}")
-        other = os.path.join(directory, name)
-        try:
-            _own_directory(directory)
-            _probe(other, make=False)
-        except OSError:
-            continue
-        return other, f"the log {path} could not be written ({reason}), so it is in {other}"
+        other = os.path.join(place, f"snakemake-dask-{os.getuid()}", name)
+        if _made_elsewhere(other):
+            return other, f"the log {path} could not be written ({reason}), so it is in {other}"
     return os.devnull, f"the log {path} could not be written ({reason}), nor one elsewhere, so the output is lost"
+
+
+def _made_elsewhere(path: str) -> bool:
+    for _ in range(_TRIES):
+        try:
+            _own_directory(os.path.dirname(path))
+            _probe(path, make=False)
+        except FileNotFoundError:
+            continue  # the directory was removed in between, with its last log
+        except OSError:
+            return False
+        return True
+    return False
+
+
+def remove_elsewhere(path: str) -> None:
+    """Remove a log that is in one of the places of `usable_log`, and its directory with the last one."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+        os.rmdir(os.path.dirname(path))
 
 
 def _own_directory(path: str) -> None:

@@ -301,6 +301,23 @@ def test_unwritable_log_directory_does_not_lose_the_job(worker, tmp_path):
     os.unlink(outcome.log_path)
 
 
+def test_a_log_elsewhere_goes_with_a_success(tmp_path):
+    """It would stay on its node for ever. Its last lines are told, and the directory is left to other logs."""
+    (tmp_path / "file").write_text("")
+    logs = tmp_path / "tmp" / f"snakemake-dask-{os.getuid()}"
+    logs.parent.mkdir()
+    places = {"TMPDIR": str(logs.parent)}
+    for keep in (False, True):
+        setup = run_setup(tmp_path, keep_logs=keep, environment={**os.environ, **places})
+        with fake_worker(tmp_path, setup) as worker:
+            path = str(tmp_path / "file" / "job.log")
+            outcome = worker.outcome(worker.start("echo fine", log_path=path))
+            assert (outcome.status, outcome.log_path) == ("succeeded", str(logs / "job.log"))
+            assert outcome.log_tail == ("" if keep else "fine")
+            assert logs.exists() is keep
+    assert (logs / "job.log").read_text() == "fine\n"
+
+
 def test_local_copies_of_an_earlier_run_are_gone_before_the_job_starts(worker, tmp_path):
     """A lost run of the same attempt may have left half of them; what this run puts there goes after it."""
     place = tmp_path / "copies" / "job"
@@ -373,10 +390,9 @@ def test_full_disk_under_the_logs_does_not_lose_the_job(worker, tmp_path):
         outcome = worker.outcome(worker.start("echo out", log_path=str(full / "job.log")))
     finally:
         subprocess.run(["umount", "-l", full], check=True)
-    assert outcome.status == "succeeded"
+    assert (outcome.status, outcome.log_tail) == ("succeeded", "out")
     assert "No space left on device" in outcome.detail
-    assert Path(outcome.log_path).read_text() == "out\n"
-    os.unlink(outcome.log_path)
+    assert not os.path.exists(outcome.log_path)
 
 
 def test_job_that_cannot_start_says_why(tmp_path):

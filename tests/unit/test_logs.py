@@ -5,7 +5,14 @@ import time
 
 import pytest
 
-from snakemake_executor_plugin_dask.node.logs import clean_tail, command_end, failed_members, tail, usable_log
+from snakemake_executor_plugin_dask.node.logs import (
+    clean_tail,
+    command_end,
+    failed_members,
+    remove_elsewhere,
+    tail,
+    usable_log,
+)
 
 
 def test_directories_are_made_and_content_stays(tmp_path):
@@ -28,6 +35,28 @@ def test_fallbacks_in_their_order(tmp_path):
     assert (bad in note, path in note, "Not a directory" in note) == (True, True, True)
     path, note = usable_log(bad, [str(tmp_path / "file")])
     assert (path, "output is lost" in note) == ("/dev/null", True)
+
+
+def test_a_directory_that_goes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """With its last log, by another supervisor of this node; it stays while there are others."""
+    places, directory = [str(tmp_path)], tmp_path / f"snakemake-dask-{os.getuid()}"
+    first, _ = usable_log("/dev/null/first.log", places)
+    second, _ = usable_log("/dev/null/second.log", places)
+    remove_elsewhere(first)
+    assert os.listdir(directory) == ["second.log"]
+    remove_elsewhere(second)
+    assert not directory.exists()
+    gone, lstat = [], os.lstat
+
+    def remove(path):
+        found = lstat(path)
+        if not gone:
+            gone.append(os.rmdir(path))
+        return found
+
+    monkeypatch.setattr(os, "lstat", remove)
+    assert usable_log("/dev/null/third.log", places)[0] == str(directory / "third.log")
+    assert gone
 
 
 def test_place_that_another_user_took_is_not_used(tmp_path):

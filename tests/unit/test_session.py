@@ -1,6 +1,7 @@
 """What a run is called, how Snakemake is told that a job started, and what becomes of a run whose driver is lost."""
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,8 @@ def test_logs_are_kept_until_the_outputs_are_found(tmp_path: Path, accepted: boo
     else:
         assert unchecked.refused("job") is outcome
         assert f"Its log: {log}" in not_accepted_text("work", outcome)
+        told = not_accepted_text("work", replace(outcome, log_tail="its last words"))
+        assert told.endswith("as said above.\nThe last lines of its log:\n    its last words"), "it is there no more"
     assert unchecked.refused("job") is None, "a later attempt is told otherwise"
     assert log.exists() is not accepted
 

@@ -34,7 +34,7 @@ class NotStarted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What an attempt that did not succeed wrote."""
+    """What an attempt wrote that did not succeed, or whose log goes."""
 
     command_end: str = ""  # what its Snakemake said of the job's own command, if that failed
     members: str = ""  # of a group: the rules that failed
@@ -88,6 +88,13 @@ class Attempt:
         """The job's and the attempt's name."""
         return self.spec.key
 
+    def log_elsewhere(self) -> bool:
+        """Whether its log is on this node alone, since it could not be written where Snakemake's process looks for it.
+
+        Of what is a part of a job's Dask cluster it is not known here how the job ends.
+        """
+        return self.log not in (self.spec.log_path, os.devnull, "") and not self.command
+
     def doubt_s(self) -> float:
         """How long it may show only now that not this job was ended, but its worker. 0: that makes no difference."""
         status = self.leader.result()
@@ -102,7 +109,7 @@ class Attempt:
         return _DOUBT_S if number in _OF_WHO_ENDS_ALL else _LITTLE_DOUBT_S
 
     def read_log(self, files_dir: str) -> Words:
-        """What was written, of an attempt that did not succeed. May block as files do.
+        """What was written, of an attempt that did not succeed, or whose log goes. May block as files do.
 
         Relative paths of its rule's logs count from ``files_dir``. Raises FileNotFoundError where the log is no longer
         there.

@@ -298,7 +298,7 @@ class Supervisor:
                 await self._conclude_command(current)
             await self._endings.clear(current)
             self._leave_group(current)
-            if current.leader.result() != 0 or current.verdict is not None:
+            if current.leader.result() != 0 or current.verdict is not None or self._log_goes(current):
                 await self._read_log(current)
             await self._find_cause(current)
             if current.cluster is not None and current.leader.result() != 0 and current.verdict is None:
@@ -323,12 +323,14 @@ class Supervisor:
         outcome = current.outcome(failure, self._count_kernel_kills)
         if outcome.status == "succeeded" and current.spec.output_dirs and current.late:
             await self._list(current.spec.output_dirs)
+        if outcome.status == "succeeded" and self._log_goes(current):
+            await self._remove_log(current.log)
         del self._endings.attempts[current.key]
         current.gone.set()
         self._tell_worker(Ended(outcome, self._starts.pop(current.key, None)))
 
     async def _read_log(self, current: Attempt) -> None:
-        """What an attempt that did not succeed wrote last. A file server that hangs holds up nothing else."""
+        """What an attempt wrote last. A file server that hangs holds up nothing else."""
         files_dir = current.directory or (self._setup.files_dir if self._setup is not None else "")
         reading = self._loop.run_in_executor(self._logs, current.read_log, files_dir)
         try:
@@ -337,6 +339,15 @@ class Supervisor:
             current.notes.append("its log was removed while it ran")
         except TimeoutError:
             current.notes.append(f"the log {current.log} could not be read within {_READ_S:.0f} s")
+
+    def _log_goes(self, current: Attempt) -> bool:
+        """Whether its log goes with its success: nobody else removes it from this node. Its last lines are told."""
+        return current.log_elsewhere() and not (self._setup is not None and self._setup.keep_logs)
+
+    async def _remove_log(self, path: str) -> None:
+        """A file server that hangs holds up nothing else."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._loop.run_in_executor(self._logs, logs.remove_elsewhere, path), _READ_S)
 
     async def _clear_place(self, directory: str) -> None:
         """What an earlier run of the attempt left there, whose worker was lost, goes.
