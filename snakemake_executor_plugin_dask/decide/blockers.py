@@ -82,7 +82,7 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
         short, state = best
         if not short and fitting < need.workers:
             short = ("workers",)
-        free = {
+        free = {  # where room is left for other runs' jobs, it may be less than none
             "cores": state.total.cores * state.free.nodes if state.wide else state.free.cores,
             "memory": state.free.memory_mb,
             "gpus": state.free.gpus,
@@ -92,6 +92,7 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
             "workers": fitting,
             **dict(state.free.extra),
         }
+        free = {name: max(0, amount) for name, amount in free.items()}
     needed = {
         "cores": need.node.cores,
         "memory": max((state.memory_mb_for(need) for state in states), default=need.node.memory_mb),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from snakemake_executor_plugin_dask.decide.ledger import Gang, Ledger, Need, Place, WorkerState
 from snakemake_executor_plugin_dask.decide.reservations import end_of, lives_from
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, WaitingClass
-from snakemake_executor_plugin_dask.model.amounts import Amounts
+from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.pools import Pool
 
@@ -111,10 +111,13 @@ def to_open(waiting: Iterable[WaitingClass], pool: Pool, ledger: Ledger) -> list
 def start(cls: JobClass, states: Iterable[WorkerState], now: float) -> tuple[float, set[str], list[Place]] | None:
     """When and where such a job will fit at the latest, and the holdings that end before.
 
-    Infinite: not known, since one of these has no known end. None: it will not fit on these workers.
+    Infinite: not known, since one of these has no known end, or other runs hold the room. None: it will not fit on
+    these workers.
     """
     living = [state for state in states if lives_from(state, cls, now)]
     ends = sorted({max(now, end_of(held)) for state in living for held in state.held.values()} | {now})
+    if math.isfinite(ends[-1]) and any(state.of_others != NOTHING for state in living):
+        ends.append(math.inf)
     step = -(-len(ends) // _LOOKS)
     for moment in sorted({*ends[::step], ends[-1]}):
         rooms = [
@@ -135,7 +138,7 @@ def _room_at(state: WorkerState, moment: float) -> Amounts:
     for held in state.held.values():
         if end_of(held) <= moment:
             room += held.amounts
-    return room
+    return room + state.of_others if math.isinf(moment) else room
 
 
 def _homes(options: Iterable[_Option]) -> list[_Option]:

@@ -220,6 +220,13 @@ class WorkerState:
         return [host for host in self.hosts if host not in self.nodes]
 
     @property
+    def of_others(self) -> Amounts:
+        """What other runs hold there, in which this one's jobs have room once it is given back."""
+        held = {device for part in self.held.values() for device in part.devices}
+        gpus = sum(device in self.others.devices and device not in held for device in self.devices)
+        return replace(self.others.amounts, gpus=gpus)
+
+    @property
     def used(self) -> bool:
         """Whether anything has run there."""
         return self.used_since is not None

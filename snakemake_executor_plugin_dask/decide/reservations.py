@@ -1,10 +1,13 @@
 """Workers that are kept for a job which does not fit yet, so that others do not starve it. Pure."""
 
 import math
+from collections.abc import Mapping
 
 from snakemake_executor_plugin_dask.decide.ledger import Part, WorkerState, planned_runtime_s
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Reservation
 from snakemake_executor_plugin_dask.model.amounts import Amounts
+
+_NEAR_S = 60.0  # other runs leave a job room from so long before its start on
 
 
 def lets_pass(reservation: Reservation, state: WorkerState, cls: JobClass, now: float) -> bool:
@@ -46,7 +49,7 @@ def lives_from(state: WorkerState, cls: JobClass, start: float) -> bool:
 def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list[str]] | None:
     """When a job of this class will fit on the worker, and the holdings that end before.
 
-    Infinite: one of them has no known end. None: it will not fit in the worker's life.
+    Infinite: one of them has no known end, or other runs hold the room. None: it will not fit in the worker's life.
     """
     need = cls.need
     if not state.could_hold(need) or not lives_from(state, cls, now):
@@ -63,10 +66,34 @@ def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list
             if part <= room:
                 break
         else:
-            return None
+            if not part <= room + state.of_others:
+                return None
+            start = math.inf
     if not math.isinf(start) and not lives_from(state, cls, start):
         return None
     return start, awaited
+
+
+def to_claim(
+    reserved: Mapping[str, Reservation], states: Mapping[str, WorkerState], now: float
+) -> tuple[str, dict[str, Amounts]] | None:
+    """The key of the first job for which workers are kept, and what it will take of each.
+
+    So that other runs on the same workers leave it room, too; not yet where it is known to start much later.
+    """
+    near = [
+        (head.order, kept.made, head.job.key, kept)
+        for kept in set(reserved.values())
+        if (head := kept.cls.head()) is not None
+        and (math.isinf(kept.start) or kept.start - now <= _NEAR_S)
+        and not kept.whole
+        and all(name in states for name in kept.workers)
+    ]
+    if not near:
+        return None
+    *_, key, kept = min(near, key=lambda one: one[:2])
+    parts = kept.parts or {name: states[name].part(kept.cls.need) for name in kept.workers}
+    return key, dict(parts)
 
 
 def end_of(held: Part) -> float:

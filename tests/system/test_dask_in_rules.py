@@ -639,9 +639,11 @@ def test_on_an_attached_cluster(tmp_path: Path) -> None:
     assert (tmp_path / "some.txt").read_text() == "3 [(1, 300000000), (1, 300000000)] NoneType"
 
 
-def attached(cluster: Cluster, output: str, workers: int) -> AbstractContextManager[SnakemakeRun]:
+def attached(
+    cluster: Cluster, output: str, workers: int, directory: Path | None = None
+) -> AbstractContextManager[SnakemakeRun]:
     """A job with so many Dask workers of one core on a cluster of others."""
-    directory = cluster.directory.parent
+    directory = directory or cluster.directory.parent
     resources = ("--set-resources", "one:dask_script_mem_mb=300", f"one:dask_workers={workers}")
     return snakemake(directory, of_python(ONE, directory), output, "--dask-scheduler", str(cluster.file), *resources)
 
@@ -677,6 +679,33 @@ def test_over_the_workers_of_an_attached_cluster(tmp_path: Path, three: Cluster)
     (placed,) = run.events("job-placed")
     assert sorted(placed["workers"].values()) == [2, 2, 2]
     assert not list(tmp_path.glob(".snakemake/dask/*/dask-*"))
+
+
+STREAM = """
+rule all:
+    input: expand("{number}.done", number=range(3000))
+
+rule short:
+    output: "{number}.done"
+    resources: mem_mb=100
+    shell: "[ -e ../stop ] || sleep 1; touch {output}"
+"""
+
+
+@pytest.mark.variant
+@pytest.mark.long
+def test_another_run_on_an_attached_cluster_does_not_starve_it(tmp_path: Path, three: Cluster) -> None:
+    """Its small jobs would take each core that comes free; the cluster's scheduler leaves the job room."""
+    scheduler = ("--dask-scheduler", str(three.file))
+    with snakemake(tmp_path / "stream", STREAM, *scheduler) as stream:
+        wait_for(lambda: len(stream.events("job-started")) >= 6, "jobs on all cores")
+        with attached(three, "some.txt", 5, tmp_path / "large") as run:
+            assert run.wait() == 0, run.output
+        assert stream.process.poll() is None
+        assert not (tmp_path / "stream" / "2999.done").exists()
+        (tmp_path / "stop").touch()
+        assert stream.wait() == 0, stream.output
+    assert (tmp_path / "large" / "some.txt").read_text() == f"3 {[(1, 300000000)] * 5} NoneType"
 
 
 def test_a_lost_worker_of_an_attached_cluster_takes_its_dask_workers_alone(tmp_path: Path, three: Cluster) -> None:

@@ -11,7 +11,13 @@ from distributed.core import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.driver.attached.shared import SharedLeases, SharedLeasesPlugin, Wanted, packed
+from snakemake_executor_plugin_dask.driver.attached.shared import (
+    Claim,
+    SharedLeases,
+    SharedLeasesPlugin,
+    Wanted,
+    packed,
+)
 from snakemake_executor_plugin_dask.model.amounts import Amounts
 
 CAPACITY = {
@@ -172,6 +178,46 @@ def test_a_cluster_is_to_grow_for_what_waits(leases: SharedLeases, clock: Clock)
     assert leases.target() == 4
 
 
+def a_claim(key: str, **cores: int) -> Claim:
+    """Of a job that will take so many cores of these workers."""
+    return Claim(key, {place: Amounts(cores=number) for place, number in cores.items()}, CAPACITY)
+
+
+def test_a_job_that_waits_is_left_room(leases: SharedLeases) -> None:
+    """By others, and beside it they may hold what is left; who has claimed it may take it."""
+    leases.reserve("two", "b", {"w": Amounts(cores=2)}, CAPACITY)
+    assert not leases.claim("one", a_claim("large", w=3))
+    assert leases.used_by_others("two") == {"w": Amounts(cores=3)}
+    assert not leases.reserve("two", "c", {"w": Amounts(cores=1)}, CAPACITY)
+    assert leases.reserve("two", "c", {"other": Amounts(cores=4)}, CAPACITY)
+    assert leases.release("two", "b")
+    assert leases.reserve("two", "b", {"w": Amounts(cores=1)}, CAPACITY), "beside it"
+    assert leases.reserve("one", "a", {"w": Amounts(cores=3)}, CAPACITY)
+    assert leases.claim("one", None), "which others gain by"
+    assert leases.used_by_others("two") == {"w": Amounts(cores=3)}
+
+
+def test_who_has_claimed_for_longest_comes_first(leases: SharedLeases, clock: Clock) -> None:
+    """A claim beside which there is no room is not heard: its run holds nothing back from the first one's."""
+    leases.claim("one", a_claim("large", w=3))
+    clock.now = 1.0
+    leases.claim("two", a_claim("other", w=3, other=4))
+    assert leases.used_by_others("one") == {}
+    assert leases.reserve("one", "a", {"other": Amounts(cores=4)}, CAPACITY)
+    assert not leases.reserve("two", "b", {"w": Amounts(cores=3)}, CAPACITY)
+    clock.now = 2.0
+    leases.claim("one", a_claim("next", w=3))
+    assert leases.reserve("two", "b", {"w": Amounts(cores=3)}, CAPACITY), "its turn, since the first one's is another"
+
+
+def test_a_claim_is_said_again_and_again(leases: SharedLeases, clock: Clock) -> None:
+    """That of a run which is silent is over long before what it holds."""
+    leases.claim("one", a_claim("large", w=3))
+    clock.now = 30.0
+    leases.renew("two", 90.0, KEYS)
+    assert leases.reserve("two", "b", {"w": Amounts(cores=4)}, CAPACITY)
+
+
 class Worker(SimpleNamespace):
     """A worker as a scheduler knows it."""
 
@@ -234,3 +280,16 @@ def test_nothing_is_placed_on_a_worker_that_is_being_closed(
     assert not ask(plugin, "reserve", key="k", amounts=held, capacity=held)
     clock.now += 60.0  # it was not closed after all
     assert ask(plugin, "reserve", key="k", amounts=held, capacity=held)
+
+
+def test_a_claim_is_told_by_a_renewal(plugin: SharedLeasesPlugin) -> None:
+    """And what is left for the jobs of others is told as held by them."""
+    amounts = packed({"tcp://a1": Amounts(cores=3)})
+    claim = {"key": "large", "amounts": amounts, "capacity": packed({"tcp://a1": Amounts(cores=4)})}
+    ask(plugin, "renew", length_s=90.0, keys=[], claim=claim)
+    told = asyncio.run(plugin.answer("renew", "two", length_s=90.0, keys=[]))
+    assert told["others"] == amounts
+    more = {"amounts": packed({"tcp://a1": Amounts(cores=2)}), "capacity": claim["capacity"]}
+    assert not asyncio.run(plugin.answer("reserve", "two", key="b", **more))
+    ask(plugin, "renew", length_s=90.0, keys=[])
+    assert asyncio.run(plugin.answer("reserve", "two", key="b", **more))

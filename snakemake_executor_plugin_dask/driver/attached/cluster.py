@@ -13,6 +13,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.backends.attached import check, resource_names, shortcomings
 from snakemake_executor_plugin_dask.decide.ledger import Others, Part
+from snakemake_executor_plugin_dask.decide.reservations import to_claim
 from snakemake_executor_plugin_dask.driver import dasktasks
 from snakemake_executor_plugin_dask.driver.attached.connecting import connect
 from snakemake_executor_plugin_dask.driver.attached.growth import Growth
@@ -78,6 +79,7 @@ class AttachedCluster(Cluster):
         self._places: dict[str, dict[str, Places]] = {}  # by attempt and worker: what is reserved for it
         self._secrets: dict[str, Path] = {}  # by attempt: where those of its own Dask cluster are
         self._ran: set[str] = set()  # the jobs that it ended, by Snakemake's keys
+        self._claims = ""  # the key of the waiting job that other runs are to leave room for
         self._growth = Growth()
 
     async def start(self, jobs: Controller) -> None:
@@ -248,6 +250,8 @@ class AttachedCluster(Cluster):
         if not held or attempt.state is not State.SENT:
             raise NotNow
         pinned = True
+        if self._jobs.sent[owner or attempt.key].queued.key == self._claims:
+            self._renew_soon()  # what was left for it is held now
         try:
             spec = self._without_secrets(spec, owner or attempt.key)
         except OSError as error:
@@ -368,7 +372,8 @@ class AttachedCluster(Cluster):
             asked, keys = self._clock(), [*self._jobs.sent, *(key for key in self._places if "+" in key)]
             seen = len(self._workers.up(ATTACHED)) + len(self._refused)
             length_s = self._setup.lease_s + OUTLIVES_S
-            told = await self._ask("renew", length_s=length_s, keys=keys, seen=seen, more=self._growth.more)
+            wanted = {"seen": seen, "more": self._growth.more, "claim": self._claim()}
+            told = await self._ask("renew", length_s=length_s, keys=keys, **wanted)
         self._workers.reserved_at = asked
         self._growth.adaptive = told["adaptive"]
         held = unpacked(told["others"])
@@ -379,6 +384,23 @@ class AttachedCluster(Cluster):
         self._jobs.place_soon()
 
     # Jobs that wait
+
+    def _claim(self) -> dict[str, Any] | None:
+        """What other runs are to leave for a job of this one that would starve otherwise."""
+        self._claims = ""
+        reserved, states = self._jobs.waiting.reserved(ATTACHED), self._jobs.ledger.states(ATTACHED)
+        found = to_claim(reserved, states, self._jobs.clock())
+        if found is None or not found[1].keys() <= self._workers.members.keys():
+            return None
+        self._claims, parts = found
+        members = [(self._workers.members[name], amounts) for name, amounts in parts.items()]
+        capacity = _capacity([member for member, _ in members])
+        amounts: dict[str, Amounts] = {}
+        for member, part in members:
+            amounts[member.address] = _of_worker(member, part)
+            if part.gpus:  # which of the host's it will have is not known
+                amounts[_gpus_of(member)] = capacity[_gpus_of(member)]
+        return {"key": self._claims, "amounts": packed(amounts), "capacity": packed(capacity)}
 
     def scale(self) -> None:
         """Others decide how many workers there are; a cluster that grows is told how many these jobs could use."""
@@ -489,12 +511,16 @@ def _gpus_of(member: Member) -> str:
 def _reserved(parts: Iterable[tuple[Member, Part]]) -> Places:
     places: dict[str, Amounts] = {}
     for member, part in parts:
-        counted = dict(member.pool.resources)
-        extra = tuple((name, amount) for name, amount in part.amounts.extra if name in counted)
-        places[member.address] = Amounts(part.amounts.cores, part.amounts.memory_mb, extra=extra)
+        places[member.address] = _of_worker(member, part.amounts)
         gpus = _gpus_of(member)
         places[gpus] = places.get(gpus, NOTHING) + _each(part.devices)
     return places
+
+
+def _of_worker(member: Member, amounts: Amounts) -> Amounts:
+    counted = dict(member.pool.resources)
+    extra = tuple((name, amount) for name, amount in amounts.extra if name in counted)
+    return Amounts(amounts.cores, amounts.memory_mb, extra=extra)
 
 
 def _capacity(members: Iterable[Member]) -> Places:

@@ -1,7 +1,8 @@
 """Leases in the scheduler of an attached cluster, so that runs of this plugin that share it do not overbook workers.
 
 `SharedLeases` decides, and is pure; `SharedLeasesPlugin` runs in that scheduler's process and answers the drivers.
-Other clients' tasks hold no leases there, and cannot be counted.
+Other clients' tasks hold no leases there, and cannot be counted. A job for which a run keeps workers is left room by
+the other runs, too, so that the many small jobs of one do not starve it.
 
 Where that cluster is adaptive it grows for the jobs that wait in the drivers, of which Dask sees nothing, and closes no
 worker that holds jobs.
@@ -11,7 +12,7 @@ import asyncio
 import math
 import pickle
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 OUTLIVES_S = 60.0
 
 #: Raised when what runs say to the plugin changes: all runs on a cluster must speak the same.
-PROTOCOL = 5
+PROTOCOL = 6
 
 PLUGIN_NAME = "snakemake-executor-plugin-dask"
 TOPIC = "snakemake-leases"  # tells that something was given back
@@ -62,12 +63,23 @@ class Wanted:
     more: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run's first job that waits for room which it keeps from its other jobs, and what that job will take where."""
+
+    key: str
+    amounts: Places
+    capacity: Places
+
+
 @dataclass(slots=True)
 class _Run:
     until: float
     held: dict[str, Places] = field(default_factory=dict)  # by the attempt's key
     wanted: Wanted = Wanted()
     wanted_until: float = 0.0
+    claim: Claim | None = None
+    claims_since: float = 0.0  # for this job
 
 
 class SharedLeases:
@@ -85,8 +97,37 @@ class SharedLeases:
         known.wanted, known.wanted_until = wanted, self._clock() + _WANTED_S
         known.held = {key: places for key, places in known.held.items() if key in keys}
 
+    def claim(self, run: str, claim: Claim | None) -> bool:
+        """After `renew`: what others are to leave for a job of the run; None: nothing. True where others gain by it."""
+        known, before = self._runs[run], self._runs[run].claim
+        if claim is None or before is None or claim.key != before.key:
+            known.claims_since = self._clock()
+        known.claim = claim
+        return before is not None and claim != before
+
+    def claimed(self, place: str, but: str) -> Amounts:
+        """What is to be left in a place for jobs of all runs ``but`` one.
+
+        The job that has claimed for longest comes first; a claim beside which there is no room is not heard yet. So
+        each one that is heard waits for jobs that run, and for no other claim.
+        """
+        now = self._clock()
+        claims = [
+            (known.claims_since, run, known.claim)
+            for run, known in self._runs.items()
+            if known.claim is not None and known.wanted_until >= now
+        ]
+        heard: list[tuple[str, Places]] = []
+        for _, run, claim in sorted(claims, key=lambda one: one[:2]):
+            if all(
+                amounts <= claim.capacity.get(place, NOTHING) - _at(place, [places for _, places in heard])
+                for place, amounts in claim.amounts.items()
+            ):
+                heard.append((run, claim.amounts))
+        return _at(place, [places for run, places in heard if run != but])
+
     def reserve(self, run: str, key: str, amounts: Places, capacity: Places) -> bool:
-        """Hold the amounts, or answer False: together with what is held they exceed a capacity.
+        """Hold the amounts, or answer False: together with what is held, or left for others, they exceed a capacity.
 
         An amount whose name the capacity lacks is refused. Repeating a reservation changes nothing. A run that does not
         renew (`renew` comes first) holds nothing.
@@ -98,7 +139,7 @@ class SharedLeases:
         if key in known.held:
             return known.held[key] == amounts
         for place, wanted in amounts.items():
-            if not wanted <= capacity.get(place, NOTHING) - self.used(place):
+            if not wanted <= capacity.get(place, NOTHING) - self.used(place) - self.claimed(place, run):
                 return False
         known.held[key] = amounts
         return True
@@ -146,10 +187,16 @@ class SharedLeases:
         return sum((held[place] for known in runs for held in known.held.values() if place in held), NOTHING)
 
     def used_by_others(self, run: str) -> Places:
-        """By place, what the other runs hold; places of which they hold nothing are left out."""
-        others = (known for other, known in self._runs.items() if other != run)
+        """By place, what the other runs hold or are left; places where that is nothing are left out."""
+        others = [known for other, known in self._runs.items() if other != run]
         places = {place for known in others for held in known.held.values() for place in held}
-        return {place: self.used(place, but=run) for place in places}
+        places |= {place for known in others if known.claim is not None for place in known.claim.amounts}
+        found = {place: self.used(place, but=run) + self.claimed(place, run) for place in places}
+        return {place: amounts for place, amounts in found.items() if amounts != NOTHING}
+
+
+def _at(place: str, several: Iterable[Places]) -> Amounts:
+    return sum((places[place] for places in several if place in places), NOTHING)
 
 
 class SharedLeasesPlugin(SchedulerPlugin):
@@ -223,6 +270,8 @@ class SharedLeasesPlugin(SchedulerPlugin):
                     self._tell()
                 wanted = Wanted(more.get("seen", 0), more.get("more", 0))
                 self.leases.renew(run, more["length_s"], set(more["keys"]), wanted)
+                if self.leases.claim(run, _claim_of(more.get("claim"))):
+                    self._tell()
                 return {
                     "others": packed(self.leases.used_by_others(run)),
                     "closing": [address for address in self._scheduler.workers if self._closes(address)],
@@ -244,6 +293,12 @@ class SharedLeasesPlugin(SchedulerPlugin):
 
     def _tell(self) -> None:
         self._scheduler.log_event(TOPIC, {"released": True})
+
+
+def _claim_of(told: Mapping[str, Any] | None) -> Claim | None:
+    if told is None:
+        return None
+    return Claim(told["key"], unpacked(told["amounts"]), unpacked(told["capacity"]))
 
 
 def _address(state: Any) -> str:
