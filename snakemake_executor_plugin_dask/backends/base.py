@@ -16,6 +16,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from snakemake_executor_plugin_dask.backends.spare import Taken
 from snakemake_executor_plugin_dask.batch.allocations import Outlook
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.pools import Pool
@@ -25,8 +26,6 @@ from snakemake_executor_plugin_dask.node.processes import how_ended
 #: Starts a process, as `asyncio.create_subprocess_exec` does.
 Execute = Callable[..., Awaitable[asyncio.subprocess.Process]]
 EXECUTE: Execute = asyncio.create_subprocess_exec
-
-WORKER_MODULE = "snakemake_executor_plugin_dask.worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +107,14 @@ class WorkerProcess:
         self.closed = True
 
 
+Process = asyncio.subprocess.Process | Taken
+
+
 class ProcessHere(WorkerProcess):
     """One whose process is a child of the driver's: the worker itself, or a launcher of several."""
 
     _LOG_TAIL_BYTES: ClassVar[int]
-    _process: asyncio.subprocess.Process | None = None
+    _process: Process | None = None
 
     @property
     def log(self) -> Path:
@@ -124,7 +126,7 @@ class ProcessHere(WorkerProcess):
     ) -> asyncio.subprocess.Process:
         """Start the process, and set ``allocation_id``. Raises OSError."""
         with os.fdopen(append_private(self.log), "ab") as log:
-            self._process = await execute(
+            process = await execute(
                 *command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -133,8 +135,12 @@ class ProcessHere(WorkerProcess):
                 env=environment,
                 start_new_session=True,
             )
-        self.allocation_id = str(self._process.pid)
-        return self._process
+        self._has(process)
+        return process
+
+    def _has(self, process: Process) -> None:
+        self._process = process
+        self.allocation_id = str(process.pid)
 
     def _why_ended(self, code: int) -> str:
         """The reason for an end with this exit code, which is negative for a signal."""
@@ -214,11 +220,3 @@ def make_private(directory: Path) -> None:
     """Make a directory in one of the user's own, for the user alone. Raises NotPrivate, OSError."""
     with opened(directory.parent) as above, opened(directory.name, make=True, dir_fd=above):
         pass
-
-
-def worker_command(config: Path, link: Link) -> list[str]:
-    """The command line of a worker; it holds no secret, since other users of the node can read it.
-
-    It starts in a directory that is not its own (of logs, of the workflow), and imports nothing from there.
-    """
-    return [link.python, "-P", "-m", WORKER_MODULE, "--config", str(config)]

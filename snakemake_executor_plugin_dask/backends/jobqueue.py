@@ -20,14 +20,12 @@ from typing import Any
 
 import dask
 
-from snakemake_executor_plugin_dask.backends import siteconfig
+from snakemake_executor_plugin_dask.backends import WORKER_MODULE, siteconfig, worker_command
 from snakemake_executor_plugin_dask.backends.base import (
-    WORKER_MODULE,
     AllocationState,
     Backend,
     Link,
     WorkerProcess,
-    worker_command,
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.batch import directives
@@ -602,7 +600,7 @@ class JobqueueBackend(Backend):
             local_directory=self.setting(pool, "local_directory"),
             own_python=python is not None,
         )  # fmt: skip
-        interpreter, *arguments = worker_command(config, link)
+        interpreter, *arguments = worker_command(config, link.python)
         # Like dask-jobqueue, as shell text: it may be a command that enters a container.
         command = f"{python or shlex.quote(interpreter)} {shlex.join(arguments)}"
         job = self.job(pool, name, link, command, logs)

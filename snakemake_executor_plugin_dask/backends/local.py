@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from snakemake_executor_plugin_dask.backends import spare, worker_command
 from snakemake_executor_plugin_dask.backends.base import (
     EXECUTE,
     Backend,
@@ -16,7 +17,6 @@ from snakemake_executor_plugin_dask.backends.base import (
     Link,
     ProcessHere,
     WorkerProcess,
-    worker_command,
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -60,7 +60,11 @@ class LocalWorker(ProcessHere):
                 devices=self.devices,
                 local_directory=self.link.state_dir,  # what a killed worker leaves there is cleared with it
             )
-            await self._begin(worker_command(config, self.link), execute=self._execute)
+            command = worker_command(config, self.link.python)
+            if self.devices is None and (taken := spare.take(command, self.log)) is not None:
+                self._has(taken)
+            else:
+                await self._begin(command, execute=self._execute)
         except OSError as error:
             self.failure = f"the worker process could not be started: {error}"
 
@@ -118,7 +122,7 @@ class LocalBackend(Backend):
 
     def describe(self, pool: Pool) -> str:
         link = Link("RUN", "tls://127.0.0.1:PORT", None, None, ".snakemake/dask/RUN", None)
-        return " ".join(worker_command(Path(link.state_dir, "workers", f"{pool.name}-0.json"), link))
+        return " ".join(worker_command(Path(link.state_dir, "workers", f"{pool.name}-0.json"), link.python))
 
     def interface(self, pool: Pool) -> str | None:
         return None

@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from snakemake_executor_plugin_dask.backends import worker_command
 from snakemake_executor_plugin_dask.backends.base import (
     Backend,
     Link,
+    Process,
     ProcessHere,
     WorkerProcess,
     make_private,
-    worker_command,
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.model.batch_systems import BatchSystem, slurm_steps
@@ -220,7 +221,7 @@ class LauncherBackend(Backend):
 
 def launch_command(launcher: Launcher, config: Path, link: Link) -> list[str]:
     """The whole command line: launcher, keeper, worker."""
-    command = worker_command(config, link)
+    command = worker_command(config, link.python)
     return [*launcher.command, "/bin/sh", "-c", _KEEPER, "sh", *command]
 
 
@@ -291,7 +292,7 @@ class LaunchedWorkers(ProcessHere):
         return all(gone) and (asked or here)
 
 
-async def _ended(process: asyncio.subprocess.Process, within_s: float) -> bool:
+async def _ended(process: Process, within_s: float) -> bool:
     try:
         await asyncio.wait_for(process.wait(), within_s)
     except TimeoutError:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snakemake_executor_plugin_dask.backends import spare, worker_command
 from snakemake_executor_plugin_dask.driver.inbox import Inbox
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.messages import (
@@ -56,21 +57,29 @@ def main() -> int:
         signal.signal(number, lambda *_: None)  # unlike an ignored signal, it is not handed on to launchers
     bound_log()
     raise_limit()  # each worker takes several descriptors, and so does whoever knocks
-    if options.ahead:
-        _get_ready(sock, options.ahead)
     try:
+        if options.ahead:
+            _get_ready(sock, options.ahead)
         begin = Channel(sock).receive()
     except EOFError:
+        spare.drop()
         return 0
     assert isinstance(begin, Begin)
     if options.ahead:
         _become_the_runs(begin)
-    return asyncio.run(_run(begin, sock))
+    own = begin.kept is None and begin.options.scheduler is None
+    spare.keep_for(begin.setup, local=own and any(pool.cluster == "local" for pool in begin.options.pools))
+    try:
+        return asyncio.run(_run(begin, sock))
+    finally:
+        spare.drop()
 
 
 def _get_ready(sock: socket.socket, kind: str) -> None:
-    """Import what a run takes, in the order in which it does, until the run is known."""
+    """Import what a run takes, in the order in which it does, until the run is known. EOFError: there is none."""
     if kind == "own":
+        if (wanted := Channel(sock).receive()) is not None:
+            spare.get_ready(wanted, worker_command(wanted.config, sys.executable))
         with contextlib.suppress(Exception):  # the run meets it again, and tells
             from snakemake_executor_plugin_dask.driver import run
             from snakemake_executor_plugin_dask.driver.own import cluster

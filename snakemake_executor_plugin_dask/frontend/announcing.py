@@ -5,8 +5,6 @@ does, and the driver's process starts. What is said binds nobody: the run is the
 """
 
 import contextlib
-import os
-import resource
 import socket
 import sys
 import threading
@@ -15,32 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.config.configure import configure_here
+from snakemake_executor_plugin_dask.frontend.beginning import begins
 from snakemake_executor_plugin_dask.kept import directory, recognise
 from snakemake_executor_plugin_dask.kept.place import is_name
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.jobs import Beginning
 from snakemake_executor_plugin_dask.model.kept import Coming
 from snakemake_executor_plugin_dask.model.wire import frame
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
-_SOFT_LIMITS = tuple(
-    getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
-)
 _CONNECT_S = 5.0
-
-
-def begins(workdir: str, environment: Mapping[str, str], python: str, *, replace_environment: bool = True) -> Beginning:
-    """With what this process's run begins. Not while other threads make files: the umask is set for a moment."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return Beginning(
-        workdir=workdir,
-        umask=umask,
-        soft_limits=tuple((number, resource.getrlimit(number)[0]) for number in _SOFT_LIMITS),
-        environment=dict(environment),
-        replace_environment=replace_environment,
-        python=python,
-    )
 
 
 class Announced:

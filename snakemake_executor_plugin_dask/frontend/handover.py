@@ -23,8 +23,8 @@ from snakemake_interface_executor_plugins.settings import DeploymentMethod, Shar
 from snakemake_executor_plugin_dask.config import plainyaml
 from snakemake_executor_plugin_dask.config.owned import WORKER_CLASS_OPTIONS
 from snakemake_executor_plugin_dask.config.schedulerfile import scheduler_address
-from snakemake_executor_plugin_dask.frontend.announcing import begins
 from snakemake_executor_plugin_dask.frontend.arguments import general_arguments, job_arguments
+from snakemake_executor_plugin_dask.frontend.beginning import begins
 from snakemake_executor_plugin_dask.interior import snakemake_calls, snakemake_jobs
 from snakemake_executor_plugin_dask.interior import snakemake_settings as settings
 from snakemake_executor_plugin_dask.interior.snakemake_commands import ShellCommands

@@ -4,6 +4,7 @@ It imports Dask meanwhile, but for a run on a cluster that stays, which has no n
 cluster is told, too (`announcing`).
 """
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -15,8 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from snakemake_executor_plugin_dask.frontend.beginning import begins
 from snakemake_executor_plugin_dask.kept.place import is_name, root
 from snakemake_executor_plugin_dask.model.frozen import dataclass
+from snakemake_executor_plugin_dask.model.messages import SpareWorker
+from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node.private import append_private
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
 
@@ -76,6 +80,9 @@ def get_ready(settings: ExecutorSettings | None, workflow: Any, dag: Any, enviro
     if settings is None or kind is None:
         return Ahead(run_id)
     launched, announced = launch_ahead(kind), None
+    if kind == "own" and launched is not None:
+        with contextlib.suppress(OSError):  # it has ended, which is told where the run takes it
+            Channel(launched.sock).send(_spare(settings, run_id, workflow.workdir_init, environment))
     if kind == "kept":
         from snakemake_executor_plugin_dask.frontend.announcing import announce  # that process imports meanwhile
 
@@ -105,6 +112,22 @@ def kind_of(settings: ExecutorSettings | None, environment: Mapping[str, str]) -
     if settings.scheduler is not None:
         return "kept" if is_name(settings.scheduler) else None
     return "own" if settings.keep == "0" and not _there(environment) else "kept"
+
+
+def state_dir(run_id: str) -> Path:
+    """Where what a run has of its own is written, in the directory that Snakemake works in."""
+    return Path(".snakemake", "dask", run_id).absolute()
+
+
+def _spare(
+    settings: ExecutorSettings, run_id: str, workdir: str | os.PathLike[str], environment: Mapping[str, str]
+) -> SpareWorker | None:
+    """The first worker of the run, if it is one on this machine as far as the settings tell, and starts jobs warm."""
+    local = settings.cluster in (None, "local") and settings.pools in (None, "none") and not settings.worker_gpus
+    if not local or settings.job_start != "warm":
+        return None
+    beginning = begins(os.fspath(workdir), environment, sys.executable)
+    return SpareWorker(beginning, os.fspath(state_dir(run_id) / "workers" / "local-0.json"))
 
 
 def launch_ahead(kind: Literal["kept", "own"]) -> Launched | None:

@@ -14,7 +14,6 @@ import threading
 import traceback
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from snakemake_interface_common.exceptions import WorkflowError
@@ -32,7 +31,7 @@ from snakemake_executor_plugin_dask.frontend.failures import (
     queue_text,
 )
 from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once, group_members, members, wildcards
-from snakemake_executor_plugin_dask.frontend.launching import Ahead, launch
+from snakemake_executor_plugin_dask.frontend.launching import Ahead, launch, state_dir
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
 from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
 from snakemake_executor_plugin_dask.frontend.verdicts import Verdict, over, starts_no_more, unfit_directory, verdict
@@ -179,7 +178,7 @@ class Session:
         # Signal handlers put something in, too, where a lock that they interrupted would never be had.
         self._woken: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
-        self._state_dir = Path(".snakemake", "dask", self._run_id).absolute()
+        self._state_dir = state_dir(self._run_id)
         if complaint := unfit_directory(self._state_dir):
             raise as_error(complaint)
         try:

@@ -1,8 +1,8 @@
 """The worker process: one Dask worker on one node, the same for every backend.
 
-``python -m snakemake_executor_plugin_dask.worker --config FILE [--name NAME]``. Starts the supervisor before it
-imports Dask, so that both get ready at the same time. Exit codes: 0, given back; 1, no scheduler within the death
-timeout; 2, the supervisor died.
+``python -m snakemake_executor_plugin_dask.worker --config FILE [--name NAME] [--ahead FD]``. Starts the supervisor
+before it imports Dask, so that both get ready at the same time. Exit codes: 0, given back, or not needed; 1, no
+scheduler within the death timeout; 2, the supervisor died.
 """
 
 import argparse
@@ -10,17 +10,20 @@ import asyncio
 import json
 import os
 import pickle
+import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import allocation, processes, rank, versions
 from snakemake_executor_plugin_dask.node.descriptors import raise_limit
 from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, near_cores, take_inventory
@@ -34,8 +37,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m snakemake_executor_plugin_dask.worker")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--name")
+    parser.add_argument("--ahead", type=int, metavar="FD", help="a socket that tells when FILE is there")
     known, _ = parser.parse_known_args()  # dask-jobqueue appends arguments of dask's own worker command
     started = time.monotonic()
+    spare = None
+    if known.ahead is not None and (spare := _get_ready(known.ahead, known.config)) is None:
+        return 0
     config: dict[str, Any] = json.loads(read_private(known.config))
     if parent := config.get("die_with_parent"):
         processes.die_with_parent()
@@ -47,7 +54,7 @@ def main() -> int:
     raise_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end
     name = known.name or rank.worker_name(config["name"], os.environ)
-    scratch = _scratch(config["local_directory"])
+    scratch = _scratch(config["local_directory"]) if spare is None else spare.make_scratch()
     if config["setup"] is None:  # runs come later
         processes.become_subreaper()
         try:
@@ -60,15 +67,75 @@ def main() -> int:
         setup = replace(setup, python=sys.executable)  # the pool names another one than Snakemake's
     host, port = config["lease"]
     lease = {"host": host, "port": port, "worker": name, "run": setup.run_id, **config["tls"]}
-    lease_path = known.config.with_name(f"lease-{name}.json")
-    write_private(lease_path, json.dumps(lease).encode())
-    supervisor = client.SupervisorProcess(setup, os.fspath(lease_path), scratch=scratch)
+    lease_path = _lease_path(known.config.parent if spare is None else scratch, name)
+    write_private(Path(lease_path), json.dumps(lease).encode())
+    supervisor = None if spare is None else spare.supervisor_for(setup)
+    if supervisor is None:
+        supervisor = client.SupervisorProcess(setup, lease_path, scratch=scratch)
     try:
         return asyncio.run(_serve(config, name, started, scratch, (setup, supervisor), known.config.parent))
     finally:
         companions.end_all()
-        lease_path.unlink(missing_ok=True)
+        Path(lease_path).unlink(missing_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Spare:
+    """What was begun before the run was known."""
+
+    beginning: Beginning
+    supervisor: client.SupervisorProcess
+    scratch: str  # the path that the supervisor knows
+
+    def make_scratch(self) -> str:
+        os.mkdir(self.scratch, 0o700)
+        return self.scratch
+
+    def supervisor_for(self, setup: RunSetup) -> client.SupervisorProcess | None:
+        """The supervisor, told of the run; None where another one is needed, and this one is gone."""
+        if self.supervisor.process.poll() is None and Beginning.of(setup) == self.beginning:
+            self.supervisor.prepare(setup)
+            return self.supervisor
+        self.supervisor.end()
+        return None
+
+
+def _get_ready(descriptor: int, config: Path) -> _Spare | None:
+    """Do what can be done without a configuration, until that is there. None: it does not come."""
+    processes.die_with_parent()
+    sock = socket.socket(fileno=descriptor)
+    try:
+        beginning: Beginning = Channel(sock).receive()
+    except EOFError:
+        return None
+    state_dir = config.parent.parent
+    scratch = os.fspath(state_dir / f"snakemake-dask-{secrets.token_hex(8)}")
+    # Below the scratch directory: should the run go without this worker, its supervisor never finds another one's.
+    supervisor = client.SupervisorProcess(beginning, _lease_path(scratch, config.stem), scratch=scratch)
+    _import_dask()
+    with sock:
+        if not sock.recv(1):
+            return None
+    os.chdir(state_dir)
+    return _Spare(beginning, supervisor, scratch)
+
+
+def _lease_path(directory: str | os.PathLike[str], name: str) -> str:
+    """As `processes.kill_worker` knows a supervisor by it."""
+    return os.path.join(directory, f"lease-{name}.json")
+
+
+def _import_dask() -> None:
+    """In the order in which it has to be."""
+    import dask
+
+    from snakemake_executor_plugin_dask.config.owned import BEFORE_IMPORT
+
+    dask.config.set(BEFORE_IMPORT)
+    from snakemake_executor_plugin_dask.interior import checks, dask_http, dask_listening, dask_streams
+
+    del checks, dask_http, dask_listening, dask_streams
 
 
 def _scratch(wanted: str | None) -> str:
@@ -102,11 +169,10 @@ async def _serve(
     directory: Path,
 ) -> int:
     """``only``: the run that the worker is for, and its supervisor; None: runs come later, by `runs`."""
+    _import_dask()
     import dask
 
-    from snakemake_executor_plugin_dask.config.owned import BEFORE_IMPORT, WORKER_CONFIGURATION, quieten
-
-    dask.config.set(BEFORE_IMPORT)
+    from snakemake_executor_plugin_dask.config.owned import WORKER_CONFIGURATION, quieten
     from snakemake_executor_plugin_dask.interior import checks, dask_network, dask_streams
 
     if lacking := checks.of_dask().refusal:

@@ -90,6 +90,15 @@ class SupervisorProcess:
         if run is not None:
             ours.sendall(frame(Setup(run) if isinstance(run, RunSetup) else Ahead(run)))
 
+    def prepare(self, setup: RunSetup) -> None:
+        """Tell one that was started ahead which run it is for. Before `open`."""
+        self._socket.sendall(frame(Setup(setup)))
+
+    def end(self) -> None:
+        """Have one that is not needed end, with what it has started. Before `open`."""
+        self._socket.close()
+        self.process.wait()
+
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Its socket, for the event loop that runs now. Called once."""
         return await asyncio.open_connection(sock=self._socket)

@@ -80,7 +80,7 @@ _LAST_WORDS_S = 10.0  # how long a worker that was told to end may take
 class Supervisor:
     """Everything of one worker's jobs."""
 
-    def __init__(self, begun: Begun, lease: LeaseConfig | None) -> None:
+    def __init__(self, begun: Begun) -> None:
         self._begun = begun
         self._directory = directory = begun.scratch  # the worker's own, for what its jobs need
         self._host_file = ""  # names this node for `srun`, which else would go to the allocation's others
@@ -116,7 +116,7 @@ class Supervisor:
         self._listings = ThreadPoolExecutor(8)
         self._updating = ThreadPoolExecutor(4)
         self._lease = LeaseClock(60.0)
-        self._line = None if lease is None else LeaseLine(lease, self._lease, self._from_driver, self._uses)
+        self._line: LeaseLine | None = None
         self._soft_limits = {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
 
     async def serve(self) -> None:
@@ -128,8 +128,7 @@ class Supervisor:
             self._loop.add_signal_handler(number, self._signalled, number)
         reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
         self._task(self._watch_lease())
-        if self._line is not None:
-            self._task(self._line.run())
+        self._hear_driver()
         gc.freeze()  # less to copy after each fork
         self._task(self._listen(reader))
         await self._finished.wait()
@@ -164,6 +163,13 @@ class Supervisor:
                 self._uses()
             case Leave():
                 self._finish("cancelled", "the worker was told to stop")
+
+    def _hear_driver(self) -> None:
+        """Connect to it, once it is known where it listens: that of a spare worker is not before the run is."""
+        path = self._begun.lease_config
+        if self._line is None and path is not None and (self._setup is not None or os.path.exists(path)):
+            self._line = LeaseLine(LeaseConfig.read(path), self._lease, self._from_driver, self._uses)
+            self._task(self._line.run())
 
     def _from_driver(self, message: dict[str, Any]) -> None:
         if message.get("stop"):
@@ -222,6 +228,7 @@ class Supervisor:
         self._lease.renew()
         self._endings.stop_grace_s = setup.stop_grace_s
         self._setup = setup
+        self._hear_driver()
         os.umask(setup.umask)  # for what is made for jobs; what is this process's own lies in directories of its own
         if setup.enforce_cgroup:
             try:
@@ -761,14 +768,13 @@ def _settle(future: "asyncio.Future[Any]", value: str | None) -> None:
 
 def main(begun: Begun) -> None:
     """Supervise jobs until the worker is gone or says so. Does not return: the process ends with it."""
-    lease = LeaseConfig.read(begun.lease_config) if begun.lease_config else None
     with contextlib.suppress(PermissionError):
         os.setsid()  # it is the leader of a group already if its parent made it one
     processes.become_subreaper()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # its shells inherit it
 
     async def run() -> None:
-        await Supervisor(begun, lease).serve()
+        await Supervisor(begun).serve()
 
     asyncio.run(run())
     if begun.scratch:
