@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.messages import Stop
 from snakemake_executor_plugin_dask.model.wire import receive
 
@@ -32,7 +33,7 @@ class Inbox:
         if self._messages.empty():
             waiting = asyncio.ensure_future(self._messages.get())
             try:
-                await asyncio.wait({waiting, self._reading}, return_when=asyncio.FIRST_COMPLETED)
+                await either(waiting, self._reading)
                 if not waiting.done() and self._messages.empty():
                     self._reading.result()
                 return await waiting
@@ -43,14 +44,10 @@ class Inbox:
     async def unless_stopped(self, work: Coroutine[Any, Any, Any]) -> Any:
         """What ``work`` gives; it is cancelled, and None comes instead, where the run is to end meanwhile."""
         working = asyncio.ensure_future(work)
-        stopped = asyncio.ensure_future(self._stopped.wait())
         try:
-            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result()
+            await either(working, self._stopped.wait())
         finally:
-            stopped.cancel()
-            working.cancel()
+            working.cancel()  # unless it is done
         with contextlib.suppress(asyncio.CancelledError):
             return await working
         return None

@@ -19,6 +19,7 @@ from tornado.tcpclient import TCPClient
 from tornado.web import RequestHandler
 
 from snakemake_executor_plugin_dask.driver.cluster import Pages
+from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 _CONNECT_S = 10.0
@@ -101,13 +102,7 @@ class _Of(RequestHandler):
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         try:
             await theirs.write(head)
-            await asyncio.wait(
-                {
-                    asyncio.ensure_future(_pass_on(theirs, ours.write)),
-                    asyncio.ensure_future(_pass_on(ours, theirs.write)),
-                },
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await either(_pass_on(theirs, ours.write), _pass_on(ours, theirs.write))
         finally:
             ours.close()
             theirs.close()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.lease_messages import RENEW_EVERY_S, encoded, hello
 
@@ -124,19 +125,15 @@ class LeaseLine:
 
     async def flush(self) -> bool:
         """Wait until everything was handed to the network; False where the lease runs out before, or nobody listens."""
-        waiting = {asyncio.ensure_future(event.wait()) for event in (self._connected, self._nobody)}
         try:
             async with asyncio.timeout(max(0.0, self.lease.remaining_s())):
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                await either(self._connected.wait(), self._nobody.wait())
                 if self._writer is not None:
                     await self._writer.drain()
                     self._writer.close()
                     await self._writer.wait_closed()
         except OSError:
             return False
-        finally:
-            for waiter in waiting:
-                waiter.cancel()
         return self._connected.is_set()
 
     async def _converse(self) -> None:

@@ -27,6 +27,7 @@ from dataclasses import astuple
 from typing import Any, TypeVar
 
 from snakemake_executor_plugin_dask.model.batch_systems.slurm_steps import node_of_several
+from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.job_messages import (
     Ahead,
     Ended,
@@ -377,10 +378,7 @@ class Supervisor:
         given_up = threading.Event()
         prepare = functools.partial(updates.prepare, found, given_up, again=run_of(current.key) > 1)
         keeping = self._loop.run_in_executor(self._updating, prepare)
-        stopping = asyncio.ensure_future(current.stopping.wait())
-        waited: set[asyncio.Future[Any]] = {keeping, stopping}
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)  # files may be large
-        stopping.cancel()
+        await either(keeping, current.stopping.wait())  # files may be large
         given_up.set()
         self._check_verdict(current)
         try:

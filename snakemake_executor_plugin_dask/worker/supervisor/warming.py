@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.shellcommand import Shell
 from snakemake_executor_plugin_dask.node import processes
@@ -162,7 +163,7 @@ class Warming(WarmEvents):
                 while (warm := self._current) is not None and not warm.settled.is_set():
                     if current.stopping.is_set():
                         return None
-                    await _first(warm.settled, current.stopping)
+                    await either(warm.settled.wait(), current.stopping.wait())
         except TimeoutError:
             current.start_reason = self._not_read
             current.notes.append(f"not started warm: {current.start_reason}")
@@ -237,15 +238,6 @@ class Warming(WarmEvents):
             current_or_none = self._endings.attempts.get(key)
             if current_or_none is not None and current_or_none.warm is warm:
                 _answer(current_or_none, _ENDED)
-
-
-async def _first(*events: asyncio.Event) -> None:
-    waiting = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for waiter in waiting:
-            waiter.cancel()
 
 
 def _answer(current: Attempt, refusal: str | None) -> None:
