@@ -101,7 +101,8 @@ class Observer:
     def finish(self, **fields: Any) -> str:
         """Write `run-ended` and the report. Returns the line for the end of the run."""
         self.event("run-ended", **fields)
-        if not self._behind.close():
+        written = self._behind.close()
+        if not written:
             self._show("warning", f"The end of the event log {self._event_log} could not be written so far.")
         line = end_line(self.model)
         if self.model.counts()["failed"]:
@@ -113,7 +114,8 @@ class Observer:
                 write_report(self.model, self._report)
             except OSError as error:
                 self._show("warning", f"The report {self._report} could not be written: {error.strerror or error}.")
-        self._log.close()
+        if written:  # else it is still being written to, and its number must not become another file's
+            self._log.close()
         return line
 
     def _note(self, blockers: Iterable[Blocked], now: float) -> tuple[WaitingState, ...]:

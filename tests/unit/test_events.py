@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import stat
+import threading
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from snakemake_executor_plugin_dask.model.jobs import Outcome, WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe import events
+from snakemake_executor_plugin_dask.observe.behind import Behind
 from snakemake_executor_plugin_dask.observe.events import EventLog, newest_log, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.observer import Observer
@@ -409,3 +411,31 @@ def test_a_file_server_that_hangs_holds_up_nobody(tmp_path):
     finally:
         os.close(reader)
     assert [str(path) in text for text in said[3:]] == [True]
+
+
+def test_what_is_written_after_the_end_goes_into_no_other_file(tmp_path, monkeypatch):
+    """Where a file server hangs until the run gives up on its log: by then another file may have that one's number."""
+    held, go_on, write, close = threading.Event(), threading.Event(), os.write, Behind.close
+    path = tmp_path / "run.events.jsonl"
+
+    def hang(descriptor, data):
+        if os.path.samefile(f"/proc/self/fd/{descriptor}", path):
+            held.set()
+            assert go_on.wait(30)
+        return write(descriptor, data)
+
+    said, others = [], set(threading.enumerate())
+    observer = Observer(path, None, lambda _, text: said.append(text))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", hang)
+        patched.setattr(Behind, "close", lambda behind: close(behind, 0.01))
+        observer.say("info", "hangs")
+        assert held.wait(30)
+        observer.finish()
+        with open(tmp_path / "other", "wb") as other:
+            go_on.set()
+            for thread in set(threading.enumerate()) - others:
+                thread.join(30)
+            assert not os.fstat(other.fileno()).st_size
+    assert "could not be written so far" in said[-1]
+    assert [event["kind"] for event in read_events(path)] == ["said", "run-ended"]
