@@ -15,10 +15,12 @@ _PAGE_KB = os.sysconf("SC_PAGESIZE") / 1e3
 #: By a part of the command line; the first that fits.
 ROLES = {
     "stub_warm.py": "jobs",
+    "worker.warm": "jobs",
     "worker.supervisor": "supervisor",
     "dask.worker": "worker",
     "dask.driver": "driver",
     "stubbed.py": "Snakemake",
+    "-m snakemake ": "Snakemake",
 }
 
 

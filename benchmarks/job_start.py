@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from census import Census
 from harness import (
     STAMP,
     Timed,
@@ -156,6 +157,31 @@ class Bench:
             row("whole run, local executor", local, unit)
             row("whole run, dask, warm", own, unit, own / local, "at most 0.6" if what == "wall_s" else "", "local")
 
+    def cpu(self, jobs: int) -> None:
+        """Of so many jobs more, so that nothing of the start is in it."""
+        heading(f"CPU time of each of {jobs} more trivial jobs, by process")
+        local = self.median(lambda: self._each(jobs, "--cores", str(cores()))["all"])
+        rounds = [self._each(jobs, *DASK) for _ in range(self._rounds)]
+        row("local executor, all of it", local * 1e3, "ms")
+        for name, roles, aim in (
+            ("driver, worker and supervisor", ("driver", "worker", "supervisor"), "at most 0.3"),
+            ("warm process and its children", ("jobs",), "at most 0.25"),
+            ("Snakemake", ("Snakemake",), ""),
+            ("all, with the shells", ("all",), ""),
+        ):
+            spent = statistics.median(sum(each[role] for role in roles) for each in rounds)
+            row(name, spent * 1e3, "ms", spent / local, aim, "local")
+
+    def _each(self, jobs: int, *arguments: str) -> dict[str, float]:
+        """CPU time of a job, in seconds, of each role and of all."""
+        few, many = (self._taken(number, arguments) for number in (jobs // 10, jobs // 10 + jobs))
+        return {role: (many[role] - few[role]) / jobs for role in many}
+
+    def _taken(self, jobs: int, arguments: tuple[str, ...]) -> dict[str, float]:
+        with Census() as census:
+            timed = self.run(trivial(jobs), *arguments)
+        return {role: spent.cpu_s for role, spent in census.by_role().items()} | {"all": timed.cpu_s}
+
     def slow_workflow(self, number: int) -> None:
         heading("A workflow that takes 3 s to read, one job after the other")
         arguments = (*DASK, "--dask-worker-cores", "1")
@@ -292,6 +318,7 @@ def main() -> None:
     parts = (
         "one_by_one",
         "throughput",
+        "cpu",
         "slow_workflow",
         "chain",
         "startup",
@@ -316,6 +343,8 @@ def main() -> None:
                     bench.one_by_one(known)
                 case "throughput":
                     bench.throughput(known)
+                case "cpu":
+                    bench.cpu(chosen.jobs)
                 case "slow_workflow":
                     bench.slow_workflow(max(20, chosen.jobs // 10))
                 case "chain":
