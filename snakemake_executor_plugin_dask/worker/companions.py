@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class Here:
 
 
 here: Here | None = None
+#: Held while a process is made that is not yet known here, or that is to be told from those that are not.
+forking = threading.Lock()
 _launchers: "dict[str, subprocess.Popen[bytes]]" = {}  # by the companion's name
 
 
@@ -41,8 +44,12 @@ def log_of(directory: Path, name: str) -> Path:
     return directory / f"{name}.log"
 
 
-def start(name: str, host: str) -> None:
+async def start(name: str, host: str) -> None:
     """Start one on another node of the allocation. Raises OSError."""
+    await asyncio.to_thread(_start, name, host)
+
+
+def _start(name: str, host: str) -> None:
     assert here is not None
     system = batch_system(os.environ)
     assert system is not None
@@ -53,7 +60,7 @@ def start(name: str, host: str) -> None:
     config = here.config | {"name": name, "nodes": None, "walltime_s": walltime_s}
     write_private(path, json.dumps(config).encode())
     command += [sys.executable, "-P", "-m", str(__package__), "--config", os.fspath(path), "--name", name]
-    with os.fdopen(append_private(log_of(here.directory, name)), "ab") as log:
+    with os.fdopen(append_private(log_of(here.directory, name)), "ab") as log, forking:
         _launchers[name] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -78,6 +85,7 @@ async def end(name: str) -> bool:
         if launcher.poll() is None:
             launcher.send_signal(sent)
         if await _over(launcher, within_s):
+            _launchers.pop(name, None)
             return True
     launcher.kill()
     return False
@@ -94,8 +102,8 @@ async def _over(launcher: "subprocess.Popen[bytes]", within_s: float) -> bool:
 
 
 def pids() -> set[int]:
-    """Of the launchers."""
-    return {launcher.pid for launcher in _launchers.values()}
+    """Of the launchers that run, or have yet to be waited for: what has another one's number is a stranger."""
+    return {launcher.pid for launcher in list(_launchers.values()) if launcher.returncode is None}
 
 
 def end_all() -> None:

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +47,7 @@ class Link(AttachedLink):
 
 
 def _kill_orphans() -> bool:
-    with _forking:  # one that is just being started is not known yet
+    with companions.forking:  # one that is just being started is not known yet
         known = {each.pid for each in _supervisors} | companions.pids()
         gone = kill_descendants(os.getpid(), spared=lambda: known)
     for stat in process_table().values():
@@ -58,7 +57,6 @@ def _kill_orphans() -> bool:
     return gone
 
 
-_forking = threading.Lock()
 _supervisors: "list[subprocess.Popen[bytes]]" = []
 serving: Serving | None = None
 _beginning: dict[str, asyncio.Task[WorkerFacts]] = {}
@@ -148,7 +146,7 @@ async def _begin(run_id: str, run: RunSetup | Beginning) -> WorkerFacts:
 def _start(
     run: RunSetup | Beginning, lease: str, environment: dict[str, str] | None, scratch: str
 ) -> client.SupervisorProcess:
-    with _forking:
+    with companions.forking:
         supervisor = client.SupervisorProcess(run, lease, environment, scratch=scratch)
         # One that has ended stays known for as long as it is a zombie.
         _supervisors[:] = [*(each for each in _supervisors if each.returncode is None), supervisor.process]
