@@ -6,6 +6,7 @@ two more messages.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -35,6 +36,8 @@ from snakemake_executor_plugin_dask.model.job_messages import (
 from snakemake_executor_plugin_dask.model.jobs import Beginning, Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.wire import frame, receive, unframed
 from snakemake_executor_plugin_dask.node.processes import become_subreaper, how_ended, kill_descendants
+
+_AGAIN_S = 1.0  # until what the system did not let this process do is tried again
 
 Report = Callable[[dict[str, Any]], None]
 _OF_OUTCOME = tuple(field.name for field in dataclasses.fields(Outcome))
@@ -114,9 +117,10 @@ class SupervisorLink:
         supervisor: SupervisorProcess,
         report: Report,
         clock: Callable[[], float] = time.monotonic,
+        again_s: float = _AGAIN_S,
     ) -> None:
         self.run_id = run_id
-        self._clock = clock
+        self._clock, self._again_s = clock, again_s
         self.worker = worker
         self.supervisor = supervisor
         self._report = report
@@ -244,17 +248,30 @@ class SupervisorLink:
                 pass
 
     async def _supervisor_gone(self) -> None:
-        self._report({"leaving": self.worker})  # before the jobs, which must not come back to it
+        self._tell_if_heard({"leaving": self.worker})  # before the jobs, which must not come back to it
         # A process that the kernel holds may outlive the signal. Until it is gone its job must not run again.
-        while not await self._kill_jobs():
+        while not await self._jobs_gone():
             pass
         self.lost.set()
         for key, future in self._waiting.items():
             outcome = self._lost(key)
-            self._report({"ended": _plain(outcome)})
+            self._tell_if_heard({"ended": _plain(outcome)})
             if not future.done():
                 future.set_result(Ended(outcome))
         self._waiting.clear()
+
+    def _tell_if_heard(self, message: dict[str, Any]) -> None:
+        """Jobs are to end, and their ends known here, whether the scheduler is still there or not."""
+        with contextlib.suppress(OSError):
+            self._report(message)
+
+    async def _jobs_gone(self) -> bool:
+        try:
+            return await self._kill_jobs()
+        except OSError as error:  # such as too many open files, for a moment
+            sys.stderr.write(f"The processes of jobs could not be looked for: {error}\n")
+            await asyncio.sleep(self._again_s)
+            return False
 
     async def _kill_jobs(self) -> bool:
         """False where some of their processes are alive after a while."""

@@ -1,6 +1,7 @@
 """What a worker tells of its jobs once their supervisor is gone."""
 
 import asyncio
+import errno
 import socket
 import threading
 import types
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import settling
+from distributed.comm.core import CommClosedError
 from settling import settle
 from unreadable import OfAnotherVersion
 
@@ -115,6 +117,36 @@ def test_jobs_are_lost_once_their_processes_are_gone(
         assert "SIGKILL" in outcome.detail
 
     settling.run(lose())
+
+
+def test_jobs_are_lost_whatever_stands_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler hears nothing any more, or processes cannot be looked for at once: nobody waits for ever."""
+    tries: list[int] = []
+
+    def kill_jobs(_: object) -> bool:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return True
+
+    def tell(_: object) -> None:
+        raise CommClosedError
+
+    monkeypatch.setattr(client, "kill_descendants", kill_jobs)
+
+    async def lose() -> Outcome:
+        ours, theirs = socket.socketpair()
+        process = types.SimpleNamespace(poll=lambda: -9)
+        supervisor: Any = types.SimpleNamespace(open=lambda: asyncio.open_connection(sock=ours), process=process)
+        worker = client.SupervisorLink("run", "local-0", supervisor, tell, again_s=0)
+        await worker.open()
+        job = asyncio.create_task(worker.run("job", b""))
+        await settle()
+        theirs.close()
+        return await job
+
+    assert settling.run(lose()).status == "lost"
+    assert len(tries) == 2
 
 
 def test_a_supervisor_that_is_not_understood_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
