@@ -12,6 +12,7 @@ import socket
 import string
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +39,11 @@ class Launched:
     process: "subprocess.Popen[bytes]"
     sock: socket.socket
 
+    def drop(self) -> None:
+        """It is not needed: it ends, and leaves no zombie for as long as Snakemake's process goes on."""
+        self.sock.close()
+        threading.Thread(target=self.process.wait, name="dask-ahead", daemon=True).start()
+
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
@@ -50,17 +56,18 @@ class Ahead:
 
     def take(self) -> Launched | None:
         """The process, if it can be that of the run. It ends otherwise."""
-        if self.launched is None or self.launched.process.poll() is not None:
+        if self.launched is None:
             return None
-        if self.environment is not None and self.environment != os.environ:
-            self.launched.sock.close()
+        other = self.environment is not None and self.environment != os.environ
+        if other or self.launched.process.poll() is not None:
+            self.launched.drop()
             return None
         return self.launched
 
     def close(self, *, taken: bool) -> None:
         """The run is over, or there is none. ``taken``: the process is the run's, which ends it itself."""
         if self.launched is not None and not taken:
-            self.launched.sock.close()
+            self.launched.drop()
         if self.announced is not None:
             self.announced.close()
 

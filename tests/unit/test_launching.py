@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from running import wait_for
 
 from snakemake_executor_plugin_dask.frontend.launching import Ahead, kind_of, launch_ahead
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
@@ -56,4 +57,14 @@ def test_one_that_has_read_another_environment_is_not_taken(monkeypatch: pytest.
     assert ahead.take() is launched
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__RETRY__COUNT", "1")
     assert ahead.take() is None
-    assert launched.process.wait(60) == 0
+    wait_for(lambda: launched.process.returncode == 0, "it has ended, and no zombie of it is left")
+
+
+def test_one_that_has_died_is_not_taken() -> None:
+    """Nothing of it is left; the run has another one."""
+    launched = launch_ahead("own")
+    assert launched is not None
+    launched.process.kill()
+    launched.process.wait(60)
+    assert Ahead("abcdefg1", launched, dict(os.environ)).take() is None
+    assert launched.sock.fileno() == -1
