@@ -138,8 +138,10 @@ def _data(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> 
             seen[attempt.key] = len(ids)
             again = f", run {attempt.run}" if attempt.run > 1 else ""
             which = f" ({text})" if (text := named(attempt)) else ""
+            number = sum(attempt.dask_workers.values())
+            own = f", {count(number, 'Dask worker')}" if number else ""
             where = f", allocation {attempt.allocation}" if attempt.allocation else ""
-            ids.append(f"{clean(f'{short_id(attempt.jobid)}{again}{which}', 120)}{clean(where, 60)}")
+            ids.append(f"{clean(f'{short_id(attempt.jobid)}{again}{which}', 120)}{own}{clean(where, 60)}")
         # Both ends are rounded, not the length: neighbours must not overlap.
         since = round((box.since - start) * 1000)
         until = round((box.until - start) * 1000)

@@ -23,6 +23,7 @@ from snakemake_executor_plugin_dask.node.processes import process_table, tree
 from . import kept_clusters
 from .kept_clusters import KEEP, Clusters
 from .test_attached import Cluster
+from .test_software import TOOLS, with_commands
 
 EXAMPLE = Path(__file__).parents[2] / "example-workflows" / "dask-in-a-rule"
 
@@ -111,6 +112,9 @@ if __name__ == "__main__":
         answer = client.submit(sum, [1, 2]).result()
         if kind in ("lossy", "grows", "spills"):
             answer = total
+        if kind == "inside":
+            read = client.run(lambda: Path("/etc/name").read_text().strip()).values()
+            answer = f"{' '.join(set(read))} {len(read)}"
         if kind == "devices":
             seen = client.run(lambda: __import__("os").environ["CUDA_VISIBLE_DEVICES"]).values()
             answer = f"{' '.join(sorted(seen))} of the script {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
@@ -322,6 +326,30 @@ def test_its_pages_are_below_the_runs(tmp_path: Path) -> None:
         run.expect_gone(10)
 
 
+IN_CONTAINER = """
+rule inside:
+    output: "inside.txt"
+    container: "IMAGE"
+    resources: mem_mb=300, dask_workers=2, dask_workers_max=3
+    shell: "PYTHON dask_script.py {output}"
+"""
+
+
+@pytest.mark.variant
+@pytest.mark.skipif(os.geteuid() != 0, reason="the stand-in for apptainer needs root")
+def test_the_workers_are_in_the_scripts_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as were asked for: they have its files, and there are no others where it is not."""
+    for name, value in with_commands(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    snakefile = of_python(IN_CONTAINER, tmp_path / "work").replace("IMAGE", os.environ["STAND_IN_IMAGE"])
+    arguments = ("inside.txt", "--dask-worker-cores", "5", "--software-deployment-method", "apptainer")
+    with snakemake(tmp_path / "work", snakefile, *arguments) as run:
+        assert run.wait() == 0, run.output
+        run.expect_gone(10)
+    assert (tmp_path / "work" / "inside.txt").read_text() == f"a container 2 {[(1, 300000000)] * 2} NoneType"
+    assert not run.events("dask-workers-placed")
+
+
 TWICE = """
 rule all:
     input: "a.txt", "b.txt"
@@ -382,6 +410,30 @@ def test_a_job_grows_while_nobody_needs_the_room(tmp_path: Path) -> None:
     assert len(run.events("dask-workers-placed")) == 4
 
 
+def asked(directory: Path, *arguments: str) -> str:
+    """What `snakemake-dask` says of the run there."""
+    command = [sys.executable, "-m", "snakemake_executor_plugin_dask", *arguments]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout
+
+
+def test_its_workers_are_shown_as_parts_of_it(tmp_path: Path) -> None:
+    """In `status` and `jobs` while it runs, with what they use, and in the report at the end."""
+    arguments = ("long.txt", "--dask-worker-cores", "3", "--dask-report", "report.html")
+    with snakemake(tmp_path, of_python(ONE, tmp_path), *arguments) as run:
+        script = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the script"))
+        wait_for(
+            lambda: re.search(r" \d\.\d +\d+ MB .* one \(2 Dask workers\)", asked(tmp_path, "status")), "their use"
+        )
+        heads, job = (line.split() for line in asked(tmp_path, "jobs").splitlines()[:2])
+        assert job[heads.index("DASK")] == "2", (heads, job)
+        os.kill(script, signal.SIGKILL)
+        assert run.wait() == 1
+    (placed,), (ended,) = run.events("job-placed"), run.events("job-ended")
+    assert placed["dask_workers"] == {placed["worker"]: 2}
+    assert ended["outcome"]["peak_memory_mb"] > 100, "those of a script, a scheduler and two workers"
+    assert "2 Dask workers" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize("how", ["script", "ctrl-c"])
 def test_a_cluster_goes_with_its_job(tmp_path: Path, how: str) -> None:
     """However that ends: its script killed, or the run interrupted."""
@@ -422,14 +474,21 @@ with Client() as client:
 """
 
 
-@pytest.mark.variant
+@pytest.mark.software
 def test_in_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm and cold; where Snakemake can run notebooks at all."""
-    pytest.importorskip("nbconvert")
-    pytest.importorskip("ipykernel")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    """Warm and cold. The kernel is of this Python, which has Dask, with what Jupyter needs there."""
+    jupyter = TOOLS / "jupyter"
+    assert jupyter.exists(), "prepare this with ./run tests software"
+    (packages,) = jupyter.glob("lib/python*/site-packages")
+    kernels = tmp_path / "jupyter" / "kernels" / "with-dask"
+    kernels.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    described = {"argv": argv, "display_name": "Dask", "language": "python", "env": {"PYTHONPATH": str(packages)}}
+    (kernels / "kernel.json").write_text(json.dumps(described))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("PATH", f"{jupyter / 'bin'}{os.pathsep}{os.environ['PATH']}")
     cell = {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": [], "source": CELL}
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    kernel = {"display_name": "Dask", "language": "python", "name": "with-dask"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     notebook = {"cells": [cell], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "count.py.ipynb").write_text(json.dumps(notebook))
@@ -495,6 +554,42 @@ pools:
   main: {cluster: local, workers: 2, cores: 2, gpus: 2, memory: 2 GB}
   other: {cluster: local, workers: 1, cores: 1, memory: 1 GB}
 """
+
+PLANNED = (
+    ONE
+    + """
+rule all:
+    input: "fits.txt", "more.out", "grouped.out"
+
+rule more:
+    output: "more.out"
+    resources: mem_mb=300, dask_workers=5
+    shell: "touch {output}"
+
+rule grouped:
+    output: "grouped.out"
+    group: "g"
+    resources: mem_mb=300, dask_workers=1
+    shell: "touch {output}"
+"""
+)
+
+
+def test_what_cannot_be_is_told_before_the_first_job(tmp_path: Path) -> None:
+    """By `--dask-plan` with what fits, and by a run: how many Dask workers would fit, and that groups have none."""
+    tmp_path.joinpath("pools.yaml").write_text(TWO_HERE)
+    arguments = ("all", "--dask-pools", "pools.yaml", "--set-resources", "one:dask_script_mem_mb=300")
+    problems = ("To make it fit: --set-resources more:dask_workers=3", "declared by rules of a group (grouped)")
+    with snakemake(tmp_path, of_python(PLANNED, tmp_path), *arguments, "--dask-plan") as run:
+        assert run.wait() == 1, run.output
+    fits = "3 cores (2 Dask workers with 1 core and mem_mb=300 each, and 1 core and mem_mb=300 for the script)"
+    assert f"1 job of rule one, {fits}, mem_mb=900: pool main" in run.output
+    assert all(problem in run.output for problem in problems), run.output
+    with snakemake(tmp_path, of_python(PLANNED, tmp_path), *arguments) as run:
+        assert run.wait() == 1, run.output
+    assert all(problem in run.output for problem in problems), run.output
+    assert not run.events("job-placed")
+
 
 GPUS = """
 rule gpus:

@@ -306,6 +306,7 @@ def test_a_jobs_own_dask_workers_are_part_of_it():
     model = RunModel([*events, at(5, "dask-workers-placed", **part), at(6, "dask-workers-placed", **part)])
     assert (model.attempts[key].workers, model.attempts[key].dask_workers) == ({worker: 7}, {worker: 2})
     assert snapshot(model).workers[0].running == ((f"{model.attempts[key].rule} (2 Dask workers)", 1),)
+    assert ", 2 Dask workers" in page(model)
     model.note_uses({key: (7.0, 1.0, 10.0), f"{key}+1": (8.0, 2.0, 20.0), "other+1": (8.0, 2.0, 20.0)})
     assert (model.attempts[key].now.cpu_s, model.attempts[key].now.memory_mb) == (3.0, 30.0)
     model.apply(at(9, "dask-workers-returned", **part))
