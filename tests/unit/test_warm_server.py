@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import subprocess
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -17,8 +18,19 @@ import pytest
 import settling
 from settling import settle
 from supervising import run_setup
+from unreadable import OfAnotherVersion
 
-from snakemake_executor_plugin_dask.model.job_messages import Cold, Done, EndChild, Exited, Forked, Spawned, Start, Warm
+from snakemake_executor_plugin_dask.model.job_messages import (
+    Cold,
+    Done,
+    EndChild,
+    Exited,
+    Forked,
+    Setup,
+    Spawned,
+    Start,
+    Warm,
+)
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import processes
@@ -26,6 +38,7 @@ from snakemake_executor_plugin_dask.node.processes import Stat, fork
 from snakemake_executor_plugin_dask.worker.supervisor import warming
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt
 from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
+from snakemake_executor_plugin_dask.worker.supervisor.first import StartedWarm
 from snakemake_executor_plugin_dask.worker.supervisor.usage import Monitor, ProcFiles
 from snakemake_executor_plugin_dask.worker.warm import child as warm_child
 from snakemake_executor_plugin_dask.worker.warm import process as warm
@@ -374,3 +387,40 @@ def test_a_job_of_a_runner_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         supervisor.send(EndChild("former"))
         supervisor.send(EndChild("job"))
         assert supervisor.receive().status == signal.SIGKILL
+
+
+def test_a_warm_process_that_is_not_understood_is_ended(tmp_path: Path) -> None:
+    """Where it was started from other files than its supervisor, say: its job is not waited for for ever."""
+    process = subprocess.Popen(["sleep", "300"])
+
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        report, other = os.pipe()
+        os.close(other)
+        said: list[str] = []
+        endings = Endings(Monitor(ProcFiles(), os.getpid()))
+        keeper = warming.Warming(endings, lambda *_: None, said.append)
+        setup = run_setup(tmp_path, job_start="warm", python="/no/python")
+        keeper.begin(setup, {}, StartedWarm(process.pid, report, ours))
+        channel = Channel(theirs)
+        assert await asyncio.to_thread(channel.receive) == Setup(setup)
+        channel.send(Warm(3, "", "", None, ""))
+        current = Attempt(spec("job"), loop.create_future(), loop.create_future())
+        endings.attempts["job"] = current
+        starting = asyncio.ensure_future(keeper.start(current))
+        assert isinstance(await asyncio.to_thread(channel.receive), Start)
+        channel.send(OfAnotherVersion())
+        assert await asyncio.to_thread(process.wait, 60) == -signal.SIGKILL
+        endings.warms.pop(process.pid).reaped.set()  # who waits for children here is the test
+        async with asyncio.timeout(60):
+            assert await starting is False
+        assert current.start_reason == "the warm process ended"
+        assert any("its words could not be acted upon: ModuleNotFoundError" in text for text in said)
+        channel.close()
+
+    try:
+        asyncio.run(play())
+    finally:
+        process.kill()
+        process.wait()

@@ -135,6 +135,8 @@ class WarmProcess:
                 self._received(await receive(reader))
         except EOFError:
             pass
+        except Exception as error:  # noqa: BLE001 - of the ends of its jobs nothing more would be heard
+            self._events.warm_said(f"A warm process is ended, since its words could not be acted upon: {error!r}")
         # Whoever closes this socket without ending is of no use, either.
         self.kill()
         self.gone = True
@@ -156,11 +158,11 @@ class WarmProcess:
                 if dag_reason:
                     self._events.warm_said(f"Group jobs, and others that need a DAG, start {shallow(0, dag_reason)}")
             case Forked(key, pid, depth, reason):
-                self.unanswered.discard(key)
                 self._events.warm_started(self, key, WarmStart(pid, is_command=False, depth=depth, reason=reason))
-            case Spawned(key, pid):
                 self.unanswered.discard(key)
+            case Spawned(key, pid):
                 self._events.warm_started(self, key, WarmStart(pid, is_command=True, depth=3))
+                self.unanswered.discard(key)
             case Exited(key, status, cpu_s):
                 self._events.warm_exited(self, key, status, cpu_s)
             case Cold(key, reason):
