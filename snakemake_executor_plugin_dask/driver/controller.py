@@ -301,8 +301,8 @@ class Controller:
             self._ended(Outcome(**message["ended"]))
         elif "said" in message:
             self._tell.from_worker(message["said"])
-        elif "leaving" in message:
-            self.dispatch.drain(message["leaving"])
+        elif (name := message.get("ending") or message.get("leaving")) is not None:
+            self.dispatch.drain(name)
 
     async def _follow(self, job: Job, submitted: Awaitable[Outcome | None]) -> None:
         """The task's result is the second way to hear of an end, and the only one where Dask itself failed."""

@@ -91,6 +91,11 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """It starts no more jobs, and ends once those that run are gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """A warning for the user."""
 

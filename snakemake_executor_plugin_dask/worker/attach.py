@@ -80,6 +80,8 @@ def end_from_outside(supervisor: int, keys: Collection[str], timeout_s: float = 
 async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
     """Start the run's supervisor; what the worker has is what it declares. May be repeated."""
     run_id = setup.run_id
+    if run_id in client.links and client.links[run_id].ending:
+        await client.links[run_id].lost.wait()
     if run_id in client.links and not client.links[run_id].lost.is_set():
         return client.described[run_id]
     if setup.scratch is not None:

@@ -22,6 +22,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.model.job_messages import (
     Ahead,
     Ended,
+    Ending,
     Kill,
     Leave,
     OfCluster,
@@ -127,6 +128,7 @@ class SupervisorLink:
         self._waiting: dict[str, asyncio.Future[Ended]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
+        self.ending = False  # its supervisor takes no more jobs; `lost` is set once it is gone
         self.lost = asyncio.Event()
         self._why_lost = ""
         #: What each job used a moment ago: CPU time in seconds, memory in 10^6 bytes. Told every few seconds.
@@ -168,7 +170,7 @@ class SupervisorLink:
         ended = await waited
         if not self.lost.is_set():
             # Told here, so that it travels in one message with the end of the task.
-            self._report(self._end(ended))
+            self._tell_if_heard(self._end(ended))
         return ended.outcome
 
     def _end(self, ended: Ended) -> dict[str, Any]:
@@ -229,13 +231,16 @@ class SupervisorLink:
     def _received(self, message: object) -> None:
         match message:
             case Started():
-                self._report(self._begun(message))
+                self._tell_if_heard(self._begun(message))
             case Uses():
                 self._note_uses(message.by_key)
+            case Ending():
+                self.ending = True
+                self._tell_if_heard({"ending": self.worker})
             case Said():
-                self._report({"said": message.text})
+                self._tell_if_heard({"said": message.text})
             case OfCluster():
-                self._report({"cluster": message.key, **message.message})
+                self._tell_if_heard({"cluster": message.key, **message.message})
             case Ended(outcome, begun):
                 outcome = dataclasses.replace(outcome, worker=self.worker, allocation=self._allocation())
                 ended = Ended(outcome, begun)
@@ -243,7 +248,7 @@ class SupervisorLink:
                 if future is not None and not future.done():
                     future.set_result(ended)
                 else:
-                    self._report(self._end(ended))
+                    self._tell_if_heard(self._end(ended))
             case _:
                 pass
 
@@ -261,7 +266,7 @@ class SupervisorLink:
         self._waiting.clear()
 
     def _tell_if_heard(self, message: dict[str, Any]) -> None:
-        """Jobs are to end, and their ends known here, whether the scheduler is still there or not."""
+        """What happens to jobs goes on here, whether the scheduler is still there or not."""
         with contextlib.suppress(OSError):
             self._report(message)
 

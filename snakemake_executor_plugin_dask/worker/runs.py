@@ -75,11 +75,16 @@ async def _begin_ahead(run_id: str, beginning: Beginning) -> WorkerFacts:
 
 
 async def begin(setup: RunSetup) -> WorkerFacts:
-    """Have a supervisor for the run. May be repeated; one that has ended is replaced."""
+    """Have a supervisor for the run. May be repeated; one that has ended, or is about to, is replaced."""
     run_id = setup.run_id
-    while run_id in _beginning:
-        await asyncio.wait({_beginning[run_id]})
-    if _link(run_id) is not None and run_id not in _ahead:
+    while True:
+        if run_id in _beginning:
+            await asyncio.wait({_beginning[run_id]})
+        elif (link := _link(run_id)) is not None and link.ending:
+            await link.lost.wait()
+        else:
+            break
+    if link is not None and run_id not in _ahead:
         return client.described[run_id]
     return await _once(run_id, _take_over(_here(setup)))
 

@@ -14,7 +14,7 @@ import pytest
 from running import slowness
 from supervising import RUN_ID, alive, fake_worker, marked_processes, pids_in, run_setup, wait_for
 
-from snakemake_executor_plugin_dask.model.job_messages import Kill, Leave, Renew
+from snakemake_executor_plugin_dask.model.job_messages import Ending, Kill, Leave, Renew
 from snakemake_executor_plugin_dask.node.processes import kill_worker
 from snakemake_executor_plugin_dask.worker.attach import end_from_outside
 
@@ -275,6 +275,17 @@ def test_lease_that_runs_out_ends_the_jobs(tmp_path):
         assert (outcome.status, alive(pid)) == ("lost", False)
         assert "no renewal" in outcome.detail
         assert worker.wait() == 0
+
+
+def test_a_job_that_meets_the_supervisors_end_is_lost_and_has_not_failed(tmp_path):
+    """It was on its way when the supervisor began to end, has no process, and runs elsewhere."""
+    with fake_worker(tmp_path) as worker:
+        worker.send(Leave())
+        key = worker.start(f"touch {tmp_path}/ran")
+        assert worker.outcome(key).status == "lost"
+        assert worker.others[-1:] == [Ending()]
+        assert worker.wait() == 0
+    assert not (tmp_path / "ran").exists()
 
 
 def test_stopped_supervisor_does_not_take_late_renewals(tmp_path):

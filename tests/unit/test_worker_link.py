@@ -5,19 +5,21 @@ import errno
 import socket
 import threading
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import settling
 from distributed.comm.core import CommClosedError
 from settling import settle
+from supervising import run_setup
 from unreadable import OfAnotherVersion
 
-from snakemake_executor_plugin_dask.model.job_messages import Ended, Uses
+from snakemake_executor_plugin_dask.model.job_messages import Ended, Ending, Uses
 from snakemake_executor_plugin_dask.model.job_messages import Started as Began
-from snakemake_executor_plugin_dask.model.jobs import Outcome
+from snakemake_executor_plugin_dask.model.jobs import Outcome, WorkerFacts
 from snakemake_executor_plugin_dask.model.wire import frame
-from snakemake_executor_plugin_dask.worker import attach, client
+from snakemake_executor_plugin_dask.worker import attach, client, runs
 
 
 def test_what_jobs_use_is_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,3 +173,46 @@ def test_a_supervisor_that_is_not_understood_is_ended(monkeypatch: pytest.Monkey
     assert killed == [True]
     assert outcome.status == "lost"
     assert "its words could not be acted upon: ModuleNotFoundError" in outcome.detail
+
+
+def test_the_next_supervisor_is_begun_after_one_that_is_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that was begun ahead, and whose lease ran out as the run came: it would lose each job."""
+    told: list[dict[str, Any]] = []
+    started: list[socket.socket] = []
+    monkeypatch.setattr(attach, "kill_marked", lambda _: True)
+    monkeypatch.setattr(runs, "kill_descendants", lambda *_, **__: True)
+    monkeypatch.setattr(client, "links", {})
+
+    class Supervisor:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self._ours, theirs = socket.socketpair()
+            started.append(theirs)
+            self.process = types.SimpleNamespace(pid=1, returncode=None, poll=lambda: 0, wait=lambda: 0)
+
+        async def open(self) -> Any:
+            return await asyncio.open_connection(sock=self._ours)
+
+    monkeypatch.setattr(client, "SupervisorProcess", Supervisor)
+    config: dict[str, Any] = {"lease": ("here", 1), "tls": {}}
+    worker: Any = types.SimpleNamespace(log_event=lambda _, event: told.append(dict(client.of_event(event))))
+    facts = WorkerFacts("cpu-0", "n1", 1, 2, 4, 4000)
+    monkeypatch.setattr(runs, "serving", runs.Serving("cpu-0", config, tmp_path, str(tmp_path), facts, worker))
+    setup = run_setup(tmp_path)
+
+    async def play() -> None:
+        await runs.begin(setup)
+        await runs.begin(setup)
+        assert len(started) == 1
+        started[0].sendall(frame(Ending()))
+        await settle()
+        again = asyncio.ensure_future(runs.begin(setup))
+        await settle()
+        assert len(started) == 1
+        started[0].close()
+        await again
+        assert len(started) == 2
+        assert told == [{"ending": "cpu-0"}, {"leaving": "cpu-0"}]
+        started[1].close()
+        await client.links[setup.run_id].lost.wait()
+
+    settling.run(play())

@@ -232,7 +232,9 @@ class Share(Cluster):
             raise
 
     def _received(self, message: Mapping[str, Any]) -> None:
-        if "leaving" in message:  # this run's supervisor alone, and not the worker
+        if "ending" in message:  # this run's supervisor alone, and not the worker; the next one is begun after it
+            self._begun.pop(message["ending"], None)
+        elif "leaving" in message:
             self._begun.pop(message["leaving"], None)
             self._core.leases.forget(self._run_id, message["leaving"])
         else:

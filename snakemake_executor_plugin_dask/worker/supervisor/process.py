@@ -31,6 +31,7 @@ from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.job_messages import (
     Ahead,
     Ended,
+    Ending,
     Kill,
     Leave,
     OfCluster,
@@ -44,7 +45,7 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Uses,
 )
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup, Status, Update, run_of
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, Status, Update, run_of
 from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node import logs, processes, updates
@@ -265,6 +266,7 @@ class Supervisor:
             self._endings.stop(current, status, why, grace_s)
         if self._finishing is None:
             self._finishing = self._task(self._leave(why))
+            self._tell_worker(Ending())
 
     async def _leave(self, why: str) -> None:
         keys = list(self._endings.attempts)
@@ -290,11 +292,13 @@ class Supervisor:
     # One job
 
     def _begin(self, spec: JobSpec) -> None:
+        if self._finishing is not None:  # it was on its way when the worker was told; it has no process, and may go on
+            detail = f"the supervisor on {attempt.HOST} was about to end"
+            self._tell_worker(Ended(Outcome(spec.key, "lost", host=attempt.HOST, detail=detail)))
+            return
         current = Attempt(spec, self._loop.create_future(), self._loop.create_future(), log=spec.log_path)
         self._endings.attempts[spec.key] = current
         self._task(self._run(current))
-        if self._finishing is not None:
-            self._endings.stop(current, "cancelled", "the worker was about to stop", grace_s=0.0)
 
     async def _run(self, current: Attempt) -> None:
         failure: str | None = None
