@@ -1,6 +1,8 @@
 """Versions of what is installed here, as workers and runs compare them. Reads the package's files."""
 
+import contextlib
 import hashlib
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,9 +27,12 @@ def plugin_version() -> str:
 
 
 def installed_code() -> str:
-    """Tells this package's files, as they lie there now, from others, which may bear the same version."""
+    """Tells this package's files, as they lie there now, from others, which may bear the same version. OSError."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    # Files may come and go meanwhile, as they do while another version is installed. `Path.rglob` raises then.
+    found = [Path(folder, name) for folder, _, names in os.walk(package) for name in names if name.endswith(".py")]
+    for path in sorted(found):
+        with contextlib.suppress(FileNotFoundError):
+            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

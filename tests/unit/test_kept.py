@@ -27,7 +27,7 @@ from snakemake_executor_plugin_dask.decide.ledger import Ledger
 from snakemake_executor_plugin_dask.driver.cluster import NotNow
 from snakemake_executor_plugin_dask.driver.head.others import HeldByOthers
 from snakemake_executor_plugin_dask.driver.head.runs import AllRuns, Expected, Share
-from snakemake_executor_plugin_dask.driver.head.written import Written
+from snakemake_executor_plugin_dask.driver.head.written import Written, is_gone, refusal
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
@@ -39,7 +39,7 @@ from snakemake_executor_plugin_dask.model.options import DashboardAddress, Optio
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.model.wire import frame
-from snakemake_executor_plugin_dask.node import state
+from snakemake_executor_plugin_dask.node import state, versions
 from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Process, ancestor_with, this_process
 from snakemake_executor_plugin_dask.node.machine import Machine
@@ -671,3 +671,34 @@ def test_a_run_that_comes_keeps_its_supervisors(tmp_path: Path, late: bool) -> N
         assert not core.forgotten
 
     asyncio.run(asyncio.wait_for(play(), 30))
+
+
+def test_what_is_being_installed_ends_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and directories of the package that go while they are read make it another one, and nothing else."""
+    package = tmp_path / "package"
+    for path in ("a.py", "model/b.py", "node/versions.py"):
+        (package / path).parent.mkdir(parents=True, exist_ok=True)
+        (package / path).write_text("")
+    monkeypatch.setattr(versions, "__file__", str(package / "node" / "versions.py"))
+    whole, read = versions.installed_code(), Path.read_bytes
+    assert refusal(lambda: True, whole) == ""
+
+    def vanish(path: Path) -> bytes:
+        (package / "model" / "b.py").unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", vanish)
+    assert versions.installed_code() != whole
+    assert refusal(lambda: True, whole) == versions.REINSTALLED
+
+
+def test_a_file_system_that_is_stale_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to take a cluster's directory for gone, nor to start no more workers."""
+
+    def stale(*_: Any) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    assert not is_gone(stale)
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    assert refusal(lambda: True, "abc") == ""
+    assert "own files are gone" in refusal(lambda: False, "abc")

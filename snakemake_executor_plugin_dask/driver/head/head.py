@@ -16,7 +16,7 @@ from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.head.others import HeldByOthers
 from snakemake_executor_plugin_dask.driver.head.runs import AllRuns, Expected, Share
-from snakemake_executor_plugin_dask.driver.head.written import Written
+from snakemake_executor_plugin_dask.driver.head.written import Written, is_gone, refusal
 from snakemake_executor_plugin_dask.driver.outbox import Outbox
 from snakemake_executor_plugin_dask.driver.own.certificate import server_context
 from snakemake_executor_plugin_dask.driver.own.core import Core
@@ -112,7 +112,7 @@ class Head:
             self._lives,
             _LEASE_S,
             bounds=self._bounds,
-            refusal=self._refusal,
+            refusal=lambda: refusal(self._in_place, self._code),
             code=self._code,
         )
         family = socket.AF_INET6 if ":" in self.core.host else socket.AF_INET
@@ -141,7 +141,7 @@ class Head:
                     why = "the batch system says that the allocation it stood in is over"
                     break
                 asked = time.monotonic()
-            if not await asyncio.to_thread(self._in_place):
+            if await asyncio.to_thread(is_gone, self._in_place):
                 why = "another host has cleared up after it, as its allocation is over"
                 break
             await asyncio.sleep(_IN_PLACE_EVERY_S)
@@ -159,12 +159,6 @@ class Head:
             self._since,
             self._within,
         )
-
-    def _refusal(self) -> str:
-        """Why no worker can be started any more. Reads files."""
-        if not self._in_place():
-            return "the cluster's own files are gone"
-        return "" if versions.installed_code() == self._code else versions.REINSTALLED
 
     def _lives(self, run_id: str) -> bool:
         heard = self._heard.get(run_id)

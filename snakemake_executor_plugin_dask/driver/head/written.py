@@ -5,6 +5,28 @@ from pathlib import Path
 
 from snakemake_executor_plugin_dask.kept import directory
 from snakemake_executor_plugin_dask.model.messages import Level
+from snakemake_executor_plugin_dask.node.versions import REINSTALLED, installed_code
+
+
+def is_gone(in_place: Callable[[], bool]) -> bool:
+    """Whether the cluster's directory is no longer its own. May block; what cannot be looked at counts as there."""
+    try:
+        return not in_place()
+    except OSError:
+        return False
+
+
+def refusal(in_place: Callable[[], bool], code: str) -> str:
+    """Why no worker can be started any more; empty: it can be tried. May block.
+
+    ``code``: the `installed_code` from which the cluster was started.
+    """
+    if is_gone(in_place):
+        return "the cluster's own files are gone"
+    try:
+        return "" if installed_code() == code else REINSTALLED
+    except OSError:  # a worker that is started will meet it, and there are other tries
+        return ""
 
 
 class Written:
