@@ -250,7 +250,8 @@ class AttachedCluster(Cluster):
         if not held or attempt.state is not State.SENT:
             raise NotNow
         pinned = True
-        if self._jobs.sent[owner or attempt.key].queued.key == self._claims:
+        job = self._jobs.sent.get(attempt.key)
+        if job is not None and job.queued.key == self._claims:
             self._renew_soon()  # what was left for it is held now
         try:
             spec = self._without_secrets(spec, owner or attempt.key)
