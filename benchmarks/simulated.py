@@ -113,7 +113,7 @@ class Probe:
 
 
 def drive() -> int:
-    from snakemake_executor_plugin_dask.driver import __main__ as driver
+    from snakemake_executor_plugin_dask.driver import first, process
     from snakemake_executor_plugin_dask.driver.own import core
     from snakemake_executor_plugin_dask.driver.run import Run
 
@@ -128,7 +128,7 @@ def drive() -> int:
         await watch(run)
 
     Run.watch = watched  # type: ignore[method-assign]
-    return driver.main()
+    return process.main(first.begin())
 
 
 # Hosts of workers
@@ -168,9 +168,9 @@ class Host:
         task.add_done_callback(self._tasks.discard)
 
     async def _start(self, path: Path) -> None:
-        """As `worker/__main__.py` does, without the process of a supervisor: its connection is made here."""
+        """As `worker/process.py` does, without the process of a supervisor: its connection is made here."""
         from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
-        from snakemake_executor_plugin_dask.worker.__main__ import security_of
+        from snakemake_executor_plugin_dask.worker.process import security_of
         from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseConfig, LeaseLine
 
         config = json.loads(await asyncio.to_thread(path.read_text))

@@ -4,7 +4,6 @@ Its supervisor and its warm process get ready, too. Imports little; starts a pro
 Until the run begins nothing of it is written anywhere: its output goes into a file without a name.
 """
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -12,11 +11,14 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup
-from snakemake_executor_plugin_dask.model.messages import SpareWorker
+from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup, SpareWorker
 from snakemake_executor_plugin_dask.model.wire import frame
 from snakemake_executor_plugin_dask.node.private import opened
+
+if TYPE_CHECKING:
+    import asyncio
 
 #: Older ones are not taken: their supervisors, which hear of no lease before, may be about to leave.
 _FRESH_S = 30.0
@@ -50,6 +52,8 @@ class Taken:
 
 
 async def _readable(pidfd: int) -> None:
+    import asyncio  # not before the worker was started
+
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
     loop.add_reader(pidfd, _settle, ended)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from snakemake_executor_plugin_dask.frontend.beginning import begins
 from snakemake_executor_plugin_dask.kept.place import is_name, root
 from snakemake_executor_plugin_dask.model.frozen import dataclass
-from snakemake_executor_plugin_dask.model.messages import SpareWorker
+from snakemake_executor_plugin_dask.model.jobs import SpareWorker
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node.private import append_private
 from snakemake_executor_plugin_dask.settings import ExecutorSettings

@@ -87,6 +87,14 @@ class Beginning:
 
 
 @dataclass(frozen=True, slots=True)
+class SpareWorker:
+    """To a driver's process that was started ahead of a run with workers on this machine: how the first one begins."""
+
+    beginning: Beginning
+    config: str  # the path of its configuration, which is not there yet
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
     """What a job holds, for the variables in which its batch system states the size of the whole allocation."""
 

@@ -7,7 +7,7 @@ import pickle
 from typing import TYPE_CHECKING, Literal
 
 from snakemake_executor_plugin_dask.model.frozen import dataclass
-from snakemake_executor_plugin_dask.model.jobs import Beginning, JobSpec, Outcome, RunSetup
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.requests import Request
 
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 
 #: Of Snakemake's logger.
 Level = Literal["debug", "info", "warning", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class SpareWorker:
-    """To a driver's process that was started ahead of a run with workers on this machine: how the first one begins."""
-
-    beginning: Beginning
-    config: str  # the path of its configuration, which is not there yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.node.allocation import batch_system, host_na
 from snakemake_executor_plugin_dask.node.machine import this_machine
 from snakemake_executor_plugin_dask.node.processes import all_pids, is_supervisor, job_key, send, why_cold
 from snakemake_executor_plugin_dask.worker import client
+from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess
 
 _STOP_S = 15.0
 _watching: set[asyncio.Task[None]] = set()
@@ -88,7 +89,7 @@ async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:
         setup = dataclasses.replace(setup, scratch=dask_worker.local_directory)
     topic = client.event_topic(run_id)
     scratch = tempfile.mkdtemp(prefix=f"snakemake-{run_id}-", dir=dask_worker.local_directory)
-    supervisor = client.SupervisorProcess(setup, None, subreaper=False, scratch=scratch)
+    supervisor = SupervisorProcess(setup, None, subreaper=False, scratch=scratch)
 
     def tell(message: dict[str, Any]) -> None:
         dask_worker.log_event(topic, client.as_event(message))
@@ -130,7 +131,7 @@ async def _forget(link: AttachedLink, gone: Callable[[], None]) -> None:
     await asyncio.to_thread(gone)
 
 
-def _facts(setup: RunSetup, name: str, supervisor: client.SupervisorProcess, dask_worker: Any) -> WorkerFacts:
+def _facts(setup: RunSetup, name: str, supervisor: SupervisorProcess, dask_worker: Any) -> WorkerFacts:
     limit, system = dask_worker_interior.memory_bytes(dask_worker), batch_system(os.environ)
     return WorkerFacts(
         name=name,

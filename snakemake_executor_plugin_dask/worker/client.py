@@ -1,4 +1,4 @@
-"""The worker's part in Dask: the submitted function, and the link to the supervisor. Starts the supervisor process.
+"""The worker's part in Dask: the submitted function, and the link to the supervisor.
 
 A Dask task is the coroutine `run_job`: it hands a job to the supervisor and waits for the outcome, on the worker's
 event loop and without a thread. Starts and ends are told as Dask events as soon as they are known, since a result takes
@@ -11,16 +11,12 @@ import dataclasses
 import os
 import pickle
 import platform
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.job_messages import (
-    Ahead,
     Ended,
     Ending,
     Kill,
@@ -34,9 +30,10 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     TellCluster,
     Uses,
 )
-from snakemake_executor_plugin_dask.model.jobs import Beginning, Outcome, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.jobs import Outcome, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.model.wire import frame, receive, unframed
-from snakemake_executor_plugin_dask.node.processes import become_subreaper, how_ended, kill_descendants
+from snakemake_executor_plugin_dask.node.processes import how_ended, kill_descendants
+from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess
 
 _AGAIN_S = 1.0  # until what the system did not let this process do is tried again
 
@@ -52,60 +49,6 @@ EVERY_RUN = "snakemake-runs"
 def event_topic(run_id: str) -> str:
     """The topic of the Dask events that tell of jobs started and ended."""
     return f"snakemake-{run_id}"
-
-
-class SupervisorProcess:
-    """The supervisor's process as its parent sees it: started early, attached to the event loop later."""
-
-    def __init__(
-        self,
-        run: RunSetup | Beginning | None,
-        lease: str | None,
-        environment: dict[str, str] | None = None,
-        *,
-        subreaper: bool = True,
-        scratch: str | None = None,
-    ) -> None:
-        """Start it. ``run``: a `Beginning` where `SupervisorLink.prepare` follows; None where others tell it.
-
-        ``lease`` is the path of the configuration of its connection to the driver.
-
-        ``scratch`` is a directory that it removes at its end.
-        """
-        if subreaper:
-            become_subreaper()
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.worker.supervisor"]
-        command += ["--fd", str(theirs.fileno())]
-        if lease is not None:
-            command += ["--lease-config", lease]
-        if scratch is not None:
-            command += ["--scratch", scratch]
-        with theirs:
-            self.process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                cwd=tempfile.gettempdir(),
-                env=environment,
-                start_new_session=True,
-            )
-        self._socket = ours
-        if run is not None:
-            ours.sendall(frame(Setup(run) if isinstance(run, RunSetup) else Ahead(run)))
-
-    def prepare(self, setup: RunSetup) -> None:
-        """Tell one that was started ahead which run it is for. Before `open`."""
-        self._socket.sendall(frame(Setup(setup)))
-
-    def end(self) -> None:
-        """Have one that is not needed end, with what it has started. Before `open`."""
-        self._socket.close()
-        self.process.wait()
-
-    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Its socket, for the event loop that runs now. Called once."""
-        return await asyncio.open_connection(sock=self._socket)
 
 
 class SupervisorLink:

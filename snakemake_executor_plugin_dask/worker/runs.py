@@ -22,6 +22,7 @@ from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.node.processes import kill_descendants, process_table
 from snakemake_executor_plugin_dask.worker import client, companions
 from snakemake_executor_plugin_dask.worker.attach import AttachedLink, detach, know
+from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess
 
 _Run = TypeVar("_Run", RunSetup, Beginning)
 
@@ -150,9 +151,9 @@ async def _begin(run_id: str, run: RunSetup | Beginning) -> WorkerFacts:
 
 def _start(
     run: RunSetup | Beginning, lease: str, environment: dict[str, str] | None, scratch: str
-) -> client.SupervisorProcess:
+) -> SupervisorProcess:
     with companions.forking:
-        supervisor = client.SupervisorProcess(run, lease, environment, scratch=scratch)
+        supervisor = SupervisorProcess(run, lease, environment, scratch=scratch)
         # One that has ended stays known for as long as it is a zombie.
         _supervisors[:] = [*(each for each in _supervisors if each.returncode is None), supervisor.process]
     return supervisor

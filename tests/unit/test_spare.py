@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import processes_of
 
 from snakemake_executor_plugin_dask.backends.spare import Spare, Taken
 from snakemake_executor_plugin_dask.frontend.beginning import begins
-from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup
-from snakemake_executor_plugin_dask.model.messages import SpareWorker
+from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup, SpareWorker
 
 #: Reads what it begins with, says so, and once it is told to go on waits for a signal.
 WORKER = """
@@ -41,8 +41,8 @@ def beginning() -> Beginning:
 
 
 @pytest.fixture
-def command() -> list[str]:
-    return [sys.executable, "-c", WORKER]
+def command(config: Path) -> list[str]:
+    return [sys.executable, "-c", WORKER, os.fspath(config)]
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def spare(config: Path, beginning: Beginning, command: list[str]) -> Iterator[Sp
     started.drop()
 
 
-def children() -> set[int]:
-    """Of this process."""
-    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+def living(config: Path) -> list[int]:
+    """The spare workers that have this configuration."""
+    return list(processes_of(os.fspath(config)))
 
 
 def wait_for(log: Path, text: str) -> None:
@@ -66,10 +66,10 @@ def wait_for(log: Path, text: str) -> None:
 
 def test_nothing_is_written_before_the_run_begins(spare: Spare, config: Path) -> None:
     """Neither its files nor its output; dropped, it is gone."""
-    before = children()
+    assert len(living(config)) == 1
     assert list(config.parents[3].iterdir()) == []
     spare.drop()
-    assert len(before - children()) == 1
+    assert living(config) == []
     assert list(config.parents[3].iterdir()) == []
 
 
@@ -117,16 +117,16 @@ def test_waiting_for_one_can_be_given_up(spare: Spare, config: Path, command: li
 def test_another_worker_is_not_taken_for_it(spare: Spare, config: Path, command: list[str]) -> None:
     """It is gone then, and has no log."""
     config.parent.mkdir(parents=True, mode=0o700)
-    before, log = children(), config.with_name("local-1.log")
+    log = config.with_name("local-1.log")
     assert spare.take([*command, "other"], log) is None
-    assert len(before - children()) == 1
+    assert living(config) == []
     assert not log.exists()
 
 
 def test_one_that_has_died_is_not_taken(spare: Spare, config: Path, command: list[str]) -> None:
     """The run starts another one."""
     config.parent.mkdir(parents=True, mode=0o700)
-    (pid,) = [pid for pid in children() if WORKER.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (pid,) = living(config)
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert spare.take(command, config.with_name("local-0.log")) is None
@@ -152,7 +152,6 @@ def test_it_fits_a_run_that_begins_as_it_did(spare: Spare, beginning: Beginning)
 def test_a_directory_that_is_not_there(config: Path, beginning: Beginning, command: list[str]) -> None:
     """Or one on a file system that has no files without a name: the worker comes with its run."""
     config.parents[3].rmdir()
-    before = children()
     with pytest.raises(OSError, match="No such file"):
         Spare(SpareWorker(beginning, os.fspath(config)), command)
-    assert children() == before
+    assert living(config) == []

@@ -192,7 +192,7 @@ def test_the_next_supervisor_is_begun_after_one_that_is_ending(tmp_path: Path, m
         async def open(self) -> Any:
             return await asyncio.open_connection(sock=self._ours)
 
-    monkeypatch.setattr(client, "SupervisorProcess", Supervisor)
+    monkeypatch.setattr(runs, "SupervisorProcess", Supervisor)
     config: dict[str, Any] = {"lease": ("here", 1), "tls": {}}
     worker: Any = types.SimpleNamespace(log_event=lambda _, event: told.append(dict(client.of_event(event))))
     facts = WorkerFacts("cpu-0", "n1", 1, 2, 4, 4000)
