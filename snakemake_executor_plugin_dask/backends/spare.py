@@ -111,7 +111,7 @@ class Spare:
             if old or list(command) != self._command or self._process.poll() is not None:
                 return None
             with opened(log.parent) as directory:  # with a descriptor, since only then Python has the link followed
-                os.link(f"/proc/self/fd/{self._log}", log.name, dst_dir_fd=directory)
+                os.link(f"/proc/self/fd/{self._log}", log.name, dst_dir_fd=directory, follow_symlinks=True)
             self._socket.sendall(b"\n")
         except OSError:
             return None

@@ -5,12 +5,11 @@ import dataclasses
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import processes_of
+from running import processes_of, wait_for
 
 from snakemake_executor_plugin_dask.backends.spare import Spare, Taken
 from snakemake_executor_plugin_dask.frontend.beginning import begins
@@ -57,16 +56,9 @@ def living(config: Path) -> list[int]:
     return list(processes_of(os.fspath(config)))
 
 
-def wait_for(log: Path, text: str) -> None:
-    ends = time.monotonic() + 60
-    while text not in log.read_text():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-
-
 def test_nothing_is_written_before_the_run_begins(spare: Spare, config: Path) -> None:
     """Neither its files nor its output; dropped, it is gone."""
-    assert len(living(config)) == 1
+    wait_for(lambda: living(config), "the worker")
     assert list(config.parents[3].iterdir()) == []
     spare.drop()
     assert living(config) == []
@@ -79,7 +71,7 @@ def test_the_one_that_is_wanted_is_taken(spare: Spare, config: Path, command: li
     log = config.with_name("local-0.log")
     taken = spare.take(command, log)
     assert taken is not None
-    wait_for(log, "told")
+    wait_for(lambda: "told" in log.read_text(), "what it writes")
     assert log.read_text() == "/somewhere\ntold\n"
     assert log.stat().st_mode & 0o777 == 0o600
     assert taken.returncode is None
@@ -126,7 +118,7 @@ def test_another_worker_is_not_taken_for_it(spare: Spare, config: Path, command:
 def test_one_that_has_died_is_not_taken(spare: Spare, config: Path, command: list[str]) -> None:
     """The run starts another one."""
     config.parent.mkdir(parents=True, mode=0o700)
-    (pid,) = living(config)
+    (pid,) = wait_for(lambda: living(config), "the worker")
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert spare.take(command, config.with_name("local-0.log")) is None
