@@ -495,10 +495,8 @@ class Session:
             self._handover.ended(message.key, _UPDATED[kind])
         except OSError as error:
             if _UPDATED[kind] != "accepted":  # else a copy is left
-                self._voice.warning(
-                    f"What {_label(info.job)} was to update could not be made as it was before: {error.filename}: "
-                    f"{error.strerror}."
-                )
+                name = _label(info.job)
+                self._voice.warning(f"What {name} was to update could not be made as it was before: {error}.")
         if kind == "dropped":
             with self._lock:
                 self._dropped.append(info.job)
