@@ -5,6 +5,7 @@ A worker belongs to all runs: it is joined, lost and seen dead once, whatever th
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ class AllRuns(Listener):
         self.controllers: dict[str, Controller] = {}  # by the run's id
         self._confirming: dict[str, asyncio.Task[str | None]] = {}  # by worker
         self._keys: dict[str, list[str]] = {}  # by lost worker: the attempts that are to be seen dead
-        self._judged: set[str] = set()  # lost workers of which it is known whether that was planned
+        self._judged = weakref.WeakSet[Member]()  # lost workers of which it is known whether that was planned
         self._tasks = Tasks(failed)
 
     def worker_joined(self, member: Member) -> None:
@@ -69,8 +70,8 @@ class AllRuns(Listener):
 
     def judged(self, member: Member, jobs: Collection[str], *, planned: bool) -> None:
         """As `Members` has it: one loss, whatever the number of runs that tell of it."""
-        if member.name not in self._judged:
-            self._judged.add(member.name)
+        if member not in self._judged:
+            self._judged.add(member)
             self.core.fleet.judged(member, jobs, planned=planned)
 
     def first_workers(self, jobs: int) -> list[Member]:
