@@ -1,6 +1,5 @@
 """With what a run's workers begin, as this process has it. Imports little."""
 
-import os
 import resource
 from collections.abc import Mapping
 
@@ -12,14 +11,18 @@ _SOFT_LIMITS = tuple(
 
 
 def begins(workdir: str, environment: Mapping[str, str], python: str, *, replace_environment: bool = True) -> Beginning:
-    """With what this process's run begins. Not while other threads make files: the umask is set for a moment."""
-    umask = os.umask(0o077)
-    os.umask(umask)
+    """With what this process's run begins."""
     return Beginning(
         workdir=workdir,
-        umask=umask,
+        umask=_umask(),
         soft_limits=tuple((number, resource.getrlimit(number)[0]) for number in _SOFT_LIMITS),
         environment=dict(environment),
         replace_environment=replace_environment,
         python=python,
     )
+
+
+def _umask() -> int:
+    """As the kernel tells it. To ask by `os.umask` is to set it, for other threads' files as well."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
