@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import resource
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.allocation import allocation_hosts, allocation_id, batch_system, host_name
 from snakemake_executor_plugin_dask.node.daskfiles import files
 from snakemake_executor_plugin_dask.node.former import Fate, Process, this_process
-from snakemake_executor_plugin_dask.node.private import opened, read_private, write_private
+from snakemake_executor_plugin_dask.node.private import NotPrivate, opened, read_private, write_private
 from snakemake_executor_plugin_dask.node.versions import installed_code
 
 if TYPE_CHECKING:
@@ -101,7 +102,13 @@ def this_installation(environment: Mapping[str, str], *, here: bool) -> dict[str
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = json.dumps(version(package))
     found = {
-        "installation": {"python": json.dumps(sys.executable), "code": json.dumps(_own_code()), **versions},
+        "installation": {
+            # And not its path: one interpreter has several names, `python` and `python3`.
+            "environment": json.dumps(sys.prefix),
+            "python": json.dumps(".".join(map(str, sys.version_info[:3]))),
+            "code": json.dumps(_own_code()),
+            **versions,
+        },
         "Dask's configuration": {"files": json.dumps(_dask_configuration(environment))},
         "user": {"uid": str(os.getuid()), "groups": json.dumps(sorted({os.getegid(), *os.getgroups()}))},
         "variables": variables,
@@ -149,6 +156,14 @@ def make(directory: Path) -> bool:
         )
         raise ConfigurationError(msg) from error
     return True
+
+
+def check(directory: Path) -> None:
+    """Raises NotPrivate where other users can enter a cluster's directory. Nothing where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = stat.S_IMODE(directory.stat().st_mode)
+        if mode & 0o077:
+            raise NotPrivate(directory, f"other users can enter it (mode {mode:o})")
 
 
 def write(directory: Path, record: Record) -> None:

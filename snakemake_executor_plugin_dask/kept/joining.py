@@ -96,8 +96,9 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, Kept, l
 
     Which cluster it is: another one where the head of this one is on a host that cannot be asked. No connection: the
     run has a cluster of its own. ConfigurationError where a head did not come up, or the cluster was named and cannot
-    be had.
+    be had; OSError where its directory is not the user's alone.
     """
+    directory.check(Path(kept.directory))
     where, said, elsewhere = Path(kept.directory), list[str](), False
     starts = not kept.named and (least or kept.keep_s > 0)
     head: subprocess.Popen[bytes] | None = None

@@ -86,6 +86,7 @@ def choose(asking: Options, options: Options, environment: Mapping[str, str]) ->
     asked = asked_for(asking, environment)
     name = name_of(asked)
     try:
+        directory.check(clusters / name)
         up = directory.fate(clusters / name) != "dead"
         others = [(path, record) for path, record, fate in directory.all_clusters(environment) if fate == "alive"]
     except OSError as error:

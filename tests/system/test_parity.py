@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from .kept_clusters import KEEP, Clusters
+
 WORKFLOWS = Path(__file__).parent / "workflows"
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 COMMON = ("--cores", "2", "--scheduler", "firstfit", "--max-jobs-per-timespan", "1000/1s", "--latency-wait", "3")
@@ -359,7 +361,30 @@ def _parameters() -> Iterator[Any]:
 @pytest.mark.parametrize(("case", "executor"), list(_parameters()))
 def test_same_as_local(case: Case, executor: str, locally: Callable[[Case], Result], tmp_path: Path) -> None:
     """A workflow leaves the same files, records and exit codes as with the local executor."""
-    expected = locally(case)
+    same(case, executor, locally(case), tmp_path)
+
+
+@pytest.mark.variant
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(f"parity-{case.name}"))
+        for case in CASES
+        if case.name in ("language", "language-again", "groups", "checkpoints", "hostile", "failures")
+    ],
+)
+def test_same_as_local_on_a_kept_cluster(
+    case: Case, locally: Callable[[Case], Result], clusters: Clusters, tmp_path: Path
+) -> None:
+    """As on a run's own: the cluster was brought up before, by something else."""
+    done = clusters.command("start", *KEEP, "--dask-worker-cores", "2", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "has 1 worker" in same(case, "warm", locally(case), tmp_path)
+
+
+def same(case: Case, executor: str, expected: Result, tmp_path: Path) -> str:
+    """What the runs said, which left what those with the local executor have left."""
     assert expected.exit_codes == FAILING_CASES.get(case.name, [0] * len(expected.exit_codes))
     assert len(expected.records) >= case.records
     result = run_case(case, executor, tmp_path)
@@ -375,6 +400,7 @@ def test_same_as_local(case: Case, executor: str, locally: Callable[[Case], Resu
     assert result.incomplete == expected.incomplete
     assert result.leftovers == expected.leftovers
     assert "HACKED" not in result.files
+    return result.text
 
 
 def test_job_script_and_job_name(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import pickle
+import resource
 import shlex
 import socket
 import subprocess
@@ -101,6 +102,45 @@ def test_other_code_and_other_groups_are_another_cluster(
     assert name_of(recognise.asked_for(OPTIONS, environment)) != name_of(before)
 
 
+def test_the_machine_counts_for_workers_on_it(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name, its cores, hard limits, and the allocation around. Elsewhere they do not count."""
+    here, elsewhere = Options(pools=(Pool("local", "local", cores=1),)), OPTIONS
+
+    def names(**variables: str) -> tuple[str, str]:
+        both = [name_of(recognise.asked_for(options, environment | variables)) for options in (here, elsewhere)]
+        return both[0], both[1]
+
+    before = names()
+    found = {before[0], names(SLURM_JOB_ID="17")[0], names(CUDA_VISIBLE_DEVICES="1")[0]}
+    hard = resource.getrlimit
+    for target, name, value in (
+        (os, "sched_getaffinity", lambda _: {77}),
+        (resource, "getrlimit", lambda which: (hard(which)[0], 12_345)),
+        (directory, "this_process", lambda: replace(HERE, host="elsewhere")),
+    ):
+        with monkeypatch.context() as context:
+            context.setattr(target, name, value)
+            after = names()
+        assert after[1] == before[1]
+        found.add(after[0])
+    assert len(found) == 6
+
+
+def test_a_python_counts_whatever_its_name(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`python -m snakemake` and `snakemake` may be started by links to one; another environment or version counts."""
+    before = name_of(recognise.asked_for(OPTIONS, environment))
+    (tmp_path / "python3").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    assert name_of(recognise.asked_for(OPTIONS, environment)) == before
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert name_of(recognise.asked_for(OPTIONS, environment)) != before
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0))
+    assert name_of(recognise.asked_for(OPTIONS, environment)) != before
+
+
 def test_differences_are_named_in_words() -> None:
     """Part, field and both values; times as people write them."""
     other = replace(OPTIONS, pools=(replace(POOL, walltime_s=14400.0, cores=8),), scheduler_interface="ib0")
@@ -168,6 +208,22 @@ def test_others_who_can_write_there_are_refused(environment: dict[str, str]) -> 
     clusters.chmod(0o770)
     with pytest.raises(ConfigurationError, match="cannot be used"):
         directory.make(clusters / "abcdef01")
+
+
+def test_others_who_can_enter_a_clusters_directory_are_refused(environment: dict[str, str]) -> None:
+    """A run that keeps is told; one that does not has a cluster of its own."""
+    where = bring_up(OPTIONS, environment)
+    where.chmod(0o750)
+    told = r"other users can enter it \(mode 750\)"
+    with pytest.raises(ConfigurationError, match=told):
+        recognise.choose(OPTIONS, OPTIONS, environment)
+    without = replace(OPTIONS, keep_s=0.0)
+    assert recognise.choose(without, without, environment) == (None, [])
+    kept, _ = recognise.choose(replace(OPTIONS, kept=where.name), replace(OPTIONS, kept=where.name), environment)
+    assert kept is not None
+    with pytest.raises(OSError, match=told):
+        asyncio.run(joining.join(kept))
+    HELD.pop().release()
 
 
 @pytest.mark.parametrize(
