@@ -7,6 +7,8 @@ import random
 import re
 import resource
 import socket
+import ssl
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -68,6 +70,29 @@ def silence(where: list[tuple[str, int]], each: int, seconds: float) -> int:
     held = hold_open(where, each)
     time.sleep(seconds)
     return len(held)
+
+
+def answers(where: list[tuple[str, int]], message: bytes, certificates: list[str]) -> list[bytes]:
+    """What comes back from ports where a message is sent over TLS: with these (certificate, then key), and without."""
+    found = []
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as shown:
+        shown.write("\n".join(certificates))
+        shown.flush()
+        for address in where:
+            for shows in (False, True):
+                context = ssl.create_default_context()
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                if shows:
+                    context.load_cert_chain(shown.name)
+                plain = socket.socket()
+                plain.settimeout(20.0)
+                plain.connect(address)
+                with contextlib.suppress(OSError), context.wrap_socket(plain) as link:
+                    link.sendall(message)
+                    if data := link.recv(1000):
+                        found.append(data)
+                plain.close()
+    return found
 
 
 def noises(seed: int) -> Iterator[bytes]:

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from running import SnakemakeRun, logged_jobs, slowness, snakemake, started, wait_for
 
+from snakemake_executor_plugin_dask.model.kept import Ask, End
+from snakemake_executor_plugin_dask.model.wire import frame
 from snakemake_executor_plugin_dask.node import processes
+from snakemake_executor_plugin_dask.node.certificate import self_signed
 
 from .conftest import Account
-from .ports import fuzz, listening, silence
+from .ports import answers, fuzz, listening, silence
 
 _CONNECTIONS = 1100  # more than the descriptors that a process may have open by default
 
@@ -78,8 +81,15 @@ def test_a_cluster_that_stays_is_closed_to_others(
         assert set(ports.values()) == {"127.0.0.1"}
         assert len(ports) == 4, ports  # scheduler, leases, the head's door, worker
         assert attacker.does(os.access, str(directory / "state" / "snakemake-dask"), os.X_OK) is False
+        where = [(address, port) for port, address in sorted(ports.items())]
+        (record,) = (directory / "state" / "snakemake-dask").iterdir()
+        keys = [(record / f"tls-{name}.pem").read_text() for name in ("cert", "key")]
+        assert any(b"until_s" in answer for answer in answers(where, frame(Ask()), keys))  # the head's
+        for message in (Ask(), End(force=True)):
+            assert attacker.does(answers, where, frame(message), list(self_signed())) == []
         attack(run, attacker, 1000)
         jobs_go_on(run, 3)
+        assert run.processes()  # the cluster has not ended
 
 
 def test_who_only_looks_like_a_supervisor_is_not_believed(directory: Path, attacker: Account) -> None:

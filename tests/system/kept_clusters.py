@@ -1,5 +1,6 @@
 """What tests of clusters that stay share: the user's state directory, its clusters, and runs that leave these."""
 
+import asyncio
 import contextlib
 import subprocess
 import sys
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import pytest
 from clusters.slurm import one_pool
-from running import GENEROUS_S, SnakemakeRun, processes_of
+from running import GENEROUS_S, SnakemakeRun, processes_of, wait_for
+
+from snakemake_executor_plugin_dask.kept import joining
+from snakemake_executor_plugin_dask.model.kept import Ask, Told
+from snakemake_executor_plugin_dask.model.wire import frame, receive
 
 KEEP = ("--dask-keep", "1h")
 #: Two cores, whatever this machine has, so that it is known how many jobs run at once.
@@ -34,11 +39,29 @@ class Clusters:
     def workers(self) -> list[int]:
         return self.processes("plugin_dask.worker --config")
 
+    def command_line(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask", *arguments]
+
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask", *arguments]
+        command = self.command_line(*arguments)
         return subprocess.run(
             command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=GENEROUS_S, check=False
         )
+
+    def told(self) -> Told:
+        """What the head of the only cluster says of it."""
+
+        async def ask() -> Told:
+            (where,) = self.root.iterdir()
+            link = await joining.connect(where)
+            assert link is not None
+            reader, writer = link
+            writer.write(frame(Ask()))
+            told: Told = await receive(reader)
+            writer.close()
+            return told
+
+        return asyncio.run(ask())
 
     def log(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in self.root.glob("*/head.log"))
@@ -66,6 +89,16 @@ def in_each_python(directory: Path, monkeypatch: pytest.MonkeyPatch, text: str) 
 def finished(run: SnakemakeRun) -> SnakemakeRun:
     assert run.wait() == 0, run.output
     return run
+
+
+def supervisor_of(run: SnakemakeRun) -> int:
+    """Of a run with a job on a single worker."""
+    wait_for(lambda: run.events("job-started"), "the event of its start")
+    run_id = run.events("job-started")[0]["key"].split("-")[1].lstrip("0")
+    (pid,) = (
+        pid for pid, command in processes_of(run_id).items() if "worker.supervisor" in command and run_id in command
+    )
+    return pid
 
 
 def pools_of(directory: Path, workers: str, cores: int = 1) -> Path:

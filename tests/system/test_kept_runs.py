@@ -261,12 +261,17 @@ def test_twenty_runs_of_twenty_jobs_at_once(clusters: Clusters, tmp_path: Path) 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_a_hundred_runs_leave_nothing(clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after another on one cluster; after the keep time there is no process and no file, and none in between."""
+    """One after another on one cluster; after the keep time there is no process and no file, and none in between.
+
+    Head and worker keep nothing of a run's environment: the runs' environments together are larger than what they grow.
+    """
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     memory, files = [], []
     for number in range(100):
+        for part in range(4):
+            monkeypatch.setenv(f"LARGE_{part}", f"{number}-{part}-" * 15_000)
         with snakemake(tmp_path / f"run{number}", logged_jobs(3, "true"), "--dask-keep", "120s", *SMALL) as run:
             finished(run)
         (head,) = clusters.heads()
@@ -300,7 +305,7 @@ def test_a_launchers_workers_stay(clusters: Clusters, tmp_path: Path, monkeypatc
 rule wide:
     output: "wide.txt"
     resources: nodes=2
-    shell: "env > {output}; timeout 60 mpirun.openmpi -n 2 true"
+    shell: "env -0 > {output}; timeout 60 mpirun.openmpi -n 2 true"
 """
     arguments = ("--dask-cluster", "mpi", "--dask-workers", "2", "--dask-options", "{launcher: mpirun.openmpi}")
     workers = []
@@ -312,7 +317,8 @@ rule wide:
             finished(run)
         monkeypatch.delenv(f"ONLY_{name.upper()}")
         workers.append(clusters.workers())
-        variables = dict(line.split("=", 1) for line in (tmp_path / name / "wide.txt").read_text().splitlines())
+        found = (tmp_path / name / "wide.txt").read_text().split("\0")  # values may have several lines
+        variables = dict(each.split("=", 1) for each in found if each)
         assert variables["TMPDIR"] == str(tmp_path / f"tmp-{name}")
         assert [each for each in variables if each.startswith("ONLY_")] == [f"ONLY_{name.upper()}"]
         assert not any(each.startswith(("PMIX", "OMPI_COMM")) for each in variables)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import math
 import os
 import socket
@@ -52,6 +53,7 @@ _SCALE_EVERY_S = 0.2
 _LEASE_S = 60.0  # of workers; each run's supervisors have their own
 _IN_PLACE_EVERY_S = 2.0
 _ALLOCATION_EVERY_S = 30.0  # so often the batch system is asked for the allocation around
+_FORGET_AFTER_S = 1.0  # what was cancelled has ended by then
 _BACKLOG = 128
 _READ_AHEAD_BYTES = 1 << 26
 
@@ -91,6 +93,7 @@ class Head:
         self._socket: socket.socket | None = None
         self._within: directory.Within | None = None  # the allocation that it stands in
         self._tasks = Tasks(self._failed)
+        self._forget_at = math.inf  # when to look for what a run has left in memory
         self._conversations: set[asyncio.Task[None]] = set()
 
     def _say(self, level: Level, text: str) -> None:
@@ -189,11 +192,11 @@ class Head:
             self._count(now)
             self.dispatch.settle()
             self._written.keep()
-            for served in list(self._served.values()):
-                if now - self._heard[served.run_id] > SILENT_S and not served.ending:
-                    served.cut()
-                else:
-                    served.look(now)
+            self._look(now)
+            if not self._served and now > self._forget_at:
+                # A run's parts refer to each other, so that its environment would stay until much else has come.
+                gc.collect()
+                self._forget_at = math.inf
             if not self._served and not self._least:
                 for pool in self.dispatch.pools.values():
                     self.core.fleet.call_back(pool, len(self.core.fleet.starting(pool.name)))
@@ -204,6 +207,17 @@ class Head:
                 self.end("the allocation that it stood in is over")
             if self._until is not None and now > self._until:
                 self.end("its keep time is over")
+
+    def _look(self, now: float) -> None:
+        """At the runs, from which one may not have been heard for too long.
+
+        Not in `tick` itself, where a name would hold on to the last run, with its environment, until the next comes.
+        """
+        for served in list(self._served.values()):
+            if now - self._heard[served.run_id] > SILENT_S and not served.ending:
+                served.cut()
+            else:
+                served.look(now)
 
     def end(self, why: str) -> None:
         """Give everything back from now on. ``why`` is what runs are told, and completes "Cluster x ends, since …"."""
@@ -230,7 +244,11 @@ class Head:
     def _came(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         conversation = asyncio.ensure_future(self._converse(reader, writer))
         self._conversations.add(conversation)
-        conversation.add_done_callback(self._conversations.discard)
+        conversation.add_done_callback(self._conversed)
+
+    def _conversed(self, conversation: "asyncio.Task[None]") -> None:
+        self._conversations.discard(conversation)
+        self._forget_at = time.monotonic() + _FORGET_AFTER_S
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         def send(message: object) -> None:
