@@ -41,7 +41,7 @@ class Link:
     death_timeout_s: float = 60.0  # a worker that finds no scheduler for so long ends
     python: str = sys.executable
     runs: set[str] = field(default_factory=set)  # the ids of those whose jobs the worker may have
-    code: str = ""  # what `versions.installed_code` must say where a worker starts; empty: whatever it says
+    code: str = ""  # what `versions.installed_code` must say where a worker or supervisor starts; empty: whatever
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 #: Of a cluster whose processes were started from other files than lie there now, and would not understand these.
-REINSTALLED = "the plugin's files have been changed since the cluster came up, so no worker of it can start any more"
+REINSTALLED = (
+    "the plugin's files have been changed since the cluster came up, so no worker of it can start any more, and no run "
+    "can begin on a worker that is there"
+)
+
+
+def of_another_python(python: str) -> str:
+    """Why no worker starts in an environment of its own, in which the plugin is another one than the cluster's."""
+    return (
+        f"the plugin that {python} has is not the one of the cluster's head, file by file; install the same version "
+        "there, or remove `python` from the pool's options and from jobqueue.yaml"
+    )
 
 
 def snakemake_version() -> str:

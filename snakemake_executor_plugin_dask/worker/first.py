@@ -77,11 +77,12 @@ def begin() -> Begun | int:
         processes.die_with_parent()
         if os.getppid() != parent:  # it went before
             return 1
-    if (code := config.get("code")) and not config.get("own_python"):
+    if code := config.get("code"):
         from snakemake_executor_plugin_dask.node import versions
 
         if versions.installed_code() != code:
-            sys.stderr.write(f"{versions.REINSTALLED}\n")
+            own = config.get("own_python")
+            sys.stderr.write(f"{versions.of_another_python(sys.executable) if own else versions.REINSTALLED}\n")
             return 1
     raise_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake, which ends what has to end

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.node import versions
 from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.node.processes import kill_descendants, process_table
 from snakemake_executor_plugin_dask.worker import client, companions
@@ -126,6 +127,9 @@ async def _once(run_id: str, coroutine: Coroutine[Any, Any, WorkerFacts]) -> Wor
 async def _begin(run_id: str, run: RunSetup | Beginning) -> WorkerFacts:
     assert serving is not None
     here = serving
+    # A supervisor is started from the files that lie there now, and speaks with this process.
+    if await asyncio.to_thread(versions.installed_code) != here.config["code"]:
+        raise RuntimeError(versions.REINSTALLED)
     host, port = here.config["lease"]
     # Of its own: one that has just ended removes its own.
     lease = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=here.directory), f"lease-{here.name}.json")

@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.kept import directory, joining
 from snakemake_executor_plugin_dask.node import former
 from snakemake_executor_plugin_dask.node.private import write_private
 
-from .kept_clusters import KEEP, SMALL, Clusters, finished, pools_of, snakemake
+from .kept_clusters import KEEP, SMALL, Clusters, finished, pools_of, snakemake, supervisor_of
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -58,17 +58,14 @@ def test_a_cluster_does_not_grow_once_the_plugin_was_installed_anew(
 ) -> None:
     """Other files in the same place: no worker is started from them by the former head, and runs say why.
 
-    A later run brings up a cluster of its own.
+    A later run brings up a cluster of its own. Once the former files are there again, so are the workers.
     """
-    package = Path(snakemake_executor_plugin_dask.__file__).parent
-    copy = tmp_path / "path" / package.name
-    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setenv("PYTHONPATH", str(copy.parent))
+    installed = an_installation(tmp_path, monkeypatch)
+    before = installed.read_bytes()
     with snakemake(tmp_path / "first", logged_jobs(1, "sleep 1000"), *KEEP, *SMALL) as run:
         wait_for(lambda: started(run), "its job", RUN_S)
         (name,), (worker,) = clusters.names(), clusters.workers()
-        with (copy / "model" / "options.py").open("a") as file:
-            file.write("\n# of a later state\n")
+        installed.write_bytes(before + b"\n# of a later state\n")
         os.kill(worker, signal.SIGKILL)
         assert run.wait() != 0
         assert "the plugin's files have been changed since the cluster came up" in run.output
@@ -78,6 +75,56 @@ def test_a_cluster_does_not_grow_once_the_plugin_was_installed_anew(
         assert f"Cluster {name} is up and is not used: it differs in installation: code" in run.output
     assert len(clusters.heads()) == 2
     assert len(clusters.workers()) == 1
+    installed.write_bytes(before)
+    with snakemake(tmp_path / "third", ONE_JOB, *KEEP, *SMALL) as run:
+        finished(run)  # a pool that was given up is tried anew with each run
+        assert f"Cluster {name}, up for" in run.output
+        assert "has no worker yet" in run.output
+    assert len(clusters.heads()) == 2
+
+
+def an_installation(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One of the plugin's files, in a copy of the plugin that is used from here on."""
+    package = Path(snakemake_executor_plugin_dask.__file__).parent
+    copy = directory / "path" / package.name
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(copy.parent))
+    return copy / "model" / "options.py"
+
+
+def test_no_supervisor_comes_from_files_of_a_later_installation(
+    clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that needs a further one is told why it cannot have it; another run goes on with those that it has."""
+    installed = an_installation(tmp_path, monkeypatch)
+    go = tmp_path / "go"
+    waits = logged_jobs(1, f'while [ ! -e "{go}" ]; do sleep 0.1; done')
+    with (
+        snakemake(tmp_path / "hit", waits, *KEEP, *SMALL) as hit,
+        snakemake(tmp_path / "spared", waits, *KEEP, *SMALL) as spared,
+    ):
+        wait_for(lambda: started(hit) and started(spared), "both jobs", RUN_S)
+        supervisor = supervisor_of(hit)
+        with installed.open("a") as file:
+            file.write("\n# of a later state\n")
+        os.kill(supervisor, signal.SIGKILL)
+        assert hit.wait() != 0
+        assert "no run can begin on a worker that is there" in hit.output
+        assert len(started(hit)) == 1
+        assert len(clusters.processes("worker.supervisor")) == 1
+        go.touch()
+        finished(spared)
+        assert not spared.events("worker-lost")
+
+
+def test_no_worker_of_another_python_has_other_code(tmp_path: Path) -> None:
+    """It is told to install the head's, in that Python."""
+    config = tmp_path / "worker.json"
+    write_private(config, json.dumps({"name": "main-0", "code": "another", "own_python": True}).encode())
+    command = [sys.executable, "-P", "-m", "snakemake_executor_plugin_dask.worker", "--config", os.fspath(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S, check=False)
+    assert done.returncode == 1
+    assert f"the plugin that {sys.executable} has is not the one of the cluster's head" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another group")
@@ -102,14 +149,18 @@ def test_runs_of_other_groups_do_not_share(clusters: Clusters, tmp_path: Path) -
 def test_on_slurm_runs_of_other_accounts_do_not_share(
     slurm: VirtualSlurm, clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each run's jobs are charged to its own account, and the second run's cluster stays beside the first one's."""
+    """Each run's jobs are charged to its own account, and the second run's cluster stays beside the first one's.
+
+    So does that of a run that asks for another walltime.
+    """
     body = """
 rule tell:
     output: "account.txt"
     resources: mem_mb=100, runtime=5
     shell: "squeue --noheader --jobs $SLURM_JOB_ID --format %a > {output}"
 """
-    pools = ("--dask-pools", str(pools_of(tmp_path, "0-1")))
+    file = pools_of(tmp_path, "0-1")
+    pools = ("--dask-pools", str(file))
     for account in ("physics", "biology"):
         monkeypatch.setenv("SBATCH_ACCOUNT", account)
         with snakemake(tmp_path / account, body, *pools, *KEEP) as run:
@@ -118,6 +169,11 @@ rule tell:
             assert (run.directory / "account.txt").read_text().strip() == account
     assert len(clusters.heads()) == 2
     assert len(slurm.queue()) == 2
+    file.write_text(file.read_text().replace("30m", "20m"))
+    with snakemake(tmp_path / "shorter", body, *pools, *KEEP) as run:
+        finished(run)
+        assert "it differs in pool main: walltime 30m, 20m" in run.output
+    assert len(clusters.heads()) == len(slurm.queue()) == 3
 
 
 @pytest.mark.slurm
