@@ -127,9 +127,9 @@ async def _once(run_id: str, coroutine: Coroutine[Any, Any, WorkerFacts]) -> Wor
 async def _begin(run_id: str, run: RunSetup | Beginning) -> WorkerFacts:
     assert serving is not None
     here = serving
-    # A supervisor is started from the files that lie there now, and speaks with this process.
-    if await asyncio.to_thread(versions.installed_code) != here.config["code"]:
-        raise RuntimeError(versions.REINSTALLED)
+    # A supervisor is started from the files that lie there now, and speaks with this process. To read them all may take
+    # a file server as long as the supervisor takes to start.
+    looking = asyncio.ensure_future(asyncio.to_thread(_reinstalled, here.config["code"]))
     host, port = here.config["lease"]
     # Of its own: one that has just ended removes its own.
     lease = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=here.directory), f"lease-{here.name}.json")
@@ -142,6 +142,10 @@ async def _begin(run_id: str, run: RunSetup | Beginning) -> WorkerFacts:
     if environment is None and (inherited := here.config.get("inherited")):  # a launcher has handed it on
         environment = {name: value for name, value in os.environ.items() if inherited.get(name) != value}
     supervisor = await asyncio.to_thread(_start, run, os.fspath(lease), environment, scratch)
+    if reinstalled := await looking:
+        await asyncio.to_thread(supervisor.end)
+        _clear(lease)
+        raise RuntimeError(reinstalled)
 
     def tell(message: dict[str, Any]) -> None:
         here.worker.log_event(client.EVERY_RUN, {**client.as_event(message), "run": run_id})
@@ -151,6 +155,14 @@ async def _begin(run_id: str, run: RunSetup | Beginning) -> WorkerFacts:
     facts = replace(here.facts, supervisor_pid=supervisor.process.pid)
     know(link, facts, lambda: _clear(lease))
     return facts
+
+
+def _reinstalled(code: str) -> str:
+    """Why no supervisor can be started; empty where one can."""
+    try:
+        return "" if versions.installed_code() == code else versions.REINSTALLED
+    except OSError as error:
+        return f"the plugin's files cannot be read ({error.strerror or error})"
 
 
 def _start(

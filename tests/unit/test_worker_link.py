@@ -19,6 +19,7 @@ from snakemake_executor_plugin_dask.model.job_messages import Ended, Ending, Use
 from snakemake_executor_plugin_dask.model.job_messages import Started as Began
 from snakemake_executor_plugin_dask.model.jobs import Outcome, WorkerFacts
 from snakemake_executor_plugin_dask.model.wire import frame
+from snakemake_executor_plugin_dask.node import versions
 from snakemake_executor_plugin_dask.worker import attach, client, runs
 
 
@@ -193,7 +194,7 @@ def test_the_next_supervisor_is_begun_after_one_that_is_ending(tmp_path: Path, m
             return await asyncio.open_connection(sock=self._ours)
 
     monkeypatch.setattr(runs, "SupervisorProcess", Supervisor)
-    config: dict[str, Any] = {"lease": ("here", 1), "tls": {}}
+    config: dict[str, Any] = {"lease": ("here", 1), "tls": {}, "code": versions.installed_code()}
     worker: Any = types.SimpleNamespace(log_event=lambda _, event: told.append(dict(client.of_event(event))))
     facts = WorkerFacts("cpu-0", "n1", 1, 2, 4, 4000)
     monkeypatch.setattr(runs, "serving", runs.Serving("cpu-0", config, tmp_path, str(tmp_path), facts, worker))
