@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +37,15 @@ class Clusters:
 
     def heads(self) -> list[int]:
         return self.processes("plugin_dask.driver.head")
+
+    def watchdogs(self) -> list[int]:
+        return self.processes("plugin_dask.kept.watchdog")
+
+    def take_host_down(self) -> None:
+        """As far as heads are concerned: nothing on it is left that could clear up after them."""
+        for pid in (*self.watchdogs(), *self.heads()):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not self.heads() and not self.watchdogs(), "the heads are gone")
 
     def workers(self) -> list[int]:
         return self.processes("plugin_dask.worker --config")

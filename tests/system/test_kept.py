@@ -255,6 +255,16 @@ def test_a_head_that_is_killed_ends_its_runs_and_the_next_run_starts_another(
     assert clusters.heads() not in ([], [head])
 
 
+def test_an_idle_head_that_is_killed_leaves_nothing(clusters: Clusters, tmp_path: Path) -> None:
+    """No process, and nothing in the state directory; as little as one that ends by itself."""
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        with snakemake(tmp_path / end.name, logged_jobs(1, "true"), *SMALL, *KEEP) as run:
+            finished(run)
+        (head,), (_,) = clusters.heads(), clusters.watchdogs()
+        os.kill(head, end)
+        wait_for(lambda: not clusters.names() and not clusters.processes(), "nothing is left")
+
+
 def test_a_run_that_waits_for_its_cluster_can_be_stopped(clusters: Clusters, tmp_path: Path) -> None:
     """Its head hangs, and would be waited for: Ctrl-C ends the run, and the cluster is left alone."""
     with snakemake(tmp_path / "first", logged_jobs(1, "true"), *SMALL, *KEEP) as run:
@@ -487,15 +497,31 @@ rule ask:
 def test_on_slurm_a_dead_heads_allocations_are_cancelled(
     clusters: Clusters, slurm: VirtualSlurm, tmp_path: Path
 ) -> None:
-    """`stop` cancels from the record what a head that was killed had submitted, running or queued."""
+    """`stop` cancels from the record what a head had submitted whose host went down, running or queued."""
     done = clusters.command("start", *KEEP, "--dask-pools", str(pools_of(tmp_path, "1-2")), "--wait")
     assert done.returncode == 0, done.stderr
     assert slurm.queue()
-    (head,) = clusters.heads()
-    os.kill(head, signal.SIGKILL)
-    wait_for(lambda: not clusters.heads(), "the head is gone")
+    clusters.take_host_down()
     assert clusters.command("stop", "--all").returncode == 0
     wait_for(lambda: not slurm.queue(), "the queue is empty")
+
+
+@pytest.mark.slurm
+def test_on_slurm_a_head_that_is_killed_without_a_run_leaves_nothing_in_the_queue(
+    slurm: VirtualSlurm, clusters: Clusters, tmp_path: Path
+) -> None:
+    """What waits would wait on, and then hold a node for a minute: the head's watchdog cancels it."""
+    slurm.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
+    try:
+        done = clusters.command("start", *KEEP, "--dask-pools", str(pools_of(tmp_path, "1-2")))
+        assert done.returncode == 0, done.stderr
+        wait_for(lambda: any("PENDING" in line for line in slurm.queue()), "an allocation waits", RUN_S)
+        (head,) = clusters.heads()
+        os.kill(head, signal.SIGKILL)
+        wait_for(lambda: not slurm.queue(), "the queue is empty")
+        wait_for(lambda: not clusters.names() and not clusters.processes(), "nothing is left")
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=cpu", "State=UP")
 
 
 @pytest.mark.slurm

@@ -278,9 +278,7 @@ def test_on_slurm_what_was_submitted_before_a_reboot_is_cancelled(
     assert done.returncode == 0, done.stderr
     (before,) = slurm.queue()
     (where,) = clusters.root.iterdir()
-    (head,) = clusters.heads()
-    os.kill(head, signal.SIGKILL)
-    wait_for(lambda: not clusters.heads(), "the head is gone")
+    clusters.take_host_down()
     process = json.loads((where / "lock").read_text())
     process |= {"boot": "00000000-0000-0000-0000-000000000000", "pid": os.getpid()}
     (where / "lock").write_text(json.dumps(process))

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.interior import checks
+from snakemake_executor_plugin_dask.kept.watchdog import Watchdog
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Start
 from snakemake_executor_plugin_dask.node import state
@@ -34,10 +35,12 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it holds keys
     directory = Path(start.kept.directory)
     held = state.Held(directory)
+    watchdog = Watchdog(directory)
     failed = asyncio.run(_serve(start, held))
     if not failed:
         _forget(held)
     held.release()
+    watchdog.dismiss()
     return int(failed)
 
 
