@@ -143,9 +143,9 @@ def get_ready(spare: SpareWorker, command: Sequence[str]) -> None:
         here = Spare(spare, command)
 
 
-def keep_for(setup: RunSetup, *, local: bool) -> None:
-    """The run is known; ``local``: it has workers on this machine. Drop what does not fit."""
-    if here is not None and not (local and here.fits(setup)):
+def keep_for(setup: RunSetup | None) -> None:
+    """The run is known; None: another process brings its workers up. Drop what does not fit."""
+    if here is not None and (setup is None or not here.fits(setup)):
         drop()
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from snakemake_executor_plugin_dask.backends import spare
 from snakemake_executor_plugin_dask.driver.first import Begun
 from snakemake_executor_plugin_dask.driver.inbox import Inbox
+from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
@@ -57,8 +58,7 @@ def main(begun: Begun) -> int:
     assert isinstance(begin, Begin)
     if begun.ahead is not None:
         _become_the_runs(begin)
-    own = begin.kept is None and begin.options.scheduler is None
-    spare.keep_for(begin.setup, local=own and any(pool.cluster == "local" for pool in begin.options.pools))
+    spare.keep_for(begin.setup if begin.kept is None else None)
     try:
         return asyncio.run(_run(begin, begun.sock))
     finally:
@@ -204,7 +204,7 @@ def _check(*, attached: bool) -> str:
 async def _serve(run: "Run", inbox: Inbox) -> None:
     ticking = asyncio.create_task(_tick(run))
     receiving = asyncio.create_task(_receive(run, inbox))
-    await asyncio.wait({ticking, receiving, run.broken}, return_when=asyncio.FIRST_COMPLETED)
+    await either(ticking, receiving, run.broken)
     done = [task for task in (ticking, receiving, run.broken) if task.done()]
     ticking.cancel()
     receiving.cancel()

@@ -13,6 +13,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.driver.entering import Entered
 from snakemake_executor_plugin_dask.driver.inbox import Inbox
 from snakemake_executor_plugin_dask.kept.joining import clear_up, fate, stays
+from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.kept import SILENT_S, Alive, Event, Look, Told
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
@@ -70,9 +71,9 @@ class Relay:
         hearing = asyncio.create_task(self._hear(entered.reader))
         telling = asyncio.create_task(self._tell(snakemake))
         pulse = asyncio.create_task(self._pulse())
-        await asyncio.wait({hearing, telling, pulse}, return_when=asyncio.FIRST_COMPLETED)
+        await either(hearing, telling, pulse)
         if telling.done() and telling.exception() is None and not hearing.done():
-            await asyncio.wait({hearing, pulse}, return_when=asyncio.FIRST_COMPLETED)
+            await either(hearing, pulse)
         ended = [task for task in (hearing, telling, pulse) if task.done()]
         for task in (hearing, telling, pulse):
             task.cancel()

@@ -33,10 +33,8 @@ async def receive(reader: "asyncio.StreamReader") -> Any:
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         return pickle.loads(await reader.readexactly(length))
-    except (
-        EOFError,
-        OSError,
-    ) as error:  # half a message, too; TCP's time limits and errors of TLS are no ConnectionError
+    # Half a message, too. TCP's time limits and errors of TLS are no ConnectionError.
+    except (EOFError, OSError) as error:
         raise EOFError from error
 
 

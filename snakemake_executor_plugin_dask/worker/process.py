@@ -13,20 +13,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.either import either
+from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.node import allocation, processes, rank, versions
 from snakemake_executor_plugin_dask.node.devices import Inventory, complaint, near_cores, take_inventory
 from snakemake_executor_plugin_dask.node.own_log import bound_log
 from snakemake_executor_plugin_dask.node.private import read_private
 from snakemake_executor_plugin_dask.worker import client, companions, runs
 from snakemake_executor_plugin_dask.worker.first import Begun
-from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess
 
 
 def main(begun: Begun) -> int:
     """Be a worker until it is given back or has nobody to work for. Returns the exit code."""
     try:
-        return asyncio.run(_serve(begun.config, begun.name, begun.started, begun.scratch, begun.only, begun.directory))
+        return asyncio.run(_serve(begun))
     finally:
         companions.end_all()
         if begun.lease_path is not None:
@@ -60,15 +60,8 @@ def security_of(tls: Mapping[str, str]) -> Any:
     )
 
 
-async def _serve(
-    config: dict[str, Any],
-    name: str,
-    started: float,
-    scratch: str,
-    only: tuple[RunSetup, SupervisorProcess] | None,
-    directory: Path,
-) -> int:
-    """``only``: the run that the worker is for, and its supervisor; None: runs come later, by `runs`."""
+async def _serve(begun: Begun) -> int:
+    config, name, only = begun.config, begun.name, begun.only
     import_dask()
     import dask
 
@@ -83,9 +76,9 @@ async def _serve(
     from snakemake_executor_plugin_dask.interior.dask_listening import guard
     from snakemake_executor_plugin_dask.node.door import Door
 
-    facts = _facts(config, name, started, only)
+    facts = _facts(begun)
     ends = None if facts.remaining_s is None else time.monotonic() + facts.remaining_s
-    companions.here = companions.Here(config, directory, ends)
+    companions.here = companions.Here(config, begun.directory, ends)
     dask.config.set(WORKER_CONFIGURATION)
     quieten()
     bound_log()
@@ -103,7 +96,7 @@ async def _serve(
         protocol="tls://",
         host=config.get("host") or (None if interface else dask_network.own_address(config["scheduler"])),
         interface=interface,
-        local_directory=scratch,
+        local_directory=begun.scratch,
         death_timeout=config["death_timeout_s"],
         resources={},
     )
@@ -112,7 +105,7 @@ async def _serve(
     client.described[config["cluster"]] = facts
     link: client.SupervisorLink | None = None
     if only is None:
-        runs.serving = runs.Serving(name, config, directory, scratch, facts, worker)
+        runs.serving = runs.Serving(name, config, begun.directory, begun.scratch, facts, worker)
     else:
         run_id = only[0].run_id
         topic = client.event_topic(run_id)
@@ -135,32 +128,28 @@ async def _serve(
     if link is None:
         await worker.finished()  # type: ignore[no-untyped-call]
         await asyncio.gather(*map(runs.end, list(client.links)))
-        runs.clear(directory)
+        runs.clear(begun.directory)
         return 0
-    lost = asyncio.create_task(link.lost.wait())
-    finished = asyncio.create_task(worker.finished())  # type: ignore[no-untyped-call]
-    await asyncio.wait({lost, finished}, return_when=asyncio.FIRST_COMPLETED)
-    if lost.done():
+    await either(link.lost.wait(), worker.finished())  # type: ignore[no-untyped-call]
+    if link.lost.is_set():
         await worker.close(reason="the supervisor process died")
         return 2
     link.close()
     return 0
 
 
-def _facts(
-    config: dict[str, Any], name: str, started: float, only: tuple[RunSetup, SupervisorProcess] | None
-) -> WorkerFacts:
+def _facts(begun: Begun) -> WorkerFacts:
     from snakemake_executor_plugin_dask.model.pools import usable_memory_mb
     from snakemake_executor_plugin_dask.node.machine import this_machine
 
-    machine = this_machine()
+    config, only, machine = begun.config, begun.only, this_machine()
     cores, memory_mb = rank.share_of_node(os.environ, machine.cores, machine.memory_mb)
     walltime_s = config.get("walltime_s")
-    otherwise_s = None if walltime_s is None else float(walltime_s) - (time.monotonic() - started)
+    otherwise_s = None if walltime_s is None else float(walltime_s) - (time.monotonic() - begun.started)
     host = allocation.host_name(os.environ)
     found = _inventory(config)
     return WorkerFacts(
-        name=name,
+        name=begun.name,
         host=host,
         pid=os.getpid(),
         supervisor_pid=0 if only is None else only[1].process.pid,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from snakemake_executor_plugin_dask.interior import checks
 from snakemake_executor_plugin_dask.kept.watchdog import Watchdog
+from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Start
 from snakemake_executor_plugin_dask.node import state
@@ -75,7 +76,8 @@ async def _serve(start: Start, held: state.Held) -> bool:
         await head.start()
         _log(f"Cluster {start.kept.name} is up, process {os.getpid()}.")
         ticking = asyncio.create_task(head.tick())
-        done, _ = await asyncio.wait({ticking, head.broken, head.over}, return_when=asyncio.FIRST_COMPLETED)
+        await either(ticking, head.broken, head.over)
+        done = [each for each in (ticking, head.broken, head.over) if each.done()]
         ticking.cancel()
         for each in done:
             each.result()
