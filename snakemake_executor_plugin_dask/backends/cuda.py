@@ -2,7 +2,7 @@
 
 dask-cuda's workers as they come have one process for each GPU, which shows every device to its jobs, holds a context on
 each and carries no job on two. So dask-cuda is asked what it knows of the devices, and the worker is the one of all
-backends. See "GPUs" in docs/design.md.
+backends. See "GPUs" in docs/design-details.md.
 """
 
 import dataclasses

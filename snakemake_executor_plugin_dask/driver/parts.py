@@ -2,7 +2,7 @@
 
 A part is sent to its worker as an attempt with a key of its own. Its job is over once all its parts are; a part that is
 lost takes its Dask workers along, and not the job. Acts through the run's cluster, on the driver's event loop. See
-docs/design.md, "A job's own Dask cluster".
+docs/design-details.md, "A job's own Dask cluster".
 """
 
 import asyncio
