@@ -93,7 +93,7 @@ def start(options: argparse.Namespace) -> int | None:
 
 def _completed(options: Options) -> Options:
     """The pools completed and checked as a run's are. ConfigurationError where one cannot work."""
-    if all(pool.cluster == "local" and not pool.gpus for pool in options.pools):
+    if all(pool.complete for pool in options.pools):
         return options
     return ask(Question(options, ())).options
 

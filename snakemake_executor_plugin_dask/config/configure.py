@@ -142,7 +142,7 @@ def _single_pool(
     place = SchedulerPlace()
     if settings.options is not None:
         options, place = read_options(settings.options, cluster)
-        if cluster == "local" and options:
+        if KINDS[cluster].here and options:
             msg = (
                 f"--dask-options gives {', '.join(map(str, options))}, but workers on this machine take no options; "
                 "remove it, or name a batch system by --dask-cluster."

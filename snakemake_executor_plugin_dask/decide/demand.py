@@ -9,15 +9,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from snakemake_executor_plugin_dask.decide.ledger import (
-    Gang,
-    Ledger,
-    Need,
-    WorkerState,
-    need_of,
-    needs_fresh,
-    planned_runtime_s,
-)
+from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
+from snakemake_executor_plugin_dask.decide.needs import Gang, Need, need_of, needs_fresh, planned_runtime_s
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
 from snakemake_executor_plugin_dask.model.amounts import Amounts
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape

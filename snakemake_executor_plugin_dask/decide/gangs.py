@@ -6,7 +6,8 @@ All parts are placed at once or none is, so two such jobs cannot wait for each o
 import math
 from collections.abc import Iterable, Sequence
 
-from snakemake_executor_plugin_dask.decide.ledger import Gang, Ledger, Need, Place, WorkerState
+from snakemake_executor_plugin_dask.decide.ledger import Ledger, Place, WorkerState
+from snakemake_executor_plugin_dask.decide.needs import Gang, Need
 from snakemake_executor_plugin_dask.decide.reservations import end_of, lives_from
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, WaitingClass
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts

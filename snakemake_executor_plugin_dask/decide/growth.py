@@ -9,7 +9,8 @@ import heapq
 from collections.abc import Container, Iterator, Mapping, Sequence
 
 from snakemake_executor_plugin_dask.decide import gangs
-from snakemake_executor_plugin_dask.decide.ledger import Ledger, Need, WorkerState
+from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
+from snakemake_executor_plugin_dask.decide.needs import Need
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
 from snakemake_executor_plugin_dask.model.amounts import Amounts
 from snakemake_executor_plugin_dask.model.frozen import dataclass

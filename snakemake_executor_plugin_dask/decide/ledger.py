@@ -7,12 +7,12 @@ free and never with what a worker declares in total. Devices are leased by ident
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from snakemake_executor_plugin_dask.decide.routing import counts_devices, nodes_needed, places
+from snakemake_executor_plugin_dask.decide.needs import Gang, Need, need_of, planned_runtime_s
+from snakemake_executor_plugin_dask.decide.routing import counts_devices
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
-from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
-from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node, memory_mb_on_node
+from snakemake_executor_plugin_dask.model.requests import Request
 
 #: A job that needs a whole allocation's life is ended so long before the allocation is.
 END_BEFORE_S = 30.0
@@ -43,90 +43,6 @@ class Holding:
     #: held there.
     dask_workers: Mapping[str, int] = field(default_factory=dict)
     lent: bool = False  # a Dask worker that its job gives back when others wait for the room (`growth`)
-
-
-@dataclass(frozen=True, slots=True)
-class Gang:
-    """What a job with a Dask cluster takes, wherever its parts lie. Without mem_mb their memory is a share."""
-
-    workers: int
-    each: Amounts
-    script: Amounts  # with the scheduler; and what the job holds once
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What a job takes of each worker it runs on.
-
-    Without ``mem_mb`` a job takes its cores' share of a worker's memory, which follows from that worker:
-    ``WorkerState.part`` says what it takes there.
-    """
-
-    workers: int  # so many at once; more than 1 only in an mpi pool
-    nodes: int  # of the worker; more than 1 only in a wide one
-    node: Amounts  # on each node
-    takes: Amounts  # of the worker: of a wide one whole nodes, whatever the job uses of them
-    shares_memory: bool  # no memory is declared
-    #: Of a job whose Dask cluster may lie on several workers. ``node`` and ``takes`` are then the least of a part.
-    gang: Gang | None = None
-    #: Of a job whose Dask cluster has whole nodes of a wide worker: how many Dask workers on each, the script's first.
-    dask_workers: tuple[int, ...] = ()
-
-
-def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> Need:
-    """What the request takes of the pool's workers, where a node has so many cores, GPUs and usable memory."""
-    nodes = nodes_needed(request, pool, cores, gpus, memory_mb)
-    listed = dict(pool.resources)
-    extra = tuple((name, amount) for name, amount in request.extra if name in listed)
-    declared_mb = memory_mb_on_node(request, nodes)
-    node = Amounts(cores_on_node(request, nodes), declared_mb or 0, -(-request.gpus // nodes))
-    if request.cluster is not None and places(pool, request.cluster) > 1:
-        script = replace(request.cluster.script, coreless=int(not request.cluster.script_cores), extra=extra)
-        gang = Gang(request.cluster.workers, request.cluster.each, script)
-        least = gang.each.least(gang.script)
-        return Need(1, 1, least, least, declared_mb is None, gang)
-    if request.cluster is not None and pool.nodes is not None:
-        return _need_of_nodes(request.cluster, pool.nodes, Shape(cores, memory_mb, gpus), extra)
-    wide = pool.nodes is not None
-    return Need(
-        workers=1 if wide else nodes,
-        nodes=nodes if wide else 1,
-        node=node,
-        takes=Amounts(nodes=nodes, extra=extra) if wide else replace(node, coreless=int(not node.cores), extra=extra),
-        shares_memory=declared_mb is None,
-    )
-
-
-def _need_of_nodes(cluster: JobCluster, most: int, node: Shape, extra: tuple[tuple[str, int], ...]) -> Need:
-    """Of a job whose Dask cluster has whole nodes, at most so many, of a wide worker."""
-    numbers = cluster.over(node.amounts, most) or (cluster.workers,)  # those of a node that no worker has
-    on_script, others = cluster.each * numbers[0] + cluster.script, cluster.each * max(numbers[1:], default=0)
-    largest = Amounts(
-        max(on_script.cores, others.cores),
-        max(on_script.memory_mb, others.memory_mb),
-        max(on_script.gpus, others.gpus),
-    )
-    takes = Amounts(nodes=len(numbers), extra=extra)
-    return Need(1, len(numbers), largest, takes, cluster.memory_mb is None, dask_workers=numbers)
-
-
-def planned_runtime_s(request: Request, pool: Pool) -> float | None:
-    """How long a job is taken to run: its runtime, else the pool's default, else half the walltime; None: not known."""
-    if request.runtime_s is not None:
-        return request.runtime_s
-    if pool.default_runtime_s is not None:
-        return pool.default_runtime_s
-    return None if pool.walltime_s is None else pool.walltime_s / 2
-
-
-def needs_fresh(request: Request, pool: Pool) -> bool:
-    """Whether only a new allocation can run this: its runtime is within the walltime but not beside the margin."""
-    return (
-        pool.kind.queued
-        and request.runtime_s is not None
-        and pool.walltime_s is not None
-        and request.runtime_s > pool.walltime_s - pool.effective_margin_s
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +323,6 @@ class Ledger:
         hosts = tuple(host for _, part in picked for host in part)
         limits = [limit for state in states if (limit := state.limit_s(request, now)) is not None]
         limit_s = min(limits, default=None)
-        run_s = min((s for s in (request.runtime_s, limit_s) if s is not None), default=None)
         holding = Holding(
             key=key,
             workers=tuple(state.name for state in states),
@@ -420,7 +335,7 @@ class Ledger:
             },
             hosts=hosts,
             limit_s=limit_s,
-            until=now if lent else None if run_s is None else now + run_s,
+            until=now if lent else _until(request, limit_s, now),
             lent=lent,
         )
         self._parts[key] = holding, []
@@ -439,7 +354,6 @@ class Ledger:
             for place in gang
         }
         limit_s = home.state.limit_s(request, now)
-        run_s = min((s for s in (request.runtime_s, limit_s) if s is not None), default=None)
         holding = Holding(
             key=key,
             workers=(home.state.name,),
@@ -448,7 +362,7 @@ class Ledger:
             devices={place.state.name: picked[place.state.name] for place in gang if counts_devices(place.state.pool)},
             hosts=home.state.hosts,
             limit_s=limit_s,
-            until=None if run_s is None else now + run_s,
+            until=_until(request, limit_s, now),
             dask_workers={place.state.name: place.workers for place in gang},
         )
         self._parts[key] = holding, []
@@ -466,7 +380,6 @@ class Ledger:
         cores[home.name] += cluster.script_cores
         memory_mb = (cluster.each * numbers[home.name] + cluster.script).memory_mb
         limit_s = state.limit_s(request, now)
-        run_s = min((s for s in (request.runtime_s, limit_s) if s is not None), default=None)
         holding = Holding(
             key=key,
             workers=(home.name,),
@@ -477,7 +390,7 @@ class Ledger:
             else {},
             hosts=(home.host,),
             limit_s=limit_s,
-            until=None if run_s is None else now + run_s,
+            until=_until(request, limit_s, now),
             dask_workers=numbers,
         )
         self._parts[key] = holding, []
@@ -590,6 +503,12 @@ class Ledger:
     def _gain(self, state: WorkerState) -> None:
         if self._workers.get(state.name) is state:
             self._gained.setdefault(state.pool.name, set()).add(state.name)
+
+
+def _until(request: Request, limit_s: float | None, now: float) -> float | None:
+    """When the job ends at the latest; None: not known."""
+    known_s = [seconds for seconds in (request.runtime_s, limit_s) if seconds is not None]
+    return now + min(known_s) if known_s else None
 
 
 def _cores_by_worker(states: Sequence[WorkerState], request: Request) -> dict[str, int]:

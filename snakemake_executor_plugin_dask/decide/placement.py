@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from snakemake_executor_plugin_dask.decide import gangs
 from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
-from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Need, Place, WorkerState
+from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Place, WorkerState
+from snakemake_executor_plugin_dask.decide.needs import Need
 from snakemake_executor_plugin_dask.decide.reservations import (
     idle_at,
     in_time,

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from snakemake_executor_plugin_dask.decide.ledger import Part, WorkerState, planned_runtime_s
+from snakemake_executor_plugin_dask.decide.ledger import Part, WorkerState
+from snakemake_executor_plugin_dask.decide.needs import planned_runtime_s
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Reservation
 from snakemake_executor_plugin_dask.model.amounts import Amounts
 

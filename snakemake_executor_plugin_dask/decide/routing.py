@@ -23,9 +23,6 @@ from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node
 from snakemake_executor_plugin_dask.model.units import count
 
 _MAX_NAMES = 8  # rules named in one sentence
-_MANY_READY = 5000  # among so many `greedy` chooses for half a minute or so
-
-
 #: With the batch system's name.
 _DASK_WORKERS_WIDE = (
     "its workers hold several nodes and, with {}, supervise one: a job's own Dask workers need a pool without nodes, "
@@ -181,7 +178,7 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
             text += "; tasks_per_node without nodes is one node: declare tasks, or nodes"
         short.append(Shortage(text, remedies.cores(request, room), shape.cores / cores))
     if memory_mb is not None and shape.memory_mb is not None and memory_mb > shape.memory_mb:
-        parts = "" if request.cluster is None else f" ({_of_cluster(request.cluster)})"
+        parts = "" if request.cluster is None else f" ({of_cluster(request.cluster)})"
         text = f"mem_mb={memory_mb}{parts}{on_node} is more than the {shape.memory_mb} MB usable on a worker"
         short.append(Shortage(text, remedies.memory(request, room), shape.memory_mb / memory_mb))
     short += _gpu_shortages(request, nodes, shape, on_node, room)
@@ -214,20 +211,20 @@ def _cluster_shortages(
     one = replace(request, cores=cluster.cores, memory_mb=cluster.memory_mb, gpus=cluster.gpus, cluster=None)
     if fitting == cluster.workers:
         return [], one
-    text = f"{_of_cluster(cluster)} are too much for {whose}, which hold {count(fitting, 'Dask worker')}"
+    text = f"{of_cluster(cluster)} are too much for {whose}, which hold {count(fitting, 'Dask worker')}"
     return [Shortage(text, (f"dask_workers={fitting}",), fitting / cluster.workers)], one
 
 
 def _of_tasks(request: Request, nodes: int) -> str:
     """As " (3 tasks)", where the cores of a node are those of several tasks, or of a Dask cluster's parts."""
     if request.cluster is not None:
-        return f" ({_of_cluster(request.cluster)})"
+        return f" ({of_cluster(request.cluster)})"
     if not request.tasks or request.cores % request.tasks:
         return ""
     return f" ({count(-(-request.tasks // nodes), 'task')})"
 
 
-def _of_cluster(cluster: JobCluster) -> str:
+def of_cluster(cluster: JobCluster) -> str:
     """As "4 Dask workers with 2 cores and mem_mb=1000 each, and 1 core and mem_mb=1000 for the script"."""
     each, script = count(cluster.cores, "core"), count(cluster.script_cores, "core")
     if cluster.memory_mb is not None:
@@ -298,7 +295,6 @@ def check_all(
     named: Iterable[tuple[str, Request]],
     pools: Sequence[Pool],
     shapes: Mapping[str, Shape],
-    given_up: Collection[str] = (),
 ) -> str | None:
     """One message about every (rule, request) that no pool can hold, a paragraph for each rule; None: all fit."""
     told: dict[str, str] = {}
@@ -307,7 +303,7 @@ def check_all(
     for name, request in named:
         if (name, request) not in known:
             try:
-                route(request, pools, shapes, given_up, name)
+                route(request, pools, shapes, name=name)
             except NoPool as error:
                 known[name, request] = str(error)
             else:
@@ -324,196 +320,6 @@ def check_all(
         text + (f"\n  (the same holds for {count(more[name], 'more job')} of this rule)" if name in more else "")
         for name, text in told.items()
     )
-
-
-def missing(named: Iterable[tuple[str, Request]], *, ending: bool) -> tuple[str, ...]:
-    """A sentence about the rules whose jobs declare no mem_mb, and one about those that declare no runtime.
-
-    The latter only where workers come to an end (``ending``); elsewhere nothing depends on it.
-    """
-    no_memory: dict[str, None] = {}
-    no_runtime: dict[str, None] = {}
-    for name, request in named:
-        # What a function of inputs declares is known once these are there.
-        if request.memory_mb is None and "mem_mb" not in request.origin.pending:
-            no_memory[name] = None
-        if request.runtime_s is None and "runtime" not in request.origin.pending:
-            no_runtime[name] = None
-    sentences = []
-    if no_memory:
-        sentences.append(
-            f"No mem_mb is declared by {rule_names(no_memory)}: each job holds its cores' share of the worker's "
-            "memory, and no limit is enforced."
-        )
-    if no_runtime and ending:
-        sentences.append(
-            f"No runtime is declared by {rule_names(no_runtime)}: no time limit is enforced, and a worker's remaining "
-            "walltime is judged by the pool's default_runtime."
-        )
-    return tuple(sentences)
-
-
-def few_jobs(
-    jobs: int | None, named: Sequence[tuple[str, Request]], pools: Sequence[Pool], shapes: Mapping[str, Shape]
-) -> str | None:
-    """The hint where `--jobs` lets fewer jobs through than the workers could run at once; None: it does not.
-
-    Jobs are taken to be of average size; a pool whose size is not known yet counts as its least.
-    """
-    if not jobs or len(named) <= jobs:
-        return None
-    cores = sum(pool.workers_max * (shapes[pool.name].cores or 1) * (pool.nodes or 1) for pool in pools)
-    average = sum(max(1, request.cores) for _, request in named) / len(named)
-    if jobs * average >= cores:
-        return None
-    return (
-        f"--jobs {jobs} lets the plugin see {count(jobs, 'job')} at once, and its workers have "
-        f"{count(cores, 'core')}: --jobs limits what runs. Give several times what they hold, such as --jobs 10000; "
-        "--cores caps the threads of one job, and --dask-workers and --dask-worker-cores cap how much runs at once."
-    )
-
-
-def capped_threads(
-    cores: int | None, named: Sequence[tuple[str, Request]], pools: Sequence[Pool], shapes: Mapping[str, Shape]
-) -> str | None:
-    """The hint where `--cores` keeps jobs from the threads that would use idle workers; None: it does not.
-
-    What a job would have without it is not known any more, so those that have as many as it allows are taken.
-    """
-    capped = {rule: None for rule, request in named if request.cores == cores}
-    held = sum(max(1, request.cores) for _, request in named)
-    largest = max((shapes[pool.name].cores or 0 for pool in pools), default=0)
-    if not cores or not capped or cores >= largest or held >= largest:
-        return None
-    rules = ", ".join(list(capped)[:3]) + ", …" * (len(capped) > 3)
-    return (
-        f"--cores {cores} lets no job have more than {count(cores, 'thread')}, and a worker has "
-        f"{count(largest, 'core')}, which all jobs together do not use; rules with as many: {rules}. --cores does not "
-        "say how many cores are used at once: omit it."
-    )
-
-
-def slow_choice(scheduler: str | None, ready: int) -> str | None:
-    """The hint where Snakemake itself takes long to choose, before the plugin hears of any job; None: it does not.
-
-    The time of its own two schedulers grows with the square of the jobs that are ready.
-    """
-    if scheduler not in ("ilp", "greedy") or ready < _MANY_READY:
-        return None
-    return (
-        f"{ready:,} jobs are ready, among which --scheduler {scheduler} takes long to choose: its time grows with the "
-        "square of their number. --scheduler firstfit, which comes with the plugin, lets the first job start sooner."
-    )
-
-
-def unused(pools: Sequence[Pool], named: Iterable[tuple[str, Request]], shapes: Mapping[str, Shape]) -> tuple[str, ...]:
-    """The pools that none of these requests could use; for a warning."""
-    requests = {request for _, request in named}
-    return tuple(
-        pool.name
-        for pool in pools
-        if not any(
-            request.pool in (None, pool.name) and not shortages(request, pool, shapes.get(pool.name) or shape_of(pool))
-            for request in requests
-        )
-    )
-
-
-def adapt_to_local(request: Request, shape: Shape, at_once: int = 0) -> tuple[Request, tuple[str, ...]]:
-    """The request as the single local pool takes it, and the kinds of warning that this is worth.
-
-    So a workflow written for a cluster runs as it does with Snakemake's local executor. Memory is never adapted.
-    ``at_once`` are the cores of a group's members that must run at once, of which none is capped.
-    """
-    kinds: list[str] = []
-    adapted = request
-    if request.cluster is not None:
-        adapted, kind = _cluster_here(request, request.cluster, shape)
-        kinds += [kind] if kind else []
-    if request.pool is not None:
-        kinds.append("dask_pool")
-        adapted = replace(adapted, pool=None)
-    if request.nodes > 1:
-        kinds.append("nodes")
-        adapted = replace(adapted, nodes=1)
-    if shape.cores is not None and adapted.cores > shape.cores and adapted.cluster is None:
-        kinds.append("at once" if at_once > shape.cores else "threads")
-        adapted = replace(adapted, cores=shape.cores)
-    if request.gpus and not shape.gpus:
-        kinds.append("gpu")
-        adapted = replace(adapted, gpus=0, gpu_model=None)
-    return adapted, tuple(kinds)
-
-
-def _cluster_here(request: Request, cluster: JobCluster, shape: Shape) -> tuple[Request, str]:
-    """Capped to the workers that fit beside the script; where none does, one shares the script's cores."""
-    cluster = replace(cluster, gpus=cluster.gpus if shape.gpus else 0)  # GPUs that are not counted are no limit
-    number = cluster.fitting(shape.amounts)
-    if number:
-        adapted = with_cluster(request, replace(cluster, workers=number))
-        return adapted, "" if number == cluster.workers else "dask_workers"
-    if shape.cores is None:
-        return request, ""
-    shared = replace(cluster, workers=1, cores=min(cluster.cores, shape.cores))
-    adapted = with_cluster(request, shared)
-    if adapted.cores <= shape.cores:  # it is memory that lacks, which is told as such
-        return adapted, "dask_workers" if cluster.workers > 1 else ""
-    return replace(adapted, cores=shape.cores), "dask_workers shared"
-
-
-def local_warning(kind: str, name: str, request: Request, shape: Shape) -> str:
-    """The sentence for one kind of `adapt_to_local`, with the rule where it was met first."""
-    rule = who(name, request)
-    if request.cluster is not None and kind.startswith("dask_workers"):
-        adapted = adapt_to_local(request, shape)[0].cluster
-        assert adapted is not None
-        text = f"{rule} asks for {_of_cluster(request.cluster)}"
-        if kind == "dask_workers":
-            return f"{text}; on the local worker it gets {count(adapted.workers, 'Dask worker')}."
-        return (
-            f"{text}; on the local worker it gets 1 Dask worker with {count(adapted.cores, 'thread')}, which shares "
-            "the script's cores."
-        )
-    return {
-        "dask_pool": f"{rule} names the pool {request.pool}, which is ignored: the local pool is the only one.",
-        "nodes": f"{rule} asks for {request.nodes} nodes, which count as 1 on the local pool.",
-        "threads": f"{rule} asks for {count(request.cores, 'core')}; jobs are capped to the local worker's"
-        f" {shape.cores}.",
-        "at once": f"{rule} joins jobs by pipes or services that must run at once, with"
-        f" {count(request.cores, 'core')}; they share the local worker's {shape.cores}.",
-        "gpu": f"{rule} asks for {count(request.gpus, 'GPU')}; GPUs are not counted on the local pool, and jobs share"
-        " what CUDA_VISIBLE_DEVICES shows, unless --dask-worker-gpus is given.",
-    }[kind]
-
-
-def slurm_on_local(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
-    """The complaint about Slurm's resources on the default local pool, or None, from (rule, `slurm_names`)."""
-    names, rules = _slurm_declared(named)
-    if not rules:
-        return None
-    return (
-        f"Slurm's resources ({names}) are declared by {rule_names(rules)}, but no cluster is named and the jobs "
-        "would run on this machine: "
-        "give --dask-cluster slurm to run them on the cluster, or --dask-cluster local to run them here."
-    )
-
-
-def slurm_ignored(named: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
-    """The warning about Slurm's resources beside a pools file, or None, from (rule, `slurm_names`)."""
-    names, rules = _slurm_declared(named)
-    if not rules:
-        return None
-    gpus = ", but for GPUs in them" if "gres" in names or "slurm_extra" in names else ""
-    return (
-        f"Slurm's resources ({names}) of {rule_names(rules)} are ignored{gpus}: the file of --dask-pools says what "
-        "pools there are, and dask_pool in a rule names one."
-    )
-
-
-def _slurm_declared(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, list[str]]:
-    """The names of Slurm's resources, and the rules that declare some."""
-    rules: dict[str, tuple[str, ...]] = {name: names for name, names in named if names}
-    return ", ".join(sorted({name for of_rule in rules.values() for name in of_rule})), list(rules)
 
 
 def _message(request: Request, pools: Sequence[Pool], short: Mapping[str, tuple[Shortage, ...]], name: str) -> str:
@@ -572,7 +378,7 @@ def describe(request: Request) -> str:
     if request.pool is not None:
         parts.append(f"dask_pool={request.pool}")
     if request.cluster is not None:
-        parts[0] += f" ({_of_cluster(request.cluster)})"
+        parts[0] += f" ({of_cluster(request.cluster)})"
     return ", ".join(parts)
 
 

@@ -11,7 +11,7 @@ will hold it is only guessed when it gets its turn; once that shows, all turns o
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from snakemake_executor_plugin_dask.decide.ledger import need_of, planned_runtime_s
+from snakemake_executor_plugin_dask.decide.needs import need_of, planned_runtime_s
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Request
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from snakemake_executor_plugin_dask.decide import gangs, routing
-from snakemake_executor_plugin_dask.decide.ledger import WorkerState, need_of
+from snakemake_executor_plugin_dask.decide.ledger import WorkerState
+from snakemake_executor_plugin_dask.decide.needs import need_of
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import RequestError

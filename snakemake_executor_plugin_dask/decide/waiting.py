@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from snakemake_executor_plugin_dask.decide.ledger import Need, WorkerState, need_of, needs_fresh, planned_runtime_s
+from snakemake_executor_plugin_dask.decide.ledger import WorkerState
+from snakemake_executor_plugin_dask.decide.needs import Need, need_of, needs_fresh, planned_runtime_s
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb

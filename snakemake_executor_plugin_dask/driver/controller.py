@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S, Holding, needs_fresh
+from snakemake_executor_plugin_dask.decide.ledger import END_BEFORE_S, Holding
+from snakemake_executor_plugin_dask.decide.needs import needs_fresh
 from snakemake_executor_plugin_dask.driver import sentences
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from snakemake_executor_plugin_dask.decide.growth import Growing
-from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Need, WorkerState
+from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, WorkerState
+from snakemake_executor_plugin_dask.decide.needs import Need
 from snakemake_executor_plugin_dask.decide.placement import Missing, Waiting, WaitingClass, place_missing
 from snakemake_executor_plugin_dask.decide.routing import counts_devices
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings

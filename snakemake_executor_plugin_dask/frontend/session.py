@@ -21,7 +21,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask.batch.allocations import cancel_hints, cancel_recorded
 from snakemake_executor_plugin_dask.config.configure import configure_here
-from snakemake_executor_plugin_dask.decide import routing
+from snakemake_executor_plugin_dask.decide import hints, localpool, routing
 from snakemake_executor_plugin_dask.frontend.ahead import SnakemakesGraph, ready_next
 from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink, clean_up_after
 from snakemake_executor_plugin_dask.frontend.failures import (
@@ -47,7 +47,6 @@ from snakemake_executor_plugin_dask.kept import recognise
 from snakemake_executor_plugin_dask.kept.place import is_name
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.model.jobs import job_text
-from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
     Dropped,
@@ -278,29 +277,29 @@ class Session:
             self._known[single] = request
             if job.is_group():
                 groups[job] = request
-        if self._options.local_by_default and (complaint := routing.slurm_on_local(slurm)):
+        if self._options.local_by_default and (complaint := hints.slurm_on_local(slurm)):
             problems[complaint] = None
         if problems and not self._options.plan:
             raise as_error("\n".join(problems))
-        if slurm_ignored and (warning := routing.slurm_ignored(slurm)):
+        if slurm_ignored and (warning := hints.slurm_ignored(slurm)):
             self._voice.warning(warning)
         self._known_jobs = len(named) + len(unknown)
         self._prepare(named, unknown.values(), problems)
         if complaint := routing.check_all(named, self._options.pools, self._shapes):
             raise as_error(complaint)
-        if hint := routing.few_jobs(snakemake_settings.jobs(self._workflow), named, self._options.pools, self._shapes):
+        if hint := hints.few_jobs(snakemake_settings.jobs(self._workflow), named, self._options.pools, self._shapes):
             self._voice.warning(hint)
         cores = snakemake_settings.cores(self._workflow)
-        if hint := routing.capped_threads(cores, named, self._options.pools, self._shapes):
+        if hint := hints.capped_threads(cores, named, self._options.pools, self._shapes):
             self._voice.warning(hint)
         ready = snakemake_dag.number_ready(self._dag)
-        if hint := routing.slow_choice(snakemake_settings.scheduler(self._workflow), ready):
+        if hint := hints.slow_choice(snakemake_settings.scheduler(self._workflow), ready):
             self._voice.warning(hint)
         if not self._single_local:
-            for sentence in routing.missing(named, ending=self._workers_end()):
+            for sentence in hints.missing(named, ending=self._workers_end()):
                 self._voice.warning(sentence)
         if len(self._options.pools) > 1:
-            for name in routing.unused(self._options.pools, named, self._shapes):
+            for name in hints.unused(self._options.pools, named, self._shapes):
                 self._voice.warning(f"No job of this run can use pool {name}.")
 
     def _keep_here(self, job: Any, *, alone: bool) -> str | None:
@@ -317,7 +316,7 @@ class Session:
     def _prepare(self, named: list[tuple[str, Request]], unknown: Iterable[str], problems: Iterable[str]) -> None:
         """Complete and check pools that are not simply this machine; show the plan, where it is asked for."""
         plan = self._options.plan
-        if plan or any(pool.gpus or pool.cluster not in ("local", ATTACHED) for pool in self._options.pools):
+        if plan or not all(pool.complete for pool in self._options.pools):
             if not plan and (there := self._of_a_cluster_that_is_up(named)) is not None:
                 self._options = there
                 return
@@ -362,14 +361,14 @@ class Session:
                 self._warned.add(name)
                 self._voice.warning(unknown_slurm_warning(name, job.name))
         pool = self._options.pools[0]
-        if len(self._options.pools) != 1 or pool.cluster != "local":
+        if len(self._options.pools) != 1 or not pool.kind.adapts:
             return request
         shape = self._shapes[pool.name]
-        adapted, kinds = routing.adapt_to_local(request, shape, cores_at_once(job))
+        adapted, kinds = localpool.adapt_to_local(request, shape, cores_at_once(job))
         for kind in kinds:
             if kind not in self._warned:
                 self._warned.add(kind)
-                self._voice.warning(routing.local_warning(kind, job.name, request, shape))
+                self._voice.warning(localpool.local_warning(kind, job.name, request, shape))
         return self._requests.setdefault(adapted, adapted)
 
     # The driver

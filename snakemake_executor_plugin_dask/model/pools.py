@@ -52,6 +52,11 @@ class Pool:
         return KINDS[self.cluster]
 
     @property
+    def complete(self) -> bool:
+        """Whether nobody need be asked what its workers hold."""
+        return self.kind.asks_nobody and not self.gpus
+
+    @property
     def effective_margin_s(self) -> float:
         """Seconds of an allocation's life that no job is planned into."""
         if self.margin_s is not None:

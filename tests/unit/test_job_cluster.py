@@ -16,7 +16,8 @@ import pytest
 from deciding import a_pool
 from imported import imported
 
-from snakemake_executor_plugin_dask.decide.routing import NoPool, adapt_to_local, local_warning, route, shape_of
+from snakemake_executor_plugin_dask.decide.localpool import adapt_to_local, local_warning
+from snakemake_executor_plugin_dask.decide.routing import NoPool, route, shape_of
 from snakemake_executor_plugin_dask.frontend.handover import cluster_with_options
 from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster, Spread

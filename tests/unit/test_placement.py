@@ -3,7 +3,8 @@
 import pytest
 from deciding import a_job, a_ledger, a_pool, facts_of, hold, waiting_for, worker
 
-from snakemake_executor_plugin_dask.decide.ledger import Ledger, Need, WorkerState
+from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
+from snakemake_executor_plugin_dask.decide.needs import Need
 from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, Waiting, blockers, place
 from snakemake_executor_plugin_dask.model.requests import Request
 

@@ -3,24 +3,25 @@
 import pytest
 from deciding import UUIDS, a_pool, facts_of
 
-from snakemake_executor_plugin_dask.decide.ledger import need_of
-from snakemake_executor_plugin_dask.decide.routing import (
-    NoPool,
-    Shape,
-    adapt_to_local,
+from snakemake_executor_plugin_dask.decide.hints import (
     capped_threads,
-    check_all,
     few_jobs,
-    local_warning,
     missing,
-    model_matches,
-    route,
-    shape_of,
-    shape_of_worker,
     slow_choice,
     slurm_ignored,
     slurm_on_local,
     unused,
+)
+from snakemake_executor_plugin_dask.decide.localpool import adapt_to_local, local_warning
+from snakemake_executor_plugin_dask.decide.needs import need_of
+from snakemake_executor_plugin_dask.decide.routing import (
+    NoPool,
+    Shape,
+    check_all,
+    model_matches,
+    route,
+    shape_of,
+    shape_of_worker,
 )
 from snakemake_executor_plugin_dask.model.pools import usable_memory_mb
 from snakemake_executor_plugin_dask.model.requests import Origin, Request, request_from_resources
