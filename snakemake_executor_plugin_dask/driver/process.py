@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from snakemake_executor_plugin_dask.backends import spare
 from snakemake_executor_plugin_dask.driver.first import Begun
 from snakemake_executor_plugin_dask.driver.inbox import Inbox
+from snakemake_executor_plugin_dask.interior import quick_imports
 from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.messages import (
@@ -69,6 +70,7 @@ def _get_ready(sock: socket.socket, kind: str) -> None:
     """Import what a run takes, in the order in which it does, until the run is known."""
     if kind == "own":
         with contextlib.suppress(Exception):  # the run meets it again, and tells
+            quick_imports.import_distributed()
             from snakemake_executor_plugin_dask.driver import run
             from snakemake_executor_plugin_dask.driver.own import cluster
 

@@ -10,6 +10,7 @@ from snakemake_executor_plugin_dask.interior import (
     dask_scheduler,
     dask_streams,
     dask_worker,
+    quick_imports,
     snakemake_calls,
     snakemake_commands,
     snakemake_dag,
@@ -55,6 +56,7 @@ def of_snakemake() -> Interior:
 
 def of_dask() -> Interior:
     """Look for every name of `distributed` that the run's own driver and workers use. Imports Dask."""
+    quick_imports.import_distributed()
     return _told(missing(dask_names()))
 
 
@@ -67,6 +69,7 @@ def dask_names() -> tuple[Private, ...]:
 
 def of_attached_dask() -> Interior:
     """Look for every name of `distributed` that a run on an attached cluster uses. Imports Dask."""
+    quick_imports.import_distributed()
     return _told(missing(attached_names()))
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from snakemake_executor_plugin_dask.interior import quick_imports
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 
 
@@ -28,9 +29,7 @@ def full_arguments(setup: RunSetup, own: Sequence[str]) -> list[str]:
 def import_snakemake() -> None:
     """What `Parser` imports. What is missing it will miss itself."""
     with contextlib.suppress(Exception, SystemExit):
-        import snakemake.cli
-
-        del snakemake
+        quick_imports.import_snakemake()
         _import_ahead()
 
 
@@ -54,8 +53,9 @@ class Parser:
         arguments = full_arguments(setup, own)
         sys.argv = [_main_path(), *arguments]
         main_spec()
-        # Half of what parsing costs is reading plugins and other modules for the first time.
-        self.parser, self.arguments = snakemake.cli.parse_args(arguments)
+        # Most of what parsing costs is reading plugins and other modules for the first time.
+        with quick_imports.no_collection(), quick_imports.listed_once(), quick_imports.no_reporters():
+            self.parser, self.arguments = snakemake.cli.parse_args(arguments)
         self._run = snakemake.cli.args_to_api  # what is missing is to be missed now
         _import_ahead()
 

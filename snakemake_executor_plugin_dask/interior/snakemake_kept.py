@@ -8,6 +8,7 @@ Snakemake, and was read in 9.27.1. None of it is looked for by name: before the 
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import logging
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
+from snakemake_executor_plugin_dask.interior.instead import Instead
 from snakemake_executor_plugin_dask.interior.snakemake_command_line import Parser
 from snakemake_executor_plugin_dask.interior.snakemake_commands import ShellCommands, is_static
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
@@ -86,7 +88,7 @@ def ended_shell(status: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _shells_are(popen: type) -> Iterator[None]:
     module: Any = sys.modules["snakemake.shell"]  # the package's attribute of this name is the class in it
-    with _Instead(module, "sp", types.SimpleNamespace(**(vars(subprocess) | {"Popen": popen}))):
+    with Instead(module, "sp", types.SimpleNamespace(**(vars(subprocess) | {"Popen": popen}))):
         yield
 
 
@@ -119,10 +121,10 @@ class WarmWorkflow:
         directory = tempfile.gettempdir()  # which sets tempfile.tempdir
         owner = snakemake.workflow.Workflow
         with (
-            _Instead(owner, "execute", lambda workflow, **more: self._captured.update(more, workflow=workflow)),
-            _Instead(owner, "cores", property(self._note_cores)),
-            _Instead(snakemake.cli, "SnakemakeApi", self._make_api),
-            _Instead(snakemake.workflow, "tempfile", _LateDirectories()),
+            Instead(owner, "execute", lambda workflow, **more: self._captured.update(more, workflow=workflow)),
+            Instead(owner, "cores", property(self._note_cores)),
+            Instead(snakemake.cli, "SnakemakeApi", self._make_api),
+            Instead(snakemake.workflow, "tempfile", _LateDirectories()),
         ):
             snakemake.cli.args_to_api(parser.arguments, parser.parser)
         if "workflow" not in self._captured:
@@ -197,9 +199,10 @@ class WarmWorkflow:
     def _own_modules(self, known: set[str]) -> Iterator[tuple[str, Any]]:
         """Python modules of the workflow's author, which are not installed, by path."""
         installed = tuple(os.path.realpath(path) + os.sep for path in (sys.prefix, sys.base_prefix))
+        real_directory = functools.cache(os.path.realpath)
         for name in set(sys.modules) - known:
             path = getattr(sys.modules[name], "__file__", None)
-            if path and not os.path.realpath(path).startswith(installed):
+            if path and not f"{real_directory(os.path.dirname(path))}/".startswith(installed):
                 yield os.path.abspath(path), sys.modules[name]
 
     def namespaces(self) -> list[dict[str, Any]]:
@@ -363,7 +366,7 @@ class WarmWorkflow:
 
         _put(self._api, "_is_in_context", False)
         self._api.keep, self._api.begin = False, note_and_begin
-        with _Instead(snakemake.cli, "SnakemakeApi", lambda _: self._api):
+        with Instead(snakemake.cli, "SnakemakeApi", lambda _: self._api):
             succeeded = self._parser.run(spec, lambda: None)
         if not begun:
             raise NotWarm(self._api.failure or "Snakemake did not ask for the workflow")
@@ -403,7 +406,7 @@ class WarmWorkflow:
             files.append(file)
         job_input = InputFiles(files)
         job_input._take_names(call.input_names)
-        with _Instead(type(rule), "expand_input", lambda *_, **__: (job_input, {}, {}, False)):
+        with Instead(type(rule), "expand_input", lambda *_, **__: (job_input, {}, {}, False)):
             job = Job(rule, dag, call.wildcards)
         if job.input is not job_input:
             msg = "Snakemake gives a job other input files than those of Rule.expand_input"
@@ -412,7 +415,7 @@ class WarmWorkflow:
         _put(dag._reason[job], "forced", True)
         dag._priority[job] = rule.expand_priority(job.wildcards_dict, job.input, job.attempt)
         # What needs a checkpoint's output needs a DAG. Resources would take 0 for it and go on.
-        with _Instead(workflow._checkpoints, "_created_output", _NoCheckpoints()):
+        with Instead(workflow._checkpoints, "_created_output", _NoCheckpoints()):
             for name in ("resources", "params", "log", "benchmark"):
                 getattr(job, name)
         return job
@@ -423,7 +426,7 @@ class WarmWorkflow:
         async def prepared(_: Any) -> None:
             """That was done, and done again it would remove what the command has made."""
 
-        with ended_shell(status), _Instead(type(job), "prepare", prepared):
+        with ended_shell(status), Instead(type(job), "prepare", prepared):
             return self.call(job, key, begin)
 
     def call(self, job: Any, key: str, begin: Callable[[], None]) -> bool:
@@ -561,20 +564,6 @@ def _put(owner: Any, name: str, value: Any) -> None:
     """Set an attribute that the object, or its class, must have; else AttributeError."""
     getattr(owner, name)
     setattr(owner, name, value)
-
-
-class _Instead:
-    """Sets an attribute for a while. It must be there; else AttributeError."""
-
-    def __init__(self, owner: Any, name: str, value: Any) -> None:
-        self._owner, self._name, self._value = owner, name, value
-
-    def __enter__(self) -> None:
-        self._saved = getattr(self._owner, self._name)
-        setattr(self._owner, self._name, self._value)
-
-    def __exit__(self, *_: object) -> None:
-        setattr(self._owner, self._name, self._saved)
 
 
 def _other_output(rule: str, expected: list[str], found: list[str]) -> str:

@@ -36,11 +36,10 @@ def main(begun: Begun) -> int:
 
 def import_dask() -> None:
     """In the order in which it has to be."""
-    import dask
-
     from snakemake_executor_plugin_dask.config.owned import BEFORE_IMPORT
+    from snakemake_executor_plugin_dask.interior import quick_imports
 
-    dask.config.set(BEFORE_IMPORT)
+    quick_imports.import_distributed(BEFORE_IMPORT)
     from snakemake_executor_plugin_dask.interior import checks, dask_http, dask_listening, dask_streams
 
     del checks, dask_http, dask_listening, dask_streams

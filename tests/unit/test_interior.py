@@ -275,11 +275,11 @@ def used_in_warm_processes() -> set[str]:
         nodes = list(ast.walk(ast.parse((PACKAGE / "interior" / f"{module}.py").read_text())))
         known |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         attributes = {node: ast.unparse(node.value) for node in nodes if isinstance(node, ast.Attribute)}
-        known |= {node.attr for node, of in attributes.items() if of == "self"}
+        known |= {node.attr for node, of in attributes.items() if of in {"self", "quick_imports"}}
         found |= {node.attr for node, of in attributes.items() if of.partition(".")[0] not in sys.stdlib_module_names}
         for node in nodes:
             found |= {name.rpartition(".")[2] for name in imported(node) if name.startswith("snakemake.")}
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"_put", "_Instead"}:
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"_put", "Instead"}:
                 found |= {str(name.value) for name in node.args[1:2] if isinstance(name, ast.Constant)}
     return found - known - _PYTHONS - _OWN - _NOT_PRIVATE
 
