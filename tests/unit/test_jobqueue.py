@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from settling import settle
 
+from snakemake_executor_plugin_dask.backends.allocation import QueueView, log_tail
 from snakemake_executor_plugin_dask.backends.base import Link
-from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend, QueueView, log_tail
+from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.batch import directives
 from snakemake_executor_plugin_dask.batch.allocations import Ran, Record
 from snakemake_executor_plugin_dask.batch.answers import look, outside_allocation

@@ -41,9 +41,10 @@ from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
 from snakemake_executor_plugin_dask.worker.supervisor.first import StartedWarm
 from snakemake_executor_plugin_dask.worker.supervisor.usage import Monitor, ProcFiles
 from snakemake_executor_plugin_dask.worker.warm import child as warm_child
-from snakemake_executor_plugin_dask.worker.warm import process as warm
+from snakemake_executor_plugin_dask.worker.warm.process import gpu_in_use
+from snakemake_executor_plugin_dask.worker.warm.server import Server, Warmth
 
-WARMTH = warm.Warmth(None, 3, None, types.SimpleNamespace(files=(), unfit=lambda _: "", is_command=lambda _: True))  # type: ignore[arg-type]
+WARMTH = Warmth(None, 3, None, types.SimpleNamespace(files=(), unfit=lambda _: "", is_command=lambda _: True))  # type: ignore[arg-type]
 
 
 def spec(key: str) -> JobSpec:
@@ -83,7 +84,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def served(
-    run_command: Callable[..., None], monkeypatch: Any, warmth: warm.Warmth = WARMTH, **limits: Any
+    run_command: Callable[..., None], monkeypatch: Any, warmth: Warmth = WARMTH, **limits: Any
 ) -> Iterator[Channel]:
     """The supervisor's end of a server whose children do this, whatever job they get."""
     monkeypatch.setattr(warm_child, "run_command", run_command)
@@ -94,7 +95,7 @@ def served(
     if pid == 0:
         ours.close()
         try:
-            warm.Server(theirs, warmth, 1, **limits).serve()
+            Server(theirs, warmth, 1, **limits).serve()
         finally:
             os._exit(0)
     theirs.close()
@@ -357,9 +358,9 @@ def test_jobs_that_need_a_graph_where_none_can_be_built(monkeypatch: pytest.Monk
 
 def test_a_gpu_that_was_opened() -> None:
     """Its device file stays open, whatever library did it; a fork of such a process could not use it."""
-    assert warm.gpu_in_use(("/dev/full",)) == ""
+    assert gpu_in_use(("/dev/full",)) == ""
     with open("/dev/full"):
-        assert "opened a GPU (/dev/full)" in warm.gpu_in_use(("/dev/full",))
+        assert "opened a GPU (/dev/full)" in gpu_in_use(("/dev/full",))
 
 
 def test_a_process_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,15 @@ What jobs hold is reserved in that cluster's scheduler (see `shared.py`), so tha
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_dask.backends.attached import check, resource_names, shortcomings
-from snakemake_executor_plugin_dask.decide.ledger import Others, Part
 from snakemake_executor_plugin_dask.decide.reservations import to_claim
 from snakemake_executor_plugin_dask.driver import dasktasks
+from snakemake_executor_plugin_dask.driver.attached import places
 from snakemake_executor_plugin_dask.driver.attached.connecting import connect
 from snakemake_executor_plugin_dask.driver.attached.growth import Growth
 from snakemake_executor_plugin_dask.driver.attached.shared import (
@@ -31,10 +31,9 @@ from snakemake_executor_plugin_dask.driver.attached.workers import RENEW_EVERY_S
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
-from snakemake_executor_plugin_dask.driver.members import Member, Members
+from snakemake_executor_plugin_dask.driver.members import Members
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.interior import dask_client
-from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, PoolError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
@@ -285,9 +284,9 @@ class AttachedCluster(Cluster):
         }
         if not parts.keys() <= members.keys():
             return False  # one was lost meanwhile
-        self._places[attempt.key] = {name: _reserved([(members[name], part)]) for name, part in parts.items()}
-        amounts = _reserved([(members[name], part) for name, part in parts.items()])
-        capacity = packed(_capacity([members[name] for name in parts]))
+        self._places[attempt.key] = {name: places.reserved([(members[name], part)]) for name, part in parts.items()}
+        amounts = places.reserved([(members[name], part) for name, part in parts.items()])
+        capacity = packed(places.capacity([members[name] for name in parts]))
         async with self._asking:
             held: bool = await self._ask("reserve", key=attempt.key, amounts=packed(amounts), capacity=capacity)
         return held
@@ -380,7 +379,7 @@ class AttachedCluster(Cluster):
         held = unpacked(told["others"])
         for member in self._workers.members.values():
             if member.up and member.name in self._jobs.ledger.workers(ATTACHED):
-                others = _all_of(member) if member.address in told["closing"] else _others(held, member)
+                others = places.all_of(member) if member.address in told["closing"] else places.others(held, member)
                 self._jobs.ledger.set_others(member.name, others)
         self._jobs.place_soon()
 
@@ -395,12 +394,8 @@ class AttachedCluster(Cluster):
             return None
         self._claims, parts = found
         members = [(self._workers.members[name], amounts) for name, amounts in parts.items()]
-        capacity = _capacity([member for member, _ in members])
-        amounts: dict[str, Amounts] = {}
-        for member, part in members:
-            amounts[member.address] = _of_worker(member, part)
-            if part.gpus:  # which of the host's it will have is not known
-                amounts[_gpus_of(member)] = capacity[_gpus_of(member)]
+        capacity = places.capacity([member for member, _ in members])
+        amounts = places.claimed(members, capacity)
         return {"key": self._claims, "amounts": packed(amounts), "capacity": packed(capacity)}
 
     def scale(self) -> None:
@@ -498,56 +493,3 @@ async def _close(client: Any) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(_CLOSE_S):
             await client.close()
-
-
-# What is reserved. The GPUs of a host are one place: workers there may see the same ones, and two runs may have met
-# these workers in another order.
-
-
-def _gpus_of(member: Member) -> str:
-    assert member.facts is not None
-    return f"gpus of {member.facts.host}"
-
-
-def _reserved(parts: Iterable[tuple[Member, Part]]) -> Places:
-    places: dict[str, Amounts] = {}
-    for member, part in parts:
-        places[member.address] = _of_worker(member, part.amounts)
-        gpus = _gpus_of(member)
-        places[gpus] = places.get(gpus, NOTHING) + _each(part.devices)
-    return places
-
-
-def _of_worker(member: Member, amounts: Amounts) -> Amounts:
-    counted = dict(member.pool.resources)
-    extra = tuple((name, amount) for name, amount in amounts.extra if name in counted)
-    return Amounts(amounts.cores, amounts.memory_mb, extra=extra)
-
-
-def _capacity(members: Iterable[Member]) -> Places:
-    places: dict[str, Amounts] = {}
-    for member in members:
-        assert member.facts is not None
-        places[member.address] = Amounts(member.facts.cores, member.facts.memory_mb, extra=member.pool.resources)
-        gpus = _gpus_of(member)
-        places[gpus] = places.get(gpus, NOTHING) + _each(member.facts.devices)
-    return places
-
-
-def _each(devices: Sequence[str]) -> Amounts:
-    return Amounts(extra=tuple((device, 1) for device in sorted(devices)))
-
-
-def _all_of(member: Member) -> Others:
-    """Nothing more is placed on a worker that is about to be closed."""
-    assert member.facts is not None
-    return Others(_capacity([member])[member.address], member.facts.devices)
-
-
-def _others(held: Places, member: Member) -> Others:
-    assert member.facts is not None
-    gpus = held.get(_gpus_of(member), NOTHING)
-    devices = tuple(device for device in member.facts.devices if gpus.of(device))
-    used = held.get(member.address, NOTHING)
-    counted = tuple((name, used.of(name)) for name, _ in member.pool.resources)
-    return Others(replace(used, extra=counted), devices)

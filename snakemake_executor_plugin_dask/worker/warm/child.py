@@ -21,7 +21,7 @@ from snakemake_executor_plugin_dask.node.logs import open_log
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.model.wire import Channel
-    from snakemake_executor_plugin_dask.worker.warm.process import Warmth
+    from snakemake_executor_plugin_dask.worker.warm.server import Warmth
 
 _PR_SET_PDEATHSIG = 1
 _ANSWER_S = 2.0
