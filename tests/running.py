@@ -160,6 +160,20 @@ def logged_jobs(count: int, body: str) -> str:
     return LOGGED_JOBS.format(count=count, body=body)
 
 
+def unless_again(lasts: str) -> str:
+    """A body for `logged_jobs` of which each job's first attempt lasts, and those after a file `again` was made do not.
+
+    The file may be made once `lasting` has counted the jobs: one that has only started has yet to look for it.
+    """
+    return f"test -e again || {{{{ echo >> lasting; {lasts}; }}}}"
+
+
+def lasting(run: SnakemakeRun) -> int:
+    """How many attempts of such jobs have begun to last."""
+    path = run.directory / "lasting"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
 def started(run: SnakemakeRun) -> list[str]:
     """The lines of jobs that started so far."""
     path = run.directory / "log.txt"

@@ -1,8 +1,6 @@
 """Batch systems for the tests of whole runs."""
 
-import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from clusters.gridengine import GridEngine
 from clusters.htcondor import HTCondor
 from clusters.oar import Oar
 from clusters.slurm import NODES, VirtualSlurm
-from running import processes_of, wait_for
+from running import wait_for
 
 from .kept_clusters import Clusters
 
@@ -68,13 +66,5 @@ def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluste
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
     monkeypatch.setenv("WHO", "somebody")
     found = Clusters(state)
-    try:
-        yield found
-        done = found.command("stop", "--all", "--force")
-        assert done.returncode == 0, f"{done.stdout}{done.stderr}{found.log()}"
-        wait_for(lambda: not found.processes(), f"no process: {processes_of(str(state))}")
-        assert found.names() == []
-    finally:
-        for pid in found.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    yield found
+    found.end()

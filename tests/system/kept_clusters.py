@@ -74,6 +74,18 @@ class Clusters:
 
         return asyncio.run(ask())
 
+    def end(self) -> None:
+        """After it nothing of any cluster is left, also where this fails."""
+        try:
+            done = self.command("stop", "--all", "--force")
+            assert done.returncode == 0, f"{done.stdout}{done.stderr}{self.log()}"
+            wait_for(lambda: not self.processes(), f"no process: {processes_of(str(self.state))}")
+            assert self.names() == []
+        finally:
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
     def log(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in self.root.glob("*/head.log"))
 

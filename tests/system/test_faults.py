@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from running import SnakemakeRun, ended, logged_jobs, snakemake, started, wait_for
+from running import SnakemakeRun, ended, lasting, logged_jobs, snakemake, started, unless_again, wait_for
 
 #: A grandchild in a session of its own that ignores SIGTERM, beside the job's own long command.
 STUBBORN = """(trap '' TERM; setsid bash -c 'trap "" TERM; sleep 300' & sleep 300) & sleep 300"""
@@ -18,9 +18,9 @@ STUBBORN = """(trap '' TERM; setsid bash -c 'trap "" TERM; sleep 300' & sleep 30
 
 def test_worker_killed(tmp_path: Path) -> None:
     """A worker is killed: its jobs' processes are dead, and they run again elsewhere, one attempt at a time."""
-    body = "test -e again || sleep 300"
+    body = unless_again("sleep 300")
     with snakemake(tmp_path, logged_jobs(2, body)) as run:
-        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        wait_for(lambda: lasting(run) == 2, "both jobs started")
         first = set(run.jobs())
         (tmp_path / "again").touch()
         os.kill(run.facts()["pid"], signal.SIGKILL)
@@ -34,8 +34,8 @@ def test_worker_killed(tmp_path: Path) -> None:
 
 def test_supervisor_killed(tmp_path: Path) -> None:
     """The supervisor is killed: the worker ends its jobs' processes and leaves; the jobs run again on another one."""
-    with snakemake(tmp_path, logged_jobs(2, f"test -e again || {{{{ {STUBBORN}; }}}}")) as run:
-        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+    with snakemake(tmp_path, logged_jobs(2, unless_again(STUBBORN))) as run:
+        wait_for(lambda: lasting(run) == 2, "both jobs started")
         first = set(run.jobs())
         (tmp_path / "again").touch()
         os.kill(run.facts()["supervisor_pid"], signal.SIGKILL)
@@ -59,8 +59,8 @@ def test_worker_and_supervisor_killed(tmp_path: Path, monkeypatch: pytest.Monkey
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    with snakemake(tmp_path, logged_jobs(2, f"test -e again || {{{{ {STUBBORN}; }}}}")) as run:
-        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+    with snakemake(tmp_path, logged_jobs(2, unless_again(STUBBORN))) as run:
+        wait_for(lambda: lasting(run) == 2, "both jobs started")
         wait_for(lambda: len(run.jobs()) > 4, "all processes of the jobs")
         first = set(run.jobs())
         (tmp_path / "again").touch()
@@ -79,8 +79,8 @@ def test_worker_and_supervisor_killed(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_all_processes_of_a_worker_ended(tmp_path: Path, number: signal.Signals) -> None:
     """A batch system ends all processes of an allocation, jobs first: they are lost with it, and have not failed."""
-    with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 300")) as run:
-        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+    with snakemake(tmp_path, logged_jobs(2, unless_again("sleep 300"))) as run:
+        wait_for(lambda: lasting(run) == 2, "both jobs started")
         (tmp_path / "again").touch()
         jobs = run.jobs()
         others = [pid for pid, command in run.processes().items() if pid not in jobs and ".worker" in command]
@@ -117,9 +117,9 @@ def test_worker_keeps_dying(tmp_path: Path) -> None:
 @pytest.mark.parametrize("victim", ["snakemake", "driver", "both"])
 def test_killed_run_leaves_nothing(tmp_path: Path, victim: str) -> None:
     """Snakemake, its driver or both are killed (SIGKILL): no process is left after 10 s; the next run finishes."""
-    snakefile = logged_jobs(2, f"echo half > {{output}}; test -e again || {{{{ {STUBBORN}; }}}}")
+    snakefile = logged_jobs(2, "echo half > {output}; " + unless_again(STUBBORN))
     with snakemake(tmp_path, snakefile) as run:
-        wait_for(lambda: len(started(run)) == 2, "both jobs started")
+        wait_for(lambda: lasting(run) == 2, "both jobs started")
         pids = {"snakemake": [run.process.pid], "driver": [run.driver()]}
         for pid in pids.get(victim, pids["snakemake"] + pids["driver"]):
             os.kill(pid, signal.SIGKILL)
@@ -412,8 +412,8 @@ class StandsStill:
 @pytest.fixture(scope="module")
 def stand_still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, StandsStill]]:
     """Runs in which nothing happens for the better part of a minute. They wait at the same time, by test."""
-    waits, again = "while ! test -e go; do sleep 0.1; done", "test -e again || sleep 300"
-    bodies = {"snakemake": waits, "worker": again, "worker_and_supervisor": again}
+    sleeps, waits = unless_again("sleep 300"), unless_again("while ! test -e go; do sleep 0.1; done")
+    bodies = {"snakemake": waits, "worker": sleeps, "worker_and_supervisor": sleeps}
     with contextlib.ExitStack() as stack:
         runs = {
             name: stack.enter_context(snakemake(tmp_path_factory.mktemp(f"test_frozen_{name}"), logged_jobs(2, body)))
@@ -421,7 +421,7 @@ def stand_still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         }
         found = {}
         for name, run in runs.items():
-            wait_for(lambda run=run: len(started(run)) == 2, "both jobs started")  # type: ignore[misc]
+            wait_for(lambda run=run: lasting(run) == 2, "both jobs started")  # type: ignore[misc]
             jobs = _lasting(run) if name == "snakemake" else set(run.jobs())
             (run.directory / "again").touch()
             stopped = {

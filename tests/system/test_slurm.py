@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 from clusters.slurm import VirtualSlurm, one_pool
-from running import RUN_S, SnakemakeRun, ended, logged_jobs, slowness, snakemake, started, wait_for
+from running import (
+    RUN_S,
+    SnakemakeRun,
+    ended,
+    lasting,
+    logged_jobs,
+    slowness,
+    snakemake,
+    started,
+    unless_again,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -239,8 +250,8 @@ def test_walltime_ends_during_many_short_jobs(slurm: VirtualSlurm, tmp_path: Pat
 def test_allocation_cancelled_from_outside(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """`scancel` of a running allocation: its jobs run again elsewhere, after the first attempts are dead."""
     file = pools(tmp_path, one_pool("0-1"))
-    with snakemake(tmp_path, logged_jobs(2, "test -e again || sleep 600"), "--dask-pools", file) as run:
-        wait_for(lambda: started(run), "a job's start", RUN_S)
+    with snakemake(tmp_path, logged_jobs(2, unless_again("sleep 600")), "--dask-pools", file) as run:
+        wait_for(lambda: lasting(run), "a job's start", RUN_S)
         (victim,) = allocations(slurm, "RUNNING")
         (tmp_path / "again").touch()
         slurm.run("scancel", victim)
@@ -253,8 +264,8 @@ def test_allocation_cancelled_from_outside(slurm: VirtualSlurm, tmp_path: Path) 
 def test_node_goes_down(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """A power cut of the node: the job runs again on another one."""
     file = pools(tmp_path, one_pool("0-1"))
-    with snakemake(tmp_path, logged_jobs(1, "test -e again || sleep 600"), "--dask-pools", file) as run:
-        wait_for(lambda: started(run), "a job's start", RUN_S)
+    with snakemake(tmp_path, logged_jobs(1, unless_again("sleep 600")), "--dask-pools", file) as run:
+        wait_for(lambda: lasting(run), "a job's start", RUN_S)
         (line,) = slurm.queue()
         (tmp_path / "again").touch()
         slurm.kill_node(line.split()[3])
