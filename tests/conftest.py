@@ -1,5 +1,6 @@
 """What all tests share: which package is tested, and which tests stay together where several processes run them."""
 
+import collections
 import os
 import signal
 from pathlib import Path
@@ -36,16 +37,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=why))
         _keep_together(item)
     # What takes long goes first, and the many short ones fill what is left at the end.
-    items.sort(key=_when)
+    sizes = collections.Counter(map(_group, items))
+    items.sort(key=lambda item: _when(item, sizes))
 
 
-def _when(item: pytest.Item) -> int:
-    """Earlier for lower numbers: what waits for long, what shares something costly, all other systems, units."""
+def _when(item: pytest.Item, sizes: collections.Counter[str | None]) -> tuple[int, int]:
+    """Earlier for lower numbers: what waits for long, what shares something costly, all other systems, units.
+
+    What waits is few: while as many processes wait as there are, nobody computes. The largest groups come first.
+    """
     if item.get_closest_marker("long") is not None:
-        return 0
-    if item.get_closest_marker("xdist_group") is not None:
-        return 1
-    return 3 if item.path.parent.name == "unit" else 2
+        return 0, 0
+    group = _group(item)
+    if group is not None:
+        return 1, -sizes[group]
+    return (3 if item.path.parent.name == "unit" else 2), 0
+
+
+def _group(item: pytest.Item) -> str | None:
+    """Of those that one process of pytest-xdist runs."""
+    marker = item.get_closest_marker("xdist_group")
+    return None if marker is None else str(marker.args[0])
 
 
 def _keep_together(item: pytest.Item) -> None:

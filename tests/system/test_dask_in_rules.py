@@ -221,6 +221,23 @@ def keepers(run: SnakemakeRun) -> dict[int, str]:
     return {pid: command for pid, command in run.processes().items() if "cluster.py" in command}
 
 
+def script_of(run: SnakemakeRun) -> int:
+    """The process of the script, once its client has all workers."""
+    path = run.directory / "pid"
+    return int(wait_for(lambda: path.exists() and path.read_text(), "the script"))
+
+
+def run_again(run: SnakemakeRun) -> None:
+    """Kill the script: a retry of its job has another cluster, and nothing is left of the first one."""
+    script, former = script_of(run), keepers(run)
+    (run.directory / "pid").unlink()
+    os.kill(script, signal.SIGKILL)
+    script_of(run)
+    found = keepers(run)
+    assert len(found) == len(former)
+    assert not found.keys() & former.keys()
+
+
 def test_a_bare_client_has_the_jobs_workers(tmp_path: Path) -> None:
     """In every kind of rule, warm and cold, also where the Snakefile has imported Dask; and nobody else's.
 
@@ -312,7 +329,7 @@ def test_what_does_not_fit_into_memory_is_on_disk(tmp_path: Path) -> None:
 def test_its_pages_are_below_the_runs(tmp_path: Path) -> None:
     """Under the run's secret path, as long as the job runs."""
     with snakemake(tmp_path, of_python(ONE, tmp_path), "long.txt", "--dask-dashboard", "auto") as run:
-        script = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the script"))
+        script = script_of(run)
         (file,) = tmp_path.glob(".snakemake/dask/*/dashboard")
         base = file.read_text().strip().removesuffix("/status")
         (event,) = run.events("job-placed")
@@ -420,7 +437,7 @@ def test_its_workers_are_shown_as_parts_of_it(tmp_path: Path) -> None:
     """In `status` and `jobs` while it runs, with what they use, and in the report at the end."""
     arguments = ("long.txt", "--dask-worker-cores", "3", "--dask-report", "report.html")
     with snakemake(tmp_path, of_python(ONE, tmp_path), *arguments) as run:
-        script = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the script"))
+        script = script_of(run)
         wait_for(
             lambda: re.search(r" \d\.\d +\d+ MB .* one \(2 Dask workers\)", asked(tmp_path, "status")), "their use"
         )
@@ -434,21 +451,25 @@ def test_its_workers_are_shown_as_parts_of_it(tmp_path: Path) -> None:
     assert "2 Dask workers" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize("how", ["script", "ctrl-c"])
-def test_a_cluster_goes_with_its_job(tmp_path: Path, how: str) -> None:
-    """However that ends: its script killed, or the run interrupted."""
-    with snakemake(tmp_path, of_python(ONE, tmp_path), "long.txt") as run:
-        script = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the script"))
+def test_a_cluster_goes_with_its_job(tmp_path: Path) -> None:
+    """However that ends: its script killed, after which it is run again, or the run interrupted."""
+
+    def directories(run: SnakemakeRun) -> set[str]:
+        return {command.split()[-1] for command in keepers(run).values()}
+
+    with snakemake(tmp_path, of_python(ONE, tmp_path), "long.txt", "--retries", "1") as run:
+        script_of(run)
         assert len(keepers(run)) >= 2
-        directory = next(command for command in keepers(run).values()).split()[-1]
-        if how == "script":
-            os.kill(script, signal.SIGKILL)
-        else:
-            run.process.send_signal(signal.SIGINT)
+        first = directories(run)
+        run_again(run)
+        second = directories(run)
+        assert not first & second
+        run.process.send_signal(signal.SIGINT)
         assert run.wait() == 1
         run.expect_gone(10)
-    assert not processes_of(directory)
-    assert not Path(directory).exists()
+    for directory in first | second:
+        assert not processes_of(directory)
+        assert not Path(directory).exists()
 
 
 NOTEBOOKS = """
@@ -706,6 +727,7 @@ def test_without_a_shared_file_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
+@pytest.mark.variant
 def test_on_slurm(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """On a node of its own, in an allocation; what does not fit there is told before the first job."""
     tmp_path.joinpath("pools.yaml").write_text(POOL.replace("WORKERS", "1"))
@@ -720,6 +742,7 @@ def test_on_slurm(slurm: VirtualSlurm, tmp_path: Path) -> None:
     assert (tmp_path / "some.txt").read_text() == "3 [(1, 300000000)] NoneType"
 
 
+@pytest.mark.variant
 def test_on_an_attached_cluster(tmp_path: Path) -> None:
     """Over `tcp://`, too: what is secret is made on the worker and stays there."""
     (tmp_path / "cluster").mkdir()
@@ -874,6 +897,7 @@ def test_over_several_nodes(slurm: VirtualSlurm, tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
+@pytest.mark.variant
 def test_the_example_over_three_nodes(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """The same Snakefile, where each node has room for one Dask worker, or for the script."""
     assert slurm.queue() == []
@@ -894,7 +918,7 @@ def test_the_example_over_three_nodes(slurm: VirtualSlurm, tmp_path: Path) -> No
 def test_workers_over_their_memory_are_counted_over_all_nodes(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """The third one ends the job, wherever the first two were."""
     assert slurm.queue() == []
-    with on_nodes(tmp_path, "greedy.txt", 5) as run:
+    with on_nodes(tmp_path, "greedy.txt", 3) as run:
         assert run.wait() == 1, run.output
         run.expect_gone(60)
     (ended,) = run.events("job-ended")
@@ -904,7 +928,7 @@ def test_workers_over_their_memory_are_counted_over_all_nodes(slurm: VirtualSlur
 
 def placed_on(run: SnakemakeRun) -> tuple[str, list[str]]:
     """The allocation of the script, and those of the job's other nodes, once its client has all workers."""
-    wait_for(lambda: (run.directory / "pid").exists() and (run.directory / "pid").read_text(), "the script")
+    script_of(run)
     (placed,) = run.events("job-placed")
     of = {event["worker"]: event["facts"]["allocation_id"] for event in run.events("worker-joined")}
     return of[placed["worker"]], [of[name] for name in placed["workers"] if name != placed["worker"]]
@@ -913,14 +937,14 @@ def placed_on(run: SnakemakeRun) -> tuple[str, list[str]]:
 @pytest.mark.slurm
 def test_a_lost_node_takes_its_dask_workers_and_not_the_job(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """Dask computes again what was there, and others take their place on a new node."""
-    with on_nodes(tmp_path, "lossy.txt", 5) as run:
+    with on_nodes(tmp_path, "lossy.txt", 3) as run:
         _, others = placed_on(run)
         slurm.run("scancel", others[0])
         wait_for(lambda: run.events("dask-workers-lost"), "the loss")
         (tmp_path / "go").touch()
         assert run.wait() == 0, run.output
         run.expect_gone(60)
-    assert (tmp_path / "lossy.txt").read_text() == f"45 {[(1, 300000000)] * 5} NoneType"
+    assert (tmp_path / "lossy.txt").read_text() == f"45 {[(1, 300000000)] * 3} NoneType"
     assert len(run.events("job-placed")) == 1
     assert len(run.events("dask-workers-placed")) == 1
 
@@ -961,7 +985,7 @@ def test_a_frozen_node_is_replaced(slurm: VirtualSlurm, tmp_path: Path) -> None:
 @pytest.mark.slurm
 def test_a_job_that_loses_its_scripts_node_runs_again(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """As other jobs do, once its Dask workers on other nodes are dead, too."""
-    with on_nodes(tmp_path, "again.txt", 5) as run:
+    with on_nodes(tmp_path, "again.txt", 3) as run:
         home, _ = placed_on(run)
         former = set(keepers(run))
         slurm.run("scancel", home)
@@ -969,20 +993,20 @@ def test_a_job_that_loses_its_scripts_node_runs_again(slurm: VirtualSlurm, tmp_p
         assert not former & set(keepers(run))
         assert run.wait() == 0, run.output
         run.expect_gone(60)
-    assert (tmp_path / "again.txt").read_text() == f"3 {[(1, 300000000)] * 5} NoneType"
+    assert (tmp_path / "again.txt").read_text() == f"3 {[(1, 300000000)] * 3} NoneType"
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("how", ["script", "ctrl-c"])
-def test_parts_on_other_nodes_go_with_their_job(slurm: VirtualSlurm, tmp_path: Path, how: str) -> None:
-    """However that ends: its script killed, or the run interrupted. Nothing is left, of processes or in the queue."""
-    with on_nodes(tmp_path, "long.txt", 5) as run:
+def test_parts_on_other_nodes_go_with_their_job(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    """However that ends: its script killed, after which it is run again, or the run interrupted.
+
+    Nothing is left, of processes or in the queue.
+    """
+    with on_nodes(tmp_path, "long.txt", 3, "--retries", "1") as run:
         placed_on(run)
-        assert len(keepers(run)) == 8  # three nodes with what keeps the workers, and five workers
-        if how == "script":
-            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-        else:
-            run.process.send_signal(signal.SIGINT)
+        assert len(keepers(run)) == 5  # two nodes with what keeps the workers, and three workers
+        run_again(run)
+        run.process.send_signal(signal.SIGINT)
         assert run.wait() == 1
         run.expect_gone(60)
     assert slurm.queue() == []
@@ -1113,18 +1137,17 @@ def test_a_job_whose_script_was_on_a_lost_companion_runs_again(slurm: VirtualSlu
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("how", ["script", "ctrl-c", "sigkill"])
-def test_all_nodes_of_a_wide_worker_are_left(slurm: VirtualSlurm, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_all_nodes_of_a_wide_worker_are_left(slurm: VirtualSlurm, tmp_path: Path, number: signal.Signals) -> None:
     """However the job, the run, or Snakemake itself ends: no process and no allocation stays."""
-    assert slurm.queue() == []
-    with on_a_wide_worker(tmp_path, 3, "long.txt") as run:
-        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the script")
+    with on_a_wide_worker(tmp_path, 3, "long.txt", "--retries", "1") as run:
+        script_of(run)
         assert len(keepers(run)) == 5  # two nodes with what keeps the workers, and three workers
         assert len(below_companions(run)) == 1
-        if how == "script":
-            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-        else:
-            run.process.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
+        if number == signal.SIGINT:
+            run_again(run)
+            assert len(below_companions(run)) == 1
+        run.process.send_signal(number)
         assert run.wait() != 0
         run.expect_gone(60)
         wait_for(lambda: slurm.queue() == [], "the end of the allocation")

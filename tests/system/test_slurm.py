@@ -235,16 +235,15 @@ def test_workers_come_and_go_with_the_work(slurm: VirtualSlurm, tmp_path: Path) 
         assert set(attempts(run).values()) == {1}
 
 
-@pytest.mark.long
 def test_walltime_ends_during_many_short_jobs(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    """Allocations of two minutes end one after the other; each job runs once, and none is ended with its allocation."""
-    file = pools(tmp_path, one_pool("0-1", "default_runtime: 15s\n    margin: 20s", walltime="2m", cores=2))
+    """Allocations of a minute end one after the other; each job runs once, and none is ended with its allocation."""
+    file = pools(tmp_path, one_pool("0-1", "default_runtime: 10s\n    margin: 20s", walltime="1m", cores=2))
     # Together they take longer than one allocation lasts.
-    with snakemake(tmp_path, logged_jobs(90, "sleep 2"), "--dask-pools", file) as run:
+    with snakemake(tmp_path, logged_jobs(60, "sleep 2"), "--dask-pools", file) as run:
         assert run.wait() == 0, run.output
         assert len(run.events("worker-joined")) >= 2, "one allocation was enough; the test shows nothing"
-        assert attempts(run) == {str(i): 1 for i in range(90)}
-        assert len(ended(run)) == 90
+        assert attempts(run) == {str(i): 1 for i in range(60)}
+        assert len(ended(run)) == 60
 
 
 def test_allocation_cancelled_from_outside(slurm: VirtualSlurm, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from system.warm_harness import Ended, Warm, plan, run_cold
 DEPTHS = (*(pytest.param(depth, marks=pytest.mark.variant) for depth in (1, 2)), 3)
 
 # Some thirty cold jobs take minutes on a busy machine.
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 
 #: What a failed job's log must say, cold or warm.
 WORDS = {

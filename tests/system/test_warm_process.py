@@ -316,7 +316,6 @@ def test_a_library_with_threads_of_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "1.txt").read_text() == str(float(numpy.float64(300**3)))
 
 
-@pytest.mark.long
 def test_memory_of_sleeping_jobs(tmp_path: Path) -> None:
     """Fifty sleeping jobs hold at most 15 MB each beyond what they share."""
     setup, specs = planned(tmp_path, SLEEPING.replace("range(8)", "range(50)"))
