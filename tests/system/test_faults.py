@@ -217,32 +217,35 @@ def test_updated_files(tmp_path: Path) -> None:
 
 LATIN = r"""
 rule all:
-    input: "neighbour.txt", "out.txt"
+    input: "neighbour.txt", "warm.txt", "cold.txt"
 
 rule neighbour:
     output: "neighbour.txt"
     shell: "touch {output}; while ! test -e go; do sleep 0.1; done"
 
 rule fails:
-    output: "out.txt"
-    log: "logs/M\udcfcller.log"
-    resources: dask_job_start=config["start"]
+    output: "{start}.txt"
+    log: "logs/M\udcfcller.{start}.log"
+    resources: dask_job_start=lambda wildcards: wildcards.start
     shell: "echo why > {log}; exit 3"
 """
 
 
-@pytest.mark.parametrize("start", ["warm", "cold"])
-def test_a_path_that_is_not_utf8(tmp_path: Path, start: str) -> None:
+def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:
     """A job that failed is told of, with what its rule's log says, and costs no worker and no neighbour."""
-    with snakemake(tmp_path, LATIN, "--keep-going", "--config", f"start={start}") as run:
+    with snakemake(tmp_path, LATIN, "--keep-going", "--dask-worker-cores", "3") as run:
         wait_for((tmp_path / "neighbour.txt").exists, "the neighbour has started")
-        wait_for(lambda: len(run.events("job-ended")) == 1, "the other job has failed")
+        wait_for(lambda: len(run.events("job-ended")) == 2, "the other jobs have failed")
         (tmp_path / "go").touch()
         assert run.wait() == 1, run.output
     assert not run.events("worker-lost")
-    failed, succeeded = (event["outcome"] for event in run.events("job-ended"))
-    assert (failed["status"], succeeded["status"]) == ("failed", "succeeded")
-    assert [text for _, text in failed["rule_logs"]] == ["why"]
+    assert {event["start"] for event in run.events("job-started") if event["key"].startswith("fails")} == {
+        "warm",
+        "cold",
+    }
+    *failed, succeeded = (event["outcome"] for event in run.events("job-ended"))
+    assert [outcome["status"] for outcome in (*failed, succeeded)] == ["failed", "failed", "succeeded"]
+    assert [text for outcome in failed for _, text in outcome["rule_logs"]] == ["why", "why"]
 
 
 UPDATES_OF_GROUPS = """
@@ -285,40 +288,42 @@ def test_a_group_updates_once(tmp_path: Path) -> None:
 
 STUBBORN_UPDATES = """
 rule all:
-    input: "old.txt", "new.txt"
+    input: expand("{name}.{start}", name=["old", "new"], start=["warm", "cold"])
 
 rule update:
-    output: update("{name}.txt")
-    resources: dask_job_start=config["start"]
-    shell: "trap '' TERM INT; echo bar >> {output}; touch {wildcards.name}.begun; while :; do sleep 0.2; done"
+    output: update("{name}.{start}")
+    resources: dask_job_start=lambda wildcards: wildcards.start
+    shell: "trap '' TERM INT; echo bar >> {output}; touch {output}.begun; while :; do sleep 0.2; done"
 """
 
 
-@pytest.mark.parametrize("start", ["warm", "cold"])
-def test_an_update_that_is_interrupted(tmp_path: Path, start: str) -> None:
+def test_an_update_that_is_interrupted(tmp_path: Path) -> None:
     """A job that Ctrl-C has to end by force leaves what it updates as it was before, and no copy of it."""
-    (tmp_path / "old.txt").write_text("foo\n")
-    with snakemake(tmp_path, STUBBORN_UPDATES, "--forceall", "--config", f"start={start}") as run:
-        wait_for(lambda: len(list(tmp_path.glob("*.begun"))) == 2, "both jobs have begun")
+    for start in ("warm", "cold"):
+        (tmp_path / f"old.{start}").write_text("foo\n")
+    with snakemake(tmp_path, STUBBORN_UPDATES, "--forceall", "--dask-worker-cores", "4") as run:
+        wait_for(lambda: len(list(tmp_path.glob("*.begun"))) == 4, "all jobs have begun")
+        assert sorted(event["start"] for event in run.events("job-started")) == ["cold", "cold", "warm", "warm"]
         os.killpg(run.process.pid, signal.SIGINT)
         assert run.wait() != 0
         assert not run.processes()
-    assert (tmp_path / "old.txt").read_text() == "foo\n"
-    assert not (tmp_path / "new.txt").exists()
+    for start in ("warm", "cold"):
+        assert (tmp_path / f"old.{start}").read_text() == "foo\n"
+        assert not (tmp_path / f"new.{start}").exists()
     assert not [path for path in (tmp_path / ".snakemake/backups").rglob("*") if path.is_file()]
 
 
 def test_an_update_whose_end_is_not_heard(tmp_path: Path) -> None:
     """The driver is killed, and the job with it: Snakemake says where the file is as it was before."""
-    (tmp_path / "old.txt").write_text("foo\n")
-    with snakemake(tmp_path, STUBBORN_UPDATES, "old.txt", "--forceall", "--config", "start=cold") as run:
-        wait_for((tmp_path / "old.begun").exists, "the job has begun")
+    (tmp_path / "old.cold").write_text("foo\n")
+    with snakemake(tmp_path, STUBBORN_UPDATES, "old.cold", "--forceall") as run:
+        wait_for((tmp_path / "old.cold.begun").exists, "the job has begun")
         os.kill(run.driver(), signal.SIGKILL)
         assert run.wait() != 0
         run.expect_gone(10)
     (copy,) = (path for path in (tmp_path / ".snakemake/backups").iterdir() if ".before-" in path.name)
     assert copy.read_text() == "foo\n"
-    assert f"old.txt may be half updated, for the end of its job was not heard. As it was before, it is in {copy}" in (
+    assert f"old.cold may be half updated, for the end of its job was not heard. As it was before, it is in {copy}" in (
         " ".join(run.output.split())
     )
 
@@ -335,10 +340,10 @@ def test_interrupt(tmp_path: Path) -> None:
 
 def test_terminate(tmp_path: Path) -> None:
     """SIGTERM: jobs with a process finish; waiting ones are not started, keep their outputs and get no mark."""
+    (tmp_path / "out").mkdir()
+    for i in range(6):
+        (tmp_path / "out" / f"{i}.txt").write_text("old\n")
     with snakemake(tmp_path, logged_jobs(6, "while ! test -e go; do sleep 0.1; done"), "--forceall") as run:
-        (tmp_path / "out").mkdir(exist_ok=True)
-        for i in range(6):
-            (tmp_path / "out" / f"{i}.txt").write_text("old\n")
         wait_for(lambda: len(started(run)) == 2, "two jobs started")
         run.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "Will exit after finishing" in run.output, "Snakemake's word")
