@@ -1,9 +1,9 @@
-"""The life of jobs: routed, waiting, placed, running, ended, lost.
+"""The life of jobs: waiting, sent, running, ended, lost.
 
 Its jobs wait in the cluster's queue (`dispatch`); runs on the driver's event loop.
 
-Which pool, which worker and how long is decided elsewhere (`pools`, `decide/placement`, `outfit`); workers are the
-cluster's. See docs/design.md, "The life of a job".
+Where they wait, which worker they get and for how long is decided elsewhere (`routes`, `decide/placement`, `outfit`);
+workers are the cluster's. See docs/design.md, "The life of a job".
 """
 
 import asyncio
@@ -18,20 +18,18 @@ from snakemake_executor_plugin_dask.decide.needs import needs_fresh
 from snakemake_executor_plugin_dask.driver import sentences
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
-from snakemake_executor_plugin_dask.driver.jobs import Job, Limbo, State
+from snakemake_executor_plugin_dask.driver.jobs import Attempt, Job, Limbo, State
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.outfit import outfit, runtime_limit
 from snakemake_executor_plugin_dask.driver.packing import Packing
 from snakemake_executor_plugin_dask.driver.parts import Parts
-from snakemake_executor_plugin_dask.driver.pools import Resources
+from snakemake_executor_plugin_dask.driver.routes import Routes
 from snakemake_executor_plugin_dask.driver.sentences import Teller
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
-from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobs import Outcome, RunSetup
-from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, Later, QueuedJob, Started
+from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, QueuedJob, Started
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
-from snakemake_executor_plugin_dask.model.requests import Request
 
 KILL_S = 10.0  # how long jobs get to end beyond their grace, before their workers are given back
 
@@ -81,7 +79,7 @@ class Controller:
         self.jobs: dict[str, Job] = {}  # by the key that Snakemake's side knows
         self.sent: dict[str, Job] = {}  # by the key of an attempt that was sent and is not known to be over
         self._packing = Packing()
-        self._unmade: dict[Resources, list[Job]] = {}  # jobs for whose resources Slurm is being asked
+        self.routes = Routes(setup.run_id, dispatch, self.jobs, around, self._tell, self._finish_unstarted)
         self.counts = Counts()
         self._tasks = Tasks(around.failed)
         self.stopping = False
@@ -95,26 +93,12 @@ class Controller:
             job = Job.of(self._packing.packed(queued))
             self.jobs[queued.key] = job
             self.counts.jobs += 1
-            unmade = self.pools.unmade(queued.request)
-            name, why_none = self._choose_pool(job) if unmade is None else (None, "")
-            self.event("job-queued", **_identity(queued), request=queued.request, pool=name or "")
-            if name is not None:
-                self._wait_in(job, name)
-            elif unmade is not None:
-                self._ask_for_pool(unmade, job)
-            else:
-                self._finish_unstarted(job, why_none)
+            self.routes.enter(job, queued)
         for later in message.soon:
-            self._look_ahead(later)
+            self.routes.look_ahead(later)
         if self.stopping:
             self.drop_waiting()  # Snakemake was still handing over when it said to start no more
         self.place_soon()
-
-    def _look_ahead(self, later: Later) -> None:
-        after = tuple(key for key in later.after if key in self.jobs)  # others ended meanwhile
-        if after:
-            with contextlib.suppress(RequestError):  # it is told when the job itself is ready
-                self.ahead.add(self.pools.route(later.request), Later(later.request, after))
 
     def drop_waiting(self) -> None:
         """Start no more; what has a process finishes."""
@@ -148,73 +132,8 @@ class Controller:
 
     # Waiting to running
 
-    def _route(self, job: Job) -> None:
-        name, why_none = self._choose_pool(job)
-        if name is None:
-            self._finish_unstarted(job, why_none)
-        else:
-            self._wait_in(job, name)
-
-    def _choose_pool(self, job: Job) -> tuple[str | None, str]:
-        """The pool's name; None and the reason where no pool can take it."""
-        try:
-            return self.pools.route(job.queued.request, job.queued.name), ""
-        except RequestError as error:
-            return None, str(error)
-
     def _finish_unstarted(self, job: Job, why: str) -> None:
         self._finish(job, Outcome(job.queued.key, "not-started", detail=why), message=why)
-
-    def _ask_for_pool(self, resources: Resources, job: Job) -> None:
-        """The batch system may take its time to answer, and jobs of the same kind share the answer."""
-        if resources not in self._unmade:
-            self._tasks.spawn(self._make_pool(resources))
-        self._unmade.setdefault(resources, []).append(job)
-
-    async def _make_pool(self, resources: Resources) -> None:
-        requests = dict.fromkeys(job.queued.request for job in self._unmade[resources])
-        added, refused, made = await self.pools.make(list(requests))
-        for pool in added:
-            self.event("pool-up", pool=pool.name, **_shape_fields(pool))
-        for job in self._unmade.pop(resources):
-            request = job.queued.request
-            if self.jobs.get(job.queued.key) is not job:
-                continue  # dropped meanwhile
-            unmade = self.pools.unmade(request)
-            if request in refused:
-                self._finish_unstarted(job, refused[request])
-            elif unmade is None:
-                self._route(job)
-            elif request in requests:
-                self._finish_unstarted(job, self.pools.why_not(request, made, job.queued.name))
-            else:
-                self._ask_for_pool(unmade, job)  # it came while another question was on its way
-        self.place_soon()
-
-    def _wait_in(self, job: Job, name: str) -> None:
-        queued, pool = job.queued, self.pools[name]
-        job.pool = name
-        if queued.request.runtime_s is not None and needs_fresh(queued.request, pool):
-            self._tell.waived_margin(queued.name, queued.request.runtime_s, pool)
-        if job.alone:
-            cores = self._cores_alone(queued.request, name)
-            queued = dataclasses.replace(queued, request=dataclasses.replace(queued.request, cores=cores))
-        self.dispatch.wait(self._setup.run_id, queued, pool, fresh=job.outlived)
-
-    def _cores_alone(self, request: Request, name: str) -> int:
-        """So many that the job has a worker for itself. On an attached cluster workers differ."""
-        largest = max((state.total.cores for state in self.ledger.states(name).values()), default=0)
-        return max(request.cores, self.pools.shapes[name].cores or largest)
-
-    def give_up_waiting(self, key: str, why: str) -> None:
-        """A waiting job that nothing can hold any more fails with the reason."""
-        job, waited = self.jobs.get(key), self.dispatch.discard(key)
-        if job is None or waited is None:
-            return
-        if job.alone and self._cores_alone(job.queued.request, job.pool) < waited.request.cores:
-            self._wait_in(job, job.pool)  # the largest worker is a smaller one by now
-        else:
-            self._finish_unstarted(job, why)
 
     def start(self, queued: QueuedJob, holding: Holding) -> None:
         """The dispatch has room for it."""
@@ -245,7 +164,13 @@ class Controller:
         attempt.become(State.SENT)
         self.sent[attempt.key] = job
         self.counts.attempts += 1
-        memory_mb, dask_workers = holding.memory_mb, {}
+        self._note_placed(attempt, member, holding)
+        spec = self.parts.begin(job, member.pool, holding, spec)
+        spec = dataclasses.replace(spec, runtime_limit_s=limit.limit_s)
+        self._tasks.spawn(self._follow(job, self._cluster.submit(attempt, spec)))
+
+    def _note_placed(self, attempt: Attempt, member: Member, holding: Holding) -> None:
+        request, memory_mb, dask_workers = attempt.request, holding.memory_mb, {}
         workers = self._as_shown(holding.cores_by_worker)
         if request.cluster is not None:
             each = holding.dask_workers or {member.name: request.cluster.workers}
@@ -261,9 +186,6 @@ class Controller:
             devices=holding.devices,
             **dask_workers,
         )
-        spec = self.parts.begin(job, member.pool, holding, spec)
-        spec = dataclasses.replace(spec, runtime_limit_s=limit.limit_s)
-        self._tasks.spawn(self._follow(job, self._cluster.submit(attempt, spec)))
 
     def _as_shown(self, amounts: Mapping[str, int]) -> dict[str, int]:
         """By worker, those of its nodes together."""
@@ -319,7 +241,7 @@ class Controller:
                 self.parts.withdrawn(attempt)
                 self._over(job, State.WAITING)
                 self.event("job-requeued", key=job.queued.key, run=attempt.number, reason="another run was first")
-                self._route(job)
+                self.routes.route(job)
                 if self.stopping:
                     self.drop_waiting()
                 self.place_soon()
@@ -432,7 +354,7 @@ class Controller:
     def _again(self, job: Job, why: str) -> None:
         job.attempt, job.again_since = job.attempt.next(), why
         self.event("job-requeued", key=job.queued.key, run=job.attempt.number, reason=why)
-        self._route(job)
+        self.routes.route(job)
 
     def _finish(self, job: Job, outcome: Outcome, message: str = "") -> None:
         key = job.queued.key
@@ -454,6 +376,7 @@ class Controller:
             self.jobs.pop(job.queued.key, None)
             self.ahead.ended(job.queued.key, succeeded=False)
         self.parts.abandon()
+        self.routes.close()
         self._tasks.cancel()
 
     # A worker is lost
@@ -558,25 +481,18 @@ class Controller:
         self.dispatch.joined(member, workers.up(pool.name))
         self._tell.worker_joined(member)
         if member.facts.too_few or (pool.kind.launched and not workers.starting(pool.name)):
-            self._route_again(pool)  # only now is it known what its nodes hold
+            self.routes.route_again(pool)  # only now is it known what its nodes hold
         self.place_soon()
 
     def count_also(self, pool: Pool) -> None:
         """Workers of the pool declare further resources: a job holds those that it asks for, and no others."""
         self.pools.put(pool)
         self.ledger.count_also(pool)
-        self._route_again(pool)
-
-    def _route_again(self, pool: Pool) -> None:
-        """What is known of the pool has changed."""
-        for job in [job for job in self.jobs.values() if job.waits and job.pool == pool.name]:
-            self.dispatch.discard(job.queued.key)
-            self._route(job)
+        self.routes.route_again(pool)
 
     def fit_elsewhere(self, pool: Pool) -> bool:
-        """Whether all jobs that wait for this pool could run in another one."""
-        waiting = {job.queued.request for job in self.jobs.values() if job.waits and job.pool == pool.name}
-        return self.pools.fit_without(pool, waiting)
+        """Whether all jobs that wait in this pool could run in another one."""
+        return self.routes.fit_elsewhere(pool)
 
     def preempted(self, member: Member) -> None:
         """A worker's allocation was taken away for others, which may happen again and again."""
@@ -590,7 +506,7 @@ class Controller:
         """Its jobs with Dask workers go to other pools where they fit, or fail with the reason."""
         self.pools.closed[pool.name] = why
         self._tell.nodes_closed(pool, why)
-        self._route_again(pool)
+        self.routes.route_again(pool)
         self.place_soon()
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
@@ -598,7 +514,7 @@ class Controller:
         self.pools.given_up[pool.name] = why
         self.event("pool-given-up", pool=pool.name, reason=why)
         self._tell.pool_given_up(pool, why)
-        self._route_again(pool)
+        self.routes.route_again(pool)
         self.place_soon()
 
 
@@ -606,23 +522,3 @@ def _at_its_end(member: Member, now: float) -> bool:
     """Whether a worker's allocation has come to the end of its life, which was known beforehand."""
     life_s = member.facts.remaining_s if member.facts is not None else None
     return life_s is not None and now - member.since > life_s - END_BEFORE_S
-
-
-def _shape_fields(pool: Pool) -> dict[str, Any]:
-    return {name: getattr(pool, name) for name in ("cluster", "workers_max", "cores", "memory_mb", "gpus", "nodes")}
-
-
-def _identity(queued: QueuedJob) -> dict[str, Any]:
-    spec = queued.spec()
-    group = "--local-groupid" in spec.arguments
-    told: dict[str, Any] = {"key": queued.key, "rule": queued.name, "jobid": spec.jobid, "attempt": spec.attempt}
-    told |= {"group": group, "log": spec.log_path}
-    if spec.input_mb is not None:
-        told["input_mb"] = spec.input_mb
-    if spec.wildcards:
-        told["wildcards"] = dict(spec.wildcards)
-    if spec.members:
-        told["members"] = [
-            {"rule": each.rule, "jobid": each.jobid, "wildcards": dict(each.wildcards)} for each in spec.members
-        ]
-    return told

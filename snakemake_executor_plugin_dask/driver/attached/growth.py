@@ -40,7 +40,7 @@ class Growth:
             say("warning", text)
         for request, why in verdict.over:
             for key in jobs.waiting.keys(ATTACHED, request):
-                jobs.give_up_waiting(key, why)
+                jobs.routes.give_up(key, why)
         if states:
             self._shape = largest([shape_of_worker(state.pool, state.facts) for state in states])
         before, self.more = self.more, self._wanted(jobs, verdict.fitting, len(states), now)
