@@ -9,7 +9,6 @@ import contextlib
 import os
 import queue
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Collection, Iterable, Mapping
@@ -21,7 +20,6 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask.batch.allocations import cancel_hints, cancel_recorded
 from snakemake_executor_plugin_dask.config.configure import configure_here
-from snakemake_executor_plugin_dask.decide import hints, localpool, routing
 from snakemake_executor_plugin_dask.frontend.ahead import SnakemakesGraph, ready_next
 from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink, clean_up_after
 from snakemake_executor_plugin_dask.frontend.failures import (
@@ -30,12 +28,12 @@ from snakemake_executor_plugin_dask.frontend.failures import (
     not_started_text,
     queue_text,
 )
-from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once, group_members, members, wildcards
+from snakemake_executor_plugin_dask.frontend.handover import Handover, group_members, members, wildcards
+from snakemake_executor_plugin_dask.frontend.known import KnownJobs
 from snakemake_executor_plugin_dask.frontend.launching import Ahead, launch, state_dir
-from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
 from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
 from snakemake_executor_plugin_dask.frontend.verdicts import Verdict, over, starts_no_more, unfit_directory, verdict
-from snakemake_executor_plugin_dask.frontend.voice import Voice
+from snakemake_executor_plugin_dask.frontend.voice import Voice, as_error
 from snakemake_executor_plugin_dask.interior import (
     checks,
     snakemake_dag,
@@ -61,17 +59,8 @@ from snakemake_executor_plugin_dask.model.messages import (
     Started,
     Together,
 )
-from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import Shape
 from snakemake_executor_plugin_dask.model.printed import clean_block
-from snakemake_executor_plugin_dask.model.requests import (
-    Request,
-    slurm_names,
-    unknown_slurm_names,
-    unknown_slurm_warning,
-)
 from snakemake_executor_plugin_dask.node import state
-from snakemake_executor_plugin_dask.node.allocation import end_time
 from snakemake_executor_plugin_dask.node.updates import Ended
 from snakemake_executor_plugin_dask.observe.wording import clean
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
@@ -88,19 +77,6 @@ _UPDATED: Mapping[Verdict, Ended] = {
     "failed": "failed",
     "expected": "stopped",
 }
-
-
-def _known_resources(job: Any) -> dict[str, Any] | None:
-    """Before the first job; None where a function of the workflow cannot say yet, and is asked again later."""
-    try:
-        return dict(job.resources.items())
-    except Exception:  # noqa: BLE001 - of its inputs, or of a checkpoint, which are not there yet
-        return None
-
-
-def as_error(text: str) -> WorkflowError:
-    """What ends the run, as Snakemake prints it: its text comes from settings, commands and jobs."""
-    return WorkflowError(clean_block(text))
 
 
 def _label(job: Any) -> str:
@@ -156,7 +132,6 @@ class Session:
                 self._options = recognise.named(kept, self._options, os.environ)
         except ConfigurationError as error:
             raise as_error(str(error)) from None
-        self._asked = self._options  # before anything is completed by what this machine or batch system has
         for warning in warnings:
             self._voice.warning(warning)
         self._run_id = ahead.run_id
@@ -169,14 +144,12 @@ class Session:
         self._failed = False  # a job for good, and without --keep-going
         self._ended = False
         self._kept = ""  # the name of the cluster that stays
-        self._warned: set[str] = set()  # kinds of warning
         self._link: DriverLink | None = None
         self._ahead = ahead
         self._watcher: threading.Thread | None = None
         self._leave: Any = None  # Snakemake's own handler of SIGTERM
         # Signal handlers put something in, too, where a lock that they interrupted would never be had.
         self._woken: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._shapes: dict[str, Shape] = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
         self._state_dir = state_dir(self._run_id)
         if complaint := unfit_directory(self._state_dir):
             raise as_error(complaint)
@@ -186,10 +159,8 @@ class Session:
             raise as_error(str(error)) from None
         self._handover = Handover(executor, self._options, self._run_id, keeps_updated=interior.keeps_updated)
         self._unchecked = Unchecked(keep_logs=self._options.keep_successful_logs)
-        self._requests: dict[Request, Request] = {}  # equal ones are one: thousands of jobs may ask for the same
-        self._known: dict[Any, Request] = {}  # as far as it could be known before the first job
-        self._known_jobs = 0
-        self._check_known_jobs(slurm_ignored=settings.pools is not None)
+        self._known = KnownJobs(self._workflow, self._dag, self._options, interior, self._handover, self._voice)
+        self._known.check(slurm_ignored=settings.pools is not None)
 
     # From Snakemake
 
@@ -214,7 +185,7 @@ class Session:
             for member in members(job):
                 if snakemake_jobs.reads_a_queue(member):  # it came with a checkpoint
                     raise as_error(queue_text(member.rule.name))
-            item = self._handover.queued(job, self._adapted(job))
+            item = self._handover.queued(job, self._known.request(job))
         except (RequestError, WorkflowError, OSError) as error:
             self._refuse(SubmittedJobInfo(job), str(error))
             return None
@@ -226,7 +197,7 @@ class Session:
     def _ready_next(self, jobs: list[Any]) -> tuple[Later, ...]:
         if not (self._interior.looks_ahead and any(pool.elastic for pool in self._options.pools)):
             return ()
-        return ready_next(jobs, SnakemakesGraph(self._dag), self._keys, self._known)
+        return ready_next(jobs, SnakemakesGraph(self._dag), self._keys, self._known.requests)
 
     def job_accepted(self, job: Any) -> None:
         """Snakemake has found the outputs of a job that succeeded; so nobody needs its log."""
@@ -241,153 +212,23 @@ class Session:
         if self._handover.is_last(job):
             self._drop_waiting()
 
-    # Before the first job
-
-    def _check_known_jobs(self, *, slurm_ignored: bool) -> None:
-        """Stop the run where a request can never be held; say once what is not declared."""
-        named: list[tuple[str, Request]] = []
-        slurm: list[tuple[str, tuple[str, ...]]] = []
-        unknown: dict[Any, str] = {}  # jobs whose requests are not known yet, with their rules
-        problems: dict[str, None] = {}
-        groups: dict[Any, Request] = {}
-        for single in self._dag.needrun_jobs():
-            job = snakemake_dag.group_of(self._dag, single) or single
-            if job.is_local:
-                if self._interior.looks_up_pipes:
-                    snakemake_dag.look_up_pipes(self._dag, single)
-                continue
-            if snakemake_jobs.reads_a_queue(single):
-                if complaint := self._keep_here(single, alone=job is single):
-                    problems[complaint] = None
-                continue
-            if job in groups:
-                self._known[single] = groups[job]
-                continue
-            resources = _known_resources(job)
-            if resources is None:
-                unknown[job] = job.name
-                continue
-            slurm.append((job.name, slurm_names(resources)))
-            try:
-                request = self._adapted(job)
-            except RequestError as error:
-                problems[f"Job of {job.name}: {error}"] = None
-                continue
-            named.append((job.name, request))
-            self._known[single] = request
-            if job.is_group():
-                groups[job] = request
-        if self._options.local_by_default and (complaint := hints.slurm_on_local(slurm)):
-            problems[complaint] = None
-        if problems and not self._options.plan:
-            raise as_error("\n".join(problems))
-        if slurm_ignored and (warning := hints.slurm_ignored(slurm)):
-            self._voice.warning(warning)
-        self._known_jobs = len(named) + len(unknown)
-        self._prepare(named, unknown.values(), problems)
-        if complaint := routing.check_all(named, self._options.pools, self._shapes):
-            raise as_error(complaint)
-        if hint := hints.few_jobs(snakemake_settings.jobs(self._workflow), named, self._options.pools, self._shapes):
-            self._voice.warning(hint)
-        cores = snakemake_settings.cores(self._workflow)
-        if hint := hints.capped_threads(cores, named, self._options.pools, self._shapes):
-            self._voice.warning(hint)
-        ready = snakemake_dag.number_ready(self._dag)
-        if hint := hints.slow_choice(snakemake_settings.scheduler(self._workflow), ready):
-            self._voice.warning(hint)
-        if not self._single_local:
-            for sentence in hints.missing(named, ending=self._workers_end()):
-                self._voice.warning(sentence)
-        if len(self._options.pools) > 1:
-            for name in hints.unused(self._options.pools, named, self._shapes):
-                self._voice.warning(f"No job of this run can use pool {name}.")
-
-    def _keep_here(self, job: Any, *, alone: bool) -> str | None:
-        """On this machine alone a job with input from a queue runs as a local rule does; elsewhere the complaint."""
-        name = job.rule.name
-        if not (self._single_local and alone and snakemake_settings.run_here(self._workflow, name)):
-            return queue_text(name)
-        self._voice.warning(
-            f"Rule {name} takes its input from a queue (from_queue), which only Snakemake's own process can read: it "
-            "runs there, as a local rule does."
-        )
-        return None
-
-    def _prepare(self, named: list[tuple[str, Request]], unknown: Iterable[str], problems: Iterable[str]) -> None:
-        """Complete and check pools that are not simply this machine; show the plan, where it is asked for."""
-        plan = self._options.plan
-        if plan or not all(pool.complete for pool in self._options.pools):
-            if not plan and (there := self._of_a_cluster_that_is_up(named)) is not None:
-                self._options = there
-                return
-            try:
-                answer = ask(Question(self._options, tuple(named), plan, tuple(unknown), tuple(problems)))
-            except ConfigurationError as error:
-                raise as_error(str(error)) from None
-            for note in answer.notes:
-                self._voice.warning(note)
-            self._options = answer.options
-            if plan:
-                sys.stdout.write(clean_block(answer.plan) + "\n")
-                raise SystemExit(0 if answer.possible else 1)
-        self._shapes = {pool.name: routing.shape_of(pool, None) for pool in self._options.pools}
-
-    def _of_a_cluster_that_is_up(self, named: list[tuple[str, Request]]) -> Options | None:
-        """What was completed for an earlier run, where all known jobs fit: nothing of Dask is waited for."""
-        options = recognise.completed(self._asked, os.environ)
-        if options is None or not options.pools:
-            return None
-        shapes = {pool.name: routing.shape_of(pool, None) for pool in options.pools}
-        if routing.check_all(named, options.pools, shapes):
-            return None
-        self._shapes = shapes
-        return options
-
-    @property
-    def _single_local(self) -> bool:
-        return len(self._options.pools) == 1 and self._options.pools[0].kind.here
-
-    def _workers_end(self) -> bool:
-        """Whether workers may have a walltime: their own, or that of the allocation in which Snakemake runs."""
-        known = any(pool.walltime_s is not None or pool.kind.found for pool in self._options.pools)
-        return known or end_time(os.environ) is not None
-
-    def _adapted(self, job: Any) -> Request:
-        """The job's request; on the single local pool a workflow written for a cluster runs as it does locally."""
-        found = self._handover.request(job)
-        request = self._requests.setdefault(found, found)
-        if self._options.make_slurm_pools:
-            for name in set(unknown_slurm_names(dict(job.resources.items()))) - self._warned:
-                self._warned.add(name)
-                self._voice.warning(unknown_slurm_warning(name, job.name))
-        pool = self._options.pools[0]
-        if len(self._options.pools) != 1 or not pool.kind.adapts:
-            return request
-        shape = self._shapes[pool.name]
-        adapted, kinds = localpool.adapt_to_local(request, shape, cores_at_once(job))
-        for kind in kinds:
-            if kind not in self._warned:
-                self._warned.add(kind)
-                self._voice.warning(localpool.local_warning(kind, job.name, request, shape))
-        return self._requests.setdefault(adapted, adapted)
-
     # The driver
 
     def _driver(self) -> DriverLink:
         if self._link is None:
             self._make_state_directory()
             try:
-                kept, notes = recognise.choose(self._asked, self._options, os.environ)
+                kept, notes = recognise.choose(self._options, self._known.options, os.environ)
             except ConfigurationError as error:
                 raise as_error(str(error)) from None
             for note in notes:
                 self._voice.info(note)
             begin = Begin(
                 setup=self._handover.setup(dict(os.environ)),
-                options=self._options,
+                options=self._known.options,
                 state_dir=os.fspath(self._state_dir),
                 event_log=f"{self._state_dir}.events.jsonl",
-                jobs=self._known_jobs,
+                jobs=self._known.jobs,
                 kept=kept,
             )
             self._kept = "" if kept is None else kept.name

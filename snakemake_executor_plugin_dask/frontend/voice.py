@@ -3,8 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+from snakemake_interface_common.exceptions import WorkflowError
+
 from snakemake_executor_plugin_dask.model.messages import Level, Say
-from snakemake_executor_plugin_dask.model.printed import CleanLogger
+from snakemake_executor_plugin_dask.model.printed import CleanLogger, clean_block
+
+
+def as_error(text: str) -> WorkflowError:
+    """What ends the run, as Snakemake prints it: its text comes from settings, commands and jobs."""
+    return WorkflowError(clean_block(text))
 
 
 class Voice:
