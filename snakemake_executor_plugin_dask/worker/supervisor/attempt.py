@@ -88,6 +88,11 @@ class Attempt:
         """The job's and the attempt's name."""
         return self.spec.key
 
+    def check_verdict(self) -> None:
+        """Raises NotStarted where it is to end before it was started."""
+        if self.verdict is not None:
+            raise NotStarted(self.verdict[1])
+
     def log_elsewhere(self) -> bool:
         """Whether its log is on this node alone, since it could not be written where Snakemake's process looks for it.
 

@@ -1,4 +1,4 @@
-"""The supervisor of a worker's job processes: starts them, watches memory and time, ends what must end.
+"""The supervisor of a worker's job processes: starts them, and ends what must end.
 
 ``python -m snakemake_executor_plugin_dask.worker.supervisor --fd N [--lease-config FILE]``. N is a socket to the
 worker, whose first message `first` may have read. One thread with an event loop (and a few that only touch files),
@@ -9,25 +9,19 @@ It leaves no job behind: without its worker, or without a lease, it ends them al
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import gc
-import math
 import os
 import resource
-import secrets
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from snakemake_executor_plugin_dask.model.batch_systems.slurm_steps import node_of_several
-from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.job_messages import (
     Ahead,
     Ended,
@@ -45,10 +39,9 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Uses,
 )
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
-from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, Status, Update, run_of
-from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup, Status
 from snakemake_executor_plugin_dask.model.wire import frame, receive
-from snakemake_executor_plugin_dask.node import logs, processes, updates
+from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.node.environment import (
     expand,
     job_environment,
@@ -58,21 +51,17 @@ from snakemake_executor_plugin_dask.node.environment import (
 )
 from snakemake_executor_plugin_dask.worker.supervisor import attempt
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, NotStarted, note
-from snakemake_executor_plugin_dask.worker.supervisor.cgroups import JobGroups
-from snakemake_executor_plugin_dask.worker.supervisor.commands import Commands, Prepared
+from snakemake_executor_plugin_dask.worker.supervisor.commands import Commands
 from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
+from snakemake_executor_plugin_dask.worker.supervisor.files import Files
 from snakemake_executor_plugin_dask.worker.supervisor.first import Begun, jobs_environment
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
 from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseConfig, LeaseLine
-from snakemake_executor_plugin_dask.worker.supervisor.usage import Excess, Monitor, ProcFiles
+from snakemake_executor_plugin_dask.worker.supervisor.limits import MEMORY_GRACE_S, Limits
+from snakemake_executor_plugin_dask.worker.supervisor.usage import Monitor, ProcFiles
 from snakemake_executor_plugin_dask.worker.supervisor.warming import Warming
 from snakemake_executor_plugin_dask.worker.supervisor.warmlink import shallow_command
 
-_Result = TypeVar("_Result")
-_LOG_S = 30.0
-_READ_S = 10.0
-_LISTING_S = 10.0  # and the removal of what is an attempt's own
-_MEMORY_GRACE_S = 0.2  # who exceeds its memory may go on doing so
 _TOLD_S = 30.0  # so long a signal to this process counts as the end of its allocation
 _START_TOLD_S = 0.05  # so much later a start is told, or with the job's end
 _TOLD_OF_ENDS_S = 2.0  # so long after the last SIGKILL a warm process may take
@@ -94,16 +83,13 @@ class Supervisor:
         self._refused_commands = ""  # why, as the user was told
         self._environment: dict[str, str] = {}
         self._scratch: str | None = None  # where each job gets a directory of its own
+        self._files_dir = ""  # from where relative paths of a rule's logs count
         self._at_home = True  # the paths of Snakemake's host are those of this one
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitor = Monitor(ProcFiles(), os.getpid())
         self._endings = Endings(self._monitor)
         self._warming = Warming(self._endings, self._forked, self._say, directory)
-        self._groups: JobGroups | None = None
-        self._no_groups = ""  # why there are none, though the run wants them
-        self._next_look: asyncio.TimerHandle | None = None
-        self._kernel_kills = 0
-        self._count_kernel_kills()  # those before this run are nobody's
+        self._limits = Limits(self._monitor, self._endings)
         self._writer: asyncio.StreamWriter | None = None
         self._starts: dict[str, Started] = {}  # that are not told yet
         self._telling: asyncio.TimerHandle | None = None
@@ -112,11 +98,7 @@ class Supervisor:
         #: All processes of the worker are about to end, and why.
         self._told, self._told_why = asyncio.Event(), ""
         self._worker_left = asyncio.Event()
-        self._logs = ThreadPoolExecutor(4)
-        # Apart: what hangs with inputs must not keep other jobs from their logs.
-        self._preparing = ThreadPoolExecutor(4)
-        self._listings = ThreadPoolExecutor(8)
-        self._updating = ThreadPoolExecutor(4)
+        self._files = Files()
         self._lease = LeaseClock(60.0)
         self._line: LeaseLine | None = None
         self._soft_limits = {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
@@ -229,15 +211,10 @@ class Supervisor:
         self._lease.length_s = setup.lease_s
         self._lease.renew()
         self._endings.stop_grace_s = setup.stop_grace_s
-        self._setup = setup
+        self._setup, self._files_dir = setup, setup.files_dir
         self._hear_driver()
         os.umask(setup.umask)  # for what is made for jobs; what is this process's own lies in directories of its own
-        if setup.enforce_cgroup:
-            try:
-                self._groups = JobGroups()
-            except OSError as error:
-                self._no_groups = f"no cgroup enforces mem_mb on {attempt.HOST} ({error.strerror or error})"
-                note(self._no_groups)
+        self._limits.begin(setup)
         if self._finishing is None:
             spawned = self._begun.warm if isinstance(self._begun.message, Setup) else None
             self._warming.begin(setup, self._environment, spawned)
@@ -309,16 +286,16 @@ class Supervisor:
             if current.shell is not None and current.verdict is None:
                 await self._conclude_command(current)
             await self._endings.clear(current)
-            self._leave_group(current)
+            self._limits.ended(current)
             if current.leader.result() != 0 or current.verdict is not None or self._log_goes(current):
-                await self._read_log(current)
+                await self._files.read_log(current, current.directory or self._files_dir)
             await self._find_cause(current)
             if current.cluster is not None and current.leader.result() != 0 and current.verdict is None:
                 current.notes.append(current.cluster.why(current.words.log_tail))
         except NotStarted as error:
             failure = str(error)
             if current.verdict is None:
-                await self._read_log(current)
+                await self._files.read_log(current, current.directory or self._files_dir)
         except Exception as error:  # noqa: BLE001 - one job's trouble is reported as this job's, and is not the others'
             failure = f"the supervisor on {attempt.HOST} failed: {error!r}"
             await self._abandon(current)
@@ -327,87 +304,23 @@ class Supervisor:
         of_cluster = current.cluster.close() if current.cluster is not None else []
         for directory in (current.directory, current.copies, *of_cluster):
             if directory is not None:
-                await self._remove(directory)
+                await self._files.remove(directory)
         current.peak_bytes = max(filter(None, (current.peak_bytes, self._monitor.remove(current.key))), default=None)
         self._endings.forget_leader(current)
         if failure is not None and current.verdict is not None:
             failure = None  # it was to be ended, and never started
-        outcome = current.outcome(failure, self._count_kernel_kills)
+        outcome = current.outcome(failure, self._limits.count_kernel_kills)
         if outcome.status == "succeeded" and current.spec.output_dirs and current.late:
-            await self._list(current.spec.output_dirs)
+            await self._files.look_at(current.spec.output_dirs)
         if outcome.status == "succeeded" and self._log_goes(current):
-            await self._remove_log(current.log)
+            await self._files.remove_log(current.log)
         del self._endings.attempts[current.key]
         current.gone.set()
         self._tell_worker(Ended(outcome, self._starts.pop(current.key, None)))
 
-    async def _read_log(self, current: Attempt) -> None:
-        """What an attempt wrote last. A file server that hangs holds up nothing else."""
-        files_dir = current.directory or (self._setup.files_dir if self._setup is not None else "")
-        reading = self._loop.run_in_executor(self._logs, current.read_log, files_dir)
-        try:
-            current.words = await asyncio.wait_for(reading, _READ_S)
-        except FileNotFoundError:
-            current.notes.append("its log was removed while it ran")
-        except TimeoutError:
-            current.notes.append(f"the log {current.log} could not be read within {_READ_S:.0f} s")
-
     def _log_goes(self, current: Attempt) -> bool:
         """Whether its log goes with its success: nobody else removes it from this node. Its last lines are told."""
         return current.log_elsewhere() and not (self._setup is not None and self._setup.keep_logs)
-
-    async def _remove_log(self, path: str) -> None:
-        """A file server that hangs holds up nothing else."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._loop.run_in_executor(self._logs, logs.remove_elsewhere, path), _READ_S)
-
-    async def _clear_place(self, directory: str) -> None:
-        """What an earlier run of the attempt left there, whose worker was lost, goes.
-
-        First out of the way: a removal that lasts must not meet what this run puts there.
-        """
-        aside = await self._in_time(
-            functools.partial(_move_aside, directory),
-            late=f"the directory of its local copies, {directory}, did not answer",
-            failed=f"what an earlier run left in {directory} could not be moved away",
-        )
-        if aside is not None:
-            await self._remove(aside)
-
-    async def _keep_updated(self, current: Attempt, directory: str) -> None:
-        """Keep what the attempt updates, or undo what an earlier run of it, whose worker was lost, has made of it."""
-        found = [
-            Update(*(path and os.path.join(directory, path) for path in astuple(it))) for it in current.spec.updates
-        ]
-        given_up = threading.Event()
-        prepare = functools.partial(updates.prepare, found, given_up, again=run_of(current.key) > 1)
-        keeping = self._loop.run_in_executor(self._updating, prepare)
-        await either(keeping, current.stopping.wait())  # files may be large
-        given_up.set()
-        self._check_verdict(current)
-        try:
-            await keeping
-        except OSError as error:
-            names = ", ".join(each.output for each in found)
-            msg = f"what it updates could not be kept as it was before ({names}): {error.strerror or error}"
-            raise NotStarted(msg) from error
-
-    async def _in_time(self, work: Callable[[], _Result], *, late: str, failed: str) -> _Result:
-        """What ``work`` gives, on a thread: a file server that hangs holds up nothing else. NotStarted says why."""
-        try:
-            return await asyncio.wait_for(self._loop.run_in_executor(self._listings, work), _LISTING_S)
-        except TimeoutError:
-            msg = f"{late} within {_LISTING_S:.0f} s"
-            raise NotStarted(msg) from None
-        except OSError as error:
-            msg = f"{failed}: {error.strerror}"
-            raise NotStarted(msg) from error
-
-    async def _remove(self, directory: str) -> None:
-        """A file server that hangs holds up nothing else."""
-        with contextlib.suppress(TimeoutError):
-            removing = self._loop.run_in_executor(self._listings, _remove_tree, directory)
-            await asyncio.wait_for(removing, _LISTING_S)
 
     async def _find_cause(self, current: Attempt) -> None:
         """Whether a job that ended badly was ended with its worker's other processes, and has not failed.
@@ -434,29 +347,28 @@ class Supervisor:
             changes = size_changes(self._environment, spec.size, self._of_prologue)
             changes += node_changes(self._environment, self._host_file, self._of_prologue)
             current.spec = spec = dataclasses.replace(spec, environment=(*changes, *spec.environment))
-        current.kernel_kills = self._kernel_kills
+        current.kernel_kills = self._limits.kernel_kills
         if await self._start_command(current):
             self._tell_started(current)
             return
-        await self._choose_log(current)
+        places = attempt.fallback_places([self._environment.get("TMPDIR"), os.environ.get("TMPDIR")])
+        await self._files.choose_log(current, places, at_home=self._at_home)
         if spec.local_copies is not None and self._scratch is None:
             environment = job_environment(self._environment, spec.key, spec.environment)
             current.copies = os.path.join(setup.files_dir, expand(spec.local_copies, environment))
-            await self._clear_place(current.copies)
+            await self._files.clear_place(current.copies)
         if spec.updates:
-            await self._keep_updated(current, setup.files_dir)
+            await self._files.keep_updated(current, setup.files_dir)
         if spec.cluster is not None:
             await self._prepare_cluster(current, spec.cluster)
-        self._check_verdict(current)
+        current.check_verdict()
         if current.command or not await self._warming.start(current):
-            self._check_verdict(current)
+            current.check_verdict()
             await self._start_cold_job(current, setup)
         self._tell_started(current)
 
     def _tell_started(self, current: Attempt) -> None:
-        limit_s = current.spec.runtime_limit_s
-        if limit_s is not None:
-            current.time_limit = self._loop.call_at(current.began + limit_s, self._out_of_time, current)
+        self._limits.limit_time(current)
         how = (current.start, current.start_depth, current.start_reason)
         # Those of short jobs travel with their ends.
         self._starts[current.key] = Started(current.key, current.pid, *how, current.started)
@@ -487,12 +399,12 @@ class Supervisor:
         if commands.at_once(spec, command):
             prepared = commands.prepare(spec, command, threading.Event())
         else:
-            prepared = await self._prepared(commands, spec, command)
+            prepared = await self._files.prepare(commands, spec, command)
         if prepared is None:
             self._say_refusal(commands.refusal)
             return False
         try:
-            self._check_verdict(current)
+            current.check_verdict()
             pid = commands.launch(spec, command, prepared)
         finally:
             os.close(prepared.log)
@@ -502,17 +414,6 @@ class Supervisor:
         current.start, current.start_depth = "warm", 4
         self._started(current, pid, direct=False, began=True)
         return True
-
-    async def _prepared(self, commands: Commands, spec: JobSpec, command: ShellCommand) -> Prepared | None:
-        """By a thread, for a file server may hang; None where the job takes a Snakemake."""
-        given_up = threading.Event()
-        preparing = self._loop.run_in_executor(self._preparing, commands.prepare, spec, command, given_up)
-        try:
-            return await asyncio.wait_for(asyncio.shield(preparing), _LOG_S)
-        except TimeoutError:
-            given_up.set()
-            preparing.add_done_callback(_close_log)
-            return None
 
     def _say_refusal(self, reason: str) -> None:
         if reason and reason != self._refused_commands:
@@ -546,24 +447,19 @@ class Supervisor:
 
     async def _finish_command(self, current: Attempt) -> bool:
         """Whether a command's outputs are there. Snakemake's main process looks again."""
-        commands, command, given_up = self._commands, current.shell, threading.Event()
+        commands, command = self._commands, current.shell
         assert commands is not None
         assert command is not None
         if not current.late:
-            return commands.finish(command, given_up)  # a file system of this machine answers at once
+            return commands.finish(command, threading.Event())  # a file system of this machine answers at once
         current.late = False
-        await self._list(current.spec.output_dirs)
-        looking = self._loop.run_in_executor(self._listings, commands.finish, command, given_up)
-        try:
-            return await asyncio.wait_for(looking, _LISTING_S)
-        except TimeoutError:
-            given_up.set()
-            return True
+        await self._files.look_at(current.spec.output_dirs)
+        return await self._files.finish(commands, command)
 
     async def _prepare_cluster(self, current: Attempt, cluster: JobCluster) -> None:
         """Let the job start a Dask cluster of its own."""
         current.cluster = ClusterOfJob(
-            lambda text: self._endings.stop(current, "out-of-memory", text, _MEMORY_GRACE_S),
+            lambda text: self._endings.stop(current, "out-of-memory", text, MEMORY_GRACE_S),
             lambda message: self._tell_of_cluster(current, message),
         )
         try:
@@ -575,20 +471,6 @@ class Supervisor:
             raise NotStarted(msg) from error
         current.spec = dataclasses.replace(current.spec, environment=(*current.spec.environment, *changes))
         current.command = current.cluster.command
-
-    def _check_verdict(self, current: Attempt) -> None:
-        if current.verdict is not None:
-            raise NotStarted(current.verdict[1])
-
-    async def _choose_log(self, current: Attempt) -> None:
-        path = current.spec.log_path
-        places = attempt.fallback_places([self._environment.get("TMPDIR"), os.environ.get("TMPDIR")])
-        looking = self._loop.run_in_executor(self._logs, logs.usable_log, path, places, self._at_home)
-        try:
-            current.log, note = await asyncio.wait_for(looking, _LOG_S)
-        except TimeoutError:
-            current.log, note = os.devnull, f"the log {path} did not open within {_LOG_S:.0f} s, so the output is lost"
-        current.notes.append(note)
 
     async def _start_cold_job(self, current: Attempt, setup: RunSetup) -> None:
         spec = current.spec
@@ -644,29 +526,7 @@ class Supervisor:
         current.start_ticks = stat.start if stat is not None else 0
         current.teller = stat.ppid if stat is not None and current.is_command else 0
         self._endings.leaders[pid] = current
-        limit = current.spec.memory_limit_mb
-        enforced = limit is not None and self._setup is not None and self._setup.enforce_memory
-        limit_bytes = limit * 10**6 if limit is not None and enforced else None
-        self._monitor.add(current.key, pid, limit_bytes, direct=direct, began=began)
-        self._plan_look()
-        if limit_bytes is not None and current.spec.ended is None:
-            self._enter_group(current, limit_bytes)
-
-    def _enter_group(self, current: Attempt, limit_bytes: int) -> None:
-        if self._groups is None:
-            current.notes.append(self._no_groups)
-            return
-        try:
-            self._groups.add(current.key, current.pid, limit_bytes)
-        except OSError as error:
-            current.notes.append(f"no cgroup enforces its mem_mb ({error.strerror or error})")
-
-    def _leave_group(self, current: Attempt) -> None:
-        if self._groups is not None and self._groups.remove(current.key) and current.verdict is None:
-            after = attempt.seconds(self._loop.time() - current.began)
-            limit = current.spec.memory_limit_mb
-            text = f"memory exceeded the limit of {limit} MB (mem_mb) {after} after the start, as the kernel found"
-            current.verdict = ("out-of-memory", text)
+        self._limits.started(current, direct=direct, began=began)
 
     def _forked(self, current: Attempt, pid: int, began: bool, is_command: bool) -> None:
         self._started(current, pid, direct=not is_command, began=began)
@@ -677,90 +537,6 @@ class Supervisor:
             self._endings.stop(current, "lost", "the supervisor failed", grace_s=0.0)
             await current.leader
             await self._endings.clear(current)
-
-    async def _list(self, directories: tuple[str, ...]) -> None:
-        def look() -> None:
-            for directory in directories:
-                # To be opened and read is what a file system asks its server for. Hundreds of thousands of entries may
-                # follow, with each job's success.
-                with contextlib.suppress(OSError), os.scandir(directory) as entries:
-                    next(entries, None)
-
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._loop.run_in_executor(self._listings, look), _LISTING_S)
-
-    # Limits
-
-    def _plan_look(self) -> None:
-        due = self._monitor.due()
-        if due is None:
-            return
-        # The monitor's clock is the loop's.
-        if self._next_look is not None:
-            if self._next_look.when() <= due and not self._next_look.cancelled():
-                return
-            self._next_look.cancel()
-        self._next_look = self._loop.call_at(due, self._look)
-
-    def _look(self) -> None:
-        self._next_look = None
-        try:
-            found = self._monitor.look()
-        except OSError as error:
-            note(f"the process table could not be read: {error}")
-            self._next_look = self._loop.call_later(1.0, self._look)
-            return
-        self._count_kernel_kills()
-        self._endings.wake_stopped()
-        for excess in found:
-            self._out_of_memory(self._endings.attempts[excess.key], excess)
-        self._plan_look()
-
-    def _count_kernel_kills(self) -> int:
-        with contextlib.suppress(OSError), open("/proc/vmstat", "rb") as file:
-            for line in file:
-                if line.startswith(b"oom_kill "):
-                    self._kernel_kills = int(line.split()[1])
-        return self._kernel_kills
-
-    def _out_of_memory(self, current: Attempt, excess: Excess) -> None:
-        after = self._loop.time() - current.began
-        held_mb, limit_mb = math.ceil(excess.held_bytes / 1e6), excess.limit_bytes / 1e6
-        text = (
-            f"memory of {held_mb} MB exceeded the limit of {limit_mb:.0f} MB (mem_mb) "
-            f"{attempt.seconds(after)} after the start"
-        )
-        self._endings.stop(current, "out-of-memory", text, grace_s=_MEMORY_GRACE_S)
-
-    def _out_of_time(self, current: Attempt) -> None:
-        limit = current.spec.runtime_limit_s
-        if limit is not None and not current.leader.done():
-            after = self._loop.time() - current.began
-            text = f"runtime of {attempt.seconds(limit)} exceeded after {attempt.seconds(after)}"
-            if self._endings.only_told(current) or (current.shell is not None and not current.pid):
-                text += (
-                    ", while Snakemake waited for output files (--latency-wait); the job's command had ended by then"
-                )
-            self._endings.stop(current, "out-of-time", text)
-
-
-def _move_aside(directory: str) -> str | None:
-    """The new name of what lies there; None where nothing does. Raises OSError."""
-    aside = f"{directory}.{secrets.token_hex(8)}"
-    try:
-        os.rename(directory, aside)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return aside
-
-
-def _remove_tree(directory: str) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def _close_log(preparing: "asyncio.Future[Prepared | None]") -> None:
-    if not preparing.cancelled() and preparing.exception() is None and (prepared := preparing.result()) is not None:
-        os.close(prepared.log)
 
 
 def _settle(future: "asyncio.Future[Any]", value: str | None) -> None:
