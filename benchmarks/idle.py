@@ -11,7 +11,8 @@ from harness import UNLIMITED, heading, row, scratch, trivial
 from many_workers import Hosts, cpu_s, wait
 from simulated import FIGURES, HOSTS, SECONDS
 
-from snakemake_executor_plugin_dask.observe.events import SUFFIX, Tail
+from snakemake_executor_plugin_dask.node.state import EVENTS
+from snakemake_executor_plugin_dask.observe.events import Tail
 
 HERE = Path(__file__).resolve().parent
 _LASTING_S = 36_000
@@ -42,7 +43,7 @@ class Progress:
         self.queued = self.started = 0
 
     def look(self) -> None:
-        if self._tail is None and (logs := [*self._folder.glob(f"*{SUFFIX}")]):
+        if self._tail is None and (logs := [*self._folder.glob(f"*{EVENTS}")]):
             self._tail = Tail(logs[0])
         for line in self._tail.lines() if self._tail is not None else ():
             self.queued += b'"kind":"job-queued"' in line

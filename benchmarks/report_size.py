@@ -12,7 +12,8 @@ import synthetic
 
 from snakemake_executor_plugin_dask.cli.screen import Pace, screen
 from snakemake_executor_plugin_dask.cli.watch import Followed
-from snakemake_executor_plugin_dask.observe.events import SUFFIX, read_events
+from snakemake_executor_plugin_dask.node.state import EVENTS
+from snakemake_executor_plugin_dask.observe.events import read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.report import write_report
 
@@ -43,7 +44,7 @@ def main() -> int:
         print(f"memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f} MB at most")
         for command in (("status",), ("jobs", "--slowest", "10"), ("jobs",)):
             print(f"{' '.join(command)}: {_command_cpu_s(*command, str(log)):.1f} s of CPU time")
-        first_s, look_s = _watched(log, folder / f"begun{SUFFIX}")
+        first_s, look_s = _watched(log, folder / f"begun{EVENTS}")
         print(f"watch, a third of the log: {first_s:.1f} s of CPU time, then {look_s * 1e3:.1f} ms every second")
         page_mb = _mb(folder / "report.html")
     return 0 if page_mb < LIMIT_MB else 1

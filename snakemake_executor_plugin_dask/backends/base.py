@@ -22,6 +22,7 @@ from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.private import append_private, end_of, opened, write_private
 from snakemake_executor_plugin_dask.node.processes import how_ended
+from snakemake_executor_plugin_dask.node.state import RUNS
 
 #: Starts a process, as `asyncio.create_subprocess_exec` does.
 Execute = Callable[..., Awaitable[asyncio.subprocess.Process]]
@@ -207,11 +208,24 @@ def worker_config(pool: Pool, name: str, link: Link, **more: Any) -> dict[str, A
     } | more
 
 
+def _config_path(link: Link, name: str) -> Path:
+    return Path(link.state_dir, "workers", f"{name}.json")
+
+
+def shown_link(scheduler: str) -> Link:
+    """As `Backend.describe` shows it, where there is no run yet."""
+    return Link("RUN", scheduler, lease=None, tls=None, state_dir=str(RUNS / "RUN"), setup=None)
+
+
+def shown_config(pool: Pool, link: Link) -> Path:
+    """The configuration of the pool's first worker, in what `Backend.describe` shows."""
+    return _config_path(link, f"{pool.name}-0")
+
+
 def write_worker_config(pool: Pool, name: str, link: Link, **more: Any) -> Path:
     """Write the configuration to ``<state_dir>/workers/<name>.json`` (0600); raises OSError."""
-    directory = Path(link.state_dir, "workers")
-    make_private(directory)
-    path = directory / f"{name}.json"
+    path = _config_path(link, name)
+    make_private(path.parent)
     write_private(path, json.dumps(worker_config(pool, name, link, **more)).encode())
     return path
 

@@ -34,6 +34,8 @@ from snakemake_executor_plugin_dask.backends.allocation import (
 from snakemake_executor_plugin_dask.backends.base import (
     Backend,
     Link,
+    shown_config,
+    shown_link,
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.batch import directives
@@ -53,6 +55,7 @@ from snakemake_executor_plugin_dask.model.batch_systems.scripts import granted_b
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.node.private import opened, write_private
+from snakemake_executor_plugin_dask.node.state import RUNS
 
 #: When a submission that got no answer is looked for in the queue; what comes later is cancelled at the run's end.
 _FIND_AFTER_S = (1.0, 4.0, 10.0)
@@ -221,7 +224,7 @@ class JobqueueBackend(Backend):
             )
             raise ConfigurationError(msg)
         given = self.setting(self.rooted(pool), "log_directory")
-        path = os.fspath(given or Path(".snakemake", "dask").absolute())
+        path = os.fspath(given or RUNS.absolute())
         if character := directives.unfit_output(path):
             what = f"log_directory, {path!r}," if given else f"the working directory, {os.getcwd()!r},"
             msg = (
@@ -310,10 +313,9 @@ class JobqueueBackend(Backend):
     def describe(self, pool: Pool) -> str:
         """The batch script as a run submits it, for worker 0; RUN stands for the run's name."""
         with tempfile.TemporaryDirectory(prefix="snakemake-dask-") as logs:
-            state = ".snakemake/dask/RUN"
-            link = Link(run_id="RUN", scheduler="", lease=None, tls=None, state_dir=state, setup=None)
+            link = shown_link("")
             python = self.setting(pool, "python") or link.python
-            command = f"{python} -P -m {WORKER_MODULE} --config {state}/workers/{pool.name}-0.json"
+            command = f"{python} -P -m {WORKER_MODULE} --config {shown_config(pool, link)}"
             job = self.job(pool, f"{pool.name}-0", link, command, Path(logs))
             return jobqueue.script_of(job).replace(logs, os.fspath(self.log_directory(self.rooted(pool), link)))
 

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from snakemake_executor_plugin_dask.backends import spare, worker_command
 from snakemake_executor_plugin_dask.backends.base import (
@@ -17,6 +16,8 @@ from snakemake_executor_plugin_dask.backends.base import (
     Link,
     ProcessHere,
     WorkerProcess,
+    shown_config,
+    shown_link,
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -121,8 +122,8 @@ class LocalBackend(Backend):
         return take_inventory(pool.gpu_vendor)
 
     def describe(self, pool: Pool) -> str:
-        link = Link("RUN", "tls://127.0.0.1:PORT", None, None, ".snakemake/dask/RUN", None)
-        return " ".join(worker_command(Path(link.state_dir, "workers", f"{pool.name}-0.json"), link.python))
+        link = shown_link("tls://127.0.0.1:PORT")
+        return " ".join(worker_command(shown_config(pool, link), link.python))
 
     def interface(self, pool: Pool) -> str | None:
         return None

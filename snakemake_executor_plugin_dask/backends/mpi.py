@@ -22,6 +22,8 @@ from snakemake_executor_plugin_dask.backends.base import (
     ProcessHere,
     WorkerProcess,
     make_private,
+    shown_config,
+    shown_link,
     write_worker_config,
 )
 from snakemake_executor_plugin_dask.model.batch_systems import BatchSystem, slurm_steps
@@ -207,9 +209,8 @@ class LauncherBackend(Backend):
             raise ConfigurationError(msg)
 
     def describe(self, pool: Pool) -> str:
-        link = Link("RUN", "tls://HOST:PORT", None, None, ".snakemake/dask/RUN", None)
-        config = Path(link.state_dir, "workers", f"{pool.name}-0.json")
-        return shlex.join(launch_command(find_launcher(pool, self._environ), config, link))
+        link = shown_link("tls://HOST:PORT")
+        return shlex.join(launch_command(find_launcher(pool, self._environ), shown_config(pool, link), link))
 
     def interface(self, pool: Pool) -> str | None:
         found = pool.options.get("interface")

@@ -14,7 +14,7 @@ from snakemake_executor_plugin_dask.config.configure import configure_here
 from snakemake_executor_plugin_dask.config.plainyaml import YamlError, load
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
 from snakemake_executor_plugin_dask.kept import directory, joining, recognise
-from snakemake_executor_plugin_dask.kept.place import root
+from snakemake_executor_plugin_dask.kept.place import log_of, root
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Ask, End, Kept, Told, name_of
 from snakemake_executor_plugin_dask.model.options import Options
@@ -145,12 +145,12 @@ def _wait(kept: Kept) -> int | None:
     while True:
         told = asyncio.run(_asked(Path(kept.directory), Ask()))
         if isinstance(told, str):
-            _say(f"Cluster {kept.name} is not up any more (see {kept.directory}/head.log).")
+            _say(f"Cluster {kept.name} is not up any more (see {log_of(kept.directory)}).")
             return 1
         if told.workers.get("up", 0) >= least:
             return None
         if told.until_s is not None:  # nothing is on its way any more
-            _say(f"Cluster {kept.name} has fewer workers than asked for (see {kept.directory}/head.log).")
+            _say(f"Cluster {kept.name} has fewer workers than asked for (see {log_of(kept.directory)}).")
             return 1
         time.sleep(_LOOK_EVERY_S)
 
@@ -230,7 +230,7 @@ def _stop(where: Path, fate: str, *, force: bool) -> bool:
     deadline = time.monotonic() + _END_S
     while where.exists() and joining.fate(where) != "dead":
         if time.monotonic() > deadline:
-            _say(f"Cluster {where.name} has not ended within {_END_S:.0f} s (see {where}/head.log).")
+            _say(f"Cluster {where.name} has not ended within {_END_S:.0f} s (see {log_of(where)}).")
             return False
         time.sleep(_LOOK_EVERY_S)
     if where.exists():  # something is left to look at

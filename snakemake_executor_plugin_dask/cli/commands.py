@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from snakemake_executor_plugin_dask.cli import clusters, slurm_site
 from snakemake_executor_plugin_dask.cli.explain import explain
-from snakemake_executor_plugin_dask.cli.finding import LOGS, fate, find_job, find_log, no_garbage, read_run, up_to_now
+from snakemake_executor_plugin_dask.cli.finding import fate, find_job, find_log, no_garbage, read_run, up_to_now
 from snakemake_executor_plugin_dask.cli.jobtable import (
     STATES,
     Choice,
@@ -28,8 +28,9 @@ from snakemake_executor_plugin_dask.cli.jobtable import (
 )
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.printed import clean_block
+from snakemake_executor_plugin_dask.node.state import EVENTS, RUNS
 from snakemake_executor_plugin_dask.node.versions import plugin_version
-from snakemake_executor_plugin_dask.observe.events import SUFFIX, Tail, read_events
+from snakemake_executor_plugin_dask.observe.events import Tail, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.report import write_report
@@ -170,7 +171,7 @@ def _number(text: str) -> int:
 def _runs(options: argparse.Namespace) -> None:
     find_log(options.directory)  # complains where there is none
     where = Path(options.directory)
-    logs = [*(where / LOGS).glob(f"*{SUFFIX}"), *where.glob(f"*{SUFFIX}")]
+    logs = [*(where / RUNS).glob(f"*{EVENTS}"), *where.glob(f"*{EVENTS}")]
     found = sorted(logs, key=lambda path: path.stat().st_mtime)
     rows = [_run_row(path) for path in found]
     if options.format == "json":
@@ -195,7 +196,7 @@ def _run_row(log: Path) -> dict[str, Any]:
         model = up_to_now(RunModel(read_events(log)), log)
     counts = model.counts()
     return {
-        "run": clean(model.run_id or log.name.removesuffix(SUFFIX), 60),
+        "run": clean(model.run_id or log.name.removesuffix(EVENTS), 60),
         "started": model.started or 0.0,
         "seconds": round(model.end_time - (model.started or model.end_time), 3),
         "ended": _how_it_ended(model, log),

@@ -10,13 +10,13 @@ from pathlib import Path
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.former import Fate
+from snakemake_executor_plugin_dask.node.state import EVENTS, RUNS
 from snakemake_executor_plugin_dask.observe import live
-from snakemake_executor_plugin_dask.observe.events import SUFFIX, newest_log, read_events
+from snakemake_executor_plugin_dask.observe.events import newest_log, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.observe.wording import full_name, short_id
 
-LOGS = Path(".snakemake", "dask")
 _MATCHES_SHOWN = 5
 _LEAST_OF_A_NAME = 8  # of a group's long one
 
@@ -31,19 +31,19 @@ def find_log(run: str | None, directory: Path = Path()) -> Path:
         if (newest := newest_log(where)) is None:
             here = "this directory" if where == Path() else os.fspath(where)
             msg = (
-                f"There is no event log of a run in {here} ({LOGS}/*{SUFFIX}); a run that has just been started "
+                f"There is no event log of a run in {here} ({RUNS}/*{EVENTS}); a run that has just been started "
                 "creates it with its first job."
             )
             raise ConfigurationError(msg)
         return newest
     if run.endswith(".jsonl"):
         return Path(run)
-    found = sorted((directory / LOGS).glob(f"{_literal(run)}*{SUFFIX}"))
-    exact = [path for path in found if path.name == f"{run}{SUFFIX}"]
+    found = sorted((directory / RUNS).glob(f"{_literal(run)}*{EVENTS}"))
+    exact = [path for path in found if path.name == f"{run}{EVENTS}"]
     if len(exact or found) == 1:
         return (exact or found)[0]
     if found:
-        names = ", ".join(path.name.removesuffix(SUFFIX) for path in found[:_MATCHES_SHOWN])
+        names = ", ".join(path.name.removesuffix(EVENTS) for path in found[:_MATCHES_SHOWN])
         msg = f"Several runs begin with {run} ({names}): give more characters."
     else:
         msg = f"There is no run {run} in this directory; `snakemake-dask runs` lists those that exist."
@@ -79,7 +79,7 @@ def read_run(log: Path) -> RunModel:
 
 def fate(log: Path) -> Fate:
     """Whether the process of a run lives, as far as that can be told from this host. Its log holds no end."""
-    directory = log.with_name(log.name.removesuffix(SUFFIX))
+    directory = log.with_name(log.name.removesuffix(EVENTS))
     if not directory.is_dir():
         return "dead"
     try:

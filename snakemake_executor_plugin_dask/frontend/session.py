@@ -227,7 +227,7 @@ class Session:
                 setup=self._handover.setup(dict(os.environ)),
                 options=self._known.options,
                 state_dir=os.fspath(self._state_dir),
-                event_log=f"{self._state_dir}.events.jsonl",
+                event_log=f"{self._state_dir}{state.EVENTS}",
                 jobs=self._known.jobs,
                 kept=kept,
             )

@@ -218,9 +218,10 @@ def tls(directory: Path) -> "ssl.SSLContext":
     """To speak with its head. Raises OSError."""
     import ssl
 
-    context = ssl.create_default_context(cafile=os.fspath(directory / "tls-ca.pem"))
+    authority, certificate, key = (directory / name for name in state.TLS_FILES)
+    context = ssl.create_default_context(cafile=os.fspath(authority))
     context.check_hostname = False  # the certificate is the cluster's own, and so is its authority
-    context.load_cert_chain(directory / "tls-cert.pem", directory / "tls-key.pem")
+    context.load_cert_chain(certificate, key)
     return context
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from snakemake_executor_plugin_dask.batch.allocations import Ran, ask, cancel_run, run_here
 from snakemake_executor_plugin_dask.batch.answers import is_id
 from snakemake_executor_plugin_dask.kept import directory
+from snakemake_executor_plugin_dask.kept.place import log_of
 from snakemake_executor_plugin_dask.model.batch_systems.slurm import SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Kept, Start, Told, name_of
@@ -56,7 +57,7 @@ def launch(kept: Kept, *, least: bool = False) -> "subprocess.Popen[bytes]":
         # The batch system would hand them on to nodes, and so to others' jobs.
         for name in ("TMPDIR", *directory.DEVICES):
             environment.pop(name, None)
-    with open(append_private(where / "head.log"), "ab") as log:
+    with open(append_private(log_of(where)), "ab") as log:
         head = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=where, env=environment, start_new_session=True
         )
@@ -108,7 +109,7 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, Kept, l
             if (link := await connect(where)) is not None:
                 return link, kept, said
         if head is not None and head.poll() is not None:
-            words = end_of(where / "head.log", _TAIL_BYTES) or f"exit code {head.returncode}"
+            words = end_of(log_of(where), _TAIL_BYTES) or f"exit code {head.returncode}"
             msg = f"The cluster that is to stay did not come up: {words}"
             if not directory.locked(where):  # it has never said that it lives
                 directory.forget(where)
@@ -137,7 +138,7 @@ async def join(kept: Kept, *, least: bool = False) -> tuple[Link | None, Kept, l
             where = Path(kept.directory)
             continue
         if time.monotonic() > deadline:
-            said.append(f"The head of cluster {kept.name} does not answer (see {where}/head.log).")
+            said.append(f"The head of cluster {kept.name} does not answer (see {log_of(where)}).")
             break
         await asyncio.sleep(_LOOK_EVERY_S)
     if kept.named:

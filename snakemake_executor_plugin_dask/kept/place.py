@@ -15,6 +15,11 @@ def root(environment: Mapping[str, str]) -> Path:
     return base / "snakemake-dask"
 
 
+def log_of(directory: str | Path) -> Path:
+    """What the head of the cluster in this directory logs."""
+    return Path(directory, "head.log")
+
+
 def is_name(scheduler: str) -> bool:
     """Whether `--dask-scheduler` names a cluster that stays, and neither an address nor a file."""
     return _NAME.fullmatch(scheduler) is not None and not os.path.exists(scheduler)

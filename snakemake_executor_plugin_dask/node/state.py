@@ -17,6 +17,12 @@ from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.node.former import Fate, Process, judge, this_process
 from snakemake_executor_plugin_dask.node.private import NotPrivate, open_directory, opened, read_private
 
+#: Below a working directory: a directory for each run, and its event log beside it.
+RUNS = Path(".snakemake", "dask")
+EVENTS = ".events.jsonl"  # after the run's name
+#: Of a cluster's authority, its certificate and its key, in the directory of who has brought it up.
+TLS_FILES = ("tls-ca.pem", "tls-cert.pem", "tls-key.pem")
+
 _LOCK = "lock"
 #: The file system has no locks, or its lock service does not run.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)

@@ -17,9 +17,9 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.node.private import append_private
+from snakemake_executor_plugin_dask.node.state import EVENTS, RUNS
 
 SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes; new kinds and new fields do not raise it
-SUFFIX = ".events.jsonl"
 _LATEST = 1e11
 
 #: Fields that are of no use after the run, or that only the run itself should know.
@@ -181,11 +181,11 @@ def event_of(line: bytes) -> Event | None:
     return event if whole and isinstance(event.get("kind"), str) and _is_time(event.get("t")) else None
 
 
-def newest_log(directory: str | os.PathLike[str]) -> Path | None:
+def newest_log(directory: Path) -> Path | None:
     """The log of the run that wrote last in a working directory (or in the directory of logs itself)."""
     logs: list[tuple[float, Path]] = []
-    for folder in (Path(directory, ".snakemake", "dask"), Path(directory)):
-        logs += [(path.stat().st_mtime, path) for path in folder.glob(f"*{SUFFIX}")]
+    for folder in (directory / RUNS, directory):
+        logs += [(path.stat().st_mtime, path) for path in folder.glob(f"*{EVENTS}")]
     return max(logs)[1] if logs else None
 
 

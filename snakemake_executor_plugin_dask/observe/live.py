@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.node.private import read_private, write_private
-from snakemake_executor_plugin_dask.observe.events import SUFFIX
+from snakemake_executor_plugin_dask.node.state import EVENTS
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt, Use
 
@@ -20,7 +20,7 @@ _NAME = "use.json"
 def place(log: str | os.PathLike[str]) -> Path:
     """Of the run whose event log this is."""
     path = Path(log)
-    return path.with_name(path.name.removesuffix(SUFFIX)) / _NAME
+    return path.with_name(path.name.removesuffix(EVENTS)) / _NAME
 
 
 def encoded(running: Iterable[Attempt]) -> bytes:

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.interior import checks
+from snakemake_executor_plugin_dask.kept.place import log_of
 from snakemake_executor_plugin_dask.kept.watchdog import Watchdog
 from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -86,7 +87,7 @@ async def _serve(start: Start, held: state.Held) -> bool:
         failed = True
     except Exception as error:  # noqa: BLE001 - whatever it is, all is given back
         traceback.print_exc()
-        head.end(f"its head failed ({error!r}; more is in {start.kept.directory}/head.log)")
+        head.end(f"its head failed ({error!r}; more is in {log_of(start.kept.directory)})")
         failed = True
     left = await head.close()
     for worker in left:

@@ -25,6 +25,7 @@ from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.kept import directory
 from snakemake_executor_plugin_dask.kept.joining import is_over
+from snakemake_executor_plugin_dask.kept.place import log_of
 from snakemake_executor_plugin_dask.model.kept import (
     SILENT_S,
     Alive,
@@ -269,7 +270,7 @@ class Head:
         except (EOFError, OSError):
             pass
         except Exception as error:  # noqa: BLE001 - one run's message must not end the others
-            send(Fatal(f"the head of the cluster failed: {error!r} (its log: {self._kept.directory}/head.log)"))
+            send(Fatal(f"the head of the cluster failed: {error!r} (its log: {log_of(self._kept.directory)})"))
             self._log(f"error: {error!r}")
         finally:
             writer.close()

@@ -10,6 +10,7 @@ from distributed.security import Security
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.node.certificate import self_signed
 from snakemake_executor_plugin_dask.node.private import write_private
+from snakemake_executor_plugin_dask.node.state import TLS_FILES
 
 _ROLES = ("client", "scheduler", "worker")
 
@@ -33,7 +34,7 @@ def certificate() -> Any:
 def make_tls(state_dir: Path) -> tuple[Security, TLSFiles]:
     """A certificate for this run alone, in memory for the driver and in files that only the user can read."""
     security = certificate()
-    paths = TLSFiles(*(os.fspath(state_dir / name) for name in ("tls-ca.pem", "tls-cert.pem", "tls-key.pem")))
+    paths = TLSFiles(*(os.fspath(state_dir / name) for name in TLS_FILES))
     texts = (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)
     for path, text in zip((paths.ca, paths.cert, paths.key), texts, strict=True):
         write_private(Path(path), text.encode())
