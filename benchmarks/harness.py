@@ -150,14 +150,6 @@ def fresh(parent: Path) -> Path:
     return parent / f"run{len(list(parent.iterdir()))}"
 
 
-def pss_mb(pid: int) -> float:
-    """A process's memory, shared pages counted by their share, in 10^6 bytes."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"no PSS of process {pid}")
-
-
 def row(name: str, value: float, unit: str, ratio: float | None = None, aim: str = "", to: str = "") -> None:
     """One line of a table: a figure, its ratio to another row's, and what is aimed at."""
     against = "" if ratio is None else f"{ratio:9.2f} = {to}"

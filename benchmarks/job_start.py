@@ -22,13 +22,13 @@ from harness import (
     fresh,
     heading,
     median_of,
-    pss_mb,
     row,
     scratch,
     snakemake,
     trivial,
     with_commands,
 )
+from running import pss_mb
 
 DASK = ("--executor", "dask", "--jobs", "10000")
 SUBMIT = '#!/bin/sh\nnohup sh "$1" >/dev/null 2>&1 </dev/null &\necho $!\n'

@@ -10,10 +10,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from harness import UNLIMITED, ending, heading, row, scratch
+from running import wait_for
 
 from snakemake_executor_plugin_dask.worker.supervisor.usage import ProcFiles
 
@@ -50,9 +50,9 @@ def main() -> None:
                 cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         with ending(run):
-            wait(lambda: len(list(directory.glob(".snakemake/dask/*.events.jsonl"))) == 1)
+            wait_for(lambda: len(list(directory.glob(".snakemake/dask/*.events.jsonl"))) == 1, "the event log")
             (log,) = directory.glob(".snakemake/dask/*.events.jsonl")
-            wait(lambda: log.read_text().count('"kind":"job-started"') == chosen.jobs)
+            wait_for(lambda: log.read_text().count('"kind":"job-started"') == chosen.jobs, "the jobs' starts")
             time.sleep(10)  # what starting them took is over
             before, began = used(run.pid), time.monotonic()
             time.sleep(chosen.seconds)
@@ -84,14 +84,6 @@ def telling_s(jobs: list[list[int]]) -> float:
         for processes in jobs:
             sum(source.cpu_s(pid) or 0.0 for pid in processes)
     return (time.process_time() - began) / 100
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 300
-    while not condition():
-        if time.monotonic() > until:
-            raise RuntimeError("The jobs have not been started.")
-        time.sleep(0.2)
 
 
 def used(snakemake: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from harness import heading, row, scratch
+from running import wait_for
 from simulated import FIGURES, HOSTS
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +37,7 @@ class Hosts:
             subprocess.Popen([sys.executable, "-P", str(HERE / "simulated.py"), "host", str(path)])
             for path in self.paths
         ]
-        wait(lambda: all(path.exists() for path in self.paths), "hosts", 120)
+        wait_for(lambda: all(path.exists() for path in self.paths), "hosts", 120)
 
     def ask(self) -> list[dict]:
         """What each that lives says of its workers."""
@@ -149,14 +150,6 @@ class Driver:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
-
-
-def wait(condition, what: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{what}: not within {timeout_s:.0f} s")
-        time.sleep(0.1)
 
 
 def measure(directory: Path, workers: int, jobs: int, cores: int, seconds: int, lost: bool) -> None:

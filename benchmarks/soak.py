@@ -29,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from clusters.slurm import VirtualSlurm
 from running import SnakemakeRun
 
+from snakemake_executor_plugin_dask.node.processes import children_of
+
 #: Chains, groups, fan-in, jobs that fail at first, outputs that go when they are needed no more. Each job says when
 #: it started, that it lives, and when it ended: what has a line after another attempt's start ran beside it.
 SNAKEFILE = '''
@@ -158,8 +160,8 @@ class Killer(threading.Thread):
             # One that has just come up is left to do something first.
             if facts["pid"] in living and time.time() - event["t"] > 5:
                 victims += [("worker", facts["pid"]), ("supervisor", facts["supervisor_pid"])]
-                warm = [pid for pid in children(facts["supervisor_pid"]) if KINDS["warm"] in living.get(pid, "")]
-                victims += [("warm process", pid) for pid in warm if children(pid)]
+                warm = [pid for pid in children_of(facts["supervisor_pid"]) if KINDS["warm"] in living.get(pid, "")]
+                victims += [("warm process", pid) for pid in warm if children_of(pid)]
         if self._cancel is not None and joined and self._random.random() < 0.3:
             what = self._cancel(self._random, joined[0]["facts"]["allocation_id"])
             if what:
@@ -174,15 +176,6 @@ class Killer(threading.Thread):
 
 #: Cancels one of the allocations, but not the one that is named; says what it did.
 Cancel = Callable[[random.Random, str], str]
-
-
-def children(pid: int) -> list[int]:
-    """Of all threads of a process."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
 
 
 def parent(pid: int) -> int:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from system.warm_harness import Ended, Warm, plan, pss_mb, run_cold, until
+from running import pss_mb, wait_for
+from system.warm_harness import Ended, Warm, plan, run_cold
 
 WORKFLOW = """
 rule all:
@@ -80,7 +81,7 @@ def sleepers(directory: Path) -> str:
                 shells[pid] = [int(child) for child in text.split()]
             return all(shells.values())
 
-        until(all_sleep, "the jobs' shells")
+        wait_for(all_sleep, "the jobs' shells")
         time.sleep(1)
         leaders = statistics.median(pss_mb(pid) for pid in pids)
         all_shells = [pid for each in shells.values() for pid in each]

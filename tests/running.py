@@ -35,6 +35,14 @@ def slowness() -> float:
     return max(1.0, (time.monotonic() - began) / 0.03)
 
 
+def pss_mb(pid: int) -> float:
+    """A process's memory, shared pages counted by their share, in 10^6 bytes."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise AssertionError(pid)
+
+
 def processes_of(text: str) -> dict[int, str]:
     """Living processes whose command line or environment holds a text: number to command line."""
     found = {}

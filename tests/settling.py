@@ -2,7 +2,7 @@
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 
@@ -42,3 +42,10 @@ async def settle() -> None:
     waiting = loop.create_future()
     loop.selector.settling.append(waiting)
     await waiting
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """For what takes time, or happens on another loop, thread or process."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.01)

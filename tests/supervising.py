@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from running import wait_for
+
 from snakemake_executor_plugin_dask.model.job_messages import Ended, Setup, Start, Started
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.model.wire import Channel
@@ -162,15 +164,6 @@ def marked_processes(key: str = f"-{RUN_ID}-") -> list[int]:
         for stat in processes.process_table().values()
         if not stat.dead and key in (processes.job_key(stat.pid) or "")
     ]
-
-
-def wait_for(condition: Callable[[], Any], problem: str, patience_s: float = PATIENCE_S) -> Any:
-    """Wait until something holds, and return it."""
-    deadline = time.monotonic() + patience_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, problem
-        time.sleep(0.02)
-    return value
 
 
 def alive(pid: int) -> bool:

@@ -119,10 +119,7 @@ def test_end_by_itself_shows_the_last_output(batch: BatchSystem, tmp_path: Path)
             pool(batch.name), "main-0", link(tmp_path, "echo the reason is this >&2; exit 3")
         )
         await process.start()
-        deadline = time.monotonic() + 90
-        while (state := await process.state()).kind != "gone":
-            assert time.monotonic() < deadline, state
-            await asyncio.sleep(0.5)
+        state = await until(process, "gone")
         assert "the reason is this" in state.log_tail
         assert await process.kill()
 
@@ -137,10 +134,7 @@ def test_allocation_that_would_never_start(slurm: VirtualSlurm, tmp_path: Path) 
         large = replace(pool("slurm"), cores=64)
         process = Backend("slurm", stuck_s=1.0).worker(large, "main-0", link(tmp_path, "true"))
         await process.start()
-        deadline = time.monotonic() + 90
-        while (state := await process.state()).kind != "gone":
-            assert time.monotonic() < deadline, state
-            await asyncio.sleep(0.5)
+        state = await until(process, "gone")
         queued = "it would never start: PartitionConfig"
         refused = "Requested node configuration is not available"
         assert re.search(f"({queued}|{refused}); ask for what a node of that queue has", state.reason), state.reason

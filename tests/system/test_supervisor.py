@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from running import slowness
-from supervising import RUN_ID, alive, fake_worker, marked_processes, pids_in, run_setup, wait_for
+from running import slowness, wait_for
+from supervising import RUN_ID, alive, fake_worker, marked_processes, pids_in, run_setup
 
 from snakemake_executor_plugin_dask.model.job_messages import Ending, Kill, Leave, Renew
 from snakemake_executor_plugin_dask.node.processes import kill_worker

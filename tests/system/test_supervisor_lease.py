@@ -8,7 +8,8 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from supervising import alive, fake_worker, marked_processes, run_setup, wait_for
+from running import wait_for
+from supervising import alive, fake_worker, marked_processes, run_setup
 
 from snakemake_executor_plugin_dask.driver.own.certificate import make_tls, server_context
 from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from supervising import RUN_ID, FakeWorker, alive, fake_worker, wait_for
+from running import wait_for
+from supervising import RUN_ID, FakeWorker, alive, fake_worker
 from system.warm_harness import plan
 
 from snakemake_executor_plugin_dask.model.job_messages import Kill, Start

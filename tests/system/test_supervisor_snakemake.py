@@ -7,8 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from running import wait_for
 from snakemake_interface_executor_plugins.utils import TargetSpec
-from supervising import RUN_ID, alive, fake_worker, pids_in, run_setup, wait_for
+from supervising import RUN_ID, alive, fake_worker, pids_in, run_setup
 from system.warm_harness import plan
 
 from snakemake_executor_plugin_dask.frontend.arguments import job_arguments

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from system.warm_harness import PATIENCE_S, Warm, planned, run_cold, until
+from running import wait_for
+from system.warm_harness import PATIENCE_S, Warm, planned, run_cold
 
 RANDOM = """
 import random, time
@@ -207,6 +208,6 @@ rule one:
     with Warm(replace(setup, soft_limits=()), limit_files=100) as warm:
         for spec in specs:
             warm.start(spec)
-        until(lambda: len(list(tmp_path.glob("started.*"))) == 60, "all jobs at once")
+        wait_for(lambda: len(list(tmp_path.glob("started.*"))) == 60, "all jobs at once")
         (tmp_path / "go").touch()
         assert {warm.end_of(spec).code for spec in specs} == {0}

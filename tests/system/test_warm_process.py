@@ -11,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from system.warm_harness import Warm, alive, planned, pss_mb, read, run_cold, until
+from running import pss_mb, wait_for
+from supervising import alive
+from system.warm_harness import Warm, planned, read, run_cold
 
 from snakemake_executor_plugin_dask.model.job_messages import Cold, Exited, Stale, Start
+from snakemake_executor_plugin_dask.node.processes import children_of
 
 SIMPLE = """
 rule all:
@@ -139,18 +142,14 @@ rule one:
 """
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def test_the_end_of_the_supervisor(tmp_path: Path) -> None:
     """Without its supervisor the warm process ends at once, and its jobs' leaders with it."""
     setup, specs = planned(tmp_path, SLEEPING)
     with Warm(setup) as warm:
         pids = [warm.start(spec) for spec in specs[:3]]
-        until(lambda: all(children(pid) for pid in pids), "the jobs' shells")
+        wait_for(lambda: all(children_of(pid) for pid in pids), "the jobs' shells")
         assert warm.close() == 0
-        until(lambda: not alive(pids), "the end of the jobs")
+        wait_for(lambda: not any(map(alive, pids)), "the end of the jobs")
 
 
 def test_a_killed_warm_process(tmp_path: Path) -> None:
@@ -158,11 +157,11 @@ def test_a_killed_warm_process(tmp_path: Path) -> None:
     setup, specs = planned(tmp_path, SLEEPING)
     with Warm(setup) as warm:
         job = warm.start(specs[0])
-        until(lambda: children(job), "the job's shell")
-        until(lambda: len(children(warm.process.pid)) == 3, "idle children")
-        pids = children(warm.process.pid)
+        wait_for(lambda: children_of(job), "the job's shell")
+        wait_for(lambda: len(children_of(warm.process.pid)) == 3, "idle children")
+        pids = children_of(warm.process.pid)
         warm.process.kill()
-        until(lambda: not alive(pids), "the end of the children")
+        wait_for(lambda: not any(map(alive, pids)), "the end of the children")
 
 
 def test_a_closed_end(tmp_path: Path) -> None:
@@ -180,11 +179,11 @@ def test_an_idle_child_that_dies(tmp_path: Path) -> None:
     """Idle children that were killed are replaced, and no job is lost."""
     setup, specs = planned(tmp_path, SIMPLE)
     with Warm(setup) as warm:
-        until(lambda: len(children(warm.process.pid)) == 2, "idle children")
-        first = children(warm.process.pid)
+        wait_for(lambda: len(children_of(warm.process.pid)) == 2, "idle children")
+        first = children_of(warm.process.pid)
         for pid in first:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: len(children(warm.process.pid)) == 2 and not alive(first), "other idle children")
+        wait_for(lambda: len(children_of(warm.process.pid)) == 2 and not any(map(alive, first)), "other idle children")
         assert [warm.run(spec).code for spec in specs] == [0, 0, 0]
 
 
@@ -193,7 +192,7 @@ def test_a_killed_job(tmp_path: Path) -> None:
     setup, specs = planned(tmp_path, SLEEPING)
     with Warm(setup) as warm:
         job = warm.start(specs[0])
-        until(lambda: children(job), "the job's shell")
+        wait_for(lambda: children_of(job), "the job's shell")
         os.killpg(job, signal.SIGKILL)
         assert warm.end_of(specs[0]).code == -signal.SIGKILL
 
@@ -204,7 +203,7 @@ def test_a_terminated_job_finishes(tmp_path: Path) -> None:
     setup, specs = planned(tmp_path, SIMPLE.replace("echo", command))
     with Warm(setup) as warm:
         job = warm.start(specs[0])
-        until((tmp_path / "started").exists, "the job's command")
+        wait_for((tmp_path / "started").exists, "the job's command")
         os.kill(job, signal.SIGTERM)
         (tmp_path / "go").touch()
         ended = warm.end_of(specs[0])
@@ -321,8 +320,8 @@ def test_memory_of_sleeping_jobs(tmp_path: Path) -> None:
     setup, specs = planned(tmp_path, SLEEPING.replace("range(8)", "range(50)"))
     with Warm(setup) as warm:
         pids = [warm.start(spec) for spec in specs]
-        until(lambda: all(children(pid) for pid in pids), "the jobs' shells")
-        shells = [child for pid in pids for child in children(pid)]
+        wait_for(lambda: all(children_of(pid) for pid in pids), "the jobs' shells")
+        shells = [child for pid in pids for child in children_of(pid)]
         each = sum(pss_mb(pid) for pid in [*pids, *shells, warm.process.pid]) / len(pids)
     print(f"{each:.1f} MB a job, the shared part included")
     assert len(pids) == 50
@@ -388,7 +387,7 @@ def test_shell_commands_share_a_child_and_nothing_else(tmp_path: Path) -> None:
             assert (f"Cpus_allowed_list:\t{one}\n" in ended.log) == (bool(cores) or os.sched_getaffinity(0) == {one})
         assert len(set(pids)) == 12
         # The two that were forked ahead, and at most two that ran the commands.
-        assert len(children(warm.process.pid)) <= 4
+        assert len(children_of(warm.process.pid)) <= 4
 
 
 def test_a_killed_shell(tmp_path: Path) -> None:

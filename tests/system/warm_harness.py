@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -188,22 +188,6 @@ def read(spec: JobSpec) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not seen: {what}")
-        time.sleep(0.05)
-
-
-def pss_mb(pid: int) -> float:
-    """Proportional and unshared memory of a process, in 10^6 bytes."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise AssertionError(pid)
-
-
 def _plan(out: str, arguments: Sequence[str]) -> None:
     import snakemake.cli
     import snakemake.workflow
@@ -282,18 +266,6 @@ def _version() -> str:
     from snakemake.common import __version__
 
     return str(__version__)
-
-
-def alive(pids: Iterable[int]) -> list[int]:
-    """Those that exist and are no zombies."""
-    found = []
-    for pid in pids:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append(pid)
-        except OSError:
-            pass
-    return found
 
 
 if __name__ == "__main__":

@@ -165,13 +165,6 @@ def play(
         return settling.run(run(state_dir or directory))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """For what takes time, or a thread, of its own."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - there is no event for it
-            await asyncio.sleep(0.01)
-
-
 def test_a_job_is_sent_when_a_worker_has_room() -> None:
     """A job waits until there is a worker; then it is sent, and told as started and finished once each."""
 
@@ -617,7 +610,7 @@ def test_dasks_own_failure_gives_the_worker_up() -> None:
         world.controller.enqueue(Enqueue((job("a"),)))
         member = world.workers.members["local-0"]
         world.alive["local-0"] = asyncio.Event()
-        await until(lambda: member.state is State.LOST)
+        await settling.until(lambda: member.state is State.LOST)
         assert not world.messages(Finished)
 
     play(script)
@@ -904,9 +897,9 @@ def test_a_larger_request_gets_a_further_pool() -> None:
         world.answer.set()
         world.controller.enqueue(Enqueue((job("small"), job("large", 2, memory_mb=6000, slurm=()))))
         wanted = {"small": "known", "large": "new1"}
-        await until(lambda: {each.queued.name: each.pool for each in world.controller.jobs.values()} == wanted)
+        await settling.until(lambda: {each.queued.name: each.pool for each in world.controller.jobs.values()} == wanted)
         world.controller.enqueue(Enqueue((job("larger", 3, memory_mb=9999),)))
-        await until(lambda: bool(world.messages(Finished)))
+        await settling.until(lambda: bool(world.messages(Finished)))
         (finished,) = world.messages(Finished)
         assert finished.outcome.status == "not-started"
         assert "pool new2: mem_mb=9999 is more than the 8700 MB usable on a worker" in finished.message
@@ -923,7 +916,7 @@ def test_jobs_beside_snakemake_run_as_long_as_its_allocation(cluster: str) -> No
         world.worker("here-0", remaining_s=600.0)
         world.now += 100.0
         world.controller.enqueue(Enqueue((job("long", runtime_s=7200.0), job("short", 2, runtime_s=60.0))))
-        await until(lambda: len(world.submitted) == 2)
+        await settling.until(lambda: len(world.submitted) == 2)
         limits = {spec.name: spec.runtime_limit_s for _, spec in world.submitted}
         assert limits == {"long": 470.0, "short": 60.0}
         (said,) = world.messages(Say)

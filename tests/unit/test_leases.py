@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 
 import pytest
+import settling
 
 from snakemake_executor_plugin_dask.driver.own.certificate import TLSFiles, make_tls, server_context
 from snakemake_executor_plugin_dask.driver.own.leases import Connection, LeaseServer
@@ -50,11 +51,6 @@ def line_of(server: LeaseServer) -> Connection:
     return connection
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is waited for happens on another loop
-        await asyncio.sleep(0.01)
-
-
 def test_a_supervisor_with_many_jobs_is_heard(tls: TLSFiles) -> None:
     """What it says of them at its end stands in one line, however long."""
     keys = [f"a-rule-with-a-long-name-abcd1234-{number}-1.1" for number in range(5000)]
@@ -63,7 +59,7 @@ def test_a_supervisor_with_many_jobs_is_heard(tls: TLSFiles) -> None:
         await server.start("127.0.0.1")
         _, writer = await connect(server, tls, "w-1")
         writer.write(encoded({"dead": keys, "last": True}))
-        await until(lambda: line_of(server).ended)
+        await settling.until(lambda: line_of(server).ended)
         assert line_of(server).dead == set(keys)
 
     with_server(tls, play)
@@ -77,7 +73,7 @@ def test_a_supervisor_that_goes_ends_no_renewals_of_others(tls: TLSFiles) -> Non
         _, goes = await connect(server, tls, "w-1")
         stays, _ = await connect(server, tls, "w-2")
         goes.close()
-        await until(lambda: not line_of(server).open)
+        await settling.until(lambda: not line_of(server).open)
         renewing = asyncio.ensure_future(server.renew())
         assert json.loads(await stays.readline()) == {"renew": 1}
         renewing.cancel()
@@ -138,7 +134,7 @@ def test_a_worker_is_dead_once_all_its_supervisors_say_so(tls: TLSFiles) -> None
         _, first = await connect(server, tls, "w-1", "a")
         await connect(server, tls, "w-1", "b")
         first.write(encoded({"dead": ["x-a-1"], "last": True}))
-        await until(lambda: line_of(server).ended)
+        await settling.until(lambda: line_of(server).ended)
         assert server.dead("w-1", ["x-a-1"])
         assert not server.dead("w-1", ["x-a-1", "x-b-1"])
         server.forget("b")
