@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from census import Census
+from census import ROLES, Census
 from harness import (
     STAMP,
     Timed,
@@ -54,6 +54,37 @@ rule next:
     input: lambda wildcards: f"out/{{int(wildcards.i) - 1}}"
     output: "out/{{i}}"
     shell: "{stamp}"
+"""
+
+#: One worker after the other: the second comes up while nothing else is done.
+LATER = """
+rule all:
+    input: "out/second"
+
+rule first:
+    output: "out/first"
+    resources: dask_pool="early"
+    shell: "{stamp}"
+
+rule second:
+    input: "out/first"
+    output: "out/second"
+    resources: dask_pool="late"
+    shell: "bash age.sh {{output}}"
+"""
+POOLS = """
+pools:
+  early: {cluster: local, workers: 0-1, cores: 1, memory: 1GB}
+  late: {cluster: local, workers: 0-1, cores: 1, memory: 1GB}
+"""
+#: For how long the worker above this process has been there.
+AGE = r"""
+process=$$
+until [ $process -le 1 ] || tr '\0' ' ' < /proc/$process/cmdline | grep -q 'dask[.]worker '; do
+    process=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$process/status)
+done
+read -r now _ < /proc/uptime
+awk -v now="$now" -v ticks="$(getconf CLK_TCK)" '{print now - $22 / ticks}' /proc/$process/stat > "$1"
 """
 
 SLEEPERS = """
@@ -210,7 +241,54 @@ class Bench:
                 firsts[name].append(timed.stamps()[0] - timed.began)
         local, dask = (statistics.median(values) for values in firsts.values())
         row("local executor", local, "s")
-        row("dask", dask, "s", dask / local, f"at most 1.5 s more: {dask - local:.2f}", "local")
+        row("dask", dask, "s", dask / local, "at most 2.4", "local")
+
+    def worker(self, rounds: int) -> None:
+        heading("From a worker's start to its first job's process")
+        imports, firsts = [], []
+        command = [sys.executable, "-P", "-c", "import distributed, snakemake"]
+        for _ in range(rounds):
+            started = time.monotonic()
+            subprocess.run(command, check=True)
+            imports.append(time.monotonic() - started)
+            directory, files = fresh(self._directory), {"pools.yaml": POOLS, "age.sh": AGE}
+            snakemake(LATER.format(stamp=STAMP), *DASK, "--dask-pools", "pools.yaml", directory=directory, files=files)
+            firsts.append(float((directory / "out/second").read_text()))
+        import_s, first_s = statistics.median(imports), statistics.median(firsts)
+        row("import distributed, snakemake", import_s, "s")
+        row("a worker's first job", first_s, "s", first_s / import_s, "at most 1.5", "import")
+
+    def files(self) -> None:
+        heading("System calls that name a file, outside /proc and /sys, in a run of four small jobs")
+        local = self._file_calls("--cores", "4")["Snakemake"]
+        row("local executor, all of it", local, "")
+        found = self._file_calls(*DASK)
+        for role in ("Snakemake", "driver", "worker", "supervisor", "jobs"):
+            row({"jobs": "warm process"}.get(role, role), found[role], "", found[role] / local, to="local")
+        on_worker = sum(found[role] for role in ("worker", "supervisor", "jobs"))
+        for base, value in (("local", local), ("Snakemake", found["Snakemake"])):
+            aim = "at most 1.2" if base == "Snakemake" else ""
+            row("worker, supervisor and warm process", on_worker, "", on_worker / value, aim, base)
+
+    def _file_calls(self, *arguments: str) -> dict[str, int]:
+        """Of the processes of each role, without children that only forked."""
+        traces = fresh(self._directory)
+        traces.mkdir()
+        command = ("strace", "-ff", "-s", "200", "-e", "trace=%file", "-o", os.fspath(traces / "of"))
+        snakemake(
+            trivial(4),
+            *arguments,
+            directory=fresh(self._directory),
+            python=(*command, sys.executable, "-m", "snakemake"),
+        )
+        found = dict.fromkeys(ROLES.values(), 0)
+        for trace in traces.iterdir():
+            lines = trace.read_text(errors="replace").splitlines()
+            executed = next((line for line in lines if line.startswith("execve(")), "").replace('", "', " ")
+            role = next((name for part, name in ROLES.items() if part in executed), None)
+            if role is not None:
+                found[role] += sum('"/proc' not in line and '"/sys' not in line for line in lines)
+        return found
 
     def memory(self, number: int) -> None:
         heading(f"Memory of {number} jobs that sleep at once on one worker")
@@ -322,6 +400,8 @@ def main() -> None:
         "slow_workflow",
         "chain",
         "startup",
+        "worker",
+        "files",
         "memory",
         "cold_against_bare",
         "against_xargs",
@@ -351,6 +431,12 @@ def main() -> None:
                     bench.chain(50)
                 case "startup":
                     bench.startup(max(5, chosen.rounds) if chosen.rounds > 1 else 1)
+                case "worker":
+                    bench.worker(max(5, chosen.rounds) if chosen.rounds > 1 else 1)
+                case "files" if shutil.which("strace") is None:
+                    print("files: left out, since there is no strace")
+                case "files":
+                    bench.files()
                 case "memory":
                     bench.memory(50)
                 case "cold_against_bare":

@@ -119,8 +119,6 @@ def main() -> None:
     start = _Start(sock, options.idle_children)
     inherited = _inherited()
     os.chdir(options.workdir)
-    if not sys.flags.safe_path:
-        del sys.path[0]  # where the supervisor happens to be
     with Randomness() as randomness:
         from snakemake_executor_plugin_dask.interior import snakemake_command_line
         from snakemake_executor_plugin_dask.worker.warm import child as warm_child
