@@ -37,7 +37,14 @@ def write(path: Path, jobs: int = 20_000, workers: int = 40, seed: int = 1) -> N
         Pool("wide", "slurm", 0, 2, 48, 180_000, nodes=4, walltime_s=7_200.0),
     ]
     versions = {"snakemake": "9.27.1", "plugin": "0.1.0", "python": "3.11.9", "distributed": "2026.8.0"}
-    log.write("run-started", run_id="demo1234", host="login01", workdir="/data/project", pools=pools, versions=versions)
+    log.write(
+        "run-started",
+        run_id="demo1234",
+        host="login01",
+        workdir="/data/project",
+        options={"pools": pools},
+        versions=versions,
+    )
     todo = _queue(log, rng, jobs)
     later: list[tuple[float, int, str, object]] = []  # heap of what will happen
     number = 0

@@ -253,7 +253,7 @@ def cancel_hints(state_dir: str | Path) -> dict[str, str]:
     }
 
 
-def cancel_recorded(state_root: Path, *, timeout_s: float = 60.0) -> list[str]:
+def cancel_recorded(state_root: Path) -> list[str]:
     """Cancel what dead runs of this directory left; ``state_root`` is `.snakemake/dask`.
 
     Call it while holding Snakemake's lock of the directory. Only what is known to be dead is cleared up after: of a run
@@ -272,7 +272,7 @@ def cancel_recorded(state_root: Path, *, timeout_s: float = 60.0) -> list[str]:
         if not entries:
             continue
         if fate == "dead":
-            sentences += cancel_run(path, timeout_s=timeout_s)
+            sentences += cancel_run(path)
         else:
             where = f", on {former.host}," if former is not None else ""
             commands = ", ".join(f"`{_shown_command(entry)}`" for entry in entries)

@@ -21,13 +21,13 @@ _MATCHES_SHOWN = 5
 _LEAST_OF_A_NAME = 8  # of a group's long one
 
 
-def find_log(run: str | None, directory: Path = Path()) -> Path:
+def find_log(run: str | None) -> Path:
     """The event log of a run, which is a name or its first letters, a log, or a directory. None: the newest here.
 
     Raises ConfigurationError with a sentence where there is none, or more than one.
     """
     if run is None or Path(run).is_dir():
-        where = directory if run is None else Path(run)
+        where = Path(run or ".")
         if (newest := newest_log(where)) is None:
             here = "this directory" if where == Path() else os.fspath(where)
             msg = (
@@ -38,7 +38,7 @@ def find_log(run: str | None, directory: Path = Path()) -> Path:
         return newest
     if run.endswith(".jsonl"):
         return Path(run)
-    found = sorted((directory / RUNS).glob(f"{_literal(run)}*{EVENTS}"))
+    found = sorted(RUNS.glob(f"{_literal(run)}*{EVENTS}"))
     exact = [path for path in found if path.name == f"{run}{EVENTS}"]
     if len(exact or found) == 1:
         return (exact or found)[0]

@@ -32,21 +32,20 @@ class Blocker:
     reserved_for: str | None = None  # the rule for which a worker is kept
 
 
+_MOST = 50  # classes of a pool that are looked at
 #: Amounts that have other names here.
 _WORDS = {"memory_mb": "memory"}
 
 
-def blockers(
-    waiting: Waiting, ledger: Ledger, now: float, most: int = 50, among: Container[str] | None = None
-) -> list[Blocker]:
-    """What the waiting jobs wait for: the first ``most`` classes of each pool, in order.
+def blockers(waiting: Waiting, ledger: Ledger, now: float, among: Container[str] | None = None) -> list[Blocker]:
+    """What the waiting jobs wait for: the first classes of each pool, in order.
 
     ``among``: the keys of the jobs that are meant; None: all. Others wait in the same order, and are not counted.
     """
     found: list[Blocker] = []
     for queue in waiting.queues():
         states = [state for state in ledger.states(queue.pool.name).values() if not state.draining]
-        for _, cls in queue.heads[:most]:
+        for _, cls in queue.heads[:_MOST]:
             blocker = _blocker(queue, cls, states, now)
             if among is not None:
                 jobs = [entry.job for _, entry in cls.heap if entry.waits and entry.job.key in among]

@@ -20,6 +20,7 @@ from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.node.environment import JOB
 from snakemake_executor_plugin_dask.node.logs import open_log
 
+_KILL_S = 10.0
 _PR_SET_PDEATHSIG = 1
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
@@ -201,8 +202,8 @@ def send(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def kill_descendants(pid: int, timeout_s: float = 10.0, spared: Callable[[], Collection[int]] = tuple) -> bool:
-    """SIGKILL all descendants of ``pid`` until none is alive; False where some are after ``timeout_s``.
+def kill_descendants(pid: int, spared: Callable[[], Collection[int]] = tuple) -> bool:
+    """SIGKILL all descendants of ``pid`` until none is alive; False where some are after ten seconds.
 
     Right for a process that is a subreaper, so that no descendant can leave the tree. ``spared``: of these children
     nothing is killed; asked for at each look, before it.
@@ -214,10 +215,10 @@ def kill_descendants(pid: int, timeout_s: float = 10.0, spared: Callable[[], Col
         others = {stat.pid for stat in tree(table, but - {pid})}
         return [stat.pid for stat in tree(table, [pid]) if stat.pid not in but | others and not stat.dead]
 
-    return _kill_until_gone(living, timeout_s)
+    return kill_until_gone(living)
 
 
-def kill_worker(state_dir: str, worker: str, runs: Collection[str], timeout_s: float = 10.0) -> bool:
+def kill_worker(state_dir: str, worker: str, runs: Collection[str], timeout_s: float = _KILL_S) -> bool:
     """End what is left on this machine of a worker: its supervisors, and every process of its jobs.
 
     ``state_dir`` is its cluster's: by a path below it supervisors say whose they are. The worker itself must be dead.
@@ -232,7 +233,7 @@ def kill_worker(state_dir: str, worker: str, runs: Collection[str], timeout_s: f
         return _of_worker(state_dir, worker, runs)
 
     # The supervisor comes last: while it lives, even stopped, its jobs' orphans come to it and stay in the tree.
-    return _kill_until_gone(jobs, timeout_s / 2) & _kill_until_gone(everything, timeout_s / 2)
+    return kill_until_gone(jobs, timeout_s / 2) & kill_until_gone(everything, timeout_s / 2)
 
 
 def _of_worker(state_dir: str, worker: str, runs: Collection[str]) -> list[int]:
@@ -260,7 +261,8 @@ def _of_worker(state_dir: str, worker: str, runs: Collection[str]) -> list[int]:
     return [stat.pid for stat in tree(table, ours | marked) if not stat.dead and stat.pid not in theirs]
 
 
-def _kill_until_gone(living: Callable[[], Collection[int]], timeout_s: float) -> bool:
+def kill_until_gone(living: Callable[[], Collection[int]], timeout_s: float = _KILL_S) -> bool:
+    """SIGKILL what is ``living`` until nothing is; False where something still is after so long."""
     deadline = time.monotonic() + timeout_s
     pause_s = 0.005
     while pids := living():

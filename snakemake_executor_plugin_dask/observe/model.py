@@ -106,8 +106,7 @@ class RunModel:
         self.started, self.facts = when, event | {"versions": versions if isinstance(versions, dict) else {}}
         self.run_id = str(event.get("run_id", ""))
         self.known_jobs = int(event.get("jobs") or 0)
-        pools = event.get("pools") or (event.get("options") or {}).get("pools") or []
-        for pool in pools:
+        for pool in (event.get("options") or {}).get("pools") or ():
             self._pool_settings(pool)
 
     def _on_run_ended(self, event: Event, when: float) -> None:
@@ -162,7 +161,7 @@ class RunModel:
             allocation.gone, allocation.reason = when, str(event.get("reason") or "")
 
     def _on_worker_joined(self, event: Event, when: float) -> None:
-        facts = event.get("facts") or event
+        facts = event["facts"]
         pool = self._pool(event["pool"])
         nodes = max(1, len(facts.get("hosts") or ()))
         worker = Worker(
@@ -275,13 +274,8 @@ class RunModel:
         attempt = self.attempts[event["key"]]
         attempt.state, attempt.placed = "placed", when
         self._placed += 1
-        names = event.get("workers") or [event["worker"]]
-        if isinstance(names, dict):
-            workers = {str(name): int(cores) for name, cores in names.items()}
-        else:
-            share = attempt.cores // len(names)
-            workers = {str(name): share for name in names}
-            workers[str(names[0])] += attempt.cores - share * len(names)
+        held = event.get("workers") or {event["worker"]: attempt.cores}
+        workers = {str(name): int(cores) for name, cores in held.items()}
         attempt.workers = self._placements.setdefault(tuple(workers.items()), workers)
         attempt.cores = sum(attempt.workers.values())
         if event.get("memory_mb") is not None:
@@ -314,7 +308,7 @@ class RunModel:
         self.last_progress = when
 
     def _on_job_ended(self, event: Event, when: float) -> None:
-        outcome = event.get("outcome") or event
+        outcome = event["outcome"]
         attempt = self.attempts[outcome["key"]]
         if attempt.state == "ended":
             return

@@ -33,21 +33,18 @@ class Observer:
         event_log: str | os.PathLike[str],
         report: str | os.PathLike[str] | None,
         show: Show,
-        *,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.model = RunModel()
         self._event_log = event_log
         self._report = report
         self._show = show
-        self._clock = clock
         # A file server that hangs must hold up nothing that keeps jobs alive, or starts them.
         self._behind = Behind()
         self._log = EventLog(
             event_log,
             on_error=lambda text: show("warning", text),
             also=self.model.apply,
-            clock=clock,
+            clock=time.time,
             soon=self._behind.do,
         )
         self._narrator = Narrator()
@@ -86,17 +83,17 @@ class Observer:
 
         ``uses`` is what jobs use now, as in `RunModel.note_uses`.
         """
-        if self.model.note_uses(uses) and (wall := self._clock()) - self._lived >= LIVE_EVERY_S:
+        if self.model.note_uses(uses) and (wall := time.time()) - self._lived >= LIVE_EVERY_S:
             self._lived = wall
             data = live.encoded(self.model.running.values())
             self._behind.do(lambda: live.write(self._event_log, data))
         waiting = self._note(blockers, now)
-        for line in self._narrator.look(snapshot(self.model, self._clock(), waiting, workers=False)):
+        for line in self._narrator.look(snapshot(self.model, time.time(), waiting, workers=False)):
             self.say("info", line)
 
     def show(self, blockers: Iterable[Blocked], now: float) -> str:
         """The whole picture as text of several lines."""
-        return table(snapshot(self.model, self._clock(), self._note(blockers, now)))
+        return table(snapshot(self.model, time.time(), self._note(blockers, now)))
 
     def finish(self, **fields: Any) -> str:
         """Write `run-ended` and the report. Returns the line for the end of the run."""
@@ -122,7 +119,7 @@ class Observer:
         """Log what is waited for when that changes (numbers of jobs: now and then), for those who read the log."""
         waiting = waiting_states(blockers, now)
         kinds = {(state.pool, state.what) for state in waiting}
-        wall = self._clock()
+        wall = time.time()
         if kinds != self._waiting or (kinds and wall - self._noted > NOTE_EVERY_S):
             self._waiting, self._noted = kinds, wall
             self.event("waiting", blockers=waiting)

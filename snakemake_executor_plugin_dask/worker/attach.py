@@ -7,9 +7,7 @@ it. Processes of other clients on the worker are left alone.
 import asyncio
 import dataclasses
 import os
-import signal
 import tempfile
-import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -18,7 +16,7 @@ from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node import devices, versions
 from snakemake_executor_plugin_dask.node.allocation import batch_system, host_name
 from snakemake_executor_plugin_dask.node.machine import this_machine
-from snakemake_executor_plugin_dask.node.processes import all_pids, is_supervisor, job_key, send, why_cold
+from snakemake_executor_plugin_dask.node.processes import all_pids, is_supervisor, job_key, kill_until_gone, why_cold
 from snakemake_executor_plugin_dask.worker import client
 from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess
 
@@ -43,39 +41,18 @@ def seen_here(supervisor: int) -> bool:
     return is_supervisor(supervisor) and os.access(f"/proc/{supervisor}/environ", os.R_OK)
 
 
-def _seen_dead(supervisor: int, keys: Collection[str]) -> bool:
-    """Whether all processes of these attempts are seen to be gone, for a supervisor that was `seen_here`.
-
-    Some carry no key, since they were forked and not executed; those do not outlive their supervisor.
-    """
-    return not seen_here(supervisor) and not marked(keys)
-
-
-def kill_marked(keys: Collection[str], timeout_s: float = 10.0) -> bool:
+def kill_marked(keys: Collection[str]) -> bool:
     """SIGKILL every process that carries one of these keys; False where one is left."""
-    deadline = time.monotonic() + timeout_s
-    while pids := marked(keys):
-        if time.monotonic() > deadline:
-            return False
-        send(pids, signal.SIGKILL)
-        time.sleep(0.02)
-    return True
+    return kill_until_gone(lambda: marked(keys))
 
 
-def end_from_outside(supervisor: int, keys: Collection[str], timeout_s: float = 10.0) -> bool:
+def end_from_outside(supervisor: int, keys: Collection[str]) -> bool:
     """End a supervisor that was `seen_here`, so that it starts nothing more, and these jobs; False where one is left.
 
-    For a worker that is lost, which may be stopped and go on later. Runs in the driver.
+    For a worker that is lost, which may be stopped and go on later. Runs in the driver. Some processes carry no key,
+    since they were forked and not executed; those do not outlive their supervisor.
     """
-    deadline = time.monotonic() + timeout_s
-    while not _seen_dead(supervisor, keys):
-        if time.monotonic() > deadline:
-            return False
-        if seen_here(supervisor):
-            send([supervisor], signal.SIGKILL)
-        send(marked(keys), signal.SIGKILL)
-        time.sleep(0.02)
-    return True
+    return kill_until_gone(lambda: [*([supervisor] if seen_here(supervisor) else []), *marked(keys)])
 
 
 async def attach(setup: RunSetup, name: str, dask_worker: Any) -> WorkerFacts:

@@ -166,7 +166,7 @@ def test_figures_of_a_small_run():
     """Core-seconds held and used, CPU and memory, by hand."""
     model = RunModel(
         [
-            at(0, "run-started", run_id="run", pools=[Pool("cpu", "local")]),
+            at(0, "run-started", run_id="run", options={"pools": [Pool("cpu", "local")]}),
             joined(10),
             queued(11, memory_mb=3000),
             placed(12),
@@ -212,7 +212,7 @@ def test_an_allocation_whose_worker_never_came_is_waste():
     """It counts with its pool's size from its start to its end."""
     model = RunModel(
         [
-            at(0, "run-started", pools=[Pool("cpu", "slurm", cores=8, memory_mb=100, nodes=2)]),
+            at(0, "run-started", options={"pools": [Pool("cpu", "slurm", cores=8, memory_mb=100, nodes=2)]}),
             at(0, "allocation-submitted", worker="cpu-0", pool="cpu", allocation="77"),
             at(5, "allocation-running", worker="cpu-0", pool="cpu"),
             at(15, "allocation-gone", worker="cpu-0", pool="cpu", reason="bad prologue"),
@@ -367,7 +367,7 @@ def test_a_request_is_logged_without_its_defaults():
 
 def test_waiting_and_failed_jobs_are_counted_as_they_change():
     """`watch` looks every second, and must not go through all jobs for what it shows."""
-    lines = [at(0, "run-started", pools=[Pool("cpu", "slurm", 0, 4)]), joined(1)]
+    lines = [at(0, "run-started", options={"pools": [Pool("cpu", "slurm", 0, 4)]}), joined(1)]
     lines += [queued(2, jobid) | {"pool": "cpu"} for jobid in range(5)]
     model = RunModel(lines)
     assert model.waits == {"cpu": 5}
