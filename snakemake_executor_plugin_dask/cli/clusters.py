@@ -52,15 +52,15 @@ def add_start(parser: argparse.ArgumentParser) -> None:
             metavar = field.metadata.get("metavar")
             flag = "--dask-" + field.name.replace("_", "-")
             parser.add_argument(flag, dest=field.name, metavar=metavar, help=field.metadata["help"].replace("%", "%%"))
-    parser.add_argument("--profile", metavar="DIR", help="a profile of Snakemake: its settings of this executor hold")
-    parser.add_argument("--wait", action="store_true", help="return once the least number of workers is there")
+    parser.add_argument("--profile", metavar="DIR", help="a Snakemake profile with settings for this executor")
+    parser.add_argument("--wait", action="store_true", help="return once the minimum number of workers is up")
 
 
 def add_stop(parser: argparse.ArgumentParser) -> None:
     """The arguments of `stop`."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of clusters, as `snakemake-dask clusters` shows them")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="clusters, as `snakemake-dask clusters` lists them")
     parser.add_argument("--all", action="store_true", help="all clusters that are up")
-    parser.add_argument("--force", action="store_true", help="also where runs use them, without asking")
+    parser.add_argument("--force", action="store_true", help="end them even if runs use them, and do not ask")
 
 
 def start(options: argparse.Namespace) -> int | None:
@@ -205,7 +205,7 @@ def _stop(where: Path, fate: str, *, force: bool) -> bool:
         for sentence in left:
             _say(sentence)
         if not left:
-            _print(f"Cluster {where.name} was dead; what it had left is gone.")
+            _print(f"Cluster {where.name} was dead; what it left behind is removed.")
         return not left
     told = asyncio.run(_asked(where, Ask()))
     if isinstance(told, str):

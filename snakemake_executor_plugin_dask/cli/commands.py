@@ -147,7 +147,7 @@ def _choices(jobs: argparse.ArgumentParser) -> None:
     for name, text in (
         ("slowest", "those that ran longest"),
         ("largest", "those with the largest memory peak"),
-        ("wasteful", "those that held most memory which they did not use"),
+        ("wasteful", "those that held the most memory without using it"),
     ):
         order.add_argument(f"--{name}", nargs="?", type=_number, const=10, metavar="N", help=f"{text} (10)")
     jobs.add_argument("-a", "--attempts", action="store_true", help="each attempt, and not only the last of each job")
@@ -225,7 +225,7 @@ def _status(options: argparse.Namespace) -> None:
     _print(table(snapshot(model, max(now, model.now))))
     what, silent = fate(log), rough(now - model.now)
     if what == "dead":
-        _print(f"\nThe run was killed; the last that it logged was {silent} ago.")
+        _print(f"\nThe run was killed; its last event was logged {silent} ago.")
     elif now - model.now > _STALE_S:
         _print(f"\nNothing was logged for {silent}: the run may have been stopped{' or killed' * (what == 'unknown')}.")
 

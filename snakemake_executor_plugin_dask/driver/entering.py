@@ -31,7 +31,7 @@ async def enter(begin: Begin) -> Entered | list[str]:
         try:
             link, there, said = await join(kept)
         except OSError as error:
-            msg = f"What is written down of cluster {kept.name} in {kept.directory} cannot be used: {error}."
+            msg = f"The record of cluster {kept.name} in {kept.directory} cannot be used: {error}."
             raise ConfigurationError(msg) from error
         if link is None:
             return said

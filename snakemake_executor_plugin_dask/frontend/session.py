@@ -287,7 +287,7 @@ class Session:
 
     def _reading_failed(self, error: BaseException) -> None:
         """On the reader's thread. Whoever the message was about would be waited for for ever, so the run ends."""
-        text = f"A message of the Dask cluster's driver process could not be acted upon: {error!r}"
+        text = f"A message of the Dask cluster's driver process could not be handled: {error!r}"
         self._voice.show("debug", "".join(traceback.format_exception(error)))
         if self._ended:
             self._voice.error(text)
@@ -336,7 +336,7 @@ class Session:
         except OSError as error:
             if _UPDATED[kind] != "accepted":  # else a copy is left
                 name = _label(info.job)
-                self._voice.warning(f"What {name} was to update could not be made as it was before: {error}.")
+                self._voice.warning(f"What {name} was to update could not be restored: {error}.")
         if kind == "dropped":
             with self._lock:
                 self._dropped.append(info.job)
@@ -429,8 +429,8 @@ class Session:
         self._ahead.close(taken=self._link is not None)
         for output, before in self._handover.left_updated():
             self._voice.warning(
-                f"{output} may be half updated, for the end of its job was not heard. As it was before, it is in "
-                f"{before}, until a run updates it again."
+                f"{output} may be half updated, since its job was not seen to end. Its former content is in {before} "
+                "until a run updates it again."
             )
         self._handover.close()
         self._handover.remove_empty_log_directories()

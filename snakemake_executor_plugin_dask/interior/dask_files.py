@@ -7,7 +7,7 @@ import dask
 
 from snakemake_executor_plugin_dask.interior.declared import Private
 
-DEFAULTS = Private("dask.config", "defaults", "settings of the user's that are overruled are not told")
+DEFAULTS = Private("dask.config", "defaults", "nobody is told which of their settings are overruled")
 COLLECT = Private("dask.config", "collect_yaml", "a site's walltime cannot be told from Dask-Jobqueue's own")
 PATHS = Private("dask.config", "paths", COLLECT.lost)
 

@@ -17,7 +17,7 @@ QUEUE_INPUT = Private(_JOB, "has_queue_input", "a rule that takes its input from
 STORAGE = Private("snakemake.io:_IOFile", "is_storage", "log files in storage would be looked for on this machine")
 
 _BACKUPS = "snakemake.persistence:FileBackupMixin"
-_UPDATED = "a job that fails takes a file that it updates along"
+_UPDATED = "a job that fails removes the file that it was to update"
 BACKUP_PATH = Private(_BACKUPS, "_get_backup_path", _UPDATED, needed=False)
 BACK_UP = Private(_BACKUPS, "backup_output", _UPDATED, needed=False)
 

@@ -151,7 +151,7 @@ def make(directory: Path) -> bool:
         return False
     except OSError as error:
         msg = (
-            f"A cluster that stays (--dask-keep) is written down in {directory.parent}, which cannot be used: "
+            f"A cluster that stays (--dask-keep) is recorded in {directory.parent}, which cannot be used: "
             f"{error.strerror or error}; set XDG_STATE_HOME to a directory of your own, or omit --dask-keep."
         )
         raise ConfigurationError(msg) from error

@@ -92,7 +92,7 @@ def choose(asking: Options, options: Options, environment: Mapping[str, str]) ->
     except OSError as error:
         if not options.keep_s:
             return None, []
-        msg = f"Clusters that stay are written down in {clusters}, which cannot be used: {error}; omit --dask-keep."
+        msg = f"Clusters that stay are recorded in {clusters}, which cannot be used: {error}; omit --dask-keep."
         raise ConfigurationError(msg) from error
     notes = [] if up else [note for path, record in others if (note := _why_not(path, record, asked))]
     kept = Kept(name, os.fspath(clusters / name), asked, options, options.keep_s) if up or options.keep_s else None

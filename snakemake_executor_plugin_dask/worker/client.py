@@ -167,7 +167,7 @@ class SupervisorLink:
         except EOFError:
             pass
         except Exception as error:  # noqa: BLE001 - jobs whose ends are not heard would be waited for for ever
-            self._why_lost = f"its words could not be acted upon: {error!r}; "
+            self._why_lost = f"a message of it could not be handled: {error!r}; "
             self.supervisor.process.kill()
         await self._supervisor_gone()
 

@@ -419,7 +419,7 @@ def test_a_warm_process_that_is_not_understood_is_ended(tmp_path: Path, monkeypa
         async with asyncio.timeout(60):
             assert await starting is False
         assert current.start_reason == "the warm process ended"
-        assert any("its words could not be acted upon: ModuleNotFoundError" in text for text in said)
+        assert any("a message of it could not be handled: ModuleNotFoundError" in text for text in said)
         channel.close()
 
     try:

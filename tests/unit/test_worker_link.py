@@ -173,7 +173,7 @@ def test_a_supervisor_that_is_not_understood_is_ended(monkeypatch: pytest.Monkey
     outcome = settling.run(lose())
     assert killed == [True]
     assert outcome.status == "lost"
-    assert "its words could not be acted upon: ModuleNotFoundError" in outcome.detail
+    assert "a message of it could not be handled: ModuleNotFoundError" in outcome.detail
 
 
 def test_the_next_supervisor_is_begun_after_one_that_is_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

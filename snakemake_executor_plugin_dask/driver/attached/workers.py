@@ -98,7 +98,7 @@ class AttachedWorkers(Members):
         finally:
             del self._joining[address]
         if not isinstance(facts, WorkerFacts):
-            msg = f"the plugin's part did not start ({facts!r})"
+            msg = f"the plugin's supervisor did not start there ({facts!r})"
             raise PoolError(msg)
         taken = {
             device

@@ -142,11 +142,11 @@ class Head:
         while True:
             if time.monotonic() - asked >= _ALLOCATION_EVERY_S:
                 if await asyncio.to_thread(is_over, within):
-                    why = "the batch system says that the allocation it stood in is over"
+                    why = "the batch system says that the allocation it ran in has ended"
                     break
                 asked = time.monotonic()
             if await asyncio.to_thread(is_gone, self._in_place):
-                why = "another host has cleared up after it, as its allocation is over"
+                why = "another host has cleared up after it, since its allocation has ended"
                 break
             await asyncio.sleep(_IN_PLACE_EVERY_S)
         self.end(why)
@@ -205,7 +205,7 @@ class Head:
                 starting = [m for pool in self.dispatch.pools for m in self.core.fleet.starting(pool)]
                 self._until = None if starting else now + self._keep_s
             if self._holder is not None and start_time(self._holder.pid) != self._holder.start:
-                self.end("the allocation that it stood in is over")
+                self.end("the allocation it ran in has ended")
             if self._until is not None and now > self._until:
                 self.end("its keep time is over")
 

@@ -299,7 +299,7 @@ class Share(Cluster):
         ended = await asyncio.gather(*(self._end_on(member) for member in members))
         lost = [member for member, gone in zip(members, ended, strict=True) if not gone]
         for member in lost:
-            self._core.fleet.lose(member, "a supervisor of a run that is over does not leave it")
+            self._core.fleet.lose(member, "the supervisor of a run that has ended does not leave it")
         unknown = await asyncio.gather(*(self._everybody.confirmed(member.name) for member in lost))
         self._jobs.abandon()
         self._everybody.controllers.pop(self._run_id, None)

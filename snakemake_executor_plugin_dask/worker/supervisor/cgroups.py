@@ -66,7 +66,7 @@ def _own_group(root: Path) -> Path:
         if line.startswith("0::"):
             path = line.removeprefix("0::").lstrip("/")
             if not path:
-                msg = "this process is in the root cgroup, which is not a run's to divide"
+                msg = "this process is in the root cgroup, below which a run may make none"
                 raise OSError(msg)
             for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
                 if (root / mount / path / "cgroup.controllers").exists():

@@ -136,7 +136,7 @@ class WarmProcess:
         except EOFError:
             pass
         except Exception as error:  # noqa: BLE001 - of the ends of its jobs nothing more would be heard
-            self._events.warm_said(f"A warm process is ended, since its words could not be acted upon: {error!r}")
+            self._events.warm_said(f"A warm process is ended, since a message of it could not be handled: {error!r}")
         # Whoever closes this socket without ending is of no use, either.
         self.kill()
         self.gone = True
