@@ -93,7 +93,7 @@ class Controller:
             job = Job.of(self._packing.packed(queued))
             self.jobs[queued.key] = job
             self.counts.jobs += 1
-            self.routes.enter(job, queued)
+            self.routes.enter(job, queued.told or {})
         for later in message.soon:
             self.routes.look_ahead(later)
         if self.stopping:

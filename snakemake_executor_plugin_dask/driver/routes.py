@@ -16,7 +16,7 @@ from snakemake_executor_plugin_dask.driver.pools import Resources
 from snakemake_executor_plugin_dask.driver.sentences import Teller
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.errors import RequestError
-from snakemake_executor_plugin_dask.model.messages import Later, QueuedJob
+from snakemake_executor_plugin_dask.model.messages import Later
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 
@@ -41,11 +41,11 @@ class Routes:
         self._unmade: dict[Resources, list[Job]] = {}  # jobs for whose resources Slurm is being asked
         self._tasks = Tasks(around.failed)
 
-    def enter(self, job: Job, queued: QueuedJob) -> None:
-        """A job is ready. ``queued``: as it came."""
-        unmade = self._pools.unmade(queued.request)
+    def enter(self, job: Job, told: Mapping[str, object]) -> None:
+        """A job is ready. ``told``: see `QueuedJob`."""
+        unmade = self._pools.unmade(job.queued.request)
         name, why_none = self._choose(job) if unmade is None else (None, "")
-        self._event("job-queued", **_identity(queued), request=queued.request, pool=name or "")
+        self._event("job-queued", **told, request=job.queued.request, pool=name or "")
         if name is not None:
             self._wait_in(job, name)
         elif unmade is not None:
@@ -147,19 +147,3 @@ class Routes:
 
 def _shape_fields(pool: Pool) -> dict[str, Any]:
     return {name: getattr(pool, name) for name in ("cluster", "workers_max", "cores", "memory_mb", "gpus", "nodes")}
-
-
-def _identity(queued: QueuedJob) -> dict[str, Any]:
-    spec = queued.spec()
-    group = "--local-groupid" in spec.arguments
-    told: dict[str, Any] = {"key": queued.key, "rule": queued.name, "jobid": spec.jobid, "attempt": spec.attempt}
-    told |= {"group": group, "log": spec.log_path}
-    if spec.input_mb is not None:
-        told["input_mb"] = spec.input_mb
-    if spec.wildcards:
-        told["wildcards"] = dict(spec.wildcards)
-    if spec.members:
-        told["members"] = [
-            {"rule": each.rule, "jobid": each.jobid, "wildcards": dict(each.wildcards)} for each in spec.members
-        ]
-    return told

@@ -328,7 +328,7 @@ class WarmWorkflow:
 
     def unfit(self, spec: JobSpec) -> str:
         """Why this job must read the workflow itself; empty if it need not."""
-        if self._reads_cores and "--local-groupid" in spec.arguments:
+        if self._reads_cores and spec.is_group:
             return "the workflow asks for its number of cores while it is read, and a group has its own"
         return ""
 

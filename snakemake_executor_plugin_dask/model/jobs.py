@@ -107,7 +107,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class GroupMember:
-    """A job of a group job, for people."""
+    """A job of a group job."""
 
     rule: str
     jobid: str
@@ -158,7 +158,7 @@ class JobSpec:
     #: relative. None: it shares them.
     local_copies: str | None = None
     wildcards: tuple[tuple[str, str], ...] = ()
-    members: tuple[GroupMember, ...] = ()  # of a group job, for people
+    members: tuple[GroupMember, ...] = ()  # of a group job
     input_mb: float | None = None  # of its input files, 10^6 bytes; None: not known
     #: The log files that its rule (or its members' rules) declares; shown where it fails.
     rule_logs: tuple[str, ...] = ()
@@ -166,6 +166,11 @@ class JobSpec:
     updates: tuple[Update, ...] = ()
     #: Listed before success is reported, so that a network file system shows late outputs.
     output_dirs: tuple[str, ...] = ()
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it is a group job, whose Snakemake runs its members."""
+        return bool(self.members)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Both run the same code on the same machine, joined by a socket pair that only th
 """
 
 import pickle
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from snakemake_executor_plugin_dask.model.frozen import dataclass
@@ -43,16 +44,27 @@ class QueuedJob:
     request: Request
     priority: float = 0.0
     last: bool = False  # once it has failed, Snakemake starts no more jobs
+    told: Mapping[str, object] | None = None  # for the event log, once; None: it waits, and was told
 
     @classmethod
     def of(cls, spec: JobSpec, request: Request, priority: float = 0.0, *, last: bool = False) -> "QueuedJob":
         """Pack a job."""
-        return cls(spec.key, spec.name, pickle.dumps(spec, protocol=pickle.HIGHEST_PROTOCOL), request, priority, last)
+        packed = pickle.dumps(spec, protocol=pickle.HIGHEST_PROTOCOL)
+        return cls(spec.key, spec.name, packed, request, priority, last, _told(spec))
 
-    def spec(self) -> JobSpec:
-        """Unpacked anew; it lacks what placement decides (devices, hosts)."""
-        spec: JobSpec = pickle.loads(self.packed)
-        return spec
+
+def _told(spec: JobSpec) -> dict[str, object]:
+    told: dict[str, object] = {"key": spec.key, "rule": spec.name, "jobid": spec.jobid, "attempt": spec.attempt}
+    told |= {"group": spec.is_group, "log": spec.log_path}
+    if spec.input_mb is not None:
+        told["input_mb"] = spec.input_mb
+    if spec.wildcards:
+        told["wildcards"] = dict(spec.wildcards)
+    if spec.members:
+        told["members"] = [
+            {"rule": each.rule, "jobid": each.jobid, "wildcards": dict(each.wildcards)} for each in spec.members
+        ]
+    return told
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from supervising import alive
 from system.warm_harness import Warm, planned, read, run_cold
 
 from snakemake_executor_plugin_dask.model.job_messages import Cold, Exited, Stale, Start
+from snakemake_executor_plugin_dask.model.jobs import GroupMember
 from snakemake_executor_plugin_dask.node.processes import children_of
 
 SIMPLE = """
@@ -91,7 +92,9 @@ def test_a_workflow_that_asks_for_its_cores(tmp_path: Path) -> None:
         "{wildcards.n}", "{threads}"
     )
     setup, specs = planned(tmp_path, snakefile, "--cores", "4")
-    group = replace(specs[1], arguments=(*specs[1].arguments, "--local-groupid", "g"), call=None)
+    members = (GroupMember(specs[1].name, specs[1].jobid),)
+    arguments = (*specs[1].arguments, "--local-groupid", "g")
+    group = replace(specs[1], arguments=arguments, members=members, call=None)
     with Warm(setup, stderr=subprocess.DEVNULL) as warm:
         assert warm.depth == 3
         assert warm.run(specs[0]).code == 0

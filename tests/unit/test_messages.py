@@ -1,5 +1,6 @@
 """What travels between executor and driver."""
 
+import pickle
 import socket
 import threading
 
@@ -45,4 +46,4 @@ def test_a_waiting_job_is_unpacked_as_it_was() -> None:
     """What placement asks for stands beside it."""
     spec = JobSpec("rule-1", "rule", "1", 1, ("--cores", "1"), 1, "/log", call=b"call")
     job = QueuedJob.of(spec, Request(2), 3)
-    assert (job.key, job.name, job.priority, job.spec()) == ("rule-1", "rule", 3, spec)
+    assert (job.key, job.name, job.priority, pickle.loads(job.packed)) == ("rule-1", "rule", 3, spec)

@@ -123,10 +123,9 @@ class Attempt:
             os.stat(self.log)
         status = self.leader.result() if self.leader.done() else None
         failed = status is not None and exit_status(status)[0] == 1 and self.spec.script is None
-        group = "--local-groupid" in self.spec.arguments
         return Words(
             command_end(self.log) if failed else "",
-            failed_members(self.log) if failed and group else "",
+            failed_members(self.log) if failed and self.spec.is_group else "",
             tail(self.log),
             self._rule_logs(files_dir),
         )
