@@ -5,13 +5,12 @@ configuration say, else a share of the partition's nodes: as much as the known j
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from snakemake_executor_plugin_dask.batch.allocations import Ran, run_here
-from snakemake_executor_plugin_dask.batch.refusals import no_such
+from snakemake_executor_plugin_dask.batch.sinfo import MIB, NodeKind, node_kinds
 from snakemake_executor_plugin_dask.decide import remedies
 from snakemake_executor_plugin_dask.decide.routing import (
     Shortage,
@@ -34,7 +33,6 @@ from snakemake_executor_plugin_dask.model.requests import Request, cores_on_node
 Key = tuple[tuple[str, str], ...]
 Named = Sequence[tuple[str, Request]]  # requests with their rules, as far as those are known
 
-_MIB = 2**20
 #: An allocation is worth its wait only if it lives for more than one short job; unused time is given back anyway.
 _LEAST_WALLTIME_S = 3600.0
 #: A pool beside smaller ones of the same resources has so much more than its jobs ask for, so that few are needed
@@ -42,22 +40,6 @@ _LEAST_WALLTIME_S = 3600.0
 _FURTHER = 1.5
 _LEAST_JOBS = 4  # of the largest kind that a worker is to hold at once, where so many are known and a node has room
 _TINY = 1e-9
-SINFO_FORMAT = "%P|%l|%L|%c|%m|%G|%f|%D"
-
-
-@dataclass(frozen=True, slots=True)
-class NodeKind:
-    """One kind of node in a partition, as `sinfo` tells it; memory in MiB, GPUs by model (empty text: none given)."""
-
-    partition: str
-    default: bool
-    limit_s: float | None
-    default_time_s: float | None
-    cores: int
-    memory_mib: int
-    gpus: tuple[tuple[str, int], ...]
-    features: frozenset[str]
-    nodes: int  # so many of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +70,7 @@ class _Nodes:
         cluster = option_given(
             lambda key: _extra(wanted, setting) if key == "job_extra_directives" else setting(key), CLUSTERS
         )
-        self.kinds, self.problem = _node_kinds(whose, wanted, self.partition, cluster, run)
+        self.kinds, self.problem = node_kinds(whose, wanted, self.partition, cluster, run)
 
     def needed(self, request: Request, model: str | None) -> int:
         """How many nodes the request takes: as many as it says, or, of a job that spreads, as few as hold its tasks."""
@@ -99,7 +81,7 @@ class _Nodes:
             (
                 template.cores or kind.cores,
                 template.gpus or _of_model(kind, model),
-                template.memory_mb or (_mb(kind) or None),
+                template.memory_mb or kind.memory_mb or None,
             )
             for kind in self.kinds
         ]
@@ -155,7 +137,7 @@ def _for_one_worker(request: Request, kinds: Sequence[NodeKind], template: Pool)
     rooms = [
         Amounts(
             template.cores or kind.cores,
-            usable_memory_mb(template.memory_mb or _mb(kind)) or UNKNOWN,
+            usable_memory_mb(template.memory_mb or kind.memory_mb) or UNKNOWN,
             template.gpus or _of_model(kind, request.gpu_model),
         )
         for kind in kinds
@@ -275,98 +257,6 @@ def _options(wanted: Mapping[str, str], pool: Pool, setting: Callable[[str], Any
     return options | {"job_extra_directives": extra}
 
 
-# Nodes
-
-
-def _node_kinds(
-    whose: str,
-    wanted: Mapping[str, str],
-    partition: str | None,
-    cluster: str | None,
-    run: Callable[[Sequence[str]], Ran],
-) -> tuple[list[NodeKind], str]:
-    """The kinds of node in a partition (without one: in the default), and why sinfo does not tell, or an empty text.
-
-    ConfigurationError where there is no such partition, or no such node in it.
-    """
-    clusters = [f"--clusters={cluster}"] if cluster else []
-    named = [f"--partition={partition}"] if partition else []
-    done = run(["sinfo", "--noheader", "--exact", f"--format={SINFO_FORMAT}", *named, *clusters])
-    if done.code != 0:
-        return [], (done.err.strip() or f"it ended with {done.code}").splitlines()[0]
-    kinds = parse_sinfo(done.out)
-    if partition is None:
-        kinds = [kind for kind in kinds if kind.default] or kinds
-    if not kinds:
-        raise ConfigurationError(_no_partition(whose, wanted, partition, run([*SLURM.queues, *clusters])))
-    constraint = wanted.get("constraint")
-    fitting = [kind for kind in kinds if _has(kind, constraint)]
-    if not fitting:
-        known = sorted(set().union(*(kind.features for kind in kinds)) - {"null"})
-        have = ", ".join(known) or "no features"
-        msg = (
-            f"{whose}: no node of partition {kinds[0].partition} has {constraint} (they have {have}); "
-            "change constraint."
-        )
-        raise ConfigurationError(msg)
-    return fitting, ""
-
-
-def _no_partition(whose: str, wanted: Mapping[str, str], partition: str | None, listed: Ran) -> str:
-    known = set(listed.out.split())
-    if partition is None:
-        return f"{whose}: Slurm has no default partition; give slurm_partition ({', '.join(sorted(known))})."
-    change = f"change {'slurm_partition' if 'slurm_partition' in wanted else '`queue` in the options'}"
-    unknown = next((part for part in partition.split(",") if part not in known), None)
-    if unknown is None or not known:
-        return f"{whose}: partition {partition} has no nodes; {change}."
-    return f"{whose}: {no_such('partition', unknown, known, change)}."
-
-
-def parse_sinfo(out: str) -> list[NodeKind]:
-    """Lines of `sinfo --format=%P|%l|%L|%c|%m|%G|%f|%D`."""
-    kinds = []
-    for line in out.splitlines():
-        fields = [field.strip() for field in line.split("|")]
-        if len(fields) != 8 or not fields[0]:
-            continue  # "CLUSTER: name"
-        name, limit, default_time, cores, memory, gres, features, nodes = fields
-        kinds.append(
-            NodeKind(
-                partition=name.rstrip("*"),
-                default=name.endswith("*"),
-                limit_s=_seconds(limit),
-                default_time_s=_seconds(default_time),
-                cores=int(cores.rstrip("+")),
-                memory_mib=int(memory.rstrip("+")),
-                gpus=_gpus(gres),
-                features=frozenset(re.findall(r"[^,\s()]+", features)),
-                nodes=int(nodes),
-            )
-        )
-    return kinds
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        return SLURM.parse_walltime(text)
-    except ValueError:
-        return None  # infinite, n/a
-
-
-def _gpus(gres: str) -> tuple[tuple[str, int], ...]:
-    found = re.findall(r"(?:^|,)gpu(?::([A-Za-z][^:,()]*))?(?::(\d+))?", gres)
-    return tuple((model, int(number or 1)) for model, number in found)
-
-
-def _has(kind: NodeKind, constraint: str | None) -> bool:
-    """Whether the nodes have the features; a constraint with more than names and one operator counts as met."""
-    if not constraint or not re.fullmatch(r"[\w.-]+(?:(?:&[\w.-]+)*|(?:\|[\w.-]+)*)", constraint):
-        return True
-    names = set(re.split(r"[&|]", constraint))
-    return bool(names & kind.features) if "|" in constraint else names <= kind.features
-
-
 # Sizes
 
 
@@ -445,7 +335,7 @@ def _shape(kind: NodeKind, pool: Pool) -> Shape:
     """A worker that holds the whole node."""
     return Shape(
         cores=kind.cores,
-        memory_mb=usable_memory_mb(_mb(kind)) if _mb(kind) else None,
+        memory_mb=usable_memory_mb(kind.memory_mb) if kind.memory_mb else None,
         gpus=_of_model(kind, pool.gpu_model),
         nodes=pool.nodes or 1,
     )
@@ -466,7 +356,7 @@ def _holding(kinds: Sequence[NodeKind], requests: Sequence[Request], model: str 
     return [
         kind
         for kind in kinds
-        if largest <= Amounts(kind.cores, _mb(kind) or UNKNOWN, _of_model(kind, model)) and nodes <= kind.nodes
+        if largest <= Amounts(kind.cores, kind.memory_mb or UNKNOWN, _of_model(kind, model)) and nodes <= kind.nodes
     ]
 
 
@@ -490,7 +380,7 @@ def _share(
     # The commonest small node: a larger one is scarce, and holds these workers too.
     kind = min(fitting, key=lambda kind: (_of_model(kind, model), kind.cores, kind.memory_mib))
     has_gpus = _of_model(kind, model)
-    memory_of_node = _mb(kind)
+    memory_of_node = kind.memory_mb
     one = min(1.0, growth * max(cores / kind.cores, memory_mb / memory_of_node if memory_of_node else 0.0))
     part = one
     if nodes is None:  # a wide worker's nodes are leased whole
@@ -511,16 +401,11 @@ def _share(
     if template.memory_mb is not None:
         worker_mb, mib = template.memory_mb, None
     elif memory_of_node:
-        mib = min(kind.memory_mib, max(math.ceil(memory_mb * 10**6 / _MIB), math.floor(part * kind.memory_mib + _TINY)))
-        worker_mb = mib * _MIB // 10**6
+        mib = min(kind.memory_mib, max(math.ceil(memory_mb * 10**6 / MIB), math.floor(part * kind.memory_mib + _TINY)))
+        worker_mb = mib * MIB // 10**6
     else:
         worker_mb, mib = max(memory_mb, 1000 * worker_cores), None
     return Size(worker_cores, worker_mb, mib, template.gpus if template.gpus is not None else gpus)
-
-
-def _mb(kind: NodeKind) -> int:
-    """0: not known."""
-    return kind.memory_mib * _MIB // 10**6 if kind.memory_mib > 1 else 0
 
 
 def _of_model(kind: NodeKind, model: str | None) -> int:

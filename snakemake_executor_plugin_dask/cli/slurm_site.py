@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from snakemake_executor_plugin_dask.backends.slurm_pools import SINFO_FORMAT, NodeKind, parse_sinfo
 from snakemake_executor_plugin_dask.batch.allocations import Ran, run_here, user_name
+from snakemake_executor_plugin_dask.batch.sinfo import MIB, SINFO_FORMAT, NodeKind, parse_sinfo
 from snakemake_executor_plugin_dask.config.poolsfile import read_pools_file
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
@@ -27,7 +27,6 @@ from snakemake_executor_plugin_dask.model.printed import clean_block
 
 Run = Callable[[Sequence[str]], Ran]
 
-_MIB = 2**20
 _MOST_WORKERS = 10
 _LONGEST_S = 86400.0  # a longer walltime waits longer in the queue, and few jobs need it
 #: Nodes in these states take no jobs at the moment, and may never again.
@@ -344,7 +343,7 @@ def _pool(kind: Kind, name: str) -> list[str]:
     node = kind.node
     counted = node.memory_mib > 1
     memory_mib = node.memory_mib if counted else 1000 * node.cores
-    size = f"{node.cores} cores" + (f", {units.format_memory(memory_mib * _MIB // 10**6)}" if counted else "")
+    size = f"{node.cores} cores" + (f", {units.format_memory(memory_mib * MIB // 10**6)}" if counted else "")
     if node.gpus:
         size += ", " + ", ".join(f"{number} {model or 'GPU'}{'' if model else 's'}" for model, number in node.gpus)
     limit = "without a time limit" if node.limit_s is None else f"at most {units.format_duration(node.limit_s)}"

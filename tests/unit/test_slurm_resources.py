@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.backends.slurm_pools import granting, make_pools, parse_sinfo
+from snakemake_executor_plugin_dask.backends.slurm_pools import granting, make_pools
 from snakemake_executor_plugin_dask.batch.allocations import Ran
+from snakemake_executor_plugin_dask.batch.sinfo import parse_sinfo
 from snakemake_executor_plugin_dask.decide import routing
 from snakemake_executor_plugin_dask.frontend.preflight import Question, answer
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
