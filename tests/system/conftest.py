@@ -14,6 +14,14 @@ from running import wait_for
 
 from .kept_clusters import Clusters
 
+# Each process of a Dask cluster that is not the plugin's own looks at itself fifty times a second, and samples what its
+# threads do: two percent of a core, in tests that have up to twenty of them.
+os.environ.update(
+    DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL="5s",
+    DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL="1s",
+    DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED="False",
+)
+
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[VirtualSlurm]:
