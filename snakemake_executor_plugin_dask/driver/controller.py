@@ -19,7 +19,7 @@ from snakemake_executor_plugin_dask.driver import sentences
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, Job, Limbo, State
-from snakemake_executor_plugin_dask.driver.members import Member
+from snakemake_executor_plugin_dask.driver.members import Listener, Member
 from snakemake_executor_plugin_dask.driver.outfit import outfit, runtime_limit
 from snakemake_executor_plugin_dask.driver.packing import Packing
 from snakemake_executor_plugin_dask.driver.parts import Parts
@@ -43,8 +43,8 @@ class Counts:
     lost_workers: int = 0
 
 
-class Controller:
-    """Waiting and running jobs of one run. As `members.Listener` it hears of workers."""
+class Controller(Listener):
+    """Waiting and running jobs of one run, which hears of its cluster's workers."""
 
     def __init__(
         self,
@@ -60,9 +60,7 @@ class Controller:
         self._cluster = cluster
         self._around = around
         self.clock = around.clock
-        self.event, self.failed = around.event, around.failed
         self._tell = Teller(around.say)
-        self.warn = self._tell.warn
         self.dispatch = dispatch
         dispatch.runs[setup.run_id] = self
         self.pools, self.ledger, self.waiting = dispatch.pools, dispatch.ledger, dispatch.waiting
@@ -474,8 +472,16 @@ class Controller:
 
     # What else is heard of workers
 
+    def event(self, kind: str, **fields: Any) -> None:
+        self._around.event(kind, **fields)
+
+    def failed(self, error: BaseException) -> None:
+        self._around.failed(error)
+
+    def warn(self, text: str) -> None:
+        self._tell.warn(text)
+
     def worker_joined(self, member: Member) -> None:
-        """A worker is up, and its facts are known; waiting jobs are placed soon."""
         assert member.facts is not None
         pool, workers = self.pools[member.pool.name], self._cluster.workers
         self.dispatch.joined(member, workers.up(pool.name))
@@ -491,26 +497,21 @@ class Controller:
         self.routes.route_again(pool)
 
     def fit_elsewhere(self, pool: Pool) -> bool:
-        """Whether all jobs that wait in this pool could run in another one."""
         return self.routes.fit_elsewhere(pool)
 
     def preempted(self, member: Member) -> None:
-        """A worker's allocation was taken away for others, which may happen again and again."""
         self._tell.preempted(member)
 
     def pool_failed(self, pool: Pool, why: str) -> None:
-        """A worker of the pool did not come up, and there will be other tries."""
         self._tell.pool_failed(pool, why)
 
     def nodes_closed(self, pool: Pool, why: str) -> None:
-        """Its jobs with Dask workers go to other pools where they fit, or fail with the reason."""
         self.pools.closed[pool.name] = why
         self._tell.nodes_closed(pool, why)
         self.routes.route_again(pool)
         self.place_soon()
 
     def pool_given_up(self, pool: Pool, why: str) -> None:
-        """Its jobs go to other pools where they fit, or fail with the reason."""
         self.pools.given_up[pool.name] = why
         self.event("pool-given-up", pool=pool.name, reason=why)
         self._tell.pool_given_up(pool, why)
