@@ -409,14 +409,14 @@ def test_job_script_and_job_name(tmp_path: Path) -> None:
     case = Case(
         "script",
         "simple",
-        (("--jobscript", "jobscript.sh", "--jobname", "my.{name}.{jobid}.sh"),),
+        (("next/2.txt", "--notemp", "--jobscript", "jobscript.sh", "--jobname", "my.{name}.{jobid}.sh"),),
         {"PARITY_MARKER": str(marker)},
     )
     result = run_case(case, "warm", tmp_path)
     print(result.text)
     assert result.exit_codes == [0]
-    assert result.files["sum.txt"][2] == b"2\n3\n4\n"
-    assert marker.read_text() == "used\n" * 7
+    assert result.files["next/2.txt"][2] == b"3\n"
+    assert marker.read_text() == "used\n" * 2
 
 
 def test_immediate_submit_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters.daemons import free_ports
 from distributed import Client, Scheduler, Worker
 from distributed.comm import connect, listen, registry
 from distributed.security import Security
@@ -65,9 +66,8 @@ def test_those_of_a_node_need_no_tls(sockets: Path) -> None:
 
 def test_a_socket_that_was_left(sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was killed leaves it; the next that has its port takes its place."""
-    with socket.socket() as port, socket.socket(socket.AF_UNIX) as left:
-        port.bind((HOST, 0))
-        number = port.getsockname()[1]
+    number = free_ports(1)
+    with socket.socket(socket.AF_UNIX) as left:
         monkeypatch.chdir(sockets)
         left.bind(f"{number}.sock")
 

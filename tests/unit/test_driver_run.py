@@ -15,6 +15,7 @@ import dask
 import dask_jobqueue  # noqa: F401 - its first import adds its defaults to Dask's configuration
 import psutil
 import pytest
+from clusters.daemons import free_ports
 from distributed.utils import get_ip
 
 from snakemake_executor_plugin_dask.batch.allocations import Ran
@@ -179,8 +180,7 @@ def test_a_scheduler_that_cannot_listen_is_told_and_leaves_nothing(tmp_path: Pat
 @pytest.mark.usefixtures("dask_configuration")
 def test_leases_are_renewed_where_the_scheduler_listens(tmp_path: Path) -> None:
     """On its interface, and on the port after its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_ports(2)
     before, where = listening(), set()
     pool = Pool("cpu", "slurm", 0, 2, 4, 4000)
     bring_up(tmp_path, pool, lambda: where.update(listening()), scheduler_interface="lo", scheduler_port=port)
