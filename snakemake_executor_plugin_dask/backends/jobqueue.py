@@ -46,7 +46,7 @@ from snakemake_executor_plugin_dask.batch.answers import (
     outside_allocation,
 )
 from snakemake_executor_plugin_dask.batch.refusals import no_such, outlook, rehearsed
-from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace
+from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace, left_to_users
 from snakemake_executor_plugin_dask.interior import jobqueue
 from snakemake_executor_plugin_dask.interior.declared import missing, refusal
 from snakemake_executor_plugin_dask.model import units
@@ -248,7 +248,7 @@ class JobqueueBackend(Backend):
     def options(self) -> set[str]:
         """The arguments that pools of this batch system take beside the plugin's own."""
         names = jobqueue.arguments(self.name, self.system.job_class)
-        return (names | {"interface", "scheduler_options"}) - directives.OWNED
+        return left_to_users(names | {"interface", "scheduler_options"})
 
     def _check_queue(self, pool: Pool) -> None:
         queue = self.setting(pool, "queue")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace, parse_port
+from snakemake_executor_plugin_dask.config.poolsfile import LISTS, SchedulerPlace, parse_port, show
 from snakemake_executor_plugin_dask.interior import dask_files
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.batch_systems import BatchSystem
@@ -47,7 +47,7 @@ def checked(system: BatchSystem, section: str, key: str, value: object) -> Any:
     except ValueError as error:
         dashed = key.replace("_", "-")
         where = origin(section, dashed) or "Dask's configuration"
-        msg = f"{where}: jobqueue.{section}.{dashed} is {_show(value)}, which {error}."
+        msg = f"{where}: jobqueue.{section}.{dashed} is {show(value)}, which {error}."
         raise ConfigurationError(msg) from None
 
 
@@ -85,7 +85,7 @@ def _text(value: object) -> object:
 
 def _texts(value: object) -> object:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str | int | float) for item in value):
-        example = _show(value) if isinstance(value, str) else '"first", "second"'
+        example = show(value) if isinstance(value, str) else '"first", "second"'
         msg = f"is not a list of strings; write a list, such as [{example}]"
         raise ValueError(msg)
     return value
@@ -110,12 +110,6 @@ def _scheduler_options(value: object) -> SchedulerPlace:
     return SchedulerPlace(interface, host, parse_port(wanted.get("port") or 0))
 
 
-def _show(value: object) -> str:
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    return f"{value!r:.80}"
-
-
 _READ: dict[str, Callable[[object], Any]] = {
     "cores": _cores,
     "memory": _memory,
@@ -124,13 +118,7 @@ _READ: dict[str, Callable[[object], Any]] = {
         ("account", "interface", "local_directory", "log_directory", "project", "python", "queue", "resource_spec"),
         _text,
     ),
-    **dict.fromkeys(
-        (
-            *("cancel_command_extra", "env_extra", "header_skip", "job_directives_skip", "job_extra"),
-            *("job_extra_directives", "job_script_prologue", "submit_command_extra"),
-        ),
-        _texts,
-    ),
+    **dict.fromkeys(LISTS, _texts),
 }
 #: The Job classes of such batch systems take mappings where the others take lists of lines.
 _OF_DESCRIPTION: dict[str, Callable[[object], Any]] = {"job_extra": _mapping, "job_extra_directives": _mapping}

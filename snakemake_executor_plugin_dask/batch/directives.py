@@ -10,12 +10,6 @@ from snakemake_executor_plugin_dask.model.batch_systems.scripts import Setting, 
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool
 
-#: Parameters of the classes that are the plugin's own, or have keys of their own in a pool.
-OWNED = frozenset({
-    "self", "scheduler", "name", "cores", "memory", "processes", "nanny", "protocol", "security", "death_timeout",
-    "extra", "worker_command", "worker_extra_args", "job_name", "walltime", "base_class_kwargs",
-})  # fmt: skip
-
 #: Lets the worker tell what the prologue changed. Backquotes, since HTCondor reads `$(…)` itself; and it starts a shell
 #: without a PATH, whose own one is to count as what was there before.
 BEFORE_PROLOGUE = "export PATH; export SNAKEMAKE_DASK_BEFORE_PROLOGUE=`env -0 | base64 -w0`"

@@ -4,11 +4,23 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-#: How often Dask looks at its own process. By default that is fifty times a second, which takes two percent of a core.
-_SELDOM = {"distributed.admin.tick.interval": "1s", "distributed.admin.system-monitor.interval": "5s"}
+_BOTH: dict[str, Any] = {
+    "distributed.worker.daemon": False,
+    "distributed.worker.lifetime.duration": None,
+    "distributed.worker.profile.enabled": False,
+    # How often Dask looks at its own process: by default fifty times a second, which takes two percent of a core.
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.tick.limit": "20s",
+    "distributed.admin.low-level-log-length": 100,  # of messages, kept whole for Dask's developers
+    "distributed.comm.timeouts.connect": "30s",
+    "distributed.comm.timeouts.tcp": "60s",  # as long as a lease: a shorter cut of the network ends no job
+    "distributed.comm.require-encryption": True,
+}
 
 #: Set before any of Dask's objects is made; several are read in constructors.
 DRIVER_CONFIGURATION: dict[str, Any] = {
+    **_BOTH,
     "distributed.scheduler.work-stealing": False,  # jobs are pinned; a second start elsewhere would be a second attempt
     "distributed.scheduler.allowed-failures": 0,  # Dask would run a lost job up to three times more without a word
     "distributed.scheduler.no-workers-timeout": "10s",  # a pinned task whose worker went must not wait for ever
@@ -16,17 +28,8 @@ DRIVER_CONFIGURATION: dict[str, Any] = {
     "distributed.scheduler.worker-saturation": "inf",
     "distributed.scheduler.active-memory-manager.start": False,
     "distributed.scheduler.idle-timeout": None,
-    "distributed.worker.daemon": False,
-    "distributed.worker.lifetime.duration": None,
-    "distributed.worker.profile.enabled": False,
     "distributed.nanny.pre-spawn-environ": {},
-    **_SELDOM,
-    "distributed.admin.tick.limit": "20s",
-    "distributed.admin.low-level-log-length": 100,  # of messages, kept whole for Dask's developers
     "distributed.comm.retry.count": 0,
-    "distributed.comm.timeouts.connect": "30s",
-    "distributed.comm.timeouts.tcp": "60s",  # as long as a lease: a shorter cut of the network ends no job
-    "distributed.comm.require-encryption": True,
 }
 
 #: Set in a worker before `distributed` is imported, which reads it only then. Dask would work out the size of each
@@ -34,9 +37,7 @@ DRIVER_CONFIGURATION: dict[str, Any] = {
 BEFORE_IMPORT: dict[str, Any] = {"distributed.comm.offload": False}
 
 WORKER_CONFIGURATION: dict[str, Any] = {
-    "distributed.worker.daemon": False,
-    "distributed.worker.lifetime.duration": None,
-    "distributed.worker.profile.enabled": False,
+    **_BOTH,
     # Dask would measure its own process, and never the jobs.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -44,12 +45,6 @@ WORKER_CONFIGURATION: dict[str, Any] = {
     "distributed.worker.memory.terminate": False,
     "distributed.worker.preload": [],
     "distributed.worker.use-file-locking": False,  # nothing is written there, and the locks would be left behind
-    **_SELDOM,
-    "distributed.admin.tick.limit": "20s",
-    "distributed.admin.low-level-log-length": 100,  # of messages, kept whole for Dask's developers
-    "distributed.comm.timeouts.connect": "30s",
-    "distributed.comm.timeouts.tcp": "60s",  # as long as a lease: a shorter cut of the network ends no job
-    "distributed.comm.require-encryption": True,
 }
 
 #: Arguments of Dask's worker class that a job's own cluster is given by the plugin, and not by `dask_worker_options`.

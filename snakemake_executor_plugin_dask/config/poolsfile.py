@@ -66,7 +66,10 @@ _SAID_ELSEWHERE = {
 }
 
 #: Options of dask-jobqueue's classes that are lists, of whose text it would write each letter on a line of its own.
-_LISTS = {"job_extra_directives", "job_extra", "job_script_prologue", "env_extra", "job_directives_skip", "header_skip"}
+LISTS = (
+    *("cancel_command_extra", "env_extra", "header_skip", "job_directives_skip", "job_extra", "job_extra_directives"),
+    *("job_script_prologue", "submit_command_extra"),
+)
 
 #: Options of dask-jobqueue's classes that would break what the plugin promises, with the reason.
 _OWNED = {
@@ -146,7 +149,7 @@ def read_options(text: str, cluster: str) -> tuple[dict[str, Any], SchedulerPlac
         return {}, SchedulerPlace()
     if isinstance(value, str):
         msg = (
-            f"--dask-options: {_show(value)} is neither a file nor a mapping; "
+            f"--dask-options: {show(value)} is neither a file nor a mapping; "
             "write YAML text such as '{queue: long, account: physics}', or the name of a file that holds it."
         )
         raise ConfigurationError(msg)
@@ -170,10 +173,10 @@ class _Section:
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            _complain(source, path, f"is {_show(value)}; it must be a mapping of keys to values")
+            _complain(source, path, f"is {show(value)}; it must be a mapping of keys to values")
         for key in value:
             if not isinstance(key, str):
-                _complain(source, self.at(key), f"is named by {_show(key)}, which is not a string; put it in quotes")
+                _complain(source, self.at(key), f"is named by {show(key)}, which is not a string; put it in quotes")
         self._values: dict[str, Any] = value
 
     def __contains__(self, key: str) -> bool:
@@ -181,7 +184,7 @@ class _Section:
 
     def at(self, key: object) -> str:
         text = str(key)
-        shown = text if text.isprintable() and len(text) <= 60 else _show(text)
+        shown = text if text.isprintable() and len(text) <= 60 else show(text)
         return f"{self.path}.{shown}" if self.path else shown
 
     def names(self) -> list[str]:
@@ -213,7 +216,7 @@ class _Section:
                 raise ValueError(msg)  # noqa: TRY004, TRY301 - one way to complain
             return read(value)
         except ValueError as error:
-            self.complain(key, f"is {_show(value)}, which {error}")
+            self.complain(key, f"is {show(value)}, which {error}")
 
     def complain(self, key: str, what: str) -> NoReturn:
         _complain(self.source, self.at(key), what)
@@ -305,12 +308,17 @@ def _options(section: _Section, cluster: str, *, flags: bool = False) -> tuple[d
             place = _scheduler_place(section.section(key))
             del options[key]
         elif name in _OWNED:
-            section.complain(key, f"is set to {_show(value)}, but the plugin sets it itself: {_OWNED[name]}; remove it")
+            section.complain(key, f"is set to {show(value)}, but the plugin sets it itself: {_OWNED[name]}; remove it")
         elif name != key:
             section.complain(key, f"is not an option; write `{name}`, with underscores")
-        elif name in _LISTS and isinstance(value, str) and not system.description:  # where the first two are mappings
-            section.complain(key, f"is a string; it must be a list of strings, such as [{_show(value)}]")
+        elif name in LISTS and isinstance(value, str) and not system.description:  # where the first two are mappings
+            section.complain(key, f"is a string; it must be a list of strings, such as [{show(value)}]")
     return options, place
+
+
+def left_to_users(arguments: set[str]) -> set[str]:
+    """Of the arguments of one of dask-jobqueue's classes, those that a pool's options may hold."""
+    return arguments - _OWNED.keys() - _SAID_ELSEWHERE.keys() - {"self", "base_class_kwargs"}
 
 
 def _instead(name: str, *, flags: bool) -> str:
@@ -386,8 +394,8 @@ def _load(source: str, text: str) -> Any:
         raise ConfigurationError(msg) from error
 
 
-def _show(value: object) -> str:
-    """What was found, short."""
+def show(value: object) -> str:
+    """What was found, short, for a complaint."""
     if isinstance(value, dict | list):
         kind = "mapping" if isinstance(value, dict) else "list"
         return f"a {kind}"

@@ -5,7 +5,7 @@ All of it is called on the driver's event loop.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,8 +13,6 @@ from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.members import Members
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.messages import Level
-from snakemake_executor_plugin_dask.model.pools import Pool
-from snakemake_executor_plugin_dask.model.requests import Request
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.driver.controller import Controller
@@ -34,21 +32,16 @@ class Journal(Protocol):
 #: Shows a sentence to the user, and keeps it in the event log.
 Say = Callable[[Level, str], None]
 
-#: Pools for these requests and their names in the making, and why some of the requests can have none. The second
-#: argument: whether they are larger ones beside those of the same Slurm resources. May take as long as Slurm does.
-MakePools = Callable[[Sequence[Request], bool], Awaitable[tuple[Sequence[Pool], Mapping[Request, str]]]]
-
 
 @dataclass
 class Surroundings:
-    """What a run's parts act through. None of it waits or raises, but for ``make_pools``."""
+    """What a run's parts act through. None of it waits or raises."""
 
     send: Callable[[object], None]  # to Snakemake
     say: Say
     event: Journal
     failed: Callable[[BaseException], None]  # an error of the driver's own: the run ends with it
     state_dir: str
-    make_pools: MakePools
     clock: Callable[[], float] = time.monotonic
 
 

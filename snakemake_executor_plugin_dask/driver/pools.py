@@ -2,18 +2,21 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.batch.allocations import Ran, run_here
 from snakemake_executor_plugin_dask.decide import routing
-from snakemake_executor_plugin_dask.driver.cluster import MakePools
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.model.options import Options
-from snakemake_executor_plugin_dask.model.pools import Pool, Shape
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape, free_name
 from snakemake_executor_plugin_dask.model.requests import Request
+
+#: Pools for these requests and their names in the making, and why some of the requests can have none. The second
+#: argument: whether they are larger ones beside those of the same Slurm resources. May take as long as Slurm does.
+MakePools = Callable[[Sequence[Request], bool], Awaitable[tuple[Sequence[Pool], Mapping[Request, str]]]]
 
 Resources = tuple[tuple[str, str], ...]  # of Slurm: those by which a pool is made
 
@@ -88,7 +91,7 @@ class Pools(Mapping[str, Pool]):
         made: list[Pool] = []
         added: list[Pool] = []
         for pool in pools:
-            made.append(replace(pool, name=self._free(pool.name, {other.name for other in made})))
+            made.append(replace(pool, name=free_name(pool.name, {*self, *(other.name for other in made)})))
             shape = routing.shape_of(pool)
             # One that settings make as small as those that are there is of no use.
             if not further or any(not routing.shortages(request, pool, shape) for request in requests):
@@ -103,14 +106,7 @@ class Pools(Mapping[str, Pool]):
         """
         for pool in pools:
             if not any(_alike(pool) == _alike(there) for there in self.values()):
-                self.put(replace(pool, name=self._free(pool.name)))
-
-    def _free(self, name: str, taken: Collection[str] = ()) -> str:
-        """The name, with a number where another pool bears it."""
-        free, number = name, 2
-        while free in self or free in taken:
-            free, number = f"{name}-{number}", number + 1
-        return free
+                self.put(replace(pool, name=free_name(pool.name, self)))
 
     def why_not(self, request: Request, made: Sequence[Pool], name: str) -> str:
         """What the largest pools that can be made lack for the request."""

@@ -48,10 +48,10 @@ class Run:
             event=self._observer.event,
             failed=self._failed,
             state_dir=begin.state_dir,
-            make_pools=made_by_slurm(begin.options.slurm_template),
         )
         self.cluster = make(begin, around)
-        dispatch = Dispatch(Pools(begin.options, around.make_pools), around.clock, around.failed)
+        pools = Pools(begin.options, made_by_slurm(begin.options.slurm_template))
+        dispatch = Dispatch(pools, around.clock, around.failed)
         self.controller = Controller(begin.setup, begin.options, self.cluster, dispatch, around)
 
     async def start(self) -> None:

@@ -289,10 +289,7 @@ class Session:
         """On the reader's thread. Whoever the message was about would be waited for for ever, so the run ends."""
         text = f"A message of the Dask cluster's driver process could not be handled: {error!r}"
         self._voice.show("debug", "".join(traceback.format_exception(error)))
-        if self._ended:
-            self._voice.error(text)
-        else:
-            self._workflow.scheduler.executor_error_callback(as_error(text))
+        self._fail(text)
 
     def _report(self, messages: Collection[Started | Finished]) -> None:
         """Successes in one go at the end: else Snakemake's scheduler, woken by the first, would look at each alone."""
@@ -407,6 +404,10 @@ class Session:
         """On the reader's thread; `end` waits for it. What the driver did not give back is given back here."""
         assert self._link is not None
         text = clean_up_after(how, self._state_dir, self._link.log_tail(), leaving=self._ended, kept=self._kept)
+        self._fail(text)
+
+    def _fail(self, text: str) -> None:
+        """The run ends with this error."""
         if self._ended:
             self._voice.error(text)  # Snakemake's scheduler is over, and hears of no error any more
         else:

@@ -1,7 +1,7 @@
 """Pools: workers of one shape, brought up by one backend. Data; `poolsfile.py` and `configure.py` make them."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
@@ -84,13 +84,18 @@ class Shape:
         return Amounts(cores, memory_mb, gpus, self.nodes, coreless, self.extra)
 
 
-def unique_name(parts: Iterable[str], taken: Collection[str], default: str) -> str:
+def unique_name(parts: Iterable[str], taken: Container[str], default: str) -> str:
     """A pool's name made of these parts, of allowed characters and length, that is not taken."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts)).lstrip("-._")[:36] or default
-    unique, number = name, 2
-    while unique in taken:
-        unique, number = f"{name}-{number}", number + 1
-    return unique
+    return free_name(name, taken)
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """The name, with a number where it is taken."""
+    free, number = name, 2
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return free
 
 
 def usable_memory_mb(memory_mb: int) -> int:

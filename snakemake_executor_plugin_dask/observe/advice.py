@@ -73,7 +73,6 @@ class RuleUse:
     runtime_s: Spread | None
     cpu_efficiency: float | None
     core_s: float  # held
-    measured: int
     suggested_memory_mb: int | None
     suggested_runtime_min: int | None
     exceeded_memory: bool  # an attempt was ended for it
@@ -115,7 +114,6 @@ def _rule_use(rule: str, attempts: Sequence[Attempt], end: float) -> RuleUse:
         runtime_s=_spread(times),
         cpu_efficiency=sum(a.cpu_s or 0.0 for a in ran) / held if held else None,
         core_s=sum(((a.ended or end) - a.placed) * a.cores for a in attempts if a.placed is not None),
-        measured=len(times),
         suggested_memory_mb=suggest_memory_mb(peaks, too_big),
         suggested_runtime_min=suggest_runtime_min(times, too_long),
         exceeded_memory=bool(too_big),

@@ -143,7 +143,6 @@ def play(
             event=lambda kind, **fields: world.events.append((kind, fields)),
             failed=failures.append,
             state_dir=state_dir,
-            make_pools=make_pools,
             clock=lambda: world.now,
         )
         cluster: Any = SimpleNamespace(submit=submit, kill=kill, tell_cluster=tell_cluster, pages=None)

@@ -381,7 +381,6 @@ class _Served:
             event=lambda kind, **fields: send(Event(kind, fields)),
             failed=self._failed,
             state_dir=join.begin.state_dir,
-            make_pools=made_by_slurm(join.begin.options.slurm_template),
         )
         self.share = Share(head.runs, join.begin.setup, join.begin.jobs, expected)
         self.controller = Controller(join.begin.setup, join.begin.options, self.share, head.dispatch, around)
