@@ -5,7 +5,6 @@ what became of it; `next_step` says what follows, and `_reconcile` does it.
 """
 
 import asyncio
-import contextlib
 import logging
 import re
 import time
@@ -16,12 +15,13 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
 from snakemake_executor_plugin_dask.batch.allocations import Brakes
-from snakemake_executor_plugin_dask.batch.reasons import ending, may_be_the_node
+from snakemake_executor_plugin_dask.batch.reasons import may_be_the_node
 from snakemake_executor_plugin_dask.decide.badnodes import Nodes
-from snakemake_executor_plugin_dask.driver.members import LEASE_MARGIN_S, SILENT_S, Listener, Member, Members, State
+from snakemake_executor_plugin_dask.driver.members import SILENT_S, Listener, Member, Members, State
 from snakemake_executor_plugin_dask.driver.own.companions import Companion
 from snakemake_executor_plugin_dask.driver.own.daskcluster import DaskCluster
 from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
+from snakemake_executor_plugin_dask.driver.own.losses import Losses, preempted
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import WorkerFacts
 from snakemake_executor_plugin_dask.model.pools import Pool
@@ -30,13 +30,8 @@ from snakemake_executor_plugin_dask.worker import client
 _log = logging.getLogger(__name__)
 
 _UNREACHED_S = 20.0  # a supervisor starts before its worker joins, and connects in less
-_SUPERVISOR_WORD_S = 4.0  # how long the supervisor of a lost worker gets to say that its jobs are dead
 _STARTUP_S = 30.0  # before a pool's first worker has joined
 _PAUSE_S = 10.0  # between two looks that are a second apart
-_PREEMPTED_S = 5.0  # how long the batch system may take to say whether it took an allocation away
-_OUTPUT_S = 2.0  # how long the end of a lost worker's output may take to read
-_WRITTEN_S = 3.0  # how long what was written may take to be seen in a file, for which a server may stand between
-_LAST_WORDS_S = 10.0  # how long an allocation whose worker was lost may take to be over
 _LOOK_EVERY_S = 5.0  # at allocations that were submitted and have not joined
 _COMPANION_TRIES = 3  # to start companions in a pool that all fail, before no more are started
 _COMPANION_AGAIN_S = 5.0
@@ -149,7 +144,8 @@ class Fleet(Members):
         self._leases = leases
         self._backends = backends
         self._link = link
-        self._lease_s, self._refusal = lease_s, refusal
+        self._refusal = refusal
+        self._losses = Losses(leases, lease_s, clock, sleep)
         self._experience: dict[str, _Experience] = {}  # by pool
         self._tasks = Tasks(listener.failed)
         self._checked, self._checked_wall = clock(), time.time()
@@ -444,57 +440,12 @@ class Fleet(Members):
     # Losing
 
     async def confirm_dead(self, member: Member, keys: Sequence[str]) -> str | None:
-        """Wait until every process of these attempts is known to be dead. Returns None, or why that cannot be known."""
-        if keys:
-            self._leases.stop(member.name)
-        await self._hear_last_words(member)
-        unknown = await self._see_dead(member, keys) if keys else None
+        unknown = await self._losses.confirm(member, keys)
         self._let_go(member)
         return unknown
 
-    async def _see_dead(self, member: Member, keys: Sequence[str]) -> str | None:
-        name, lost = member.name, self._clock()
-        while True:
-            early = self._clock() < lost + _SUPERVISOR_WORD_S
-            if not early and not member.process.group and await member.process.kill():
-                return None
-            if self._leases.dead(name, keys):
-                return None
-            last = self._leases.last_renewal(name)
-            if not early and self._clock() >= (lost if last is None else last) + self._lease_s + LEASE_MARGIN_S:
-                if self._leases.answers(name):
-                    # The host answers and the supervisor does not: stopped processes count no lease.
-                    host = member.facts.host if member.facts else name
-                    return f"the processes on {host} are frozen and cannot be ended from here"
-                return None
-            await self._sleep(0.02 if early else 1.0)
-
-    async def _hear_last_words(self, member: Member) -> None:
-        """What the batch system says of a lost worker's allocation; asked before this run cancels it."""
-        member.preempted = await self.preempted(member)
-        # Processes may be dead before the line that says why is written; once the allocation is over, it is.
-        began, over = self._clock(), False
-        while True:
-            with contextlib.suppress(TimeoutError, OSError):
-                output = await asyncio.wait_for(asyncio.to_thread(member.process.output_tail), _OUTPUT_S)
-                member.ended = ending(output)
-            waited_s = self._clock() - began
-            if member.ended or not member.pool.kind.queued or waited_s >= (_WRITTEN_S if over else _LAST_WORDS_S):
-                return
-            await self._sleep(0.2)
-            over = over or await self._within(_LAST_WORDS_S - waited_s, member.process.over())
-
     async def preempted(self, member: Member) -> bool:
-        asked = member.asked_preempted
-        if asked is None or asked.done():  # many jobs may tell of their end at once
-            asked = member.asked_preempted = asyncio.ensure_future(member.process.preempted())
-        return await self._within(_PREEMPTED_S, asked)
-
-    async def _within(self, limit_s: float, asked: Awaitable[bool]) -> bool:
-        """What a batch system answers; False where it gives none in time, and its late answer serves others."""
-        asking = asyncio.ensure_future(asked)
-        done, _ = await asyncio.wait({asking}, timeout=limit_s)
-        return bool(done) and asking.exception() is None and asking.result()
+        return await preempted(member)
 
     # Giving back
 
