@@ -73,21 +73,13 @@ def configure(
     pools = _fit_machine(pools, machine, warnings)
     if not all(pool.kind.here for pool in pools):  # whose scheduler listens on loopback only
         check_interface(place.interface, machine.interfaces)
-    keep_s = _read(settings, "keep", parse_keep_s)
-    if keep_s and any(pool.kind.found for pool in pools):
-        warnings.append("--dask-keep is ignored: a cluster that others brought up stays as they want it.")
-        keep_s = 0.0
-    if keep_s and (limit := keep_at_most_s(environment)) is not None and limit[0] < keep_s:
-        keep_s, where = limit
-        allowed = f"{units.format_duration(keep_s)} at most" if keep_s else "no time"
-        warnings.append(f"--dask-keep is {settings.keep}, and {where} lets clusters stay for {allowed}.")
     system = pools[0].kind.system
     runtime, memory, cgroup = _read(settings, "enforce", _parse_enforce)
     options = Options(
         pools=pools,
         make_slurm_pools=settings.pools is None and system is not None and system.pools_for_resources,
         scheduler=None if settings.scheduler is None else _read(settings, "scheduler", _parse_scheduler),
-        keep_s=keep_s,
+        keep_s=_keep_s(settings, pools, environment, warnings),
         scheduler_interface=place.interface,
         scheduler_host=place.host,
         scheduler_port=place.port,
@@ -206,6 +198,20 @@ def _fit_machine(pools: tuple[Pool, ...], machine: Machine, warnings: list[str])
     if cores > machine.cores and all((pool.cores or 0) <= machine.cores for pool in sized.values()):
         warnings.append(f"The {workers} workers on this machine have {cores} cores together, but {has_cores}.")
     return tuple(sized.get(pool.name, pool) for pool in pools)
+
+
+def _keep_s(
+    settings: ExecutorSettings, pools: tuple[Pool, ...], environment: Mapping[str, str], warnings: list[str]
+) -> float:
+    keep_s = _read(settings, "keep", parse_keep_s)
+    if keep_s and any(pool.kind.found for pool in pools):
+        warnings.append("--dask-keep is ignored: a cluster that others brought up stays as they want it.")
+        return 0.0
+    if keep_s and (limit := keep_at_most_s(environment)) is not None and limit[0] < keep_s:
+        keep_s, where = limit
+        allowed = f"{units.format_duration(keep_s)} at most" if keep_s else "no time"
+        warnings.append(f"--dask-keep is {settings.keep}, and {where} lets clusters stay for {allowed}.")
+    return keep_s
 
 
 def _whose(pool: Pool, pools: tuple[Pool, ...]) -> str:

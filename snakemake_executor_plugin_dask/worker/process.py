@@ -60,51 +60,21 @@ def security_of(tls: Mapping[str, str]) -> Any:
 
 
 async def _serve(begun: Begun) -> int:
-    config, name, only = begun.config, begun.name, begun.only
+    name, only = begun.name, begun.only
     import_dask()
-    import dask
-
-    from snakemake_executor_plugin_dask.config.owned import WORKER_CONFIGURATION, quieten
-    from snakemake_executor_plugin_dask.interior import checks, dask_network, dask_streams
+    from snakemake_executor_plugin_dask.interior import checks
 
     if lacking := checks.of_dask().refusal:
         sys.stderr.write(f"worker {name}: {lacking}\n")
         return 1
-
-    from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
-    from snakemake_executor_plugin_dask.interior.dask_listening import guard
-    from snakemake_executor_plugin_dask.node.door import Door
-
     facts = _facts(begun)
     ends = None if facts.remaining_s is None else time.monotonic() + facts.remaining_s
-    companions.here = companions.Here(config, begun.directory, ends)
-    dask.config.set(WORKER_CONFIGURATION)
-    quieten()
-    bound_log()
-    guard(Door)
-    interface = config.get("interface")
-    # Read here, and not by their paths: whoever replaced them would be this worker's scheduler.
-    tls = {name: read_private(path).decode() for name, path in config["tls"].items()}
-    worker = QuietWorker(
-        config["scheduler"],
-        name=name,
-        # Shown by Dask's dashboard, and held by nothing: how many jobs run at once is the ledger's business.
-        nthreads=facts.cores,
-        memory_limit=facts.memory_mb * 10**6,
-        security=security_of(tls),
-        protocol="tls://",
-        host=config.get("host") or (None if interface else dask_network.own_address(config["scheduler"])),
-        interface=interface,
-        local_directory=begun.scratch,
-        death_timeout=config["death_timeout_s"],
-        resources={},
-    )
-    dask_streams.hurry_worker(worker)
-    worker.metrics |= client.METRICS
-    client.described[config["cluster"]] = facts
+    companions.here = companions.Here(begun.config, begun.directory, ends)
+    worker = _dask_worker(begun, facts)
+    client.described[begun.config["cluster"]] = facts
     link: client.SupervisorLink | None = None
     if only is None:
-        runs.serving = runs.Serving(name, config, begun.directory, begun.scratch, facts, worker)
+        runs.serving = runs.Serving(name, begun.config, begun.directory, begun.scratch, facts, worker)
     else:
         run_id = only[0].run_id
         topic = client.event_topic(run_id)
@@ -119,22 +89,59 @@ async def _serve(begun: Begun) -> int:
         await worker
     except (TimeoutError, OSError) as error:
         sys.stderr.write(
-            f"worker {name} reached no scheduler at {config['scheduler']}: {error}; if this host cannot reach that "
-            "address, name the network that both share: `interface` in the pool's options, or `scheduler` in the pools "
-            "file\n"
+            f"worker {name} reached no scheduler at {begun.config['scheduler']}: {error}; if this host cannot reach "
+            "that address, name the network that both share: `interface` in the pool's options, or `scheduler` in the "
+            "pools file\n"
         )
         return 1
     if link is None:
-        await worker.finished()  # type: ignore[no-untyped-call]
+        await worker.finished()
         await asyncio.gather(*map(runs.end, list(client.links)))
         runs.clear(begun.directory)
         return 0
-    await either(link.lost.wait(), worker.finished())  # type: ignore[no-untyped-call]
+    await either(link.lost.wait(), worker.finished())
     if link.lost.is_set():
         await worker.close(reason="the supervisor process died")
         return 2
     link.close()
     return 0
+
+
+def _dask_worker(begun: Begun, facts: WorkerFacts) -> Any:
+    """Dask's worker, which listens and connects once it is awaited."""
+    import dask
+
+    from snakemake_executor_plugin_dask.config.owned import WORKER_CONFIGURATION, quieten
+    from snakemake_executor_plugin_dask.interior import dask_network, dask_streams
+    from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
+    from snakemake_executor_plugin_dask.interior.dask_listening import guard
+    from snakemake_executor_plugin_dask.node.door import Door
+
+    config = begun.config
+    dask.config.set(WORKER_CONFIGURATION)
+    quieten()
+    bound_log()
+    guard(Door)
+    interface = config.get("interface")
+    # Read here, and not by their paths: whoever replaced them would be this worker's scheduler.
+    tls = {name: read_private(path).decode() for name, path in config["tls"].items()}
+    worker = QuietWorker(
+        config["scheduler"],
+        name=begun.name,
+        # Shown by Dask's dashboard, and held by nothing: how many jobs run at once is the ledger's business.
+        nthreads=facts.cores,
+        memory_limit=facts.memory_mb * 10**6,
+        security=security_of(tls),
+        protocol="tls://",
+        host=config.get("host") or (None if interface else dask_network.own_address(config["scheduler"])),
+        interface=interface,
+        local_directory=begun.scratch,
+        death_timeout=config["death_timeout_s"],
+        resources={},
+    )
+    dask_streams.hurry_worker(worker)
+    worker.metrics |= client.METRICS
+    return worker
 
 
 def _facts(begun: Begun) -> WorkerFacts:
