@@ -107,19 +107,25 @@ def test_what_was_begun_ahead_is_the_runs_or_gone(
 
 
 def test_two_runs_at_once_take_turns_and_end_apart(clusters: Clusters, tmp_path: Path) -> None:
-    """The second run's jobs start beside the first one's many, also while that one is stopped (Ctrl-Z).
+    """While both have jobs that wait, each starts about as many as the other, of jobs that are alike.
 
+    A third run's jobs start beside the first one's many, also while that one is stopped (Ctrl-Z).
     SIGKILL of one run ends its jobs and no other's.
     """
     body = "sleep 0.3"
-    with snakemake(tmp_path / "large", logged_jobs(300, body), *KEEP, *SMALL) as large:
-        wait_for(lambda: len(started(large)) > 4, "the large run's jobs")
-        os.killpg(large.process.pid, signal.SIGSTOP)
-        with snakemake(tmp_path / "small", logged_jobs(6, body), *KEEP, *SMALL) as small:
+    with snakemake(tmp_path / "large", logged_jobs(400, body), *KEEP, *SMALL) as large:
+        wait_for(lambda: len(started(large)) > 10, "the large run's jobs")
+        with snakemake(tmp_path / "small", logged_jobs(40, body), *SMALL) as small:
             finished(small)
-            assert "has 1 worker" in small.output
-            assert any(held["jobs"] for event in small.events("others-held") for held in event["held"].values())
-            assert len(ended(large)) < 300
+        theirs = sorted(float(line.split()[3]) for line in started(small))
+        of_large = [when for line in started(large) if theirs[0] <= (when := float(line.split()[3])) <= theirs[-1]]
+        assert 20 <= len(of_large) <= 80
+        os.killpg(large.process.pid, signal.SIGSTOP)
+        with snakemake(tmp_path / "third", logged_jobs(6, body), *KEEP, *SMALL) as third:
+            finished(third)
+            assert "has 1 worker" in third.output
+            assert any(held["jobs"] for event in third.events("others-held") for held in event["held"].values())
+            assert len(ended(large)) < 400
             assert len(clusters.heads()) == 1
             assert len(clusters.workers()) == 1
         os.killpg(large.process.pid, signal.SIGCONT)
@@ -130,20 +136,6 @@ def test_two_runs_at_once_take_turns_and_end_apart(clusters: Clusters, tmp_path:
         # What it held is free again.
         with snakemake(tmp_path / "after", logged_jobs(2, "true"), *SMALL) as after:
             finished(after)
-
-
-def test_two_runs_at_once_have_equal_shares(clusters: Clusters, tmp_path: Path) -> None:
-    """While both have jobs that wait, each starts about as many as the other, of jobs that are alike."""
-    body = "sleep 0.3"
-    with snakemake(tmp_path / "large", logged_jobs(400, body), *KEEP, *SMALL) as large:
-        wait_for(lambda: len(started(large)) > 10, "the large run's jobs")
-        with snakemake(tmp_path / "small", logged_jobs(40, body), *SMALL) as small:
-            finished(small)
-        theirs = sorted(float(line.split()[3]) for line in started(small))
-        of_large = [when for line in started(large) if theirs[0] <= (when := float(line.split()[3])) <= theirs[-1]]
-        assert 20 <= len(of_large) <= 80
-        assert len(started(large)) < 400
-        assert len(clusters.workers()) == 1
 
 
 def test_a_home_that_cannot_be_written_is_for_runs_that_keep_nothing(

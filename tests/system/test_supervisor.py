@@ -261,20 +261,25 @@ def test_orderly_stop_tells_of_each_job(worker):
 
 def test_lease_that_runs_out_ends_the_jobs(tmp_path):
     """Nobody renews: the jobs end, and so does the supervisor. As long as somebody does, they live."""
-    lease_s = 1.5 * slowness()
+    lease_s = min(4 * slowness(), 12.0)
     with fake_worker(tmp_path, run_setup(tmp_path, lease_s=lease_s)) as worker:
         key = worker.start("sleep 1000")
         pid = worker.wait_started(key)
-        began, number = time.monotonic(), 0
-        while time.monotonic() < began + 2 * lease_s:
-            worker.send(Renew(number))
-            number += 1
-            time.sleep(0.1)  # far shorter than a lease, of which two pass
+        renew(worker, 1.5 * lease_s, 0.1)  # far oftener than it would run out
         assert alive(pid)
         outcome = worker.outcome(key)
         assert (outcome.status, alive(pid)) == ("lost", False)
         assert "no renewal" in outcome.detail
         assert worker.wait() == 0
+
+
+def renew(worker, seconds, every_s):
+    """Renew the lease for so long."""
+    until, number = time.monotonic() + seconds, 0
+    while time.monotonic() < until:
+        worker.send(Renew(number))
+        number += 1
+        time.sleep(every_s)
 
 
 def test_a_job_that_meets_the_supervisors_end_is_lost_and_has_not_failed(tmp_path):
@@ -290,13 +295,12 @@ def test_a_job_that_meets_the_supervisors_end_is_lost_and_has_not_failed(tmp_pat
 
 def test_stopped_supervisor_does_not_take_late_renewals(tmp_path):
     """Renewals that waited while the supervisor stood still do not revive its lease."""
-    with fake_worker(tmp_path, run_setup(tmp_path, lease_s=1.5)) as worker:
+    lease_s = min(4 * slowness(), 12.0)
+    with fake_worker(tmp_path, run_setup(tmp_path, lease_s=lease_s)) as worker:
         key = worker.start("sleep 1000")
         pid = worker.wait_started(key)
         os.kill(worker.process.pid, signal.SIGSTOP)
-        for number in range(6):
-            time.sleep(0.4)  # six of them are longer than a lease
-            worker.send(Renew(number))
+        renew(worker, 1.5 * lease_s, lease_s / 4)  # a few: who reads nothing has no room for many
         os.kill(worker.process.pid, signal.SIGCONT)
         assert worker.outcome(key).status == "lost"
         assert not alive(pid)
