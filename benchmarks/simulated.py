@@ -234,12 +234,13 @@ def hold(path: str) -> None:
         name, topic, began = worker.simulated["name"], client.event_topic(run_id), time.time()
         host.running[name][spec.key] = time.monotonic()
         how = {"start": "warm", "start_depth": 3, "start_reason": ""}
-        worker.log_event(topic, {"started": spec.key, "pid": 1, "time": began, "worker": name, **how})
+        started = {"started": spec.key, "pid": 1, "time": began, "worker": name, **how}
+        worker.log_event(topic, client.as_event(started))
         await asyncio.sleep(float(os.environ.get(SECONDS) or spec.max_threads))
         outcome = Outcome(
             spec.key, "succeeded", name, name, pid=1, start="warm", exit_code=0, started=began, ended=time.time()
         )
-        worker.log_event(topic, {"ended": asdict(outcome)})
+        worker.log_event(topic, client.as_event({"ended": asdict(outcome)}))
         host.running[name].pop(spec.key, None)
         return outcome
 
