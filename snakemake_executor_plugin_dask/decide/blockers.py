@@ -1,13 +1,16 @@
 """What waiting jobs wait for, as data for the status and the report. Pure."""
 
 import math
+from bisect import insort
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from snakemake_executor_plugin_dask.decide import gangs
 from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
-from snakemake_executor_plugin_dask.decide.reservations import lets_pass, start_on
+from snakemake_executor_plugin_dask.decide.needs import Need
+from snakemake_executor_plugin_dask.decide.reservations import Ends, lets_pass
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Queue, Reservation, Waiting, described
+from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 
 
@@ -45,8 +48,9 @@ def blockers(waiting: Waiting, ledger: Ledger, now: float, among: Container[str]
     found: list[Blocker] = []
     for queue in waiting.queues():
         states = [state for state in ledger.states(queue.pool.name).values() if not state.draining]
+        workers = _Workers(states, now)
         for _, cls in queue.heads[:_MOST]:
-            blocker = _blocker(queue, cls, states, now)
+            blocker = _blocker(queue, cls, workers, now)
             if among is not None:
                 jobs = [entry.job for _, entry in cls.heap if entry.waits and entry.job.key in among]
                 blocker = replace(blocker, count=len(jobs), names=tuple(dict.fromkeys(job.name for job in jobs[:20])))
@@ -55,16 +59,66 @@ def blockers(waiting: Waiting, ledger: Ledger, now: float, among: Container[str]
     return found
 
 
-def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: float) -> Blocker:
+class _Workers:
+    """What is asked for each of many classes, and the same for all."""
+
+    def __init__(self, states: Sequence[WorkerState], now: float) -> None:
+        self.states = states
+        self.totals = {state.total for state in states}
+        self._ends = sorted((Ends(state, now) for state in states), key=lambda ends: ends.first)
+        self._now = now
+        self._most = NOTHING
+        for free in {state.free for state in states}:
+            self._most = free if self._most is NOTHING else _most(self._most, free)
+
+    def none_has_room(self, need: Need) -> bool:
+        """A quick answer, and no other means nothing."""
+        return not need.takes <= self._most
+
+    def start(self, cls: JobClass, *, none_fits: bool) -> float:
+        """When the class's first job will have as many workers as it needs; infinite: not known, or never."""
+        starts: list[float] = []
+        for ends in self._ends:
+            last = starts[cls.need.workers - 1] if len(starts) >= cls.need.workers else math.inf
+            if last <= self._now or (none_fits and ends.first >= last):
+                break  # none of the others has room any sooner
+            if ends.first >= last and not ends.state.has_room(cls.need):
+                continue
+            if not math.isinf(start := ends.start(cls)):
+                insort(starts, start)
+        return starts[cls.need.workers - 1] if len(starts) >= cls.need.workers else math.inf
+
+
+def _most(one: Amounts, other: Amounts) -> Amounts:
+    """The larger of both, amount by amount."""
+    extra = dict(one.extra)
+    for name, amount in other.extra:
+        extra[name] = max(amount, extra.get(name, amount))
+    return Amounts(
+        max(one.cores, other.cores),
+        max(one.memory_mb, other.memory_mb),
+        max(one.gpus, other.gpus),
+        max(one.nodes, other.nodes),
+        max(one.coreless, other.coreless),
+        tuple(sorted(extra.items())),
+    )
+
+
+def _blocker(queue: Queue, cls: JobClass, workers: _Workers, now: float) -> Blocker:
     told = described(cls)
-    need = cls.need
+    need, states = cls.need, workers.states
     if need.gang is not None:
         return _gang_blocker(cls, states, now)
     best: tuple[tuple[str, ...], WorkerState] | None = None
     fitting = 0
     kept: Reservation | None = None
     head = cls.head()
+    none_fits = workers.none_has_room(need)
     for state in states:
+        if best is not None and len(best[0]) <= 1 and (none_fits or not state.has_room(need)):
+            if none_fits:
+                break
+            continue  # it lacks something, and no less
         short = _short_on(state, cls, now)
         if not short:
             reservation = queue.reserved.get(state.name)
@@ -94,7 +148,7 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
         free = {name: max(0, amount) for name, amount in free.items()}
     needed = {
         "cores": need.node.cores,
-        "memory": max((state.memory_mb_for(need) for state in states), default=need.node.memory_mb),
+        "memory": need.node.memory_mb,
         "gpus": need.node.gpus,
         "coreless": 1,
         "nodes": need.nodes,
@@ -102,8 +156,9 @@ def _blocker(queue: Queue, cls: JobClass, states: Sequence[WorkerState], now: fl
         "workers": need.workers,
         **dict(need.takes.extra),
     }
-    starts = [plan[0] for state in states if (plan := start_on(state, cls, now))]
-    start = sorted(starts)[need.workers - 1] if len(starts) >= need.workers else math.inf
+    if need.shares_memory and states:
+        needed["memory"] = max(total.memory_share_mb(need.node.cores) for total in workers.totals)
+    start = workers.start(cls, none_fits=none_fits)
     if short == ("companions",):
         start = math.inf  # there is room, and when they are up is not known
     reserved_for = described(kept.cls).names if kept is not None and short == ("reserved",) else ()

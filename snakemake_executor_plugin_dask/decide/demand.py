@@ -108,6 +108,10 @@ def recommend(
     alive = [state for state in states if not state.draining]
     wanted = _items(pool, waiting, shape, startup_s)
     later = _items(pool, [WaitingClass(request, False, number, now) for request, number in soon], shape, startup_s)
+    full = len(states) >= pool.workers_max
+    if not starting and _nothing_to_change(pool, alive, now, full=full, asked=bool(wanted or later)):
+        workers = min(max(len(alive), pool.workers_min), max(0, pool.workers_max - len(states) + len(alive)))
+        return Recommendation(max(workers, len(alive)))
     bins = [_Bin.of(state, now, startup_s) for state in sorted(alive, key=_first_choice)]
     coming = [_Bin(pool, shape.amounts) for _ in range(starting)]
     room = max(0, pool.workers_max - len(states) - starting)
@@ -124,6 +128,13 @@ def recommend(
     draining = len(states) - len(alive)
     workers = min(max(needed, gang, pool.workers_min), max(0, pool.workers_max - draining))
     return Recommendation(max(workers, kept), tuple(state.name for state in give_back))
+
+
+def _nothing_to_change(pool: Pool, alive: Sequence[WorkerState], now: float, *, full: bool, asked: bool) -> bool:
+    """A quick yes, as a thousand workers may be looked at five times a second."""
+    if asked:
+        return full and all(state.idle_since is None for state in alive)
+    return not any(state.idle_since is not None and now - state.idle_since >= pool.idle_timeout_s for state in alive)
 
 
 def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s: float) -> list[_Item]:

@@ -7,6 +7,7 @@ it. Only workers with more room than at the last look, and classes with a new fi
 
 import heapq
 import math
+from bisect import insort
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from snakemake_executor_plugin_dask.decide import gangs
@@ -14,6 +15,7 @@ from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Place, WorkerState
 from snakemake_executor_plugin_dask.decide.needs import Need
 from snakemake_executor_plugin_dask.decide.reservations import (
+    Ends,
     idle_at,
     in_time,
     lets_pass,
@@ -105,11 +107,11 @@ class _Round:
         self.states = ledger.states(queue.pool.name)
         self.placed: list[tuple[QueuedJob, Holding]] = []
         self.live: list[WorkerState] = []  # workers with more room than at the last look
-        self.roomy: list[WorkerState] = []
+        self._roomy: list[WorkerState] | None = None  # see `roomy`
         self.hope = _Hope([], self.queue, now)
         self.looked: dict[JobClass, bool] = {}  # the classes looked at, and whether on every worker
         self.candidates: dict[JobClass, list[WorkerState]] = {}  # of some of these: where they may still fit
-        self.busy: list[WorkerState] = []  # of the roomy ones
+        self._busy: list[WorkerState] | None = None
         self.busy_live: list[WorkerState] = []
         self.last: dict[JobClass, WorkerState] = {}  # where the class's last job went
 
@@ -132,6 +134,20 @@ class _Round:
             self._plan()
         return self.placed
 
+    @property
+    def roomy(self) -> list[WorkerState]:
+        """All workers with room. Found when first asked for: of a thousand, each end of a job concerns one."""
+        if self._roomy is None:
+            self._roomy = [state for state in self.states.values() if self.queue.any_room(state)]
+        return self._roomy
+
+    @property
+    def busy(self) -> list[WorkerState]:
+        """Of the roomy ones, those where something runs."""
+        if self._busy is None:
+            self._busy = _busy(self.roomy)
+        return self._busy
+
     def _everywhere(self, cls: JobClass) -> bool:
         """Whether it takes more than a look at the workers that gained."""
         return cls in self.queue.unchecked or cls.need.workers > 1 or cls.need.gang is not None
@@ -141,8 +157,7 @@ class _Round:
 
     def _walk(self) -> None:
         """Start what fits, in order: all classes on the workers that gained, the unchecked ones on every worker."""
-        self.roomy = [state for state in self.states.values() if self.queue.any_room(state)]
-        self.busy, self.busy_live = _busy(self.roomy), _busy(self.live)
+        self.busy_live = _busy(self.live)
         while not self._walk_all():
             if not self._enough():
                 self._walk_unchecked()
@@ -178,6 +193,8 @@ class _Round:
 
     def _fresh_first(self) -> None:
         """New allocations go first to the jobs that need one, once these have waited long enough."""
+        if not self.queue.fresh:
+            return
         fresh = [
             state
             for state in self.states.values()
@@ -185,12 +202,14 @@ class _Round:
         ]
         if not fresh:
             return
+        self._busy = []  # no others are meant
         for _, cls in list(self.queue.heads):
             if cls.needs_fresh and self._waited_s(cls) >= PATIENCE_S:
                 self.looked[cls], self.candidates[cls] = True, list(fresh)
                 while cls.count and not self._enough() and self._start(cls):
                     pass
                 del self.looked[cls], self.candidates[cls]
+        self._busy = None
 
     def _start(self, cls: JobClass) -> bool:
         """Start the class's first job, if it fits where it may run."""
@@ -227,14 +246,16 @@ class _Round:
         """These workers have less room than before. That of a thousand others need not be looked at for each job."""
         full = [state for state in chosen if not self.queue.any_room(state)]
         for state in chosen:
-            if state not in self.busy:
-                self.busy.append(state)
-                if state in self.live:
-                    self.busy_live.append(state)
+            if self._busy is not None and state not in self._busy:
+                self._busy.append(state)
+            if state not in self.busy_live and state in self.live:
+                self.busy_live.append(state)
         if full:
-            self.live, self.busy, self.busy_live = (
-                [state for state in states if state not in full] for states in (self.live, self.busy, self.busy_live)
+            self.live, self.busy_live = (
+                [state for state in states if state not in full] for states in (self.live, self.busy_live)
             )
+            if self._busy is not None:
+                self._busy = [state for state in self._busy if state not in full]
         if len(self.live) <= max(_CLOSE_LOOKS, _NARROWS * self.hope.workers):
             self.hope = _Hope(self.live, self.queue, self.now)
 
@@ -296,9 +317,9 @@ class _Round:
             state = self.states.get(name)
             if state is None or not self.queue.any_room(state):
                 continue
-            busy = [] if state.idle_since is not None else [self.busy, self.busy_live]
-            for candidates in [self.live, self.roomy, *busy, *self.candidates.values()]:
-                if state not in candidates:
+            busy = [] if state.idle_since is not None else [self._busy, self.busy_live]
+            for candidates in [self.live, self._roomy, *busy, *self.candidates.values()]:
+                if candidates is not None and state not in candidates:
                     candidates.append(state)
         self.hope = _Hope(self.live, self.queue, self.now)
 
@@ -322,6 +343,7 @@ class _Round:
         """Keep workers for the first of the jobs that do not fit now."""
         queue = self.queue
         budget, full = _PLANNED_WORKERS, False
+        ends: list[Ends] = []  # of all workers, once a class needs them
         for _, cls in queue.heads[:_PLANNED_CLASSES]:
             if budget < 0:
                 break
@@ -332,7 +354,7 @@ class _Round:
             most = max(1, min(_MAX_RESERVATIONS, len(self.states) // 2))
             if newest is None and (full or (queue.reserved and len(queue.reserved) + cls.need.workers > most)):
                 continue
-            reservation, looked_at = self._reservation(cls)
+            reservation, looked_at = self._reservation(cls, ends)
             budget -= looked_at
             if reservation is None:
                 continue
@@ -342,7 +364,7 @@ class _Round:
                 for name in reservation.workers:
                     queue.reserved[name] = reservation
 
-    def _reservation(self, cls: JobClass) -> tuple[Reservation | None, int]:
+    def _reservation(self, cls: JobClass, ends: list[Ends]) -> tuple[Reservation | None, int]:
         """The workers to keep for a class's first job, and how many were looked at closely."""
         patient = self._waited_s(cls) < PATIENCE_S
         states = [
@@ -352,16 +374,39 @@ class _Round:
             return (None if patient else self._for_a_new_one(cls, states)), 0
         if cls.need.gang is not None:
             return self._of_places(cls, states, patient=patient), len(states)
-        plans = [(*found, state) for state in states if (found := start_on(state, cls, self.now))]
-        if len(plans) < cls.need.workers:
-            return None, len(plans)
-        chosen = sorted(plans, key=lambda plan: (plan[0], len(plan[1])))[: cls.need.workers]
-        start = chosen[-1][0]
-        if math.isinf(start) and patient:
-            return None, len(plans)
-        awaited = {key for _, keys, _ in chosen for key in keys}
+        chosen, looked_at = self._soonest(cls, states, ends)
+        start = chosen[-1][0] if chosen else math.inf
+        if not chosen or (math.isinf(start) and patient):
+            return None, looked_at
+        awaited = {key for *_, keys, _ in chosen for key in keys}
         names = tuple(state.name for *_, state in chosen)
-        return Reservation(cls, names, start, awaited, whole=False, made=self.now), len(plans)
+        return Reservation(cls, names, start, awaited, whole=False, made=self.now), looked_at
+
+    def _soonest(
+        self, cls: JobClass, states: Sequence[WorkerState], ends: list[Ends]
+    ) -> tuple[list[tuple[float, int, int, list[str], WorkerState]], int]:
+        """The workers on which the class's first job can start first: when, and which holdings end before.
+
+        None where there are too few. Also how many were looked at closely: of a thousand, few.
+        """
+        if not ends:
+            ends += sorted((Ends(state, self.now) for state in self.states.values()), key=lambda each: each.first)
+        need, open_to = cls.need, set(states)
+        some_fits = any(state.has_room(need) for state in self.roomy)
+        found: list[tuple[float, int, int, list[str], WorkerState]] = []
+        looked_at = 0
+        for each in ends:
+            state = each.state
+            if len(found) >= need.workers and each.first > found[need.workers - 1][0]:
+                if not some_fits:
+                    break  # none of the others has room any sooner
+                if not state.has_room(need):
+                    continue
+            if state in open_to and (plan := start_on(state, cls, self.now)):
+                start, awaited = plan
+                looked_at += 1
+                insort(found, (start, len(awaited), looked_at, awaited, state))
+        return (found[: need.workers] if len(found) >= need.workers else []), looked_at
 
     def _of_places(self, cls: JobClass, states: list[WorkerState], *, patient: bool) -> Reservation | None:
         """As `_reservation`, for a job whose Dask cluster may lie on several workers."""

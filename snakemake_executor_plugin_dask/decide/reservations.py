@@ -75,6 +75,37 @@ def start_on(state: WorkerState, cls: JobClass, now: float) -> tuple[float, list
     return start, awaited
 
 
+class Ends:
+    """When what runs on a worker ends, as it is now: looked at once for all the classes that ask."""
+
+    def __init__(self, state: WorkerState, now: float) -> None:
+        self.state = state
+        self.first = min(map(end_of, state.held.values()), default=math.inf)
+        self._now = now
+        self._rooms: list[tuple[float, Amounts]] | None = None
+
+    def start(self, cls: JobClass) -> float:
+        """As `start_on` has it; infinite also where the job will not fit."""
+        state, need = self.state, cls.need
+        if not state.could_hold(need) or not lives_from(state, cls, self._now):
+            return math.inf
+        part, start = state.part(need), self._now
+        if not part <= state.free:
+            start = next((max(start, until) for until, room in self._then() if part <= room), math.inf)
+        return start if math.isinf(start) or lives_from(state, cls, start) else math.inf
+
+    def _then(self) -> list[tuple[float, Amounts]]:
+        """What will be free, from when on."""
+        if self._rooms is None:
+            room, self._rooms = self.state.free, []
+            for held in sorted(self.state.held.values(), key=end_of):
+                if math.isinf(until := end_of(held)):
+                    break
+                room += held.amounts
+                self._rooms.append((until, room))
+        return self._rooms
+
+
 def to_claim(
     reserved: Mapping[str, Reservation], states: Mapping[str, WorkerState], now: float
 ) -> tuple[str, dict[str, Amounts]] | None:

@@ -113,6 +113,7 @@ class Queue:
         self.pool = pool
         self.classes: dict[tuple[Request, bool, str], JobClass] = {}
         self.heads: list[tuple[Order, JobClass]] = []  # the first job of each class, in order
+        self.fresh: set[JobClass] = set()  # those that need a new allocation
         self.unchecked: set[JobClass] = set()  # their first job is new, so every worker is looked at
         self.reserved: dict[str, Reservation] = {}  # by worker
         self.unlocked: set[str] = set()  # workers that are no longer kept
@@ -128,6 +129,8 @@ class Queue:
         cls.count += 1
         if old is None:
             self.classes[cls.key] = cls
+            if cls.needs_fresh:
+                self.fresh.add(cls)
             self._cores[cls.least.cores] += 1
             insort(self._memory_mb, cls.least.memory_mb)
         elif old.order < entry.order:
@@ -152,6 +155,7 @@ class Queue:
             return
         del self.classes[cls.key]
         self.unchecked.discard(cls)
+        self.fresh.discard(cls)
         self._cores[cls.least.cores] -= 1
         if not self._cores[cls.least.cores]:
             del self._cores[cls.least.cores]

@@ -391,7 +391,7 @@ class Controller(Listener):
         self.dispatch.drain(member.name)
         lost = [
             (job, job.attempt)
-            for job in self.sent.values()
+            for job in self._sent_to(member)
             if job.attempt.holding and member.name in job.attempt.holding.workers and not self.parts.ending(job.attempt)
         ]
         parts = self.parts.lost_worker(member)
@@ -444,6 +444,14 @@ class Controller(Listener):
             self.dispatch.gone(member.name)
 
         self._tasks.spawn(confirmed())
+
+    def _sent_to(self, member: Member) -> list[Job]:
+        """Those that may be on a worker, and few others: a hundred workers with thousands of jobs may go at once."""
+        state = self.ledger.states(member.pool.name).get(member.name)
+        if state is None:  # a node of another one
+            return list(self.sent.values())
+        held = (self.jobs.get(key) for key in state.held)
+        return [job for job in held if job is not None and job.attempt.key in self.sent]
 
     def _end_remains(self, job: Job) -> None:
         """Have an attempt in limbo ended by its first worker, where that one lives."""

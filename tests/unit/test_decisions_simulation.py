@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 import random
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from snakemake_executor_plugin_dask.decide.placement import (
     place,
     place_missing,
 )
-from snakemake_executor_plugin_dask.decide.reservations import lets_pass
+from snakemake_executor_plugin_dask.decide.reservations import lets_pass, start_on
 from snakemake_executor_plugin_dask.decide.routing import places, shape_of, shortages
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Order, Queue
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
@@ -259,10 +260,19 @@ class Simulation:
         assert not plan(cls.need, rooms), f"{cls.request} fits and waits"
 
     def check_blockers(self) -> None:
-        """Each waiting class is told what it waits for."""
+        """Each waiting class is told what it waits for, and when there is room for its first job."""
         told = blockers(self.waiting, self.ledger, self.now)
         assert sum(blocker.count for blocker in told) == len(self.waiting)
         assert all(blocker.short for blocker in told)
+        each = iter(told)
+        for queue in self.waiting.queues():
+            states = [state for state in self.ledger.states(queue.pool.name).values() if not state.draining]
+            for _, cls in queue.heads:
+                blocker = next(each)
+                if cls.need.gang is None and blocker.short != ("companions",):
+                    starts = sorted(found[0] for state in states if (found := start_on(state, cls, self.now)))
+                    start = starts[cls.need.workers - 1] if len(starts) >= cls.need.workers else math.inf
+                    assert blocker.frees_at == (None if math.isinf(start) else start)
 
     def run(self, jobs: int) -> None:
         """Let jobs arrive in bursts, and everything end."""

@@ -40,6 +40,27 @@ def test_a_dozen_jobs_ask_for_all_four_workers(runtime_s: float | None, up: int)
     assert advice(POOL, waiting, ledger) == Recommendation(4)
 
 
+def test_a_full_pool_at_work_stays_as_it_is() -> None:
+    """Where no further worker may come, nothing idles and jobs wait, there is nothing to change."""
+    pool = a_pool(cores=2, workers_max=2)
+    ledger = a_ledger(pool, "a", "b")
+    waiting = waiting_for(pool, jobs(12))
+    place(waiting, ledger, 0.0)
+    assert len(waiting)
+    assert advice(pool, waiting, ledger) == Recommendation(2)
+    ledger.drain("b")  # it still counts among those that may be there
+    assert advice(pool, waiting, ledger) == Recommendation(1)
+
+
+def test_idle_workers_are_looked_at_where_nothing_waits() -> None:
+    """The least number stays until the time-out and after it; one more goes with it."""
+    pool = a_pool(cores=2, workers_min=1, workers_max=4, idle_timeout_s=100.0)
+    ledger = a_ledger(pool, "a", "b")
+    assert advice(pool, Waiting(), ledger, now=99.0) == Recommendation(2)
+    assert len(advice(pool, Waiting(), ledger, now=100.0).give_back) == 1
+    assert advice(pool, Waiting(), Ledger()) == Recommendation(1)
+
+
 def test_no_more_than_the_jobs_can_use() -> None:
     """Three one-core jobs take two workers of two cores."""
     assert advice(POOL, waiting_for(POOL, jobs(3)), Ledger()).workers == 2
