@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.outbox import Outbox
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
+from snakemake_executor_plugin_dask.driver.shown import Shown
 from snakemake_executor_plugin_dask.model.messages import Begin, Say
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.observe.observer import Observer
@@ -53,6 +53,7 @@ class Run:
         pools = Pools(begin.options, made_by_slurm(begin.options.slurm_template))
         dispatch = Dispatch(pools, around.clock, around.failed)
         self.controller = Controller(begin.setup, begin.options, self.cluster, dispatch, around)
+        self._shown = Shown(self.controller, self.cluster.uses)
 
     async def start(self) -> None:
         """Have the cluster ready. ConfigurationError where that cannot be; `close` follows all the same."""
@@ -63,14 +64,13 @@ class Run:
         """Once a second."""
         await self.cluster.watch()
         if not self.controller.stopping:
-            self._observer.look(self._blockers(), time.monotonic(), self.cluster.uses())
+            now = time.monotonic()
+            self._observer.look(self._shown.blockers(now), now, self._shown.uses())
 
     def show_status(self) -> None:
         """Print the whole picture."""
-        self._send(Say("info", self._observer.show(self._blockers(), time.monotonic())))
-
-    def _blockers(self) -> list[Blocker]:
-        return blockers(self.controller.waiting, self.controller.ledger, time.monotonic())
+        now = time.monotonic()
+        self._send(Say("info", self._observer.show(self._shown.blockers_now(now), now)))
 
     async def close(self, *, failed: bool = False) -> tuple[str, ...]:
         """Give everything back. Returns what could not be seen to be gone."""

@@ -98,7 +98,7 @@ def test_every_run_says_where_it_is_whatever_its_cluster(tmp_path: Path, fails: 
         return ("left-0",)
 
     async def play() -> None:
-        cluster: Any = SimpleNamespace(start=start, close=close)
+        cluster: Any = SimpleNamespace(start=start, close=close, uses=dict)
         begin = Begin(SETUP, Options(pools=()), str(tmp_path / "abc12345"), str(log))
         run = Run(begin, lambda _: None, lambda *_: cluster)
         try:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from snakemake_executor_plugin_dask.decide.blockers import blockers
 from snakemake_executor_plugin_dask.decide.turns import Turns
 from snakemake_executor_plugin_dask.driver.cluster import Surroundings
 from snakemake_executor_plugin_dask.driver.controller import Controller
@@ -22,6 +21,7 @@ from snakemake_executor_plugin_dask.driver.outbox import Outbox
 from snakemake_executor_plugin_dask.driver.own.certificate import server_context
 from snakemake_executor_plugin_dask.driver.own.core import Core
 from snakemake_executor_plugin_dask.driver.pools import Pools, made_by_slurm
+from snakemake_executor_plugin_dask.driver.shown import Shown
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.kept import directory
 from snakemake_executor_plugin_dask.kept.joining import is_over
@@ -384,6 +384,7 @@ class _Served:
         )
         self.share = Share(head.runs, join.begin.setup, join.begin.jobs, expected)
         self.controller = Controller(join.begin.setup, join.begin.options, self.share, head.dispatch, around)
+        self._shown = Shown(self.controller, self.share.uses)
         self._others = HeldByOthers(head.dispatch.ledger, head.dispatch.pools, self.controller.owns)
 
     def _failed(self, error: BaseException) -> None:
@@ -423,8 +424,7 @@ class _Served:
         if news := self._others.news(now):
             self.send(Event("others-held", {"held": news}))
         if not self.controller.stopping:
-            found = blockers(self.controller.waiting, self.controller.ledger, now, among=self.controller.jobs)
-            self.send(Look(found, now, self.share.uses()))
+            self.send(Look(self._shown.blockers(now), now, self._shown.uses()))
         else:
             self.send(Alive())
 
