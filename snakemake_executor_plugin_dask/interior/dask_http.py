@@ -22,7 +22,7 @@ from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets, ssl_wrap_socket
 from tornado.web import ErrorHandler, RedirectHandler
 
-from snakemake_executor_plugin_dask.interior.dask_scheduler import calm
+from snakemake_executor_plugin_dask.interior.dask_scheduler import calm_heartbeat
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.node.door import Door
 
@@ -65,7 +65,7 @@ class QuietWorker(_NoHTTP, Worker):
     async def heartbeat(self) -> None:
         """What it says is for the dashboard. A scheduler with few workers wants to hear it twice a second."""
         await super().heartbeat()
-        calm(self, ["heartbeat"])
+        calm_heartbeat(self)
 
 
 class _Gate(RoutingApplication):

@@ -38,6 +38,9 @@ NAMES = (LISTENERS, CALLBACKS, *_OWN)
 #: Four times a second they look for what is not wanted here, or may wait.
 _HASTY = ("idle-timeout", "no-workers-timeout")
 _LOOK_EVERY_MS = 2000.0
+#: As often as a supervisor tells what jobs use, and less often with hundreds of workers. One that says nothing for
+#: `members.SILENT_S` is given up, which is several of these.
+_HEARTBEAT_MS, _HEARTBEAT_MOST_MS, _STRETCHED = 5_000.0, 10_000.0, 2.5
 
 #: As whose the scheduler knows the tasks. It has no connection, so that nobody is told of each of them.
 _CLIENT = "snakemake"
@@ -56,6 +59,13 @@ def calm(server: Any, names: Iterable[str] = _HASTY) -> None:
         for name in names:
             if (callback := CALLBACKS.of(server).get(name)) is not None:
                 callback.callback_time = max(callback.callback_time, _LOOK_EVERY_MS)
+
+
+def calm_heartbeat(worker: Any) -> None:
+    """Let a worker's next heartbeat come later than the scheduler has just asked for. It is for the dashboard alone."""
+    if CALLBACKS.there() and (beat := CALLBACKS.of(worker).get("heartbeat")) is not None:
+        stretched_ms = max(_HEARTBEAT_MS, _STRETCHED * beat.callback_time)
+        beat.callback_time = max(beat.callback_time, min(_HEARTBEAT_MOST_MS, stretched_ms))
 
 
 def takes_tasks() -> bool:

@@ -108,7 +108,7 @@ class World:
             dead=lambda *_: False,
             answers=lambda _: False,
             last_renewal=lambda _: None,
-            silent_s=self.silent.get,
+            silent_s=lambda: dict(self.silent),
             listen_anew=lambda: None,
         )
         self.fleet = Fleet(cluster, self.leases, backends, LINK, 60.0, listener, lambda: self.now, self._sleep)

@@ -502,18 +502,23 @@ class Fleet(Members):
             self._listening_since = now
             self._leases.listen_anew()
         listening = now - self._listening_since > SILENT_S
-        seen = self._cluster.last_seen()
+        silent = self._silent_s(wall) if listening else {}
         for member in list(self.members.values()):
-            silent_s = 0.0
-            if member.up and listening:
-                silent_s = max(wall - seen.get(member.name, wall), self._leases.silent_s(member.name) or 0.0)
-            self._reconcile(member, silent_s)
+            self._reconcile(member, silent.get(member.name, 0.0) if member.up else 0.0)
+
+    def _silent_s(self, wall: float) -> dict[str, float]:
+        """By worker: for how long it, or its supervisor, has said nothing."""
+        found = self._leases.silent_s()
+        for name, seen in self._cluster.last_seen().items():
+            if (silent_s := wall - seen) > found.get(name, 0.0):
+                found[name] = silent_s
+        return found
 
     def unreached(self) -> Member | None:
         """A worker that has joined, and whose supervisor has not come to the lease server in a good while."""
-        now, silent_s = self._clock(), self._leases.silent_s
-        joined = [member for member in self.members.values() if member.up and now - member.since > _UNREACHED_S]
-        return next((member for member in joined if silent_s(member.name) is None), None)
+        now, heard = self._clock(), self._leases.silent_s()
+        unheard = [member for name, member in self.members.items() if name not in heard]
+        return next((member for member in unheard if member.up and now - member.since > _UNREACHED_S), None)
 
     async def close(self) -> tuple[str, ...]:
         """Give everything back. Returns the names of what could not be seen to be gone."""

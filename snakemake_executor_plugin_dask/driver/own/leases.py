@@ -143,14 +143,20 @@ class LeaseServer:
         lines = [line for line in self._all() if line.open and line.run == run]
         return {key: (line.used, *use) for line in lines for key, use in line.uses.items()}
 
-    def silent_s(self, worker: str) -> float | None:
-        """Seconds since the most silent of its supervisors said anything; None: none has connected.
+    def silent_s(self) -> dict[str, float]:
+        """By worker: seconds since the most silent of its supervisors said anything; none where none has connected.
 
-        Those of runs that live: the others end by themselves, whatever they say.
+        Of those of runs that live: the others end by themselves, whatever they say.
         """
+        alive: dict[str, bool] = {}
+        found: dict[str, float] = {}
         now = time.monotonic()
-        heard = [connection.heard for connection in self._of(worker) if self._alive(connection.run)]
-        return now - min(heard) if heard else None
+        for line in self._all():
+            if (lives := alive.get(line.run)) is None:
+                lives = alive[line.run] = self._alive(line.run)
+            if lives and (silent_s := now - line.heard) >= found.get(line.worker, 0.0):
+                found[line.worker] = silent_s
+        return found
 
     def last_renewal(self, worker: str) -> float | None:
         """Monotonic time at which a renewal was last sent that may have arrived."""
