@@ -17,6 +17,7 @@ from typing import Any
 
 HOSTS = "SIMULATED_HOSTS"  # variable: the sockets of the hosts, by os.pathsep
 FIGURES = "SIMULATED_FIGURES"  # variable: where the driver writes what it measured of itself
+_STARTED_AT_ONCE = 8  # of a process: else none of a hundred is there before a connection's time is over
 SECONDS = "SIMULATED_SECONDS"  # variable: how long each job takes; default: what it says itself
 
 
@@ -143,12 +144,13 @@ class Host:
         self.renewed: dict[str, float] = {}
         self.longest_s = 0.0  # between two renewals of a worker's leases
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._starting = asyncio.Semaphore(_STARTED_AT_ONCE)
 
     async def serve(self, path: str) -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             message = json.loads(await reader.readline() or b"{}")
             if "start" in message:
-                self._spawn(self._start(Path(message["start"])))
+                self._spawn(self._in_turn(Path(message["start"])))
             elif message.get("kill") in self.workers:
                 self._spawn(self.workers.pop(message["kill"]).close(executor_wait=False, nanny=False))
             told = {
@@ -166,6 +168,10 @@ class Host:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _in_turn(self, path: Path) -> None:
+        async with self._starting:
+            await self._start(path)
 
     async def _start(self, path: Path) -> None:
         """As `worker/process.py` does, without the process of a supervisor: its connection is made here."""
