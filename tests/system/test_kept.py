@@ -354,6 +354,7 @@ if {"snakemake_executor_plugin_dask.driver.head", "snakemake_executor_plugin_das
     import gc, os, signal
     def count(*_):
         gc.disable()  # by this count's own garbage it would be collected
+        gc.unfreeze()  # else what is old would not be among them
         number = sum(type(each).__name__ in ("RunSetup", "Beginning") for each in gc.get_objects())
         with open(f"DIRECTORY/new-{os.getpid()}", "w") as file:
             file.write(str(number))

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import gc
 import math
 import os
 import socket
@@ -196,7 +195,7 @@ class Head:
             self._look(now)
             if not self._served and now > self._forget_at:
                 # A run's parts refer to each other, so that its environment would stay until much else has come.
-                gc.collect()
+                self.core.forget_all()
                 self._forget_at = math.inf
             if not self._served and not self._least:
                 for pool in self.dispatch.pools.values():

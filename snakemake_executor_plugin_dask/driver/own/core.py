@@ -245,6 +245,13 @@ class Core:
         self._dispatch.lend()
         await self.fleet.check()
         self._tell_unreached()
+        assert self._dask is not None
+        self._dask.garbage.look(jobs=any(run.jobs for run in self._dispatch.runs.values()))
+
+    def forget_all(self) -> None:
+        """Keep nothing in memory that nothing refers to."""
+        assert self._dask is not None
+        self._dask.garbage.collect()
 
     def _tell_unreached(self) -> None:
         member = None if self._unreached_told else self.fleet.unreached()

@@ -4,7 +4,6 @@ Workers are the fleet's. Dask's `SpecCluster` has no part in it: it makes worker
 behind one lock, and closes a lost one by itself some seconds later.
 """
 
-import gc
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from snakemake_executor_plugin_dask.config.dashboard import scheduler_options
 from snakemake_executor_plugin_dask.config.owned import DRIVER_CONFIGURATION, overruled, quieten
 from snakemake_executor_plugin_dask.driver import dasktasks
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
+from snakemake_executor_plugin_dask.driver.own.garbage import Garbage
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler, dask_streams
 from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class, serve_beside
@@ -31,15 +31,6 @@ def _innermost(error: BaseException, stop: type[BaseException]) -> BaseException
     while error.__cause__ is not None and not isinstance(error, stop):
         error = error.__cause__
     return error
-
-
-def _calm_collector() -> None:
-    """Have Python look for garbage less often, as Dask's own scheduler command does.
-
-    All that thousands of workers and jobs have in memory is looked at, and meanwhile nothing else is done.
-    """
-    gc.freeze()  # what was imported stays
-    gc.set_threshold(*(3 * each for each in gc.get_threshold()))
 
 
 class _Ears(SchedulerPlugin):
@@ -102,6 +93,7 @@ class DaskCluster:
         }
         self.scheduler: Any = None
         self.client: Any = None
+        self.garbage: Garbage  # once it has started
         self._takes_tasks = dask_scheduler.takes_tasks()
 
     async def start(self, dashboard: DashboardAddress | None, hear: Hear) -> tuple[str, ...]:
@@ -125,7 +117,7 @@ class DaskCluster:
             where = ", ".join(f"{key}: {value}" for key, value in asked.items() if value is not None)
             msg = f"Dask's scheduler cannot listen ({where}): {reason}"
             raise ConfigurationError(msg) from error
-        _calm_collector()
+        self.garbage = Garbage()
         dask_scheduler.calm(self.scheduler)
         self.scheduler.add_plugin(_Ears(hear))
         self.client = await Client(
