@@ -18,6 +18,17 @@ INTERVAL = Private("distributed.batched:BatchedSend", "interval", _LATER, needed
 NAMES = (TO_SCHEDULER, TO_WORKERS, OF_WORKER, INTERVAL)
 
 
+class _AtOnce(float):
+    """An interval of no length, after which no end of it is waited for.
+
+    A stream adds it to the time of each message that it has written, and would then look whether that has passed, with
+    a timer and an exception: that costs as much as the sending.
+    """
+
+    def __radd__(self, _now: float) -> Any:
+        return None  # "there is no deadline", as a stream has it that has nothing to send
+
+
 def hurry_client(client: Any) -> None:
     """What a client tells its scheduler."""
     _hurry(TO_SCHEDULER, client)
@@ -33,7 +44,12 @@ def hurry_worker(worker: Any) -> None:
     _hurry(OF_WORKER, worker)
 
 
+def hurry_stream(stream: Any) -> None:
+    """One of Dask's streams."""
+    setattr(stream, INTERVAL.name, _AtOnce())
+
+
 def _hurry(streams: Private, holder: Any, address: str | None = None) -> None:
     if streams.there() and INTERVAL.there():
         found = streams.of(holder)
-        setattr(found if address is None else found[address], INTERVAL.name, 0.0)
+        hurry_stream(found if address is None else found[address])

@@ -5,6 +5,8 @@ from typing import Any
 
 import dask
 from distributed import Scheduler, SchedulerPlugin, Worker
+from distributed.batched import BatchedSend
+from settling import run, settle
 
 from snakemake_executor_plugin_dask.interior import dask_streams
 
@@ -30,3 +32,44 @@ def test_a_workers_streams(tmp_path: Any) -> None:
 
     with dask.config.set({"distributed.worker.memory.terminate": False, "temporary-directory": str(tmp_path)}):
         assert asyncio.run(intervals()) == (0.0, 0.0)
+
+
+class SlowComm:
+    """A connection on which each write takes until `go`."""
+
+    def __init__(self) -> None:
+        self.written: list[list[int]] = []
+        self.go = asyncio.Event()
+
+    def closed(self) -> bool:
+        return False
+
+    async def write(self, messages: list[int], **_: Any) -> int:
+        self.written.append(list(messages))
+        await self.go.wait()
+        return len(messages)
+
+    async def close(self) -> None:
+        pass
+
+
+def test_what_comes_while_something_is_sent_follows_at_once() -> None:
+    """All of it together, in order, and the next one as soon as there is one."""
+
+    async def script() -> list[list[int]]:
+        stream, comm = BatchedSend(interval="1h"), SlowComm()
+        dask_streams.hurry_stream(stream)
+        stream.start(comm)
+        stream.send(1)
+        await settle()
+        stream.send(2)
+        stream.send(3)
+        await settle()
+        comm.go.set()
+        await settle()
+        stream.send(4)
+        await settle()
+        await stream.close()
+        return comm.written
+
+    assert run(script()) == [[1], [2, 3], [4]]
