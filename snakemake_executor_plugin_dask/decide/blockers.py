@@ -115,11 +115,14 @@ def _blocker(queue: Queue, cls: JobClass, workers: _Workers, now: float) -> Bloc
     head = cls.head()
     none_fits = workers.none_has_room(need)
     for state in states:
-        if best is not None and len(best[0]) <= 1 and (none_fits or not state.has_room(need)):
-            if none_fits:
-                break
+        if not none_fits and state.has_room(need):
+            short = _short_life(state, cls, now)
+        elif best is None or len(best[0]) > 1:
+            short = _short_on(state, cls, now)
+        elif none_fits:
+            break
+        else:
             continue  # it lacks something, and no less
-        short = _short_on(state, cls, now)
         if not short:
             reservation = queue.reserved.get(state.name)
             keeps = reservation is not None and reservation.cls is not cls and head is not None
@@ -208,6 +211,11 @@ def _short_on(state: WorkerState, cls: JobClass, now: float) -> tuple[str, ...]:
         short.remove("memory")  # the cores' share of the memory is short whenever the cores are
     if not short and len(cls.need.dask_workers) > len(state.free_nodes):
         short.append("companions")
-    if not short and not state.lives(cls.request, now, fresh=cls.fresh):
-        short.append("fresh" if cls.needs_fresh else "life")
-    return tuple(short)
+    return tuple(short) or _short_life(state, cls, now)
+
+
+def _short_life(state: WorkerState, cls: JobClass, now: float) -> tuple[str, ...]:
+    """What is lacking where there is room."""
+    if state.lives(cls.request, now, fresh=cls.fresh):
+        return ()
+    return ("fresh" if cls.needs_fresh else "life",)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.driver.controller import Controller
 
-_BLOCKERS_SHARE, _USES_SHARE = 0.02, 0.01  # of the time, at most
+_BLOCKERS_SHARE = _USES_SHARE = 0.01  # of the time, at most
 
 
 class Pace:
