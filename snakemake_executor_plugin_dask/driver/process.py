@@ -221,6 +221,7 @@ async def _receive(run: "Run", inbox: Inbox) -> None:
             case Enqueue() as message:
                 run.controller.enqueue(message)
                 run.cluster.scale()
+                await asyncio.sleep(0)  # many may have come, and each takes some milliseconds
             case DropWaiting():
                 run.controller.drop_waiting()
             case Say(level=level, text=text):

@@ -47,7 +47,19 @@ class _NoHTTP:
         """Open nothing."""
 
 
-class QuietScheduler(_NoHTTP, Scheduler):
+class _Discreet(Scheduler):
+    """Tells no worker of others that are gone: here none has to do with another one.
+
+    Where a hundred of a thousand are lost, that would be ninety thousand messages.
+    """
+
+    def worker_send(self, worker: str, msg: dict[str, Any]) -> None:
+        """Of all that a scheduler says to its workers."""
+        if msg.get("op") != "remove-worker":
+            super().worker_send(worker, msg)
+
+
+class QuietScheduler(_NoHTTP, _Discreet):
     """Dask's scheduler without HTTP server."""
 
 
@@ -126,7 +138,7 @@ class _GuardedHTTPServer(HTTPServer):
             self.gate.strangers.pop(stream, None)
 
 
-class DashboardScheduler(Scheduler):
+class DashboardScheduler(_Discreet):
     """Dask's scheduler with its pages under a secret path. ``link`` is complete."""
 
     link: str = ""

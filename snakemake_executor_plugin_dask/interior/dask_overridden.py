@@ -32,6 +32,13 @@ NAMES = (
     ),
     Private("distributed.scheduler:Scheduler", "services", "the dashboard's server would be left open at the end"),
     Private(
+        "distributed.scheduler:Scheduler",
+        "worker_send",
+        "the loss of many workers at once holds the driver up",
+        needed=False,
+        arguments=("worker", "msg"),
+    ),
+    Private(
         "distributed.worker:Worker", "_register_with_scheduler", "a worker would run no more jobs than it has cores"
     ),
     Private(

@@ -9,6 +9,7 @@ from distributed.batched import BatchedSend
 from settling import run, settle
 
 from snakemake_executor_plugin_dask.interior import dask_streams
+from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
 
 
 class Joined(SchedulerPlugin):
@@ -32,6 +33,26 @@ def test_a_workers_streams(tmp_path: Any) -> None:
 
     with dask.config.set({"distributed.worker.memory.terminate": False, "temporary-directory": str(tmp_path)}):
         assert asyncio.run(intervals()) == (0.0, 0.0)
+
+
+def test_no_worker_is_told_of_another_ones_end(tmp_path: Any) -> None:
+    """None has to do with another, and the messages would grow with the square of their number."""
+    told: list[str] = []
+
+    async def script() -> None:
+        async with scheduler_class(closed=True)(dashboard=False, protocol="inproc://") as scheduler:
+            workers = [Worker(scheduler.address, local_directory=str(tmp_path), name=name) for name in ("a", "b")]
+            async with workers[0], workers[1]:
+                stream = dask_streams.TO_WORKERS.of(scheduler)[workers[0].address]
+                send = stream.send
+                stream.send = lambda *messages: (told.extend(each["op"] for each in messages), send(*messages))
+                await scheduler.remove_worker(workers[1].address, stimulus_id="test")
+                scheduler.close_worker(workers[0].address)
+
+    with dask.config.set({"distributed.worker.memory.terminate": False, "temporary-directory": str(tmp_path)}):
+        asyncio.run(script())
+    assert "close" in told
+    assert "remove-worker" not in told
 
 
 class SlowComm:

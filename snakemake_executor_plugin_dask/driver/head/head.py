@@ -408,6 +408,7 @@ class _Served:
                 case Enqueue():
                     self.controller.enqueue(message)
                     self._head.core.scale()
+                    await asyncio.sleep(0)  # many may have come, and each takes some milliseconds
                 case DropWaiting():
                     self.controller.drop_waiting()
                 case Alive():
