@@ -56,18 +56,21 @@ rule next:
     shell: "{stamp}"
 """
 
-#: One worker after the other: the second comes up while nothing else is done.
+#: One worker after the other: the second, which nobody could foresee, comes up while nothing else is done.
 LATER = """
-rule all:
-    input: "out/second"
+def later(wildcards):
+    checkpoints.first.get()
+    return "out/second"
 
-rule first:
+rule all:
+    input: later
+
+checkpoint first:
     output: "out/first"
     resources: dask_pool="early"
     shell: "{stamp}"
 
 rule second:
-    input: "out/first"
     output: "out/second"
     resources: dask_pool="late"
     shell: "bash age.sh {{output}}"
@@ -79,11 +82,11 @@ pools:
 """
 #: For how long the worker above this process has been there.
 AGE = r"""
+read -r now _ < /proc/uptime
 process=$$
 until [ $process -le 1 ] || tr '\0' ' ' < /proc/$process/cmdline | grep -q 'dask[.]worker '; do
     process=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$process/status)
 done
-read -r now _ < /proc/uptime
 awk -v now="$now" -v ticks="$(getconf CLK_TCK)" '{print now - $22 / ticks}' /proc/$process/stat > "$1"
 """
 
