@@ -6,18 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from snakemake_executor_plugin_dask.decide import hints, localpool, routing
-from snakemake_executor_plugin_dask.frontend.failures import (
-    queue_text,
-)
+from snakemake_executor_plugin_dask.frontend.failures import queue_text
 from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
 from snakemake_executor_plugin_dask.frontend.voice import Voice, as_error
-from snakemake_executor_plugin_dask.interior import (
-    checks,
-    snakemake_dag,
-    snakemake_jobs,
-    snakemake_settings,
-)
+from snakemake_executor_plugin_dask.interior import checks, snakemake_dag, snakemake_jobs, snakemake_settings
 from snakemake_executor_plugin_dask.kept import recognise
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
 from snakemake_executor_plugin_dask.model.options import Options
