@@ -314,7 +314,9 @@ def test_a_launcher_whose_leases_ran_out_makes_room_for_the_next() -> None:
     play(script, group=("-0", "-1"))
 
 
-@pytest.mark.parametrize(("written", "ended", "heard"), [(0, 60, True), (6, 60, True), (6, 1, False), (60, 90, False)])
+@pytest.mark.parametrize(
+    ("written", "ended", "heard"), [(0, 60, True), (6, 60, True), (7, 5, True), (6, 1, False), (60, 90, False)]
+)
 def test_the_batch_systems_last_words_are_waited_for(written: float, ended: float, heard: bool) -> None:
     """Until its allocation is over, and a little longer, where these seconds after the loss words or end come."""
 

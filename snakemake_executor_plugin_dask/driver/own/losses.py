@@ -56,16 +56,16 @@ class Losses:
         """What the batch system says of a lost worker's allocation; asked before this run cancels it."""
         member.preempted = await preempted(member)
         # Processes may be dead before the line that says why is written; once the allocation is over, it is.
-        began, over = self._clock(), False
+        until, over = self._clock() + _LAST_WORDS_S, False
         while True:
             with contextlib.suppress(TimeoutError, OSError):
                 output = await asyncio.wait_for(asyncio.to_thread(member.process.output_tail), _OUTPUT_S)
                 member.ended = ending(output)
-            waited_s = self._clock() - began
-            if member.ended or not member.pool.kind.queued or waited_s >= (_WRITTEN_S if over else _LAST_WORDS_S):
+            if member.ended or not member.pool.kind.queued or self._clock() >= until:
                 return
             await self._sleep(0.2)
-            over = over or await _within(_LAST_WORDS_S - waited_s, member.process.over())
+            if not over and (over := await _within(max(0.0, until - self._clock()), member.process.over())):
+                until = self._clock() + _WRITTEN_S
 
 
 async def preempted(member: Member) -> bool:
