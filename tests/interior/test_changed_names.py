@@ -71,6 +71,13 @@ SPECIAL: dict[str, tuple[Change, ...]] = {
     "Client.scheduler": (Change("scheduler", r"distributed\.client", r"(?<=self\.)scheduler\b", "scheduler_renamed"),),
     "Scheduler.identity": word("identity", r"distributed\.(core|client|scheduler)"),
     "Server.listeners": word("listeners", r"distributed\.(core|node|scheduler|worker|nanny)"),
+    # Keys of Dask's configuration have these names, too.
+    "Worker.heartbeat": (
+        Change("heartbeat", r"distributed\.worker", r"(?:(?<=self\.)|(?<=def ))heartbeat\b", "heartbeat_renamed"),
+    ),
+    "BatchedSend.interval": (
+        Change("interval", r"distributed\.batched", r"(?<=self\.)interval\b", "interval_renamed"),
+    ),
 }
 #: Names that belong to a package beneath, or are arguments that everybody may give: they cannot be changed in a copy.
 NOT_CHANGED = {
