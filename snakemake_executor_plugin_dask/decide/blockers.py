@@ -1,5 +1,6 @@
 """What waiting jobs wait for, as data for the status and the report. Pure."""
 
+import functools
 import math
 from bisect import insort
 from collections.abc import Container, Mapping, Sequence
@@ -67,9 +68,7 @@ class _Workers:
         self.totals = {state.total for state in states}
         self._ends = sorted((Ends(state, now) for state in states), key=lambda ends: ends.first)
         self._now = now
-        self._most = NOTHING
-        for free in {state.free for state in states}:
-            self._most = free if self._most is NOTHING else _most(self._most, free)
+        self._most = functools.reduce(Amounts.most, {state.free for state in states}, NOTHING)
 
     def none_has_room(self, need: Need) -> bool:
         """A quick answer, and no other means nothing."""
@@ -87,21 +86,6 @@ class _Workers:
             if not math.isinf(start := ends.start(cls)):
                 insort(starts, start)
         return starts[cls.need.workers - 1] if len(starts) >= cls.need.workers else math.inf
-
-
-def _most(one: Amounts, other: Amounts) -> Amounts:
-    """The larger of both, amount by amount."""
-    extra = dict(one.extra)
-    for name, amount in other.extra:
-        extra[name] = max(amount, extra.get(name, amount))
-    return Amounts(
-        max(one.cores, other.cores),
-        max(one.memory_mb, other.memory_mb),
-        max(one.gpus, other.gpus),
-        max(one.nodes, other.nodes),
-        max(one.coreless, other.coreless),
-        tuple(sorted(extra.items())),
-    )
 
 
 def _blocker(queue: Queue, cls: JobClass, workers: _Workers, now: float) -> Blocker:

@@ -48,7 +48,9 @@ def import_distributed(configuration: Mapping[str, Any] | None = None) -> None:
 
     Where this fails, the next import says why; or it succeeds, with a version that cannot do without those modules.
     """
-    with no_collection(), without(_NOT_FOR_DASK), _no_entry_points(), contextlib.suppress(ImportError):
+    if "distributed" in sys.modules:
+        return
+    with contextlib.suppress(ImportError), no_collection(), without(_NOT_FOR_DASK), _no_entry_points():
         import dask
 
         if configuration is not None:
@@ -59,10 +61,9 @@ def import_distributed(configuration: Mapping[str, Any] | None = None) -> None:
 @contextlib.contextmanager
 def _no_entry_points() -> Iterator[None]:
     """Dask does not look through all installed packages for who can tell the size of some object."""
-    with contextlib.ExitStack() as stack:
-        for name in ("importlib.metadata", "importlib_metadata"):  # the second for Python 3.11
-            with contextlib.suppress(ImportError):
-                stack.enter_context(Instead(importlib.import_module(name), "entry_points", lambda **_: ()))
+    # The one that Dask takes.
+    name = "importlib.metadata" if sys.version_info >= (3, 12) else "importlib_metadata"
+    with Instead(importlib.import_module(name), "entry_points", lambda **_: ()):
         yield
 
 

@@ -78,6 +78,20 @@ class Amounts:
             tuple((name, min(amount, there[name])) for name, amount in self.extra if name in there),
         )
 
+    def most(self, other: Self) -> "Amounts":
+        """The larger of both, amount by amount."""
+        extra = dict(self.extra)
+        for name, amount in other.extra:
+            extra[name] = max(amount, extra.get(name, amount))
+        return Amounts(
+            max(self.cores, other.cores),
+            max(self.memory_mb, other.memory_mb),
+            max(self.gpus, other.gpus),
+            max(self.nodes, other.nodes),
+            max(self.coreless, other.coreless),
+            tuple(sorted(extra.items())),
+        )
+
     def times_in(self, other: Self) -> int:
         """How often this is found in the other; UNKNOWN where nothing is asked for."""
         return min((max(0, there) // wanted for _, wanted, there in self._beside(other)), default=UNKNOWN)
