@@ -7,12 +7,12 @@ Dask do without where it is not installed. It can be imported afterwards, as it 
 import contextlib
 import gc
 import importlib
-import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from snakemake_executor_plugin_dask.interior import snakemake_records
 from snakemake_executor_plugin_dask.interior.instead import Instead
 
 #: What Dask takes larger buffers from, and what it shows its objects with in a notebook: a third of its import.
@@ -69,8 +69,12 @@ def _no_entry_points() -> Iterator[None]:
 
 def import_snakemake() -> None:
     """Its command line with all that this imports. Raises what that raises."""
-    with no_collection(), listed_once(), no_pydantic_plugins():
-        importlib.import_module("snakemake.cli")
+    with no_collection(), listed_once():
+        try:
+            with snakemake_records.later():
+                importlib.import_module("snakemake.cli")
+        except Exception:  # noqa: BLE001 - a version to which this does not fit; or the next line says what is wrong
+            importlib.import_module("snakemake.cli")
 
 
 @contextlib.contextmanager
@@ -89,21 +93,6 @@ def listed_once() -> Iterator[None]:
 
     with Instead(pkgutil, "iter_modules", iter_modules):
         yield
-
-
-@contextlib.contextmanager
-def no_pydantic_plugins() -> Iterator[None]:
-    """Pydantic does not look through all installed packages for plugins of its own; the next class has it look."""
-    name = "PYDANTIC_DISABLE_PLUGINS"
-    before = os.environ.get(name)
-    os.environ[name] = "__all__"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -97,14 +97,10 @@ def test_installed_modules_are_listed_once(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_command_line_without_reporters_leaves_them_to_who_asks() -> None:
-    """And Pydantic's plugins to the next class."""
     code = """
-import os, sys
-os.environ["PYDANTIC_DISABLE_PLUGINS"] = "mine"
+import sys
 from snakemake_executor_plugin_dask.interior import quick_imports
 quick_imports.import_snakemake()
-from pydantic.plugin import _loader
-print(os.environ["PYDANTIC_DISABLE_PLUGINS"], _loader._plugins)
 import snakemake.cli
 with quick_imports.no_reporters():
     parser, arguments = snakemake.cli.parse_args(["--cores", "1"])
@@ -112,4 +108,69 @@ print("snakemake.report" in sys.modules, arguments.reporter)
 from snakemake_interface_report_plugins.registry import ReportPluginRegistry
 print(ReportPluginRegistry().get_registered_plugins())
 """
-    assert fresh(code) == ["mine None", "False None", "['html']"]
+    assert fresh(code) == ["False None", "['html']"]
+
+
+def test_snakemake_is_imported_without_what_its_records_are_made_with() -> None:
+    """A record has them imported, and is the real one then; without Pydantic's plugins, which the next class takes."""
+    code = """
+import os, sys
+os.environ["PYDANTIC_DISABLE_PLUGINS"] = "mine"
+from snakemake_executor_plugin_dask.interior import quick_imports
+quick_imports.import_snakemake()
+libraries = ("sqlmodel", "sqlalchemy", "pydantic")
+print(*(name in sys.modules for name in ("snakemake.workflow", *libraries)))
+import snakemake.persistence as persistence, snakemake.persistence.file as file
+print(file.MetadataRecord.model_validate({"rule": "a"}).rule, *(name in sys.modules for name in libraries))
+print(file.MetadataRecord is persistence.MetadataRecord, isinstance(file.MetadataRecord(), persistence.MetadataRecord))
+from pydantic.plugin import _loader
+print(os.environ["PYDANTIC_DISABLE_PLUGINS"], _loader._plugins)
+"""
+    assert fresh(code) == ["True False False False", "a True True True", "True True", "mine None"]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "snakemake.workflow.DbPersistence",
+        "snakemake.persistence.db.DbPersistence",
+    ],
+)
+def test_records_in_a_database_are_those_of_snakemake(found: str, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from snakemake_executor_plugin_dask.interior import quick_imports
+quick_imports.import_snakemake()
+import snakemake.persistence.db, snakemake.workflow
+kept = {found}(dag=None, path=Path({str(tmp_path)!r}), db_url='sqlite://')
+import snakemake.persistence.db as database
+print(type(kept) is database.DbPersistence is snakemake.workflow.DbPersistence, Path(database.__file__).name)
+print(isinstance(kept, snakemake.persistence.PersistenceBase))
+print(issubclass(database.MetadataRecordORM, snakemake.persistence.MetadataRecord))
+"""
+    assert fresh(code) == ["True db.py", "True", "True"]
+
+
+def test_a_snakemake_that_needs_more_is_imported_as_ever() -> None:
+    """Here because one of its modules asks a library for what the stand-in has not."""
+    code = """
+import sys
+from snakemake_executor_plugin_dask.interior import quick_imports, snakemake_records
+plain = snakemake_records._module
+snakemake_records._module = lambda name, **contents: plain(name)
+quick_imports.import_snakemake()
+import snakemake.cli, sqlmodel, snakemake.persistence.db
+print(issubclass(snakemake.persistence.MetadataRecord, sqlmodel.SQLModel), snakemake.persistence.db.__name__)
+"""
+    assert fresh(code) == ["True snakemake.persistence.db"]
+
+
+def test_a_workflow_gets_the_libraries_that_it_imports_itself() -> None:
+    code = """
+from snakemake_executor_plugin_dask.interior import quick_imports
+quick_imports.import_snakemake()
+import sqlalchemy, sqlmodel
+from snakemake.persistence import MetadataRecord
+print(sqlalchemy.text("1").text, issubclass(sqlmodel.SQLModel, sqlmodel.main.BaseModel), MetadataRecord(rule="a").rule)
+"""
+    assert fresh(code) == ["1 True a"]

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from snakemake_executor_plugin_dask.interior.snakemake_records import load as load_records
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.job_messages import (
     Cold,
@@ -174,6 +175,8 @@ class Server:
         if reason:
             self._channel.send(Cold(spec.key, reason))
             return
+        if not self.warmth.calls(spec):
+            load_records()  # a DAG may need them, in each child of its own
         while True:
             try:
                 child = (
