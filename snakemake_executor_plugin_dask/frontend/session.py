@@ -148,6 +148,7 @@ class Session:
         self._ahead = ahead
         self._watcher: threading.Thread | None = None
         self._leave: Any = None  # Snakemake's own handler of SIGTERM
+        self._told_to_leave = False  # before that handler, which another thread calls, and no job starts any more
         # Signal handlers put something in, too, where a lock that they interrupted would never be had.
         self._woken: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._state_dir = state_dir(self._run_id)
@@ -168,7 +169,7 @@ class Session:
         """Hand jobs over to the driver, which is started with the first ones."""
         ready = sorted(jobs, key=lambda job: -job.priority)  # the first ones may start before the last ones are sent
         for first in range(0, len(ready), _HANDED_OVER_AT_ONCE):
-            if self._dropping:
+            if self._dropping or self._told_to_leave:
                 with self._lock:
                     self._dropped += ready[first:]
                 self._woken.put("look")
@@ -244,8 +245,12 @@ class Session:
                 handler = signal.getsignal(signal.SIGTERM)
                 if getattr(handler, "__self__", None) is self._workflow.scheduler:
                     self._leave = handler
-                    signal.signal(signal.SIGTERM, lambda *_: self._woken.put("leave"))
+                    signal.signal(signal.SIGTERM, self._terminated)
         return self._link
+
+    def _terminated(self, *_: object) -> None:
+        self._told_to_leave = True
+        self._woken.put("leave")
 
     def _make_state_directory(self) -> None:
         try:
