@@ -75,7 +75,8 @@ async def _handshaken(connection: socket.socket, context: Any) -> SSLIOStream:
     except OSError:
         connection.close()
         raise
-    stream = SSLIOStream(wrapped, max_buffer_size=MAX_BUFFER_SIZE)
+    # Without options of its own it would read all certificates of this system, for nothing.
+    stream = SSLIOStream(wrapped, ssl_options=context, max_buffer_size=MAX_BUFFER_SIZE)
     try:
         await stream.wait_for_handshake()
     except BaseException:

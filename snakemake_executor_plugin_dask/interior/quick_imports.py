@@ -50,7 +50,7 @@ def import_distributed(configuration: Mapping[str, Any] | None = None) -> None:
     """
     if "distributed" in sys.modules:
         return
-    with contextlib.suppress(ImportError), no_collection(), without(_NOT_FOR_DASK), _no_entry_points():
+    with contextlib.suppress(ImportError), no_collection(), without(_NOT_FOR_DASK), _no_entry_points(), _quick_yaml():
         import dask
 
         if configuration is not None:
@@ -64,6 +64,16 @@ def _no_entry_points() -> Iterator[None]:
     # The one that Dask takes.
     name = "importlib.metadata" if sys.version_info >= (3, 12) else "importlib_metadata"
     with Instead(importlib.import_module(name), "entry_points", lambda **_: ()):
+        yield
+
+
+@contextlib.contextmanager
+def _quick_yaml() -> Iterator[None]:
+    """Dask reads its configuration with the parser that is written in C, where PyYAML has it."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    with Instead(yaml, "safe_load", lambda stream: yaml.load(stream, loader)):  # noqa: S506 - it is as safe
         yield
 
 

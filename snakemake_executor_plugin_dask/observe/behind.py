@@ -5,9 +5,7 @@ import threading
 from collections.abc import Callable
 
 _END_S = 60.0
-_GATHERED_S = (
-    0.02  # what comes meanwhile is done in one go: each time it wakes, another thread gives up the interpreter
-)
+_GATHERED_S = 0.02  # what comes meanwhile is done in one go: to wake takes the interpreter from another thread
 
 
 class Behind:
