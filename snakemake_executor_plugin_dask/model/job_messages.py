@@ -66,11 +66,6 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """It has its `Setup`, and takes jobs."""
-
-
-@dataclass(frozen=True, slots=True)
 class Started:
     """A job's process runs."""
 

@@ -96,6 +96,12 @@ def read_stat(pid: int) -> Stat | None:
         return None
 
 
+def state_of(pid: int) -> str:
+    """A process's state as the process table has it, such as "T"; empty where it is gone."""
+    stat = read_stat(pid)
+    return "" if stat is None else stat.state
+
+
 def cpu_s(pid: int) -> float | None:
     """CPU time of a process and of its children that have ended and were waited for; None where there is none such."""
     try:
@@ -123,11 +129,6 @@ def children_in(table: Mapping[int, Stat]) -> dict[int, list[Stat]]:
     for stat in table.values():
         children.setdefault(stat.ppid, []).append(stat)
     return children
-
-
-def own_children() -> list[int]:
-    """This process's direct children, adopted ones included."""
-    return children_of(os.getpid())
 
 
 def children_of(pid: int) -> list[int]:

@@ -393,7 +393,7 @@ def test_a_job_of_a_runner_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_warm_process_that_is_not_understood_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it was started from other files than its supervisor, say: its job is not waited for for ever."""
     # It looks for what the warm process has left among its own children, where those of other tests may be.
-    monkeypatch.setattr(processes, "own_children", list)
+    monkeypatch.setattr(processes, "children_of", lambda _: [])
     process = subprocess.Popen(["sleep", "300"])
 
     async def play() -> None:

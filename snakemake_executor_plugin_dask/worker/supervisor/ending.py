@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.model.jobs import Status
 from snakemake_executor_plugin_dask.node import processes
+from snakemake_executor_plugin_dask.node.processes import state_of
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import HOST, Attempt, note
 from snakemake_executor_plugin_dask.worker.supervisor.usage import Monitor
 from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess
@@ -62,14 +63,14 @@ class Endings:
 
     def wake_stopped(self) -> None:
         """Let those go on who tell of a job's end, where the job stopped them (SIGSTOP): nobody else would."""
-        stopped = [pid for pid in self.warms if _state(pid) == "T"]
+        stopped = [pid for pid in self.warms if state_of(pid) == "T"]
         for pid, current in self.leaders.items():
             if current.warm is None or current.leader.done():
                 continue
             if current.is_command:
                 if self.only_told(current):
                     stopped += self._stopped_tellers(current)
-            elif _state(pid) == "T" and all(_state(child) in ("", "Z", "X") for child in processes.children_of(pid)):
+            elif state_of(pid) == "T" and {"", "Z", "X"}.issuperset(map(state_of, processes.children_of(pid))):
                 stopped.append(pid)
         processes.send(stopped, signal.SIGCONT)
 
@@ -78,7 +79,7 @@ class Endings:
         tellers = [current.teller]
         if not current.teller and current.warm is not None:
             tellers = [pid for pid in processes.children_of(current.warm.pid) if pid not in self.leaders]
-        return [pid for pid in tellers if _state(pid) == "T"]
+        return [pid for pid in tellers if state_of(pid) == "T"]
 
     def only_told(self, current: Attempt) -> bool:
         """The job's command has ended, but who started it has yet to tell: Snakemake looks at the outputs."""
@@ -151,8 +152,11 @@ class Endings:
     def _doubt_warm(self, current: Attempt, *, ended: bool) -> None:
         """A warm process that says nothing while a job's end is to be told hangs, and is ended with its jobs."""
         warm, now = current.warm, self._loop.time()
-        if warm is None or not ended or current.leader.done() or warm.words != current.warm_words or _held(warm.pid):
-            current.warm_words, current.silent_since = warm.words if warm is not None else 0, now
+        if warm is None:
+            return
+        # One that the kernel holds waits for a file server.
+        if not ended or current.leader.done() or warm.words != current.warm_words or state_of(warm.pid) == "D":
+            current.warm_words, current.silent_since = warm.words, now
         elif now - current.silent_since > _SILENT_S:
             warm.kill()
 
@@ -192,7 +196,7 @@ class Endings:
     def _orphans(self) -> dict[str, list[int]]:
         """Processes that lost their parent and came to the supervisor, by the attempts that they belong to."""
         found: dict[str, list[int]] = {}
-        for pid in processes.own_children():
+        for pid in processes.children_of(os.getpid()):
             leader = self.leaders.get(pid)
             # The shell of a runner that died is one: its warm process told of the end, and the shell lives on.
             if pid in self.warms or (leader is not None and not leader.leader.done()):
@@ -206,7 +210,7 @@ class Endings:
         """Orphans of a warm process that could not tell of them: of those attempts, or of none that is known."""
         return [
             pid
-            for pid in processes.own_children()
+            for pid in processes.children_of(os.getpid())
             if pid not in self.leaders
             and pid not in self.warms
             and ((key := self._known_owner(pid)) is None or key in unanswered)
@@ -279,14 +283,3 @@ class Endings:
         self._stirred = self._loop.time()
         self._reaped.set_result(None)
         self._reaped = self._loop.create_future()
-
-
-def _held(pid: int) -> bool:
-    """By the kernel, for a file server."""
-    return _state(pid) == "D"
-
-
-def _state(pid: int) -> str:
-    """A process's state as the process table has it; empty where it is gone."""
-    stat = processes.read_stat(pid)
-    return stat.state if stat is not None else ""

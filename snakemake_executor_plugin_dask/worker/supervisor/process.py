@@ -29,7 +29,6 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Kill,
     Leave,
     OfCluster,
-    Ready,
     Renew,
     Said,
     Setup,
@@ -88,7 +87,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitor = Monitor(ProcFiles(), os.getpid())
         self._endings = Endings(self._monitor)
-        self._warming = Warming(self._endings, self._forked, self._say, directory)
+        self._warming = Warming(self._endings, self._started, self._say, directory)
         self._limits = Limits(self._monitor, self._endings)
         self._writer: asyncio.StreamWriter | None = None
         self._starts: dict[str, Started] = {}  # that are not told yet
@@ -218,7 +217,6 @@ class Supervisor:
         if self._finishing is None:
             spawned = self._begun.warm if isinstance(self._begun.message, Setup) else None
             self._warming.begin(setup, self._environment, spawned)
-        self._tell_worker(Ready())
 
     async def _watch_lease(self) -> None:
         while self._lease.remaining_s() > 0:  # noqa: ASYNC110 - a clock runs out without an event to wait for
@@ -509,10 +507,10 @@ class Supervisor:
 
     async def _executed(self, report: int) -> str:
         """Wait until the child has executed its program; what it says if it cannot."""
-        readable: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(report, _settle, readable, None)
+        readable = asyncio.Event()
+        self._loop.add_reader(report, readable.set)
         try:
-            await readable
+            await readable.wait()
             return os.fsdecode(os.read(report, 4096)).encode(errors="replace").decode()
         finally:
             self._loop.remove_reader(report)
@@ -528,20 +526,12 @@ class Supervisor:
         self._endings.leaders[pid] = current
         self._limits.started(current, direct=direct, began=began)
 
-    def _forked(self, current: Attempt, pid: int, began: bool, is_command: bool) -> None:
-        self._started(current, pid, direct=not is_command, began=began)
-
     async def _abandon(self, current: Attempt) -> None:
         """After an error of its own the supervisor must not leave the job's processes behind."""
         if current.pid:
             self._endings.stop(current, "lost", "the supervisor failed", grace_s=0.0)
             await current.leader
             await self._endings.clear(current)
-
-
-def _settle(future: "asyncio.Future[Any]", value: str | None) -> None:
-    if not future.done():
-        future.set_result(value)
 
 
 def main(begun: Begun) -> None:

@@ -21,7 +21,6 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.node.processes import Stat
@@ -42,43 +41,6 @@ _KEPT_DESCRIPTORS = 4096
 _SNAKEMAKE_THREADS = 3  # main, logging, and the one that runs the job
 _SEARCH_OFTEN_S = 5.0  # so long the own Snakemake of a job script is looked for often,
 _SEARCH_S = 60.0  # and so long at all
-
-
-class Source(Protocol):
-    """Where figures come from; the process file system, or a test."""
-
-    def pids(self) -> list[int]:
-        """All processes."""
-
-    def newest(self) -> bytes:
-        """Changes whenever a process or thread was made."""
-
-    def stat(self, pid: int) -> Stat | None:
-        """What the process table says of it; None: it is gone."""
-
-    def open(self, pid: int) -> int | None:
-        """A descriptor that makes `resident` cheap; None: it is gone, or there is none."""
-
-    def resident_bytes(self, pid: int, descriptor: int | None) -> int | None:
-        """Its resident memory; None: it is gone."""
-
-    def held_bytes(self, pid: int) -> int | None:
-        """Its anonymous, shared and swapped memory; None: it is gone, or is not shown."""
-
-    def share_bytes(self, pid: int) -> int | None:
-        """The same, of pages that n processes hold the nth part."""
-
-    def is_snakemake(self, pid: int) -> bool:
-        """Whether its command line is one of Snakemake's."""
-
-    def is_copy(self, pid: int, own: int) -> bool:
-        """Whether it was forked from the own Snakemake and is still that, or is another one."""
-
-    def key(self, pid: int) -> str | None:
-        """The job's key in its environment; None: it has none, or it is not shown."""
-
-    def cpu_s(self, pid: int) -> float | None:
-        """Its CPU time, with that of its children that have ended; None: it is gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +86,7 @@ class Excess:
 class Monitor:
     """Watches all jobs of a node together, so that the process table is read once for all."""
 
-    def __init__(self, source: Source, supervisor: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, source: "ProcFiles", supervisor: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
         self._supervisor = supervisor
         self._clock = clock
@@ -376,28 +338,28 @@ class Monitor:
         return min(slow, max(shortest, (watch.limit_bytes - watch.current_bytes) / (2 * rate)))
 
 
-class ProcFiles(Source):
-    """The process file system."""
+class ProcFiles:
+    """Where figures come from: the process file system."""
+
+    pids, stat = staticmethod(processes.all_pids), staticmethod(processes.read_stat)
+    key, cpu_s = staticmethod(processes.job_key), staticmethod(processes.cpu_s)
 
     def __init__(self) -> None:
         self._loadavg = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
 
-    def pids(self) -> list[int]:
-        return processes.all_pids()
-
     def newest(self) -> bytes:
+        """Changes whenever a process or thread was made."""
         return os.pread(self._loadavg, 128, 0).rpartition(b" ")[2]
 
-    def stat(self, pid: int) -> Stat | None:
-        return processes.read_stat(pid)
-
     def open(self, pid: int) -> int | None:
+        """A descriptor that makes `resident_bytes` cheap; None: it is gone, or there is none."""
         try:
             return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
 
     def resident_bytes(self, pid: int, descriptor: int | None) -> int | None:
+        """Its resident memory; None: it is gone."""
         try:
             if descriptor is None:
                 with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
@@ -409,12 +371,15 @@ class ProcFiles(Source):
             return None
 
     def held_bytes(self, pid: int) -> int | None:
+        """Its anonymous, shared and swapped memory; None: it is gone, or is not shown."""
         return self._sum(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:", b"VmSwap:"), b"VmRSS:")
 
     def share_bytes(self, pid: int) -> int | None:
+        """The same, of pages that n processes hold the nth part."""
         return self._sum(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:"), b"Pss:")
 
     def is_snakemake(self, pid: int) -> bool:
+        """Whether its command line is one of Snakemake's."""
         arguments = processes.command_line(pid)
         modules = (b"snakemake", b"snakemake_executor_plugin_dask.worker.entry")
         return any(one == b"-m" and other in modules for one, other in itertools.pairwise(arguments)) or (
@@ -422,13 +387,8 @@ class ProcFiles(Source):
         )
 
     def is_copy(self, pid: int, own: int) -> bool:
+        """Whether it was forked from the own Snakemake and is still that, or is another one."""
         return self.is_snakemake(pid) or processes.command_line(pid) == processes.command_line(own)
-
-    def key(self, pid: int) -> str | None:
-        return processes.job_key(pid)
-
-    def cpu_s(self, pid: int) -> float | None:
-        return processes.cpu_s(pid)
 
     @staticmethod
     def _sum(path: str, names: Iterable[bytes], instead: bytes) -> int | None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.either import either
+from snakemake_executor_plugin_dask.model.job_messages import Cold, Exited, Forked, Said, Spawned, Stale, Warm
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.shellcommand import Shell
 from snakemake_executor_plugin_dask.node import processes
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, note
 from snakemake_executor_plugin_dask.worker.supervisor.ending import WARM_ENDED, Endings
 from snakemake_executor_plugin_dask.worker.supervisor.first import StartedWarm, wants_warm
-from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmEvents, WarmProcess, WarmStart, shallow
+from snakemake_executor_plugin_dask.worker.supervisor.warmlink import WarmProcess, shallow, shallow_command
 
 _READY_S = 60.0  # a job waits so long for the workflow to have been read
 ANSWER_S = 30.0  # a warm process that says nothing for so long hangs, unless the kernel holds it
@@ -24,13 +25,13 @@ _FORGOTTEN_S = 3600.0
 _ENDED = "the warm process ended"
 
 
-class Warming(WarmEvents):
+class Warming:
     """The warm process of a run on this worker, and its successors. Jobs for which there is none are started cold."""
 
     def __init__(
         self,
         endings: Endings,
-        started: Callable[[Attempt, int, bool, bool], None],
+        started: Callable[..., None],
         say: Callable[[str], None] = note,
         directory: str | None = None,
         *,
@@ -38,9 +39,9 @@ class Warming(WarmEvents):
         answer_s: float = ANSWER_S,
         ready_s: float = _READY_S,
     ) -> None:
-        """``started(attempt, pid, began, is_command)`` is called for each job that the warm process started.
+        """``started(attempt, pid, direct=…, began=…)`` is called for each job that the warm process started.
 
-        ``began``: its own function runs at once. ``is_command``: the process is the job's shell, and no Snakemake.
+        ``direct``: the process is the job's Snakemake, else its shell. ``began``: its own function runs at once.
         ``say`` tells the user. ``directory``: for what a warm process leaves where it is killed. ``make`` starts one.
         """
         self._endings = endings
@@ -123,7 +124,7 @@ class Warming(WarmEvents):
         """Wait for the answer. A warm process that says nothing, of other jobs either, is ended with its jobs."""
         words, looks = warm.words, 0
         while not (await asyncio.wait({current.answer}, timeout=self._answer_s / LOOKS))[0]:
-            state = stat.state if (stat := processes.read_stat(warm.pid)) is not None else ""
+            state = processes.state_of(warm.pid)
             if state == "T":
                 processes.send([warm.pid], signal.SIGCONT)  # a job has stopped it
             # While a file server keeps it from answering, its jobs have done nothing that they should be ended for.
@@ -143,7 +144,7 @@ class Warming(WarmEvents):
             self._give_up(f"no warm process could be made ({error.strerror or error})")
 
     def _launch_with(self, setup: RunSetup | None, spawned: StartedWarm | None) -> None:
-        self._current = self._make(setup, self._environment, self, self._directory, spawned)
+        self._current = self._make(setup, self._environment, self._hear, self._directory, spawned)
         self._endings.warms[self._current.pid] = self._current
 
     def _give_up(self, reason: str) -> None:
@@ -174,39 +175,66 @@ class Warming(WarmEvents):
         current.start_reason = self._why_cold
         return None
 
-    def warm_started(self, warm: WarmProcess, key: str, start: WarmStart) -> None:
+    def _hear(self, warm: WarmProcess, message: object) -> None:
+        match message:
+            case Warm(depth, reason, dag_reason, shell, shell_reason):
+                warm.depth, warm.reason, warm.dag_reason, warm.shell, warm.ready = (
+                    depth,
+                    reason,
+                    dag_reason,
+                    shell,
+                    True,
+                )
+                warm.settled.set()
+                if reason:
+                    self._say(f"Jobs start {shallow(depth, reason)}")
+                if shell_reason:
+                    self._say(shallow_command(shell_reason))
+                if dag_reason:
+                    self._say(f"Group jobs, and others that need a DAG, start {shallow(0, dag_reason)}")
+            case Forked(key, pid, depth, reason):
+                self._has_process(warm, key, pid, depth, reason)
+            case Spawned(key, pid):
+                self._has_process(warm, key, pid, 3, is_command=True)
+            case Exited(key, status, cpu_s):
+                if (current := self._job_of(warm, key)) is not None and not current.leader.done():
+                    current.cpu_s += cpu_s
+                    current.leader.set_result(status)
+            case Cold(key, reason):
+                warm.unanswered.discard(key)
+                if (current := self._job_of(warm, key)) is not None:
+                    _answer(current, reason)
+            case Stale(reason) if warm is self._current:
+                note(f"the warm process is replaced: {reason}")
+                warm.close()
+                self._launch()
+            case Said(text):
+                self._say(text)
+            case None:
+                self._gone(warm)
+
+    def _job_of(self, warm: WarmProcess, key: str) -> Attempt | None:
+        """An attempt that was handed to this warm process, if it has not ended."""
+        current = self._endings.attempts.get(key)
+        return current if current is not None and current.warm is warm else None
+
+    def _has_process(
+        self, warm: WarmProcess, key: str, pid: int, depth: int, reason: str = "", *, is_command: bool = False
+    ) -> None:
+        """``depth`` and ``reason``: see `Forked`. ``is_command``: the process is the job's shell."""
+        warm.unanswered.discard(key)
         current = self._endings.attempts.get(key)
         if current is None:
-            processes.send([start.pid], signal.SIGKILL)
+            processes.send([pid], signal.SIGKILL)
             return
-        current.start, current.is_command = "warm", start.is_command
+        current.start, current.is_command = "warm", is_command
         possible = 3 if current.spec.call is not None else 2
-        current.start_depth = start.depth or None
-        current.start_reason = start.reason or (warm.reason if start.depth < possible else "")
-        self._started(current, start.pid, start.depth > 2, start.is_command)
+        current.start_depth = depth or None
+        current.start_reason = reason or (warm.reason if depth < possible else "")
+        self._started(current, pid, direct=not is_command, began=depth > 2)
         _answer(current, None)
 
-    def warm_exited(self, warm: WarmProcess, key: str, status: int, cpu_s: float) -> None:
-        current = self._endings.attempts.get(key)
-        if current is not None and current.warm is warm and not current.leader.done():
-            current.cpu_s += cpu_s
-            current.leader.set_result(status)
-
-    def warm_refused(self, warm: WarmProcess, key: str, reason: str) -> None:
-        current = self._endings.attempts.get(key)
-        if current is not None and current.warm is warm:
-            _answer(current, reason)
-
-    def warm_said(self, text: str) -> None:
-        self._say(text)
-
-    def warm_stale(self, warm: WarmProcess, reason: str) -> None:
-        if warm is self._current:
-            note(f"the warm process is replaced: {reason}")
-            warm.close()
-            self._launch()
-
-    def warm_gone(self, warm: WarmProcess) -> None:
+    def _gone(self, warm: WarmProcess) -> None:
         if warm is self._current:
             now = asyncio.get_running_loop().time()
             self._ended = [*(ended for ended in self._ended if now - ended < _FORGOTTEN_S), now]
@@ -235,9 +263,8 @@ class Warming(WarmEvents):
                 processes.send(left, signal.SIGKILL)
                 await self._endings.something_ended()
         for key in warm.unanswered:
-            current_or_none = self._endings.attempts.get(key)
-            if current_or_none is not None and current_or_none.warm is warm:
-                _answer(current_or_none, _ENDED)
+            if (unanswered := self._job_of(warm, key)) is not None:
+                _answer(unanswered, _ENDED)
 
 
 def _answer(current: Attempt, refusal: str | None) -> None:

@@ -8,57 +8,13 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
-from snakemake_executor_plugin_dask.model.frozen import dataclass
-from snakemake_executor_plugin_dask.model.job_messages import (
-    Cold,
-    EndChild,
-    Exited,
-    Forked,
-    Setup,
-    Spawned,
-    Stale,
-    Start,
-    Warm,
-)
+from snakemake_executor_plugin_dask.model.job_messages import EndChild, Said, Setup, Start
 from snakemake_executor_plugin_dask.model.jobs import Beginning, JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.shellcommand import Shell
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.worker.supervisor.first import StartedWarm, spawn_warm
-
-
-@dataclass(frozen=True, slots=True)
-class WarmStart:
-    """How a warm process has started a job."""
-
-    pid: int
-    is_command: bool  # the process is the job's shell, and no Snakemake
-    depth: int  # 0: that is not known
-    reason: str = ""  # why not deeper, where only the job's start has shown it
-
-
-class WarmEvents(Protocol):
-    """What the supervisor does when its warm process says something."""
-
-    def warm_started(self, warm: "WarmProcess", key: str, start: "WarmStart") -> None:
-        """A job that was handed over has a process."""
-
-    def warm_exited(self, warm: "WarmProcess", key: str, status: int, cpu_s: float) -> None:
-        """A job's process has ended; follows `warm_started`."""
-
-    def warm_refused(self, warm: "WarmProcess", key: str, reason: str) -> None:
-        """A job has no process and is to start cold."""
-
-    def warm_said(self, text: str) -> None:
-        """A sentence for the user."""
-
-    def warm_stale(self, warm: "WarmProcess", reason: str) -> None:
-        """The workflow has changed: another warm process is wanted for further jobs."""
-
-    def warm_gone(self, warm: "WarmProcess") -> None:
-        """It ended, and its jobs with it. Once, and nothing follows."""
 
 
 class WarmProcess:
@@ -68,18 +24,19 @@ class WarmProcess:
         self,
         setup: RunSetup | None,
         environment: Mapping[str, str],
-        events: WarmEvents,
+        hear: Callable[["WarmProcess", object], None],
         directory: str | None = None,
         started: StartedWarm | None = None,
     ) -> None:
         """Start it, with a directory for files of its own, unless it was. Raises OSError where that cannot be done.
 
-        ``setup``: None where `tell` follows, of one that was started.
+        ``setup``: None where `tell` follows, of one that was started. ``hear`` gets each of its messages, and None once
+        it has ended, and its jobs with it.
         """
         if started is None:
             assert setup is not None
             started = spawn_warm(Beginning.of(setup), environment, directory)
-        self._events = events
+        self._hear = hear
         self.depth = 0  # once ready; 0 then, too, if it refuses every job
         self.reason = ""  # why it is not deeper
         self.dag_reason = ""  # why it starts no job that needs a DAG
@@ -102,12 +59,12 @@ class WarmProcess:
         self._send(Setup(setup))
 
     def start(self, spec: JobSpec) -> None:
-        """Hand a job over; `WarmEvents.warm_started` or `warm_refused` follows, or `warm_gone`."""
+        """Hand a job over; `Forked`, `Spawned` or `Cold` follows, or its end."""
         self.unanswered.add(spec.key)
         self._send(Start(spec))
 
     def end_job(self, key: str) -> None:
-        """End its child that has a job, where that still has it; `WarmEvents.warm_exited` follows."""
+        """End its child that has a job, where that still has it; `Exited` follows."""
         self._send(EndChild(key))
 
     def close(self) -> None:
@@ -116,7 +73,7 @@ class WarmProcess:
             self._socket.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
-        """End it now. `WarmEvents.warm_gone` follows."""
+        """End it now."""
         if not self.reaped.is_set():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -132,46 +89,20 @@ class WarmProcess:
             self._send(Setup(self._setup))
         try:
             while True:
-                self._received(await receive(reader))
+                message = await receive(reader)
+                self.words += 1
+                self._hear(self, message)
         except EOFError:
             pass
         except Exception as error:  # noqa: BLE001 - of the ends of its jobs nothing more would be heard
-            self._events.warm_said(f"A warm process is ended, since a message of it could not be handled: {error!r}")
+            text = f"A warm process is ended, since a message of it could not be handled: {error!r}"
+            self._hear(self, Said(text))
         # Whoever closes this socket without ending is of no use, either.
         self.kill()
         self.gone = True
         self._writer.close()
         self.settled.set()
-        self._events.warm_gone(self)
-
-    def _received(self, message: object) -> None:
-        self.words += 1
-        match message:
-            case Warm(depth, reason, dag_reason, shell, shell_reason):
-                self.depth, self.reason, self.dag_reason, self.ready = depth, reason, dag_reason, True
-                self.shell = shell
-                self.settled.set()
-                if reason:
-                    self._events.warm_said(f"Jobs start {shallow(depth, reason)}")
-                if shell_reason:
-                    self._events.warm_said(shallow_command(shell_reason))
-                if dag_reason:
-                    self._events.warm_said(f"Group jobs, and others that need a DAG, start {shallow(0, dag_reason)}")
-            case Forked(key, pid, depth, reason):
-                self._events.warm_started(self, key, WarmStart(pid, is_command=False, depth=depth, reason=reason))
-                self.unanswered.discard(key)
-            case Spawned(key, pid):
-                self._events.warm_started(self, key, WarmStart(pid, is_command=True, depth=3))
-                self.unanswered.discard(key)
-            case Exited(key, status, cpu_s):
-                self._events.warm_exited(self, key, status, cpu_s)
-            case Cold(key, reason):
-                self.unanswered.discard(key)
-                self._events.warm_refused(self, key, reason)
-            case Stale(reason):
-                self._events.warm_stale(self, reason)
-            case _:
-                pass
+        self._hear(self, None)
 
 
 #: What a job's start costs at each depth, beside a shell command's few milliseconds at depth 3; see docs/warm.md.

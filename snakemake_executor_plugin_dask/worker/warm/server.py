@@ -85,9 +85,6 @@ class _Child:
         self.again = True  # it can run another command after this one
         self.sock = sock
 
-    def close_socket(self) -> None:
-        self.sock.close()
-
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -283,7 +280,7 @@ class Server:
     def _hang_up(self, runner: _Child) -> None:
         del self._talking[runner.sock.fileno()]
         self._epoll.unregister(runner.sock)
-        runner.close_socket()
+        runner.sock.close()
 
     def _stale(self) -> str:
         path = self._sources.changed()
@@ -297,7 +294,7 @@ class Server:
     def _drop_idle(self) -> None:
         self._wanted_idle = 0
         while self._idle:
-            self._idle.pop().close_socket()  # end of file: it leaves
+            self._idle.pop().sock.close()  # end of file: it leaves
         while self._runners:
             self._hang_up(self._runners.pop())
 
@@ -359,7 +356,7 @@ class Server:
         del self._children[child.pidfd]
         _, status = os.waitpid(child.pid, 0)
         os.close(child.pidfd)
-        child.close_socket()
+        child.sock.close()
         if not reason and status:
             reason = "a trial job's process did not end as it should"
         # Where a child says why, its log may go on: it runs the job in another way then.
@@ -421,7 +418,7 @@ class Server:
             self._sock.close()
             for child in self._children.values():
                 os.close(child.pidfd)
-                child.close_socket()
+                child.sock.close()
             self._children.clear()
             self._idle.clear()
             self._runners.clear()
@@ -459,7 +456,7 @@ class Server:
             self._hear(child)  # its last words, and then the end of file
         if child.sock.fileno() in self._talking:
             self._hang_up(child)
-        child.close_socket()
+        child.sock.close()
         for waiting in (self._idle, self._runners):
             if child in waiting:
                 waiting.remove(child)
