@@ -1,8 +1,8 @@
-"""Jobs that become ready when others end: what workers are kept and brought up for. Pure, but for `SnakemakesGraph`."""
+"""Jobs that become ready when others end: what workers are kept and brought up for. Pure, but for `Graph`."""
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from snakemake_executor_plugin_dask.frontend.handover import members
 from snakemake_executor_plugin_dask.interior import snakemake_dag
@@ -13,42 +13,26 @@ _MOST = 500  # jobs that are looked at; more would change nothing
 _MOST_AWAITED = 5_000  # by one of them: this is asked with every 200 jobs that are handed over
 
 
-class Graph(Protocol):
-    """Jobs and what they wait for. A *whole* job is a group, or a single job that is in none."""
-
-    def parts(self, whole: Any) -> Iterable[Any]:
-        """Its single jobs."""
-        ...
-
-    def whole(self, single: Any) -> Any:
-        """The job that it is a part of."""
-        ...
-
-    def dependents(self, single: Any) -> Iterable[Any]:
-        """The single jobs that wait for it."""
-        ...
-
-    def awaited(self, single: Any) -> Iterable[Any]:
-        """The single jobs that it waits for now: those that have run, or need not run, are left out."""
-        ...
-
-
-class SnakemakesGraph(Graph):
-    """Snakemake's DAG."""
+class Graph:
+    """Snakemake's jobs and what they wait for. A *whole* job is a group, or a single job that is in none."""
 
     def __init__(self, dag: Any) -> None:
         self._dag = dag
 
     def parts(self, whole: Any) -> Iterable[Any]:
+        """Its single jobs."""
         return members(whole)
 
     def whole(self, single: Any) -> Any:
+        """The job that it is a part of."""
         return snakemake_dag.group_of(self._dag, single) or single
 
     def dependents(self, single: Any) -> Iterable[Any]:
+        """The single jobs that wait for it."""
         return snakemake_dag.dependents(self._dag, single)
 
     def awaited(self, single: Any) -> Iterable[Any]:
+        """The single jobs that it waits for now: those that have run, or need not run, are left out."""
         for other in self._dag.job_dependencies(single):
             if not self._dag.finished(other) and snakemake_dag.is_to_run(self._dag, other):
                 yield other

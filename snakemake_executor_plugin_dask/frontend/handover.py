@@ -55,7 +55,7 @@ def group_members(job: Any) -> tuple[GroupMember, ...]:
     """The jobs of a group job, for people; none of a single job."""
     if not job.is_group():
         return ()
-    return tuple(GroupMember(each.name, str(each.jobid), tuple(wildcards(each).items())) for each in job.jobs)
+    return tuple(GroupMember(each.name, str(each.jobid), wildcards(each)) for each in job.jobs)
 
 
 class Handover:
@@ -109,13 +109,8 @@ class Handover:
         own = (environment if self._encrypted else {}) | dict(factory.envvars())
         begun = begins(self._workflow.workdir_init, own, self._python, replace_environment=self._encrypted)
         return RunSetup(
+            **dataclasses.asdict(begun),
             run_id=self._run_id,
-            workdir=begun.workdir,
-            umask=begun.umask,
-            soft_limits=begun.soft_limits,
-            environment=begun.environment,
-            replace_environment=begun.replace_environment,
-            python=begun.python,
             snakefile=self._snakefile,
             general_arguments=self._general,
             snakemake_version=snakemake_version(),
@@ -255,12 +250,15 @@ class Handover:
         return job.attempt > snakemake_jobs.restarts(job) and not settings.keeps_going(self._workflow)
 
     def close(self) -> None:
-        """Remove the job scripts."""
+        """Remove the job scripts, and directories for logs that are empty, if the run has made them."""
         if self._scripts is not None:
             for path in self._scripts.iterdir():
                 path.unlink()
             self._scripts.rmdir()
             self._scripts = None
+        for directory in (*self._log_directories, *self._made_for_logs):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
     def _log_path(self, job: Any) -> str:
         values = ",".join(f"{key}={value}" for key, value in wildcards(job).items())
@@ -269,16 +267,6 @@ class Handover:
         path = os.path.abspath(os.path.join(self._options.logdir, _safe(job.name), ".".join(parts)))
         self._log_directories.add(os.path.dirname(path))
         return path
-
-    def has_parts(self, job: Any) -> bool:
-        """Whether a job has Dask workers of its own, those of other nodes with logs beside its own."""
-        return not job.is_group() and bool(job.resources.get("dask_workers"))
-
-    def remove_empty_log_directories(self) -> None:
-        """Those that the run's jobs had, and that of all logs unless it was there before."""
-        for directory in (*self._log_directories, *self._made_for_logs):
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)
 
     def _read_jobscript(self) -> str:
         """The user's own job script; empty where there is none."""

@@ -20,7 +20,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from snakemake_executor_plugin_dask.batch.allocations import cancel_hints, cancel_recorded
 from snakemake_executor_plugin_dask.config.configure import configure_here
-from snakemake_executor_plugin_dask.frontend.ahead import SnakemakesGraph, ready_next
+from snakemake_executor_plugin_dask.frontend.ahead import Graph, ready_next
 from snakemake_executor_plugin_dask.frontend.driver_process import DriverLink, clean_up_after
 from snakemake_executor_plugin_dask.frontend.failures import (
     explain,
@@ -198,7 +198,7 @@ class Session:
     def _ready_next(self, jobs: list[Any]) -> tuple[Later, ...]:
         if not (self._interior.looks_ahead and any(pool.elastic for pool in self._options.pools)):
             return ()
-        return ready_next(jobs, SnakemakesGraph(self._dag), self._keys, self._known.requests)
+        return ready_next(jobs, Graph(self._dag), self._keys, self._known.requests)
 
     def job_accepted(self, job: Any) -> None:
         """Snakemake has found the outputs of a job that succeeded; so nobody needs its log."""
@@ -349,7 +349,9 @@ class Session:
         if not started:
             self._executor.report_job_submission(info)
         if kind == "succeeded":
-            self._unchecked.add(info.job, outcome, message.runs, parts=self._handover.has_parts(info.job))
+            job = info.job
+            parts = not job.is_group() and bool(job.resources.get("dask_workers"))
+            self._unchecked.add(job, outcome, message.runs, parts=parts)
             return info
         if kind == "failed":
             self._note_error(info, text)
@@ -439,7 +441,6 @@ class Session:
                 "until a run updates it again."
             )
         self._handover.close()
-        self._handover.remove_empty_log_directories()
 
     def _stop(self, link: DriverLink, *, kill: bool) -> None:
         ended = link.stop(kill=kill, timeout_s=_STOP_TIMEOUT_S)

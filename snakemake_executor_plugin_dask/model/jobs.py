@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
-from typing import Literal, Protocol
+from dataclasses import field, fields
+from typing import Literal
 
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster, Spread
@@ -30,20 +30,31 @@ Status = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class RunSetup:
-    """What is the same for every job of a run. Each worker gets it once, over TLS or a pipe.
+class Beginning:
+    """With what a run's supervisors and warm processes begin, known before Snakemake knows what there is to do.
 
     ``environment`` is the environment Snakemake was started in; names and values hold undecodable bytes as surrogates
     (``os.fsdecode``). ``soft_limits`` are pairs of a ``resource.RLIMIT_*`` number and its soft limit.
     """
 
-    run_id: str  # short, random, unique: [a-z0-9]{8}
     workdir: str  # absolute; a job's working directory
     umask: int
     soft_limits: tuple[tuple[int, int], ...]
     environment: dict[str, str]
     replace_environment: bool  # False on an attached cluster without TLS: only the variables of `envvars:` travel
     python: str
+
+    @classmethod
+    def of(cls, setup: "RunSetup") -> "Beginning":
+        """Of this run, by itself."""
+        return cls(**{each.name: getattr(setup, each.name) for each in fields(cls)})
+
+
+@dataclass(frozen=True, slots=True)
+class RunSetup(Beginning):
+    """What is the same for every job of a run. Each worker gets it once, over TLS or a pipe."""
+
+    run_id: str  # short, random, unique: [a-z0-9]{8}
     snakefile: str
     general_arguments: tuple[str, ...]  # of `python -m snakemake`, the same for all jobs
     snakemake_version: str
@@ -64,26 +75,6 @@ class RunSetup:
     stop_grace_s: float = 5.0  # between SIGTERM and SIGKILL
     cores: int | None = None  # of `--cores`: what rules see as `workflow.cores`. None: it was not given
     keep_logs: bool = False  # also of attempts that succeed
-
-
-@dataclass(frozen=True, slots=True)
-class Beginning:
-    """With what a run's supervisors and warm processes begin: fields of its `RunSetup`.
-
-    They are known before Snakemake knows what there is to do.
-    """
-
-    workdir: str
-    umask: int
-    soft_limits: tuple[tuple[int, int], ...]
-    environment: dict[str, str]
-    replace_environment: bool
-    python: str
-
-    @classmethod
-    def of(cls, setup: RunSetup) -> "Beginning":
-        """Of this run."""
-        return cls(**{field.name: getattr(setup, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +102,7 @@ class GroupMember:
 
     rule: str
     jobid: str
-    wildcards: tuple[tuple[str, str], ...] = ()
+    wildcards: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,19 +216,7 @@ class WorkerFacts:
         return self.host if self.host in self.hosts or not self.hosts else self.hosts[0]
 
 
-class AnyGroupMember(Protocol):
-    """A job of a group job, as any part of the plugin holds it."""
-
-    @property
-    def rule(self) -> str:
-        """Its rule's name."""
-
-    @property
-    def wildcards(self) -> Wildcards:
-        """Its wildcards, with their values."""
-
-
-def job_text(name: str, wildcards: Wildcards, members: Sequence[AnyGroupMember] = (), most: int = 3) -> str:
+def job_text(name: str, wildcards: Wildcards, members: Sequence[GroupMember] = (), most: int = 3) -> str:
     """A job as people know it: "align (sample=A)", for a group "group (2 jobs: align (sample=A), sort (sample=A))".
 
     It may hold what a terminal would obey. At most ``most`` members are named.
@@ -248,7 +227,7 @@ def job_text(name: str, wildcards: Wildcards, members: Sequence[AnyGroupMember] 
     return f"{name} ({values})" if values else name
 
 
-def members_text(members: Sequence[AnyGroupMember], most: int = 3) -> str:
+def members_text(members: Sequence[GroupMember], most: int = 3) -> str:
     """The jobs of a group: "align (sample=A), sort (sample=A), and 2 more"."""
     more = [f"and {len(members) - most:,} more"] if len(members) > most else []
     return ", ".join([*(job_text(each.rule, each.wildcards) for each in members[:most]), *more])

@@ -62,7 +62,7 @@ def _told(spec: JobSpec) -> dict[str, object]:
         told["wildcards"] = dict(spec.wildcards)
     if spec.members:
         told["members"] = [
-            {"rule": each.rule, "jobid": each.jobid, "wildcards": dict(each.wildcards)} for each in spec.members
+            {"rule": each.rule, "jobid": each.jobid, "wildcards": each.wildcards} for each in spec.members
         ]
     return told
 

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from snakemake_executor_plugin_dask.model.jobs import GroupMember
 from snakemake_executor_plugin_dask.observe.events import Event
 from snakemake_executor_plugin_dask.observe.records import (
     Allocation,
     Attempt,
-    MemberRecord,
     OthersHeld,
     PoolRecord,
     Stay,
@@ -253,7 +253,7 @@ class RunModel:
         attempt.input_mb = _number(event.get("input_mb"))
         if members := event.get("members"):
             attempt.members = tuple(
-                MemberRecord(_text(each["rule"]), str(each.get("jobid", "")), _wildcards(each.get("wildcards")))
+                GroupMember(_text(each["rule"]), str(each.get("jobid", "")), _wildcards(each.get("wildcards")))
                 for each in members
             )
         self._waits(attempt)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from snakemake_executor_plugin_dask.model.jobs import GroupMember
 from snakemake_executor_plugin_dask.model.kinds import KINDS
 
 _NONE: Mapping[str, int] = {}
@@ -14,15 +15,6 @@ _NO_TEXT: Mapping[str, str] = {}
 _FRESH_S = 20.0
 
 AttemptState = Literal["waiting", "placed", "running", "ended", "dropped"]
-
-
-@dataclass(frozen=True, slots=True)
-class MemberRecord:
-    """One of the jobs of a group job."""
-
-    rule: str
-    jobid: str
-    wildcards: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +70,7 @@ class Attempt:
     asked_memory_mb: int | None = None
     group: bool = False
     wildcards: Mapping[str, str] = field(default_factory=lambda: _NO_TEXT)
-    members: tuple[MemberRecord, ...] = ()  # of a group job
+    members: tuple[GroupMember, ...] = ()  # of a group job
     input_mb: float | None = None
     planned_log: str = ""  # where its log goes, unless that cannot be written
     allocation: str = ""  # the batch system's identifier of what its (first) worker runs in

@@ -25,7 +25,7 @@ from snakemake_executor_plugin_dask.worker import client, companions
 from snakemake_executor_plugin_dask.worker.attach import AttachedLink, detach, know
 from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess
 
-_Run = TypeVar("_Run", RunSetup, Beginning)
+_Run = TypeVar("_Run", bound=Beginning)
 
 
 @dataclass
@@ -68,12 +68,8 @@ _ahead: dict[str, Beginning] = {}  # of runs that are about to come, with what t
 async def begin_ahead(run_id: str, beginning: Beginning) -> None:
     """Have a supervisor for a run that is about to come: `begin` follows, or `end`."""
     if _link(run_id) is None and run_id not in _beginning:
-        await _once(run_id, _begin_ahead(run_id, beginning))
-
-
-async def _begin_ahead(run_id: str, beginning: Beginning) -> WorkerFacts:
-    beginning = _ahead[run_id] = _here(beginning)
-    return await _begin(run_id, beginning)
+        beginning = _ahead[run_id] = _here(beginning)
+        await _once(run_id, _begin(run_id, beginning))
 
 
 async def begin(setup: RunSetup) -> WorkerFacts:
@@ -124,7 +120,7 @@ async def _once(run_id: str, coroutine: Coroutine[Any, Any, WorkerFacts]) -> Wor
     return await asyncio.shield(starting)
 
 
-async def _begin(run_id: str, run: RunSetup | Beginning) -> WorkerFacts:
+async def _begin(run_id: str, run: Beginning) -> WorkerFacts:
     assert serving is not None
     here = serving
     # A supervisor is started from the files that lie there now, and speaks with this process. To read them all may take
@@ -165,9 +161,7 @@ def _reinstalled(code: str) -> str:
         return f"the plugin's files cannot be read ({error.strerror or error})"
 
 
-def _start(
-    run: RunSetup | Beginning, lease: str, environment: dict[str, str] | None, scratch: str
-) -> SupervisorProcess:
+def _start(run: Beginning, lease: str, environment: dict[str, str] | None, scratch: str) -> SupervisorProcess:
     with companions.forking:
         supervisor = SupervisorProcess(run, lease, environment, scratch=scratch)
         # One that has ended stays known for as long as it is a zombie.

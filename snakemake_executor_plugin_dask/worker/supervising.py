@@ -20,7 +20,7 @@ class SupervisorProcess:
 
     def __init__(
         self,
-        run: RunSetup | Beginning | None,
+        run: Beginning | None,
         lease: str | None,
         environment: dict[str, str] | None = None,
         *,

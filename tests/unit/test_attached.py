@@ -29,7 +29,7 @@ from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node.processes import SUPERVISOR
 from snakemake_executor_plugin_dask.worker import attach
 
-SETUP = RunSetup("abcdefg1", "/work", 0o22, (), {}, True, "python", "Snakefile", (), "9.27.1", "0.1.0")
+SETUP = RunSetup("/work", 0o22, (), {}, True, "python", "abcdefg1", "Snakefile", (), "9.27.1", "0.1.0")
 GOOD = Seen("n1", importable=True, plugin="0.1.0", snakemake="9.27.1", workdir=True)
 
 

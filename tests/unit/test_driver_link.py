@@ -13,7 +13,7 @@ from snakemake_executor_plugin_dask.model.messages import Begin, Say, Stopped
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.wire import Channel
 
-SETUP = RunSetup("abcdefg1", "/work", 0o22, (), {}, True, "python", "Snakefile", (), "9.27.1", "0.1.0")
+SETUP = RunSetup("/work", 0o22, (), {}, True, "python", "abcdefg1", "Snakefile", (), "9.27.1", "0.1.0")
 
 
 def test_an_error_with_one_message_is_told_and_the_next_ones_are_read() -> None:

@@ -53,9 +53,9 @@ def begin() -> Begun:
     with contextlib.suppress(EOFError):  # that is read once more
         if select.select([worker], [], [], 0)[0]:
             message = Channel(worker).receive()
-    beginning = None
+    beginning: Beginning | None = None
     if isinstance(message, Setup) and wants_warm(message.setup):
-        beginning = Beginning.of(message.setup)
+        beginning = message.setup
     elif isinstance(message, Ahead) and not processes.why_cold():
         beginning = message.beginning
     if beginning is not None:
@@ -69,7 +69,7 @@ def wants_warm(setup: RunSetup) -> bool:
     return setup.job_start == "warm" and not setup.precommand and not processes.why_cold()
 
 
-def jobs_environment(run: RunSetup | Beginning, own: Mapping[str, str]) -> dict[str, str]:
+def jobs_environment(run: Beginning, own: Mapping[str, str]) -> dict[str, str]:
     """What all jobs of the run have here; ``own``: the supervisor's."""
     environment = base_environment(run.environment, run.replace_environment, own)
     if not os.path.isabs(run.python):

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 
 from snakemake_executor_plugin_dask.model.job_messages import EndChild, Said, Setup, Start
-from snakemake_executor_plugin_dask.model.jobs import Beginning, JobSpec, RunSetup
+from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.model.shellcommand import Shell
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.worker.supervisor.first import StartedWarm, spawn_warm
@@ -35,7 +35,7 @@ class WarmProcess:
         """
         if started is None:
             assert setup is not None
-            started = spawn_warm(Beginning.of(setup), environment, directory)
+            started = spawn_warm(setup, environment, directory)
         self._hear = hear
         self.depth = 0  # once ready; 0 then, too, if it refuses every job
         self.reason = ""  # why it is not deeper
