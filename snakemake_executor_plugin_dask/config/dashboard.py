@@ -45,7 +45,7 @@ def parse_dashboard(text: str, have_bokeh: bool | None = None) -> DashboardAddre
 def scheduler_options(
     address: DashboardAddress | None, new_secret: Callable[[], str] = lambda: secrets.token_urlsafe(24)
 ) -> dict[str, Any]:
-    """Arguments of `dask_http.scheduler_class`'s class. Every path that is answered begins with a new secret."""
+    """Arguments of the scheduler's class in `dask_http`. Every path that is answered begins with a new secret."""
     if address is None:
         return {"dashboard": False}
     # Unbracketed hosts of IPv6 would be split at the wrong colon.

@@ -25,14 +25,6 @@ from snakemake_executor_plugin_dask.model.requests import (
 from snakemake_executor_plugin_dask.node.allocation import end_time
 
 
-def _known_resources(job: Any) -> dict[str, Any] | None:
-    """Before the first job; None where a function of the workflow cannot say yet, and is asked again later."""
-    try:
-        return dict(job.resources.items())
-    except Exception:  # noqa: BLE001 - of its inputs, or of a checkpoint, which are not there yet
-        return None
-
-
 class KnownJobs:
     """What is known of them, and of the pools that they are to run in."""
 
@@ -69,8 +61,9 @@ class KnownJobs:
             if job in groups:
                 self.requests[single] = groups[job]
                 continue
-            resources = _known_resources(job)
-            if resources is None:
+            try:
+                resources = dict(job.resources.items())
+            except Exception:  # noqa: BLE001 - of functions of inputs that are not there yet, which are asked again
                 unknown[job] = job.name
                 continue
             slurm.append((job.name, slurm_names(resources)))

@@ -6,7 +6,7 @@ from typing import Any
 from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_dask.model.messages import Level, Say
-from snakemake_executor_plugin_dask.model.printed import CleanLogger, clean_block
+from snakemake_executor_plugin_dask.model.printed import clean_block
 
 
 def as_error(text: str) -> WorkflowError:
@@ -18,7 +18,7 @@ class Voice:
     """Every sentence for the user passes here once. The driver writes the event log, so it is told what was said."""
 
     def __init__(self, logger: Any) -> None:
-        self._logger = CleanLogger(logger)
+        self._logger = logger
         self._early: list[Say] | None = []  # said before there was a driver
         self._keep: Callable[[Say], None] = self._early.append
 
@@ -30,7 +30,7 @@ class Voice:
 
     def show(self, level: Level, text: str) -> None:
         """Only show it: what the driver says is in the event log, and so is the reason of a job's failure."""
-        getattr(self._logger, level)(text)
+        getattr(self._logger, level)(clean_block(text))
 
     def info(self, text: str) -> None:
         """Show and keep."""

@@ -31,30 +31,23 @@ class _LocalSocket(socket.socket):
         return IOStream(self, max_buffer_size=MAX_BUFFER_SIZE)
 
 
-class _Sockets:
-    """By the ports of which they take the place."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def path(self, port: int) -> str:
-        """A socket's path may not be long."""
-        return f"/proc/self/fd/{self._directory}/{port}.sock"
-
-
 def connect_beside(guarded: Any, directory: str, host: str) -> None:
     """Processes that listen on ``host`` and call this with one directory reach each other by sockets in it.
 
     ``guarded``: the class `dask_listening.GuardedListener`. Raises OSError where the directory cannot be opened.
     """
-    sockets = _Sockets(directory)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def socket_at(port: int) -> str:
+        """It takes the place of this port. A socket's path may not be long."""
+        return f"/proc/self/fd/{descriptor}/{port}.sock"
 
     class _Listener(guarded):  # type: ignore[misc]
         """Listens at its port, and at a socket beside it."""
 
         async def start(self) -> None:
             await super().start()
-            self._path = sockets.path(self.get_host_port()[1])
+            self._path = socket_at(self.get_host_port()[1])
             self._talks_beside: set[asyncio.Task[None]] = set()
             self._beside = socket.socket(socket.AF_UNIX)
             with contextlib.suppress(FileNotFoundError):
@@ -95,7 +88,7 @@ def connect_beside(guarded: Any, directory: str, host: str) -> None:
                 connection = _LocalSocket(socket.AF_UNIX)
                 connection.setblocking(False)
                 try:
-                    connection.connect(sockets.path(port))
+                    connection.connect(socket_at(port))
                 except OSError:  # another one listens there, or nobody
                     connection.close()
                 else:

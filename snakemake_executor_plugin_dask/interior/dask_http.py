@@ -199,8 +199,3 @@ class DashboardScheduler(_Discreet):
 def serve_beside(dashboard: DashboardScheduler, handlers: list[Any]) -> None:
     """Further pages, whose paths begin with the secret one."""
     dashboard.http_application.add_handlers(".*$", handlers)
-
-
-def scheduler_class(*, closed: bool) -> type[Scheduler]:
-    """Dask's Scheduler without any HTTP server, or with one that answers under the secret path alone."""
-    return QuietScheduler if closed else DashboardScheduler

@@ -41,16 +41,8 @@ class Parser:
         import snakemake.cli
 
         self.setup = setup
-        own = [
-            "--snakefile",
-            setup.snakefile,
-            "--cores",
-            str(setup.cores or "all"),
-            "--attempt",
-            "1",
-            "--force-use-threads",
-        ]
-        arguments = full_arguments(setup, own)
+        own = ["--snakefile", setup.snakefile, "--cores", str(setup.cores or "all"), "--attempt", "1"]
+        arguments = full_arguments(setup, [*own, "--force-use-threads"])
         sys.argv = [_main_path(), *arguments]
         main_spec()
         # Most of what parsing costs is reading plugins and other modules for the first time.
@@ -122,17 +114,10 @@ def job_argv(arguments: Sequence[str]) -> list[str]:
 
 def _import_ahead() -> None:
     """Modules that are imported only while a job runs. Those of Snakemake that are gone will be missed by a trial."""
-    import asyncio.runners
-    import asyncio.selector_events
-    import concurrent.futures.thread
-    import importlib
-    import json
-    import shutil
-    import subprocess
-    import uuid
-
-    del asyncio, concurrent, json, shutil, subprocess, uuid
-    for name in ("benchmark", "executors.local", "script", "storage"):
+    for name in (
+        *("asyncio.runners", "asyncio.selector_events", "concurrent.futures.thread", "json", "shutil", "subprocess"),
+        *("uuid", "snakemake.benchmark", "snakemake.executors.local", "snakemake.script", "snakemake.storage"),
+    ):
         with contextlib.suppress(ImportError):
-            importlib.import_module(f"snakemake.{name}")
+            importlib.import_module(name)
     logging.getLogger("asyncio")

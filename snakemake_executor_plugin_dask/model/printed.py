@@ -5,7 +5,6 @@ hold: colours at best, at worst a line that looks like another program's, or a n
 """
 
 import re
-from typing import Any
 
 #: Control characters, those that turn writing direction or show nothing, and line separators other than a line feed.
 _HARMFUL = re.compile(
@@ -24,26 +23,3 @@ def clean_block(text: str) -> str:
     text = without_sequences(text.replace("\r\n", "\n").replace("\t", "    "))
     text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-class CleanLogger:
-    """Snakemake's logger for all that this plugin says: each text goes through `clean_block`."""
-
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
-
-    def debug(self, text: str) -> None:
-        """Shown with `--verbose`."""
-        self._logger.debug(clean_block(text))
-
-    def info(self, text: str) -> None:
-        """Shown unless `--quiet`."""
-        self._logger.info(clean_block(text))
-
-    def warning(self, text: str) -> None:
-        """What the user may want to change, while the run goes on."""
-        self._logger.warning(clean_block(text))
-
-    def error(self, text: str) -> None:
-        """What has failed."""
-        self._logger.error(clean_block(text))

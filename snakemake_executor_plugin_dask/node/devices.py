@@ -45,13 +45,6 @@ class Inventory:
     known: bool = True  # False: nobody could be asked
 
 
-def inventory(
-    vendor: str = "nvidia", environ: Mapping[str, str] = os.environ, probe: Probe | None = None
-) -> tuple[str, ...]:
-    """Identifiers of the devices that this process may use; see `take_inventory`."""
-    return take_inventory(vendor, environ, probe).devices
-
-
 def take_inventory(
     vendor: str = "nvidia", environ: Mapping[str, str] = os.environ, probe: Probe | None = None
 ) -> Inventory:

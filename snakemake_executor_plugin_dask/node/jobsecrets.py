@@ -4,7 +4,6 @@ Over an attached cluster without encryption, in a directory that these nodes sha
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +18,6 @@ def make(directory: Path, certificate: tuple[str, str]) -> None:
     directory.mkdir(mode=0o700)
     for name, text in zip(CERTIFICATE, certificate, strict=True):
         write_private(directory / name, text.encode())
-
-
-def remove(directory: Path) -> None:
-    """The job is over; what cannot be removed goes with the run's directory."""
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def certificate(directory: Path) -> tuple[str, str]:

@@ -23,11 +23,6 @@ class Sources:
         self.files = files
         self._next_look = 0.0
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Where they are."""
-        return tuple(path for path, _ in self.files)
-
     def changed(self) -> str | None:
         """The first file that is not as it was. On a slow file system it does not look each time."""
         started = time.monotonic()

@@ -23,16 +23,17 @@ def of_another_python(python: str) -> str:
 
 def snakemake_version() -> str:
     """Read from the package's metadata, since importing Snakemake takes most of a second."""
-    try:
-        return version("snakemake")
-    except PackageNotFoundError:
-        return ""
+    return _version("snakemake")
 
 
 def plugin_version() -> str:
     """Version of this package, as installed."""
+    return _version("snakemake-executor-plugin-dask")
+
+
+def _version(package: str) -> str:
     try:
-        return version("snakemake-executor-plugin-dask")
+        return version(package)
     except PackageNotFoundError:
         return ""
 

@@ -127,5 +127,5 @@ def _facts(setup: RunSetup, name: str, supervisor: SupervisorProcess, dask_worke
 
 def _devices(dask_worker: Any) -> tuple[str, ...]:
     """The worker's GPUs. One of dask-cuda sees all of them, in an order in which its own comes first."""
-    found = devices.inventory()
+    found = devices.take_inventory().devices
     return found[:1] if dask_worker_interior.is_of_dask_cuda(dask_worker) else found

@@ -16,7 +16,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from snakemake_executor_plugin_dask.config.dashboard import parse_dashboard, scheduler_options
-from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker, scheduler_class
+from snakemake_executor_plugin_dask.interior.dask_http import DashboardScheduler, QuietScheduler, QuietWorker
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.jobs import task_group, task_key
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.browser
 async def cluster(setting: str):
     address = parse_dashboard(setting)
     security = Security.temporary()
-    cls = scheduler_class(closed=address is None)
+    cls = QuietScheduler if address is None else DashboardScheduler
     async with cls(protocol="tls", host="127.0.0.1", security=security, **scheduler_options(address)) as scheduler:
         worker = QuietWorker(
             scheduler.address, security=security, nthreads=2, host="127.0.0.1", dashboard=False, memory_limit=0

@@ -15,7 +15,6 @@ from snakemake_executor_plugin_dask.node.devices import (
     complaint,
     cores_for,
     device_environment,
-    inventory,
     near_cores,
     parse_nvidia_smi,
     parse_visible,
@@ -45,33 +44,33 @@ def nothing() -> None:
 
 def test_the_driver_is_asked_where_the_environment_grants_nothing() -> None:
     """Without CUDA_VISIBLE_DEVICES all of the node's devices are there."""
-    assert inventory("nvidia", {}, four) == ("0", "1", "2", "3")
+    assert take_inventory("nvidia", {}, four).devices == ("0", "1", "2", "3")
 
 
 def test_the_environment_wins() -> None:
     """Devices are named as the batch system names them."""
-    assert inventory("nvidia", {"CUDA_VISIBLE_DEVICES": "3,1"}, four) == ("3", "1")
+    assert take_inventory("nvidia", {"CUDA_VISIBLE_DEVICES": "3,1"}, four).devices == ("3", "1")
     names = "GPU-8932f937,MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb"
-    assert inventory("nvidia", {"CUDA_VISIBLE_DEVICES": names}, nothing) == tuple(names.split(","))
-    assert inventory("amd", {"ROCR_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "0"}, four) == ("1",)
+    assert take_inventory("nvidia", {"CUDA_VISIBLE_DEVICES": names}, nothing).devices == tuple(names.split(","))
+    assert take_inventory("amd", {"ROCR_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "0"}, four).devices == ("1",)
 
 
 def test_an_empty_grant_is_no_device() -> None:
     """CUDA reads an empty list, and what Slurm writes without GPUs, as none."""
     for text in ("", "-1", "NoDevFiles"):
-        assert inventory("nvidia", {"CUDA_VISIBLE_DEVICES": text}, four) == ()
+        assert take_inventory("nvidia", {"CUDA_VISIBLE_DEVICES": text}, four).devices == ()
 
 
 def test_indices_beyond_the_node_end_the_list() -> None:
     """As for CUDA, an index that does not exist hides what follows."""
-    assert inventory("nvidia", {"CUDA_VISIBLE_DEVICES": "1,7,2"}, four) == ("1",)
-    assert inventory("nvidia", {"CUDA_VISIBLE_DEVICES": "1,7,2"}, nothing) == ("1", "7", "2")
+    assert take_inventory("nvidia", {"CUDA_VISIBLE_DEVICES": "1,7,2"}, four).devices == ("1",)
+    assert take_inventory("nvidia", {"CUDA_VISIBLE_DEVICES": "1,7,2"}, nothing).devices == ("1", "7", "2")
 
 
 def test_the_override_wins_over_all() -> None:
     """Tests, and nodes that cannot be looked into, name their devices."""
     environ = {"SNAKEMAKE_DASK_DEVICES": "GPU-a, GPU-b", "CUDA_VISIBLE_DEVICES": "0"}
-    assert inventory("nvidia", environ, four) == ("GPU-a", "GPU-b")
+    assert take_inventory("nvidia", environ, four).devices == ("GPU-a", "GPU-b")
 
 
 def test_no_driver_is_said() -> None:

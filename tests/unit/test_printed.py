@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.frontend import known, session, voice
-from snakemake_executor_plugin_dask.model.printed import CleanLogger, clean_block
+from snakemake_executor_plugin_dask.model.messages import Level
+from snakemake_executor_plugin_dask.model.printed import clean_block
 
 
 @pytest.mark.parametrize(
@@ -44,9 +45,10 @@ def test_nothing_harmful_is_left(text: str) -> None:
 def test_every_sentence_of_a_run_is_cleaned() -> None:
     """Snakemake's logger and its errors get them from one place each, and from nowhere else."""
     said: list[str] = []
-    logger = CleanLogger(SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error"), said.append)))
-    for level in ("debug", "info", "warning", "error"):
-        getattr(logger, level)("a\x1b[1mb")
+    levels: tuple[Level, ...] = ("debug", "info", "warning", "error")
+    spoken = voice.Voice(SimpleNamespace(**dict.fromkeys(levels, said.append)))
+    for level in levels:
+        spoken.show(level, "a\x1b[1mb")
     assert said == ["ab"] * 4
     assert str(voice.as_error("a\x1b[1mb")) == "ab"
     for module, errors in ((voice, 1), (session, 0), (known, 0)):

@@ -9,7 +9,7 @@ from distributed.batched import BatchedSend
 from settling import run, settle
 
 from snakemake_executor_plugin_dask.interior import dask_streams
-from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class
+from snakemake_executor_plugin_dask.interior.dask_http import QuietScheduler
 
 
 class Joined(SchedulerPlugin):
@@ -40,7 +40,7 @@ def test_no_worker_is_told_of_another_ones_end(tmp_path: Any) -> None:
     told: list[str] = []
 
     async def script() -> None:
-        async with scheduler_class(closed=True)(dashboard=False, protocol="inproc://") as scheduler:
+        async with QuietScheduler(dashboard=False, protocol="inproc://") as scheduler:
             workers = [Worker(scheduler.address, local_directory=str(tmp_path), name=name) for name in ("a", "b")]
             async with workers[0], workers[1]:
                 stream = dask_streams.TO_WORKERS.of(scheduler)[workers[0].address]

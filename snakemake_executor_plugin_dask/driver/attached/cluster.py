@@ -6,6 +6,7 @@ What jobs hold is reserved in that cluster's scheduler (see `shared.py`), so tha
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -335,7 +336,7 @@ class AttachedCluster(Cluster):
             return
         self._places.pop(key, None)
         if (secrets := self._secrets.pop(key, None)) is not None:
-            jobsecrets.remove(secrets)
+            shutil.rmtree(secrets, ignore_errors=True)  # what is left goes with the run's directory
         self._tasks.spawn(self._release(key))
 
     async def _release(self, key: str, **more: Any) -> None:

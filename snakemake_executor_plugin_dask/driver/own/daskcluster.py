@@ -18,7 +18,7 @@ from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.own.garbage import Garbage
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler, dask_streams
-from snakemake_executor_plugin_dask.interior.dask_http import scheduler_class, serve_beside
+from snakemake_executor_plugin_dask.interior.dask_http import DashboardScheduler, QuietScheduler, serve_beside
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.frozen import dataclass
@@ -104,7 +104,7 @@ class DaskCluster:
         quieten()
         guard(Door)
         try:
-            self.scheduler = await scheduler_class(closed=dashboard is None)(
+            self.scheduler = await (QuietScheduler if dashboard is None else DashboardScheduler)(
                 security=self._security, **self._where, **scheduler_options(dashboard)
             )
         except (ConfigurationError, RuntimeError, OSError, ValueError) as error:

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, JobStart, Outcome, RunSetup, Status
@@ -203,11 +203,6 @@ def status_words(status: int) -> str:
     if code == 0:
         return "its command left no output"
     return f"its command {'failed with' if code > 0 else 'was ended by'} {how_ended(code)}"
-
-
-def fallback_places(environment: Sequence[str | None]) -> list[str]:
-    """Directories for logs that cannot be where they should be, without repetition."""
-    return list(dict.fromkeys(place for place in (*environment, "/dev/shm") if place))  # noqa: S108 - in a directory of the user's own
 
 
 def seconds(value: float) -> str:

@@ -114,7 +114,8 @@ class Commands:
                 os.close(log)
             return None
         if not self._all_own:
-            of_all = (self.shell.directory, self.shell.temporary, *map(_directory, self._sources.paths))
+            sources = (os.path.dirname(os.path.realpath(path)) for path, _ in self.shell.sources)
+            of_all = (self.shell.directory, self.shell.temporary, *sources)
             self._all_own = all(map(self._is_own, of_all))
         for directory in self._directories(spec, command):
             self._is_own(directory)  # for `at_once`
@@ -175,11 +176,6 @@ class Commands:
                 self._own.clear()
             known = self._own[directory] = bool(mounts.own_file_system(os.path.realpath(directory)))
         return known
-
-
-def _directory(path: str) -> str:
-    """In which a file really is."""
-    return os.path.dirname(os.path.realpath(path))
 
 
 def _is_other(number: int, soft: int) -> bool:

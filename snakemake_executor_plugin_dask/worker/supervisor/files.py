@@ -133,8 +133,8 @@ class Files:
     async def remove(self, directory: str) -> None:
         """With all that is in it."""
         with contextlib.suppress(TimeoutError):
-            removing = self._loop.run_in_executor(self._listings, _remove_tree, directory)
-            await asyncio.wait_for(removing, _LISTING_S)
+            remove = functools.partial(shutil.rmtree, directory, ignore_errors=True)
+            await asyncio.wait_for(self._loop.run_in_executor(self._listings, remove), _LISTING_S)
 
 
 def _move_aside(directory: str) -> str | None:
@@ -145,10 +145,6 @@ def _move_aside(directory: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return aside
-
-
-def _remove_tree(directory: str) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _close_log(preparing: "asyncio.Future[Prepared | None]") -> None:

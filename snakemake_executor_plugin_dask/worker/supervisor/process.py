@@ -349,8 +349,9 @@ class Supervisor:
         if await self._start_command(current):
             self._tell_started(current)
             return
-        places = attempt.fallback_places([self._environment.get("TMPDIR"), os.environ.get("TMPDIR")])
-        await self._files.choose_log(current, places, at_home=self._at_home)
+        # Where a log is that cannot be where it should be: in a directory of the user's own.
+        places = filter(None, (self._environment.get("TMPDIR"), os.environ.get("TMPDIR"), "/dev/shm"))  # noqa: S108
+        await self._files.choose_log(current, list(dict.fromkeys(places)), at_home=self._at_home)
         if spec.local_copies is not None and self._scratch is None:
             environment = job_environment(self._environment, spec.key, spec.environment)
             current.copies = os.path.join(setup.files_dir, expand(spec.local_copies, environment))

@@ -125,15 +125,13 @@ class Randomness:
             if isinstance(item, numpy.random.SeedSequence):
                 if self._is_fresh_seed(item):
                     self._numpy.append(item)
-            elif id(item) in fresh or (type(item).__name__ != "MT19937" and self._is_fresh_generator(item)):
-                if type(item).__name__ not in _RENEWABLE:
-                    return f"it holds a random generator ({type(item).__name__}) that cannot be seeded again"
+                continue
+            kind, seed = type(item).__name__, getattr(item, "seed_seq", None)  # none of a `RandomState`
+            if id(item) in fresh or (kind != "MT19937" and self._is_fresh_seed(seed)):
+                if kind not in _RENEWABLE:
+                    return f"it holds a random generator ({kind}) that cannot be seeded again"
                 self._numpy.append(states.get(id(item), item))
         return ""
-
-    def _is_fresh_generator(self, item: Any) -> bool:
-        """Never of a `RandomState`, which is renewed with its generator."""
-        return self._is_fresh_seed(getattr(item, "seed_seq", None))
 
     def _is_fresh_seed(self, seed: Any) -> bool:
         entropy = getattr(seed, "entropy", None)
