@@ -28,10 +28,8 @@ from snakemake_interface_executor_plugins.utils import (
 #: with the first attempt's resources; rules that count as preemptible have the number of retries that is given here.
 ADDED = ("--max-jobs-per-timespan", "1000/0s", "--preemptible-rules", "--preemptible-retries", "0")
 
-
 #: A command line holds 2 MB, or less, with the environment, and 128 kB in one argument.
 _MOST_BYTES = 60_000
-
 
 #: A text that ``repr`` made, and a word as a shell reads it.
 _LITERAL = re.compile(r"""(?:'(?:[^'\\\n\r\0]|\\[\\'nrtxuU])*'|"(?:[^"\\\n\r\0]|\\[\\nrtxuU])*")(?=\s|$)""")

@@ -18,14 +18,13 @@ _ADVICE = {
 
 def explain(name: str, outcome: Outcome, runs: int = 1, message: str = "") -> str:
     """What ended the job, where, after how long, the last lines of its log and the log's path."""
-    sentences = [message or _cause(outcome)]
     where = [f"on host {outcome.host}" if outcome.host else "", f"worker {outcome.worker}" if outcome.worker else ""]
     if outcome.allocation:
         where.append(f"allocation {outcome.allocation}")
     if outcome.started and outcome.ended:
         where.append(f"after {_duration(outcome.ended - outcome.started)}")
     place = ", ".join(part for part in where if part)
-    text = f"Job of {name}: {' '.join(sentences)}" + (f" ({place})" if place else "")
+    text = f"Job of {name}: {message or _cause(outcome)}" + (f" ({place})" if place else "")
     if advice := "" if message else _ADVICE.get(outcome.status, ""):
         text = f"{text.removesuffix('.')}. {advice}"
     if runs > 1:

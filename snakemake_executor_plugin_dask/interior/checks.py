@@ -3,13 +3,11 @@
 from dataclasses import replace
 
 from snakemake_executor_plugin_dask.interior import (
-    dask_adaptive,
-    dask_client,
+    dask_attached,
     dask_network,
     dask_overridden,
     dask_scheduler,
     dask_streams,
-    dask_worker,
     quick_imports,
     snakemake_calls,
     snakemake_commands,
@@ -75,7 +73,7 @@ def of_attached_dask() -> Interior:
 
 def attached_names() -> tuple[Private, ...]:
     """Those of a run on an attached cluster."""
-    return (*dask_adaptive.NAMES, *dask_client.NAMES, *dask_network.NAMES, *dask_worker.NAMES)
+    return (*dask_attached.NAMES, *dask_network.NAMES)
 
 
 def _told(lacking: list[Private]) -> Interior:

@@ -2,15 +2,11 @@
 
 from typing import Any
 
-from snakemake_executor_plugin_dask.interior.declared import Private
+from snakemake_executor_plugin_dask.interior.declared import Private, privates
 
 _LOST = "a pool of kind `cuda` cannot be brought up; `cluster: local` with `gpus` can"
-COUNT = Private("dask_cuda.utils", "get_gpu_count", _LOST)
-INSTANCES = Private("dask_cuda.utils", "get_gpu_count_mig", _LOST)
-PARSE = Private("dask_cuda.utils", "parse_cuda_visible_device", _LOST)
-UUID = Private("dask_cuda.utils", "get_gpu_uuid", _LOST)
-
-NAMES = (COUNT, INSTANCES, PARSE, UUID)
+_OF_UTILS = ("get_gpu_count", "get_gpu_count_mig", "parse_cuda_visible_device", "get_gpu_uuid")
+NAMES = COUNT, INSTANCES, PARSE, UUID = privates("dask_cuda.utils", _LOST, *_OF_UTILS)
 
 
 def load() -> Any:

@@ -35,7 +35,6 @@ PAGES = (
     "distributed.http.statics",
 )
 
-
 _BODY_MAX = 1 << 16  # nothing is uploaded
 _JOBS_AT_ONCE = 4096
 

@@ -1,14 +1,14 @@
 """Dask's own small functions for addresses, so that the plugin reads them as Dask does."""
 
-from snakemake_executor_plugin_dask.interior.declared import Private
+from snakemake_executor_plugin_dask.interior.declared import Private, privates
 
 _LOST = "no address can be found at which workers reach the scheduler"
 GET_IP = Private("distributed.utils", "get_ip", _LOST)
-ADDRESS_HOST = Private("distributed.comm.addressing", "get_address_host", _LOST)
-PARSE_ADDRESS = Private("distributed.comm.addressing", "parse_address", _LOST)
-PARSE_HOST_PORT = Private("distributed.comm.addressing", "parse_host_port", _LOST)
+_READING = ADDRESS_HOST, PARSE_ADDRESS, PARSE_HOST_PORT = privates(
+    "distributed.comm.addressing", _LOST, "get_address_host", "parse_address", "parse_host_port"
+)
 
-NAMES = (GET_IP, ADDRESS_HOST, PARSE_ADDRESS, PARSE_HOST_PORT)
+NAMES = (GET_IP, *_READING)
 
 
 def own_address(towards: str | None = None) -> str:

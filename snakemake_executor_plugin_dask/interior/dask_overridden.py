@@ -3,8 +3,8 @@
 They stand here so that they can be looked for before those modules are imported.
 """
 
-from snakemake_executor_plugin_dask.interior.dask_worker import NTHREADS, STATE
-from snakemake_executor_plugin_dask.interior.declared import Private
+from snakemake_executor_plugin_dask.interior.dask_attached import NTHREADS, STATE
+from snakemake_executor_plugin_dask.interior.declared import Private, privates
 
 _LISTENER = "distributed.comm.tcp:TLSListener"
 _HELD_UP = "a port of the run can be held up by strangers"
@@ -12,18 +12,18 @@ _ENCRYPTED = "what a job's own Dask workers send to each other is encrypted on o
 _OPEN = "an HTTP server that anybody can reach would be open beside the run"
 
 NAMES = (
-    *(Private(_LISTENER, name, _HELD_UP) for name in ("start", "port", "ip", "server_args", "_handle_stream")),
-    *(Private(_LISTENER, name, _HELD_UP) for name in ("get_host_port", "tcp_server")),
+    *privates(_LISTENER, _HELD_UP, "start", "port", "ip", "server_args", "_handle_stream"),
+    *privates(_LISTENER, _HELD_UP, "get_host_port", "tcp_server"),
     Private("distributed.comm.tcp:TLSBackend", "_listener_class", _HELD_UP),
     Private(
         "distributed.node", "HTTPServer", "pages of a job's own Dask cluster can be held up by strangers", needed=False
     ),
-    *(Private(_LISTENER, name, _ENCRYPTED, needed=False) for name in ("prefix", "comm_handler", "on_connection")),
+    *privates(_LISTENER, _ENCRYPTED, "prefix", "comm_handler", "on_connection", needed=False),
     Private("distributed.comm.tcp:TLSConnector", "connect", _ENCRYPTED, needed=False),
     Private("distributed.comm.tcp:TLSBackend", "_connector_class", _ENCRYPTED, needed=False),
     Private("distributed.comm.registry", "backends", _HELD_UP),
     Private("distributed.comm.tcp", "MAX_BUFFER_SIZE", _HELD_UP),
-    *(Private("tornado.tcpserver:TCPServer", name, _HELD_UP) for name in ("_sockets", "_handlers")),
+    *privates("tornado.tcpserver:TCPServer", _HELD_UP, "_sockets", "_handlers"),
     Private(
         "distributed.node:ServerNode",
         "start_http_server",

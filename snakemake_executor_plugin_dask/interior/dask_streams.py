@@ -29,27 +29,13 @@ class _AtOnce(float):
         return None  # "there is no deadline", as a stream has it that has nothing to send
 
 
-def hurry_client(client: Any) -> None:
-    """What a client tells its scheduler."""
-    _hurry(TO_SCHEDULER, client)
-
-
-def hurry_to_worker(scheduler: Any, address: str) -> None:
-    """What a scheduler tells the worker at this address, which has joined."""
-    _hurry(TO_WORKERS, scheduler, address)
-
-
-def hurry_worker(worker: Any) -> None:
-    """What a worker tells its scheduler."""
-    _hurry(OF_WORKER, worker)
-
-
 def hurry_stream(stream: Any) -> None:
     """One of Dask's streams."""
     setattr(stream, INTERVAL.name, _AtOnce())
 
 
-def _hurry(streams: Private, holder: Any, address: str | None = None) -> None:
+def hurry(streams: Private, holder: Any, address: str | None = None) -> None:
+    """A stream of a client, a worker or a scheduler, which has one to the worker at each ``address``."""
     if streams.there() and INTERVAL.there():
         found = streams.of(holder)
         hurry_stream(found if address is None else found[address])

@@ -82,6 +82,11 @@ class Private:
         return owner
 
 
+def privates(owner: str, lost: str, *names: str, needed: bool = True) -> tuple[Private, ...]:
+    """Several names of one owner, without which the same is lost."""
+    return tuple(Private(owner, name, lost, needed) for name in names)
+
+
 def missing(names: Iterable[Private]) -> list[Private]:
     """Those that the installed packages lack."""
     return [name for name in names if not name.there()]

@@ -15,23 +15,22 @@ from typing import Any
 
 import dask
 
-from snakemake_executor_plugin_dask.interior.declared import Private, refusal
+from snakemake_executor_plugin_dask.interior.declared import Private, privates, refusal
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 
 _JOB = "dask_jobqueue.core:Job"
 _LOST = "no allocation can be asked for"
 CALL = Private(_JOB, "_call", "the submit command's own words about a failure are lost, and allocations run again")
-SUBMIT = Private(_JOB, "_submit_job", _LOST)
-JOB_ID = Private(_JOB, "_job_id_from_submit_output", _LOST)
+_SUBMITTING = SUBMIT, JOB_ID, SUBMIT_COMMAND, JOB_SCRIPT = privates(
+    _JOB, _LOST, "_submit_job", "_job_id_from_submit_output", "submit_command", "job_script"
+)
 COMMAND = Private(
     _JOB, "_command_template", "an allocation would start Dask's own worker, which knows no jobs of the plugin"
 )
 PROLOGUE = Private(_JOB, "_job_script_prologue", "jobs would not get what the pool's prologue changes")
-SUBMIT_COMMAND = Private(_JOB, "submit_command", _LOST)
-JOB_SCRIPT = Private(_JOB, "job_script", _LOST)
 ENSURE_FILE = Private("dask.config", "ensure_file", "importing dask_jobqueue writes a file into ~/.config/dask")
 
-NAMES = (CALL, SUBMIT, JOB_ID, COMMAND, PROLOGUE, SUBMIT_COMMAND, JOB_SCRIPT, ENSURE_FILE)
+NAMES = (CALL, *_SUBMITTING, COMMAND, PROLOGUE, ENSURE_FILE)
 
 
 def load() -> ModuleType:

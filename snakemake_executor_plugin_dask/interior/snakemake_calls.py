@@ -13,31 +13,22 @@ import inspect
 import pickle
 from typing import Any
 
-from snakemake_executor_plugin_dask.interior.declared import Private, missing
+from snakemake_executor_plugin_dask.interior.declared import Private, missing, privates
 from snakemake_executor_plugin_dask.interior.snakemake_jobs import PIPE_GROUP, QUEUE_INPUT, STORAGE
 from snakemake_executor_plugin_dask.interior.snakemake_settings import caches
 from snakemake_executor_plugin_dask.model.warmcall import Call
 
-_RULE, _JOB = "snakemake.rules:Rule", "snakemake.jobs:Job"
 _LOST = "each job builds a DAG of its own, which makes short jobs several times slower"
+_OF_RULE = functools.partial(privates, "snakemake.rules:Rule", _LOST, needed=False)
 
 #: What makes a rule's jobs more than one function with arguments.
-SPECIAL = tuple(
-    Private(_RULE, name, _LOST, needed=False)
-    for name in ("norun", "is_notebook", "is_cwl", "is_template_engine", "is_handover")
-)
+SPECIAL = _OF_RULE("norun", "is_notebook", "is_cwl", "is_template_engine", "is_handover")
 #: What software deployment provides for.
-_DEPLOYED = tuple(
-    Private(_RULE, name, _LOST, needed=False) for name in ("conda_env", "container_img", "env_modules", "is_wrapper")
-)
-_CACHE = Private(_RULE, "cache", _LOST, needed=False)
-CHECKPOINT = Private(_RULE, "is_checkpoint", _LOST, needed=False)
-PIPES = Private(_JOB, "pipe_or_service_output", _LOST, needed=False)
-_IS_RUN = Private(_JOB, "is_run", _LOST, needed=False)
+_DEPLOYED = _OF_RULE("conda_env", "container_img", "env_modules", "is_wrapper")
+_CACHE, CHECKPOINT, RESOURCES = _OF_RULE("cache", "is_checkpoint", "resources")
+PIPES, _IS_RUN = privates("snakemake.jobs:Job", _LOST, "pipe_or_service_output", "is_run", needed=False)
 _NAMES_OF = Private("snakemake.iocontainers:Namedlist", "_get_names", _LOST, needed=False)
 _RULES = Private("snakemake.workflow:Workflow", "rules", _LOST, needed=False)
-
-RESOURCES = Private(_RULE, "resources", _LOST, needed=False)
 _EVALUATOR = Private("snakemake.resources:Resource", "_evaluator", _LOST, needed=False)
 
 NAMES = (*SPECIAL, *_DEPLOYED, _CACHE, CHECKPOINT, PIPES, _IS_RUN, _NAMES_OF, _RULES, RESOURCES, _EVALUATOR)

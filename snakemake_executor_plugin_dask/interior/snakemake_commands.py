@@ -13,24 +13,23 @@ import string
 from collections.abc import Iterable
 from typing import Any
 
-from snakemake_executor_plugin_dask.interior.declared import Private, missing
+from snakemake_executor_plugin_dask.interior.declared import Private, missing, privates
 from snakemake_executor_plugin_dask.interior.snakemake_calls import CHECKPOINT, RESOURCES, SPECIAL, is_expression
 from snakemake_executor_plugin_dask.model.shellcommand import ShellCommand
 
 _LOST = "shell commands are started by a Snakemake of their own, which takes longer"
-_RULE, _SHELL = "snakemake.rules:Rule", "snakemake.shell:shell"
 
-_OF_RULE = tuple(
-    Private(_RULE, name, _LOST, needed=False)
-    for name in ("is_shell", "shellcmd", "priority", "params", "benchmark", "log", "output", "shadow_depth")
+_OF_RULE = _IS_SHELL, _SHELLCMD, _PRIORITY, _PARAMS, _BENCHMARK, _LOG, _OUTPUT, _SHADOW = privates(
+    *("snakemake.rules:Rule", _LOST, "is_shell", "shellcmd", "priority", "params"),
+    *("benchmark", "log", "output", "shadow_depth"),
+    needed=False,
 )
-_IS_SHELL, _SHELLCMD, _PRIORITY, _PARAMS, _BENCHMARK, _LOG, _OUTPUT, _SHADOW = _OF_RULE
 _TEXT = Private("snakemake.jobs:Job", "shellcmd", _LOST, needed=False)
-_PROCESS = Private(_SHELL, "_process_args", _LOST, needed=False)
-_PREFIX = Private(_SHELL, "_get_process_prefix", _LOST, needed=False)
-_SUFFIX = Private(_SHELL, "_process_suffix", _LOST, needed=False)
+_OF_SHELL = _PROCESS, _PREFIX, _SUFFIX = privates(
+    "snakemake.shell:shell", _LOST, "_process_args", "_get_process_prefix", "_process_suffix", needed=False
+)
 
-NAMES = (*_OF_RULE, _TEXT, _PROCESS, _PREFIX, _SUFFIX)
+NAMES = (*_OF_RULE, _TEXT, *_OF_SHELL)
 
 #: Flags of outputs with which a job's own Snakemake does nothing that the main one does not do as well.
 _HARMLESS_FLAGS = frozenset({"temp", "report", "multiext"})

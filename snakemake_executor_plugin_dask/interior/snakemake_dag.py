@@ -7,14 +7,15 @@ where they are needed.
 from collections.abc import Iterable
 from typing import Any
 
-from snakemake_executor_plugin_dask.interior.declared import Private
+from snakemake_executor_plugin_dask.interior.declared import Private, privates
 from snakemake_executor_plugin_dask.interior.snakemake_calls import PIPES
 
 _DAG = "snakemake.dag:DAG"
 
 GROUP = Private(_DAG, "get_job_group", "jobs in groups would be checked, and shown by --dask-plan, as single ones")
-DEPENDING = Private(_DAG, "depending", "no worker is kept or brought up for jobs that become ready next", needed=False)
-NEEDRUN = Private(_DAG, "needrun", "no worker is kept or brought up for jobs that become ready next", needed=False)
+DEPENDING, NEEDRUN = privates(
+    _DAG, "no worker is kept or brought up for jobs that become ready next", "depending", "needrun", needed=False
+)
 READY = Private(
     _DAG, "ready_jobs", "nobody is told that Snakemake takes long to choose among thousands of jobs", needed=False
 )

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_dask.interior.declared import Private
+from snakemake_executor_plugin_dask.interior.declared import Private, privates
 
 _MOST_INPUTS = 1000  # each costs a look at the file system, in the thread that hands jobs over
 
@@ -16,10 +16,10 @@ PIPE_GROUP = Private(_JOB, "pipe_group", "jobs that pipes join would get too few
 QUEUE_INPUT = Private(_JOB, "has_queue_input", "a rule that takes its input from a queue would wait for ever")
 STORAGE = Private("snakemake.io:_IOFile", "is_storage", "log files in storage would be looked for on this machine")
 
-_BACKUPS = "snakemake.persistence:FileBackupMixin"
 _UPDATED = "a job that fails removes the file that it was to update"
-BACKUP_PATH = Private(_BACKUPS, "_get_backup_path", _UPDATED, needed=False)
-BACK_UP = Private(_BACKUPS, "backup_output", _UPDATED, needed=False)
+BACKUP_PATH, BACK_UP = privates(
+    "snakemake.persistence:FileBackupMixin", _UPDATED, "_get_backup_path", "backup_output", needed=False
+)
 
 NAMES = (RESTARTS, PIPE_GROUP, QUEUE_INPUT, STORAGE, BACKUP_PATH, BACK_UP)
 

@@ -6,24 +6,16 @@ Executors are told of none of this; the interface declares `executor_error_callb
 import threading
 from typing import Any
 
-from snakemake_executor_plugin_dask.interior.declared import Private
+from snakemake_executor_plugin_dask.interior.declared import Private, privates
 
 _SCHEDULER = "snakemake.scheduling.job_scheduler:JobScheduler"
 
 ERRORS = Private(_SCHEDULER, "_errors", "jobs that wait would be started after an error")
 USER_KILL = Private(_SCHEDULER, "_user_kill", "jobs that wait would be started after SIGTERM")
 RUNNING = Private(_SCHEDULER, "running", "a run that was stopped would wait for jobs that are never started")
-LOCK = Private(_SCHEDULER, "_lock", "a job that no pool can hold ends the run, also with --keep-going", needed=False)
-HANDLE_ERROR = Private(
-    _SCHEDULER,
-    "_handle_error",
-    "a job that no pool can hold ends the run, also with --keep-going",
-    needed=False,
-    arguments=("job", "postprocess_job"),
-)
-OPEN_JOBS = Private(
-    _SCHEDULER, "_open_jobs", "a job that no pool can hold ends the run, also with --keep-going", needed=False
-)
+_ALL_END = "a job that no pool can hold ends the run, also with --keep-going"
+LOCK, OPEN_JOBS = privates(_SCHEDULER, _ALL_END, "_lock", "_open_jobs", needed=False)
+HANDLE_ERROR = Private(_SCHEDULER, "_handle_error", _ALL_END, needed=False, arguments=("job", "postprocess_job"))
 REEVALUATION = Private(
     _SCHEDULER, "_schedule_reevalutation", "the end of a run comes up to a second later", needed=False
 )

@@ -3,15 +3,14 @@
 import os
 from typing import Any
 
-from snakemake_executor_plugin_dask.interior.declared import Private
+from snakemake_executor_plugin_dask.interior.declared import Private, privates
 
 _WORKFLOW, _TYPES = "snakemake.workflow:Workflow", "snakemake.settings.types:"
 _THREADS = "jobs would get other numbers of threads than with the local executor"
 _COPIES = "jobs that do not share local copies of storage files would take each other's"
 
 RESOURCE_SETTINGS = Private(_WORKFLOW, "resource_settings", _THREADS)
-CORES = Private(f"{_TYPES}ResourceSettings", "cores", _THREADS)
-MAX_THREADS = Private(f"{_TYPES}ResourceSettings", "max_threads", _THREADS)
+CORES, MAX_THREADS = privates(f"{_TYPES}ResourceSettings", _THREADS, "cores", "max_threads")
 NODES = Private(f"{_TYPES}ResourceSettings", "nodes", "no hint is given where --jobs is too low", needed=False)
 KEEP_GOING = Private(f"{_TYPES}ExecutionSettings", "keep_going", "jobs that wait would be started after an error")
 LOCK = Private(f"{_TYPES}ExecutionSettings", "lock", "what a dead run left behind would not be given back")
@@ -25,8 +24,7 @@ COPIES = Private(f"{_TYPES}StorageSettings", "local_storage_prefix", _COPIES)
 WORKDIR = Private(_WORKFLOW, "overwrite_workdir", "a `workdir:` of the workflow would lead jobs to another directory")
 _SLOW = "nobody is told that Snakemake takes long to choose among thousands of jobs"
 SCHEDULING_SETTINGS = Private(_WORKFLOW, "scheduling_settings", _SLOW, needed=False)
-SCHEDULER = Private(f"{_TYPES}SchedulingSettings", "scheduler", _SLOW, needed=False)
-SUBSAMPLE = Private(f"{_TYPES}SchedulingSettings", "subsample", _SLOW, needed=False)
+SCHEDULER, SUBSAMPLE = privates(f"{_TYPES}SchedulingSettings", _SLOW, "scheduler", "subsample", needed=False)
 LOCALRULES = Private(
     _WORKFLOW, "localrules", "rules that take their input from a queue must be listed under localrules", needed=False
 )

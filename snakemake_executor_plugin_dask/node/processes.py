@@ -7,14 +7,13 @@ that signal read the table immediately before.
 import contextlib
 import ctypes
 import errno
-import functools
 import os
 import resource
 import signal
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.node.environment import JOB
@@ -25,16 +24,12 @@ _PR_SET_PDEATHSIG = 1
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
 _OOM_SCORE = 500  # added for jobs, so that the kernel ends them rather than the worker when the node is full
+_libc = ctypes.CDLL(None, use_errno=True)
 SUPERVISOR = b"snakemake_executor_plugin_dask.worker.supervisor"
 
 
-@functools.cache
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
-
-
 def _prctl(option: int, value: int) -> None:
-    if _libc().prctl(option, value, 0, 0, 0) != 0:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

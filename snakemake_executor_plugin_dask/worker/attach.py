@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Collection
 from typing import Any
 
-from snakemake_executor_plugin_dask.interior import dask_worker as dask_worker_interior
+from snakemake_executor_plugin_dask.interior import dask_attached
 from snakemake_executor_plugin_dask.model.jobs import RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node import devices, versions
 from snakemake_executor_plugin_dask.node.allocation import batch_system, host_name
@@ -109,13 +109,13 @@ async def _forget(link: AttachedLink, gone: Callable[[], None]) -> None:
 
 
 def _facts(setup: RunSetup, name: str, supervisor: SupervisorProcess, dask_worker: Any) -> WorkerFacts:
-    limit, system = dask_worker_interior.memory_bytes(dask_worker), batch_system(os.environ)
+    limit, system = dask_attached.memory_bytes(dask_worker), batch_system(os.environ)
     return WorkerFacts(
         name=name,
         host=host_name(os.environ),
         pid=os.getpid(),
         supervisor_pid=supervisor.process.pid,
-        cores=dask_worker_interior.threads(dask_worker),
+        cores=dask_attached.threads(dask_worker),
         memory_mb=limit // 10**6 if limit else this_machine().memory_mb,
         devices=_devices(dask_worker),
         cold=why_cold() if setup.job_start == "warm" else "",
@@ -128,4 +128,4 @@ def _facts(setup: RunSetup, name: str, supervisor: SupervisorProcess, dask_worke
 def _devices(dask_worker: Any) -> tuple[str, ...]:
     """The worker's GPUs. One of dask-cuda sees all of them, in an order in which its own comes first."""
     found = devices.take_inventory().devices
-    return found[:1] if dask_worker_interior.is_of_dask_cuda(dask_worker) else found
+    return found[:1] if dask_attached.is_of_dask_cuda(dask_worker) else found

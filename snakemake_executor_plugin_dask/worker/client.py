@@ -40,7 +40,6 @@ _AGAIN_S = 1.0  # until what the system did not let this process do is tried aga
 Report = Callable[[dict[str, Any]], None]
 _OF_OUTCOME = tuple(field.name for field in dataclasses.fields(Outcome))
 
-
 #: As `event_topic`, of all runs of a cluster that stays, whose events say which run they are of: Dask keeps the last
 #: events of each topic for ever.
 EVERY_RUN = "snakemake-runs"

@@ -139,7 +139,7 @@ def _dask_worker(begun: Begun, facts: WorkerFacts) -> Any:
         death_timeout=config["death_timeout_s"],
         resources={},
     )
-    dask_streams.hurry_worker(worker)
+    dask_streams.hurry(dask_streams.OF_WORKER, worker)
     worker.metrics |= client.METRICS
     return worker
 

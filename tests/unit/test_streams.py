@@ -16,7 +16,7 @@ class Joined(SchedulerPlugin):
     """As the driver hears of a worker."""
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
-        dask_streams.hurry_to_worker(scheduler, worker)
+        dask_streams.hurry(dask_streams.TO_WORKERS, scheduler, worker)
 
 
 def test_a_workers_streams(tmp_path: Any) -> None:
@@ -26,7 +26,7 @@ def test_a_workers_streams(tmp_path: Any) -> None:
         async with Scheduler(dashboard=False, protocol="inproc://") as scheduler:
             scheduler.add_plugin(Joined())
             worker = Worker(scheduler.address, nthreads=1, local_directory=str(tmp_path))
-            dask_streams.hurry_worker(worker)
+            dask_streams.hurry(dask_streams.OF_WORKER, worker)
             async with worker:
                 to_worker = dask_streams.INTERVAL.of(dask_streams.TO_WORKERS.of(scheduler)[worker.address])
                 return to_worker, dask_streams.INTERVAL.of(dask_streams.OF_WORKER.of(worker))

@@ -34,7 +34,7 @@ from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
 from snakemake_executor_plugin_dask.driver.members import Members
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
-from snakemake_executor_plugin_dask.interior import dask_client
+from snakemake_executor_plugin_dask.interior import dask_attached
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError, PoolError
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
@@ -151,10 +151,10 @@ class AttachedCluster(Cluster):
 
     async def _ask(self, what: str, **more: Any) -> Any:
         async with asyncio.timeout(_CALL_S):
-            return await dask_client.call(self._client, "snakemake_leases", what=what, run=self._setup.run_id, **more)
+            return await dask_attached.call(self._client, "snakemake_leases", what=what, run=self._setup.run_id, **more)
 
     async def _there(self) -> dict[str, dict[str, Any]]:
-        return await dask_client.workers(self._client)
+        return await dask_attached.workers(self._client)
 
     # Workers come and go
 

@@ -19,7 +19,7 @@ from typing import Any
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from snakemake_executor_plugin_dask.interior import dask_adaptive
+from snakemake_executor_plugin_dask.interior import dask_attached
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 
 #: Beyond the lease by which a job lives: what a dead run held is free only once its jobs are dead. More than may pass
@@ -216,8 +216,8 @@ class SharedLeasesPlugin(SchedulerPlugin):
     async def start(self, scheduler: Any) -> None:
         """Dask calls it once, in the scheduler's process: from now on drivers and adaptive clusters are answered."""
         self._scheduler = scheduler
-        dask_adaptive.answer(scheduler, "snakemake_leases", self.answer)
-        self._target, self._to_close = dask_adaptive.stand_before(
+        dask_attached.answer(scheduler, "snakemake_leases", self.answer)
+        self._target, self._to_close = dask_attached.stand_before(
             scheduler, self.adaptive_target, self.workers_to_close
         )
 

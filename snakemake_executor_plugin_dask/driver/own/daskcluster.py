@@ -41,7 +41,7 @@ class _Ears(SchedulerPlugin):
         self._hear = hear
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
-        dask_streams.hurry_to_worker(scheduler, worker)
+        dask_streams.hurry(dask_streams.TO_WORKERS, scheduler, worker)
         self._hear.worker_added(worker, str(scheduler.workers[worker].name))
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
@@ -126,7 +126,7 @@ class DaskCluster:
             asynchronous=True,
             set_as_default=False,
         )
-        dask_streams.hurry_client(self.client)
+        dask_streams.hurry(dask_streams.TO_SCHEDULER, self.client)
         return notes
 
     def submit(self, run_id: str, attempt: Attempt, spec: JobSpec) -> Any:

@@ -4,7 +4,6 @@ Changes this process's session, standard streams, environment and signal handler
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -18,21 +17,20 @@ from snakemake_executor_plugin_dask.interior import snakemake_command_line, snak
 from snakemake_executor_plugin_dask.model.job_messages import Cold, Done, Forked, Spawned
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, RunSetup
 from snakemake_executor_plugin_dask.node.logs import open_log
+from snakemake_executor_plugin_dask.node.processes import die_with_parent
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.model.wire import Channel
     from snakemake_executor_plugin_dask.worker.warm.server import Warmth
 
-_PR_SET_PDEATHSIG = 1
 _ANSWER_S = 2.0
-_libc = ctypes.CDLL(None, use_errno=True)
 _all_cores = os.sched_getaffinity(0)
 
 
 def detach(parent: int) -> None:
     """A session of its own; SIGKILL once the warm process is gone."""
     os.setsid()
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     if os.getppid() != parent:  # it went before prctl was called
         os._exit(1)
 

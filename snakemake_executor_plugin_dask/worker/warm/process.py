@@ -161,7 +161,7 @@ def _keep(setup: RunSetup, depth: int, inherited: tuple[Any, ...]) -> tuple[Warm
 
     ``inherited``: what the process was at its start.
     """
-    from snakemake_executor_plugin_dask.interior import snakemake_command_line
+    from snakemake_executor_plugin_dask.interior import snakemake_command_line, snakemake_kept
 
     reason = _wrong_setup(setup)
     if reason:
@@ -175,7 +175,12 @@ def _keep(setup: RunSetup, depth: int, inherited: tuple[Any, ...]) -> tuple[Warm
         reason = f"Snakemake's arguments cannot be read here: {type(error).__name__}: {error}"
         return Warmth(setup, cold_reason=reason), ""
     gc.freeze()  # a hundred thousand objects of Snakemake's, among which no garbage need be looked for
-    workflow, unfit = _read(parser) if depth > 1 else (None, "")
+    workflow, unfit = None, ""
+    if depth > 1:
+        try:
+            workflow = snakemake_kept.WarmWorkflow(parser)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code runs here; each job will show its error
+            unfit = str(error) or type(error).__name__
     shallow_reason = _prepare_calls(workflow) if workflow is not None and depth > 2 else ""
     # What else a shell would have from this process, nobody else can give it.
     shell = None
@@ -200,7 +205,10 @@ def _prepare(start: _Start, kept: tuple[Warmth, str], randomness: Randomness) ->
     gc.unfreeze()  # so that what is looked for is found
     unfit = unfit or randomness.look()
     if not unfit and workflow is not None:
-        belongings, unfit = _belongings(workflow)
+        try:
+            belongings = Belongings(workflow.namespaces())
+        except Exception as error:  # noqa: BLE001 - what is private to Snakemake may fail in any way
+            unfit = f"{type(error).__name__}: {error}"
     unfit = unfit or _threads() or gpu_in_use()
     if unfit and warmth.depth == 1:
         return Warmth(setup, cold_reason=unfit)
@@ -233,17 +241,6 @@ def _try_out(start: _Start, server: Server, directory: str | None) -> None:
     server.warmth = warmth
 
 
-def _read(parser: Any) -> tuple[Any, str]:
-    """The workflow, or why it cannot be kept."""
-    from snakemake_executor_plugin_dask.interior import snakemake_kept
-
-    try:
-        workflow = snakemake_kept.WarmWorkflow(parser)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code runs here; each job will show its error
-        return None, str(error) or type(error).__name__
-    return workflow, ""
-
-
 def _prepare_calls(workflow: Any) -> str:
     """Make the workflow ready for jobs without a DAG; returns why that cannot be done."""
     try:
@@ -252,14 +249,6 @@ def _prepare_calls(workflow: Any) -> str:
         return f"{type(error).__name__}: {error}"
     workflow.rehearse()
     return ""
-
-
-def _belongings(workflow: Any) -> tuple[Belongings | None, str]:
-    """What the workflow's author keeps, or why that cannot be told."""
-    try:
-        return Belongings(workflow.namespaces()), ""
-    except Exception as error:  # noqa: BLE001 - what is private to Snakemake may fail in any way
-        return None, f"{type(error).__name__}: {error}"
 
 
 def _wrong_setup(setup: RunSetup) -> str:
