@@ -177,7 +177,7 @@ class Host:
         """As `worker/process.py` does, without the process of a supervisor: its connection is made here."""
         from snakemake_executor_plugin_dask.interior.dask_http import QuietWorker
         from snakemake_executor_plugin_dask.worker.process import security_of
-        from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseConfig, LeaseLine
+        from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseLine
 
         config = json.loads(await asyncio.to_thread(path.read_text))
         name, tls = config["name"], config["tls"]
@@ -196,7 +196,7 @@ class Host:
         worker.simulated = config
         self.running[name] = {}
         host, port = config["lease"]
-        lease = LeaseConfig(host, port, tls["ca"], tls["cert"], tls["key"], name, config["cluster"])
+        lease = {**tls, "host": host, "port": port, "worker": name, "run": config["cluster"]}
         clock = LeaseClock(60.0)
         line = LeaseLine(lease, clock, lambda _: None, lambda: self._uses(name))
         renew = clock.renew

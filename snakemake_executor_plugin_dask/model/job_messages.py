@@ -43,14 +43,6 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
-class TellCluster:
-    """Something that an attempt's own Dask cluster is to know (`worker/supervisor/jobcluster.py`)."""
-
-    key: str
-    message: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Renew:
     """The leases of all attempts live on; a lower number than the last one is late and means nothing."""
 
@@ -60,6 +52,17 @@ class Renew:
 @dataclass(frozen=True, slots=True)
 class Leave:
     """End all jobs, and then yourself."""
+
+
+# In both directions
+
+
+@dataclass(frozen=True, slots=True)
+class OfCluster:
+    """What an attempt's own Dask cluster, or the driver, is to know of the other (`supervisor/jobcluster.py`)."""
+
+    key: str
+    message: Mapping[str, Any]
 
 
 # Supervisor to worker
@@ -95,14 +98,6 @@ class Said:
     """A warning for the user."""
 
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class OfCluster:
-    """Something of an attempt's own Dask cluster that the driver is to know (`worker/supervisor/jobcluster.py`)."""
-
-    key: str
-    message: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

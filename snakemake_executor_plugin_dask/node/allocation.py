@@ -32,8 +32,7 @@ def started_as_rank(environment: Mapping[str, str]) -> str | None:
     A batch script is no rank, whatever `SLURM_NTASKS` says: that is what the allocation holds.
     """
     for variable, launcher in _SIZES:
-        size = _number(environment, variable)
-        if size is not None and size > 1:
+        if (size := slurm_steps.number(environment, variable, 0)) > 1:
             return _complaint(size, launcher)
     task = slurm_steps.task(environment)
     return _complaint(task[1], "srun") if task is not None and task[1] > 1 else None
@@ -85,7 +84,7 @@ def allocation_hosts(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 def allocation_nodes(environment: Mapping[str, str]) -> int:
     """How many nodes the allocation holds that this process runs in; 1 outside one, or where nothing says it."""
-    counts = (_number(environment, name) for name in named("node_counts"))
+    counts = (slurm_steps.number(environment, name, 0) for name in named("node_counts"))
     return next(filter(None, counts), None) or max(1, len(allocation_hosts(environment)))
 
 
@@ -94,11 +93,6 @@ def in_allocation(environment: Mapping[str, str]) -> bool:
     names = (*named("node_counts"), *named("node_files"), *_NODE_LISTS, *_OTHER_ALLOCATIONS)
     ids = (name for system in SYSTEMS.values() if system.several_nodes for name in system.variables.ids)
     return any(environment.get(name) for name in (*names, *ids))
-
-
-def _number(environment: Mapping[str, str], variable: str) -> int | None:
-    text = environment.get(variable, "")
-    return int(text) if text.isascii() and text.isdecimal() else None
 
 
 def _complaint(size: int, launcher: str) -> str:

@@ -7,6 +7,7 @@ that signal read the table immediately before.
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import resource
 import signal
@@ -221,15 +222,10 @@ def kill_worker(state_dir: str, worker: str, runs: Collection[str], timeout_s: f
     Jobs belong to it when they descend from a supervisor of it, or carry a key of one of the cluster's runs and descend
     from no other supervisor. Returns True once none of them is alive, False after ``timeout_s``.
     """
-
-    def jobs() -> list[int]:
-        return [pid for pid in _of_worker(state_dir, worker, runs) if not is_supervisor(pid)]
-
-    def everything() -> list[int]:
-        return _of_worker(state_dir, worker, runs)
-
+    everything = functools.partial(_of_worker, state_dir, worker, runs)
     # The supervisor comes last: while it lives, even stopped, its jobs' orphans come to it and stay in the tree.
-    return kill_until_gone(jobs, timeout_s / 2) & kill_until_gone(everything, timeout_s / 2)
+    jobs_gone = kill_until_gone(lambda: [pid for pid in everything() if not is_supervisor(pid)], timeout_s / 2)
+    return kill_until_gone(everything, timeout_s / 2) and jobs_gone
 
 
 def _of_worker(state_dir: str, worker: str, runs: Collection[str]) -> list[int]:
@@ -285,7 +281,6 @@ class Launch:
     soft_limits: tuple[tuple[int, int], ...] = ()
     affinity: tuple[int, ...] = ()  # empty: the supervisor's
     keep: tuple[int, ...] = ()  # descriptors that the process gets, under the same numbers
-    volunteer: bool = True  # for the kernel's out-of-memory killer
 
 
 def fork() -> int:
@@ -328,8 +323,7 @@ def _child(launch: Launch, parent: int, report: int) -> NoReturn:
         if os.getppid() != parent:
             os._exit(125)
         _default_signals()
-        if launch.volunteer:
-            volunteer("self")
+        volunteer("self")
         stage = f"the working directory {launch.cwd} cannot be entered"
         os.chdir(launch.cwd)
         stage = "stdin and stdout cannot be opened"

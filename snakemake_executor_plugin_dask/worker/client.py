@@ -27,7 +27,6 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Setup,
     Start,
     Started,
-    TellCluster,
     Uses,
 )
 from snakemake_executor_plugin_dask.model.jobs import Outcome, RunSetup, WorkerFacts
@@ -134,7 +133,7 @@ class SupervisorLink:
 
     def tell_cluster(self, key: str, message: Mapping[str, Any]) -> None:
         """Tell the Dask cluster of an attempt's own (`worker/supervisor/jobcluster.py`). Nothing answers."""
-        self._send(TellCluster(key, message))
+        self._send(OfCluster(key, message))
 
     def renew(self, number: int) -> None:
         """Renew the leases of all jobs. ``number`` grows with each, so that one which comes late is known."""

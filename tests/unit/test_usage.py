@@ -99,7 +99,7 @@ def test_own_snakemake_does_not_count():
     assert case.look() == []
     case.source.set(101, 100, 30 * MB)
     (excess,) = case.look()
-    assert excess.held_bytes == 110 * MB
+    assert excess.current_bytes == 110 * MB
     assert case.monitor.remove("k") == 110 * MB
 
 
@@ -110,7 +110,7 @@ def test_own_snakemake_does_not_count_where_work_has_begun_at_the_first_look():
     case.source.set(101, 100, 10 * MB)
     assert case.look() == []
     case.source.set(101, 100, 60 * MB)
-    assert [excess.held_bytes for excess in case.look()] == [60 * MB]
+    assert [excess.current_bytes for excess in case.look()] == [60 * MB]
 
 
 def test_warm_child_counts_from_the_fork():
@@ -119,7 +119,7 @@ def test_warm_child_counts_from_the_fork():
     case.add(held=90 * MB, began=True, limit=50 * MB)
     assert case.look() == []
     case.source.set(100, SUPERVISOR, 145 * MB)
-    assert [excess.held_bytes for excess in case.look()] == [55 * MB]
+    assert [excess.current_bytes for excess in case.look()] == [55 * MB]
 
 
 def test_snakemake_under_a_job_script_is_found():
@@ -142,7 +142,7 @@ def test_a_fork_that_is_not_its_command_yet_does_not_count():
     case.source.set(101, 100, 40 * MB)
     assert case.look() == []
     case.source.set(101, 100, 60 * MB)
-    assert [excess.held_bytes for excess in case.look()] == [60 * MB]
+    assert [excess.current_bytes for excess in case.look()] == [60 * MB]
 
 
 def test_shared_pages_count_once():

@@ -149,7 +149,7 @@ def granted(environment: Mapping[str, str], cores: int) -> tuple[int, int]:
 def number(environment: Mapping[str, str], name: str, default: int) -> int:
     """A variable's value, where it is a number."""
     text = environment.get(name, "")
-    return int(text) if text.isdecimal() else default
+    return int(text) if text.isascii() and text.isdecimal() else default
 
 
 def expand_nodes(text: str) -> tuple[str, ...]:

@@ -9,11 +9,10 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.either import either
-from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.lease_messages import RENEW_EVERY_S, encoded, hello
 
 _SLACK_S = 2.0  # by so much a renewal may come later than the one before, as seen from its number
@@ -60,37 +59,20 @@ class LeaseClock:
         self._since = max(self._since, sent)
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseConfig:
-    """Where the driver listens, and the run's certificates (paths)."""
-
-    host: str
-    port: int
-    ca: str
-    cert: str
-    key: str
-    worker: str
-    run: str
-
-    @classmethod
-    def read(cls, path: str) -> "LeaseConfig":
-        """Raises OSError, ValueError, KeyError where the file is not as it should be."""
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
-        return cls(**{name: values[name] for name in cls.__slots__})
-
-
 class LeaseLine:
     """The connection to the driver: made again until the lease has run out."""
 
     def __init__(
         self,
-        config: LeaseConfig,
+        config: Mapping[str, Any],
         lease: LeaseClock,
         receive: Callable[[dict[str, Any]], None],
         uses: Callable[[], dict[str, tuple[float, float]]],
     ) -> None:
-        """``receive`` gets every message but renewals; ``uses`` gives what each job uses now."""
+        """``config``: where the driver listens (host, port), paths of certificates (ca, cert, key), worker, run.
+
+        ``receive`` gets every message but renewals; ``uses`` gives what each job uses now.
+        """
         self._config = config
         self.lease = lease
         self._receive = receive
@@ -100,9 +82,9 @@ class LeaseLine:
         self._connected = asyncio.Event()
         self._nobody = asyncio.Event()
         self._heard = 0
-        self._context = ssl.create_default_context(cafile=config.ca)
+        self._context = ssl.create_default_context(cafile=config["ca"])
         self._context.check_hostname = False  # the certificate is the run's own, and so is its authority
-        self._context.load_cert_chain(config.cert, config.key)
+        self._context.load_cert_chain(config["cert"], config["key"])
 
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""
@@ -140,9 +122,9 @@ class LeaseLine:
         config = self._config
         before = _boottime()
         async with asyncio.timeout(_CONNECT_S):
-            reader, writer = await asyncio.open_connection(config.host, config.port, ssl=self._context)
+            reader, writer = await asyncio.open_connection(config["host"], config["port"], ssl=self._context)
         self._writer = writer
-        self._write(hello(config.worker, config.run))
+        self._write(hello(config["worker"], config["run"]))
         for message in self._unsent:
             self._write(message)
         self._unsent.clear()

@@ -9,7 +9,7 @@ from snakemake_executor_plugin_dask.worker.supervisor import attempt
 from snakemake_executor_plugin_dask.worker.supervisor.attempt import Attempt, note
 from snakemake_executor_plugin_dask.worker.supervisor.cgroups import JobGroups
 from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
-from snakemake_executor_plugin_dask.worker.supervisor.usage import Excess, Monitor
+from snakemake_executor_plugin_dask.worker.supervisor.usage import Monitor
 
 MEMORY_GRACE_S = 0.2  # who exceeds its memory may go on doing so
 
@@ -98,17 +98,14 @@ class Limits:
             return
         self.count_kernel_kills()
         self._endings.wake_stopped()
-        for excess in found:
-            self._out_of_memory(self._endings.attempts[excess.key], excess)
+        for watch in found:
+            self._out_of_memory(self._endings.attempts[watch.key], watch.current_bytes)
         self._plan_look()
 
-    def _out_of_memory(self, current: Attempt, excess: Excess) -> None:
-        after = self._loop.time() - current.began
-        held_mb, limit_mb = math.ceil(excess.held_bytes / 1e6), excess.limit_bytes / 1e6
-        text = (
-            f"memory of {held_mb} MB exceeded the limit of {limit_mb:.0f} MB (mem_mb) "
-            f"{attempt.seconds(after)} after the start"
-        )
+    def _out_of_memory(self, current: Attempt, held_bytes: int) -> None:
+        after = attempt.seconds(self._loop.time() - current.began)
+        limit, held_mb = current.spec.memory_limit_mb, math.ceil(held_bytes / 1e6)
+        text = f"memory of {held_mb} MB exceeded the limit of {limit} MB (mem_mb) {after} after the start"
         self._endings.stop(current, "out-of-memory", text, grace_s=MEMORY_GRACE_S)
 
     def _out_of_time(self, current: Attempt) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
+import json
 import os
 import resource
 import shutil
@@ -34,7 +35,6 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     Setup,
     Start,
     Started,
-    TellCluster,
     Uses,
 )
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
@@ -55,7 +55,7 @@ from snakemake_executor_plugin_dask.worker.supervisor.ending import Endings
 from snakemake_executor_plugin_dask.worker.supervisor.files import Files
 from snakemake_executor_plugin_dask.worker.supervisor.first import Begun, jobs_environment
 from snakemake_executor_plugin_dask.worker.supervisor.jobcluster import ClusterOfJob
-from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseConfig, LeaseLine
+from snakemake_executor_plugin_dask.worker.supervisor.lease import LeaseClock, LeaseLine
 from snakemake_executor_plugin_dask.worker.supervisor.limits import MEMORY_GRACE_S, Limits
 from snakemake_executor_plugin_dask.worker.supervisor.usage import Monitor, ProcFiles
 from snakemake_executor_plugin_dask.worker.supervisor.warming import Warming
@@ -138,7 +138,7 @@ class Supervisor:
             case Kill(key, reason):
                 if key in self._endings.attempts:
                     self._endings.stop(self._endings.attempts[key], "cancelled", reason)
-            case TellCluster(key, told):
+            case OfCluster(key, told):
                 if key in self._endings.attempts and (cluster := self._endings.attempts[key].cluster) is not None:
                     cluster.tell(told)
             case Renew(number):
@@ -151,7 +151,9 @@ class Supervisor:
         """Connect to it, once it is known where it listens: that of a spare worker is not before the run is."""
         path = self._begun.lease_config
         if self._line is None and path is not None and (self._setup is not None or os.path.exists(path)):
-            self._line = LeaseLine(LeaseConfig.read(path), self._lease, self._from_driver, self._uses)
+            with open(path, encoding="utf-8") as file:
+                config = json.load(file)
+            self._line = LeaseLine(config, self._lease, self._from_driver, self._uses)
             self._task(self._line.run())
 
     def _from_driver(self, message: dict[str, Any]) -> None:

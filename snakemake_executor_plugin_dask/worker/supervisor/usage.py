@@ -74,15 +74,6 @@ class Watch:
     members: dict[int, Process] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Excess:
-    """A job that holds more than its limit."""
-
-    key: str
-    held_bytes: int
-    limit_bytes: int
-
-
 class Monitor:
     """Watches all jobs of a node together, so that the process table is read once for all."""
 
@@ -147,19 +138,15 @@ class Monitor:
         """When the next look is needed, on the clock; None: nothing is watched."""
         return min((watch.due for watch in self._watches.values()), default=None)
 
-    def look(self) -> list[Excess]:
-        """Look at all jobs that are due, and say which hold more than their limit."""
+    def look(self) -> list[Watch]:
+        """Look at all jobs that are due; returns those that hold more than their limit."""
         now = self._clock()
         # Those that would be due soon come along, so that one reading of the process table serves many.
         due = [watch for watch in self._watches.values() if watch.due <= now + 0.25 * watch.interval_s]
         if not due:
             return []
         self._find(now)
-        return [
-            Excess(watch.key, watch.current_bytes, watch.limit_bytes)
-            for watch in due
-            if self._measure(watch, now) and watch.limit_bytes is not None
-        ]
+        return [watch for watch in due if self._measure(watch, now)]
 
     # Which process belongs to which job
 
