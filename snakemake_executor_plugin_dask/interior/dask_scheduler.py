@@ -53,11 +53,11 @@ def inner_address(scheduler: Any) -> str:
     return str(LISTENERS.of(scheduler)[1].contact_address)
 
 
-def calm(server: Any, names: Iterable[str] = _HASTY) -> None:
-    """Let what a scheduler or a worker does time after time be done every two seconds, where it is more often."""
+def calm(scheduler: Any) -> None:
+    """Let what a scheduler does time after time be done every two seconds, where it is more often."""
     if CALLBACKS.there():
-        for name in names:
-            if (callback := CALLBACKS.of(server).get(name)) is not None:
+        for name in _HASTY:
+            if (callback := CALLBACKS.of(scheduler).get(name)) is not None:
                 callback.callback_time = max(callback.callback_time, _LOOK_EVERY_MS)
 
 

@@ -22,6 +22,7 @@ from snakemake_executor_plugin_dask.node.logs import open_log
 
 _KILL_S = 10.0
 _PR_SET_PDEATHSIG = 1
+_STAT_BYTES = 1024
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
 _OOM_SCORE = 500  # added for jobs, so that the kernel ends them rather than the worker when the node is full
@@ -78,13 +79,18 @@ class Stat:
         return self.state in "ZX"
 
 
+def proc_file(pid: int, name: str, size: int = -1) -> bytes:
+    """A file of the process table about a process, or so many bytes; empty where it is gone, or does not show it."""
+    try:
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read(size) or b""
+    except OSError:
+        return b""
+
+
 def read_stat(pid: int) -> Stat | None:
     """None where there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            data = file.read(1024)
-    except OSError:
-        return None
+    data = proc_file(pid, "stat", _STAT_BYTES)
     try:
         fields = data[data.rindex(b")") + 2 :].split()  # the name before may hold anything
         return Stat(pid, int(fields[1]), chr(fields[0][0]), int(fields[3]), int(fields[17]), int(fields[19]))
@@ -100,11 +106,10 @@ def state_of(pid: int) -> str:
 
 def cpu_s(pid: int) -> float | None:
     """CPU time of a process and of its children that have ended and were waited for; None where there is none such."""
+    data = proc_file(pid, "stat", _STAT_BYTES)
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            data = file.read(1024)
         return sum(map(int, data[data.rindex(b")") + 2 :].split()[11:15])) / _TICKS
-    except (OSError, ValueError):
+    except ValueError:
         return None
 
 
@@ -171,22 +176,13 @@ def job_key(pid: int) -> str | None:
     """The attempt's key in the environment of a process of this user's, as it was when its program was executed."""
     if not _is_own(pid):
         return None
-    try:
-        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            data = b"\0" + (file.readall() or b"")
-    except OSError:
-        return None
-    _, found, rest = data.partition(b"\0" + JOB.encode() + b"=")
+    _, found, rest = (b"\0" + proc_file(pid, "environ")).partition(b"\0" + JOB.encode() + b"=")
     return os.fsdecode(rest.partition(b"\0")[0]) if found else None
 
 
 def command_line(pid: int) -> list[bytes]:
     """A process's arguments; empty where it has none or is gone."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
-            return (file.readall() or b"").split(b"\0")[:-1]
-    except OSError:
-        return []
+    return proc_file(pid, "cmdline").split(b"\0")[:-1]
 
 
 # Ending

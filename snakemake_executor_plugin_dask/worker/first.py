@@ -23,8 +23,8 @@ from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node import processes, rank
 from snakemake_executor_plugin_dask.node.descriptors import raise_limit
-from snakemake_executor_plugin_dask.node.private import read_private, write_private
-from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess
+from snakemake_executor_plugin_dask.node.private import read_private
+from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess, write_lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,8 @@ def begin() -> Begun | int:
     setup: RunSetup = pickle.loads(read_private(config["setup"]))
     if config.get("own_python"):
         setup = replace(setup, python=sys.executable)  # the pool names another one than Snakemake's
-    host, port = config["lease"]
-    lease = {"host": host, "port": port, "worker": name, "run": setup.run_id, **config["tls"]}
     lease_path = _lease_path(directory if spare is None else scratch, name)
-    write_private(Path(lease_path), json.dumps(lease).encode())
+    write_lease(lease_path, config, name, setup.run_id)
     supervisor = None if spare is None else spare.supervisor_for(setup)
     if supervisor is None:
         supervisor = SupervisorProcess(setup, lease_path, scratch=scratch)

@@ -6,7 +6,6 @@ what a supervisor that died had started becomes its child.
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -19,11 +18,10 @@ from typing import Any, TypeVar
 
 from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node import versions
-from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.node.processes import kill_descendants, process_table
 from snakemake_executor_plugin_dask.worker import client, companions
 from snakemake_executor_plugin_dask.worker.attach import AttachedLink, detach, know
-from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess
+from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess, write_lease
 
 _Run = TypeVar("_Run", bound=Beginning)
 
@@ -126,11 +124,9 @@ async def _begin(run_id: str, run: Beginning) -> WorkerFacts:
     # A supervisor is started from the files that lie there now, and speaks with this process. To read them all may take
     # a file server as long as the supervisor takes to start.
     looking = asyncio.ensure_future(asyncio.to_thread(_reinstalled, here.config["code"]))
-    host, port = here.config["lease"]
     # Of its own: one that has just ended removes its own.
     lease = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=here.directory), f"lease-{here.name}.json")
-    config = {"host": host, "port": port, "worker": here.name, "run": run_id, **here.config["tls"]}
-    write_private(lease, json.dumps(config).encode())
+    write_lease(lease, here.config, here.name, run_id)
     scratch = tempfile.mkdtemp(prefix=f"{run_id}-", dir=here.scratch)
     # On this machine nothing of the run that brought the worker up is left in what jobs get; elsewhere the batch system
     # has set what belongs to the node.

@@ -1,18 +1,30 @@
 """The supervisor's process as its worker starts it. Imports little, since it is started before all else."""
 
+import json
+import os
 import socket
 import subprocess
 import sys
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from snakemake_executor_plugin_dask.model.job_messages import Ahead, Setup
 from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup
 from snakemake_executor_plugin_dask.model.wire import frame
+from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.node.processes import become_subreaper
 
 if TYPE_CHECKING:
     import asyncio
+
+
+def write_lease(path: str | os.PathLike[str], config: Mapping[str, Any], worker: str, run_id: str) -> None:
+    """Write the configuration of a supervisor's connection to the driver; ``config`` is the worker's."""
+    host, port = config["lease"]
+    lease = {"host": host, "port": port, "worker": worker, "run": run_id, **config["tls"]}
+    write_private(Path(path), json.dumps(lease).encode())
 
 
 class SupervisorProcess:

@@ -105,18 +105,15 @@ class LeaseLine:
         else:
             self._write(message)
 
-    async def flush(self) -> bool:
-        """Wait until everything was handed to the network; False where the lease runs out before, or nobody listens."""
-        try:
+    async def flush(self) -> None:
+        """Wait until everything was handed to the network, the lease runs out, or nobody listens."""
+        with contextlib.suppress(OSError):
             async with asyncio.timeout(max(0.0, self.lease.remaining_s())):
                 await either(self._connected.wait(), self._nobody.wait())
                 if self._writer is not None:
                     await self._writer.drain()
                     self._writer.close()
                     await self._writer.wait_closed()
-        except OSError:
-            return False
-        return self._connected.is_set()
 
     async def _converse(self) -> None:
         config = self._config

@@ -19,7 +19,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from snakemake_executor_plugin_dask.node import processes
@@ -348,22 +348,18 @@ class ProcFiles:
     def resident_bytes(self, pid: int, descriptor: int | None) -> int | None:
         """Its resident memory; None: it is gone."""
         try:
-            if descriptor is None:
-                with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
-                    data = file.read(128)
-            else:
-                data = os.pread(descriptor, 128, 0)
+            data = processes.proc_file(pid, "statm", 128) if descriptor is None else os.pread(descriptor, 128, 0)
             return int(data.split(b" ", 2)[1]) * PAGE_BYTES
         except (OSError, IndexError):
             return None
 
     def held_bytes(self, pid: int) -> int | None:
         """Its anonymous, shared and swapped memory; None: it is gone, or is not shown."""
-        return self._sum(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:", b"VmSwap:"), b"VmRSS:")
+        return self._sum(pid, "status", (b"RssAnon:", b"RssShmem:", b"VmSwap:"), b"VmRSS:")
 
     def share_bytes(self, pid: int) -> int | None:
         """The same, of pages that n processes hold the nth part."""
-        return self._sum(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:"), b"Pss:")
+        return self._sum(pid, "smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:"), b"Pss:")
 
     def is_snakemake(self, pid: int) -> bool:
         """Whether its command line is one of Snakemake's."""
@@ -378,16 +374,13 @@ class ProcFiles:
         return self.is_snakemake(pid) or processes.command_line(pid) == processes.command_line(own)
 
     @staticmethod
-    def _sum(path: str, names: Iterable[bytes], instead: bytes) -> int | None:
+    def _sum(pid: int, file: str, names: Sequence[bytes], instead: bytes) -> int | None:
         """The sum of lines in kB; ``instead`` where a kernel lacks the first of ``names``."""
-        try:
-            with open(path, "rb", buffering=0) as file:
-                data = file.read(8192)
-        except OSError:
+        data = processes.proc_file(pid, file, 8192)
+        if not data:
             return None
         fields = dict(line.split(None, 1) for line in data.splitlines() if line.endswith(b" kB"))
-        first, *_ = names
-        if first not in fields:
+        if names[0] not in fields:
             names = (instead,)
         values = (fields[name] for name in names if name in fields)
         return sum(int(value.split()[0]) for value in values) * 1024

@@ -178,13 +178,7 @@ class Warming:
     def _hear(self, warm: WarmProcess, message: object) -> None:
         match message:
             case Warm(depth, reason, dag_reason, shell, shell_reason):
-                warm.depth, warm.reason, warm.dag_reason, warm.shell, warm.ready = (
-                    depth,
-                    reason,
-                    dag_reason,
-                    shell,
-                    True,
-                )
+                warm.reason, warm.dag_reason, warm.shell, warm.ready = reason, dag_reason, shell, True
                 warm.settled.set()
                 if reason:
                     self._say(f"Jobs start {shallow(depth, reason)}")

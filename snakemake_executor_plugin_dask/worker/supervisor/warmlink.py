@@ -37,8 +37,7 @@ class WarmProcess:
             assert setup is not None
             started = spawn_warm(setup, environment, directory)
         self._hear = hear
-        self.depth = 0  # once ready; 0 then, too, if it refuses every job
-        self.reason = ""  # why it is not deeper
+        self.reason = ""  # why it is not deeper, or refuses every job
         self.dag_reason = ""  # why it starts no job that needs a DAG
         self.shell: Shell | None = None  # as it would start shell commands
         self.ready = False
