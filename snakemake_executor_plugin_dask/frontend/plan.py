@@ -9,16 +9,16 @@ import shlex
 import socket
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.decide import routing
 from snakemake_executor_plugin_dask.decide.routing import NoPool
+from snakemake_executor_plugin_dask.frontend.preflight import Named, Question
 from snakemake_executor_plugin_dask.model import units
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request
@@ -26,29 +26,18 @@ from snakemake_executor_plugin_dask.node.machine import this_machine
 
 KINDS_SHOWN = 5  # of jobs of one rule that ask for different things
 
-Named = tuple[str, Request]
 
+def plan_text(question: Question, refused: Collection[Named] = ()) -> tuple[str, bool]:
+    """The plan, and whether the run could start as it is. Writes the batch scripts where the options want them.
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What was found before the pools were looked at.
-
-    ``named``: (rule, request) of each job whose request is known, ``refused`` those of them for which no pool can be
-    made (which is among the ``problems``); ``unknown``: the rule of each other job.
+    ``question`` has complete pools and every problem so far. ``refused``: those of its jobs for which no pool can be
+    made.
     """
-
-    named: tuple[Named, ...] = ()
-    unknown: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-    refused: frozenset[Named] = frozenset()
-
-
-def plan_text(options: Options, known: Known, scripts: Path | None = None) -> tuple[str, bool]:
-    """The plan, and whether the run could start as it is. Writes the batch scripts to the directory ``scripts``."""
+    options = question.options
     shapes = {pool.name: routing.shape_of(pool) for pool in options.pools}
-    jobs, impossible = _jobs(known, options.pools, shapes)
-    starts, unmade = _starts(options, scripts)
-    problems = list(dict.fromkeys((*known.problems, *impossible, *unmade)))
+    jobs, impossible = _jobs(question, refused, shapes)
+    starts, unmade = _starts(options)
+    problems = list(dict.fromkeys((*question.problems, *impossible, *unmade)))
     lines = ["Pools", *(f"  {_pool(pool, shapes[pool.name])}" for pool in options.pools)]
     lines += [] if options.pools else ["  None: see the problems."]
     lines += ["", "Jobs", *(f"  {line}" for line in jobs or ["No job is to be run on a worker."])]
@@ -84,17 +73,20 @@ def _pool(pool: Pool, shape: Shape) -> str:
     return text + "."
 
 
-def _jobs(known: Known, pools: Sequence[Pool], shapes: Mapping[str, Shape]) -> tuple[list[str], list[str]]:
+def _jobs(
+    question: Question, without_pool: Collection[Named], shapes: Mapping[str, Shape]
+) -> tuple[list[str], list[str]]:
     """Lines about each rule's jobs, and for each rule what the first impossible one of its requests lacks."""
+    pools = question.options.pools
     kinds: dict[str, list[tuple[Request, int]]] = defaultdict(list)
-    for (rule, request), count in Counter(known.named).items():
+    for (rule, request), count in Counter(question.named).items():
         kinds[rule].append((request, count))
     lines: list[str] = []
     impossible: list[str] = []
     for rule, requests in kinds.items():
         refused: dict[str, int] = {}
         for place, (request, count) in enumerate(requests):
-            if (rule, request) in known.refused:
+            if (rule, request) in without_pool:
                 where = "no pool can be made for it" if count == 1 else "no pool can be made for them"
             else:
                 try:
@@ -113,7 +105,7 @@ def _jobs(known: Known, pools: Sequence[Pool], shapes: Mapping[str, Shape]) -> t
             others = sum(refused.values()) - next(iter(refused.values()))
             more = f"\n  (the same holds for {units.count(others, 'more job')} of this rule)" if others else ""
             impossible.append(next(iter(refused)) + more)
-    for rule, count in Counter(known.unknown).items():
+    for rule, count in Counter(question.unknown).items():
         what = (
             "it asks for is known only once its input is"
             if count == 1
@@ -135,7 +127,7 @@ def _why(request: Request, chosen: str, pools: Sequence[Pool], shapes: Mapping[s
     return f" ({', '.join(reasons)})" if reasons else ""
 
 
-def _starts(options: Options, scripts: Path | None) -> tuple[list[str], list[str]]:
+def _starts(options: Options) -> tuple[list[str], list[str]]:
     """What starts a worker of each pool, and why some of the scripts cannot be made or written."""
     lines: list[str] = []
     problems: list[str] = []
@@ -150,12 +142,12 @@ def _starts(options: Options, scripts: Path | None) -> tuple[list[str], list[str
         except ConfigurationError as error:
             problems.append(str(error))
             continue
-        if scripts is not None and isinstance(backend, JobqueueBackend):
+        if options.plan_scripts is not None and isinstance(backend, JobqueueBackend):
             try:
-                title += f" (to try it: {_written(backend, pool, scripts)})"
+                title += f" (to try it: {_written(backend, pool, Path(options.plan_scripts))})"
             except OSError as error:
                 problems.append(
-                    f"--dask-plan-scripts {scripts}: the script of pool {pool.name} could not be written: "
+                    f"--dask-plan-scripts {options.plan_scripts}: the script of pool {pool.name} could not be written: "
                     f"{error.strerror or error}."
                 )
         # Not indented, so that what is copied from here is a script.

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from snakemake_executor_plugin_dask.config.configure import check_interface
 from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace
@@ -31,11 +30,11 @@ Named = tuple[str, Request]
 class Question:
     """The settings, and the requests of the jobs that are known, by rule.
 
-    For a plan also the rules of the other jobs, the problems that were found already, and where to write the scripts.
+    For a plan also the rules of the other jobs, and the problems that were found already.
     """
 
     options: Options
-    named: tuple[Named, ...]
+    named: tuple[Named, ...] = ()
     plan: bool = False
     unknown: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -73,11 +72,10 @@ def answer(question: Question) -> Answer:
     options, notes, complaints, refused = _completed(question)
     if not question.plan:
         return Answer(options, tuple(notes), tuple(complaints))
-    from snakemake_executor_plugin_dask.frontend.plan import Known, plan_text
+    from snakemake_executor_plugin_dask.frontend.plan import plan_text
 
-    known = Known(question.named, question.unknown, (*question.problems, *complaints), frozenset(refused))
-    scripts = None if options.plan_scripts is None else Path(options.plan_scripts)
-    text, possible = plan_text(options, known, scripts)
+    completed = replace(question, options=options, problems=(*question.problems, *complaints))
+    text, possible = plan_text(completed, refused)
     return Answer(options, tuple(notes), plan=text, possible=possible)
 
 

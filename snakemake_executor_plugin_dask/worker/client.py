@@ -24,12 +24,11 @@ from snakemake_executor_plugin_dask.model.job_messages import (
     OfCluster,
     Renew,
     Said,
-    Setup,
     Start,
     Started,
     Uses,
 )
-from snakemake_executor_plugin_dask.model.jobs import Outcome, RunSetup, WorkerFacts
+from snakemake_executor_plugin_dask.model.jobs import Outcome, WorkerFacts
 from snakemake_executor_plugin_dask.model.wire import frame, receive, unframed
 from snakemake_executor_plugin_dask.node.processes import how_ended, kill_descendants
 from snakemake_executor_plugin_dask.worker.supervising import SupervisorProcess
@@ -88,10 +87,6 @@ class SupervisorLink:
         reader, self._writer = await self.supervisor.open()
         self._reading = asyncio.create_task(self._read(reader))
 
-    def prepare(self, setup: RunSetup) -> None:
-        """Tell a supervisor that was started ahead which run it is for."""
-        self._send(Setup(setup))
-
     async def run(self, key: str, start: bytes, *, certify: bool = False) -> Outcome:
         """Start the job and wait for its end; "lost", and all its processes dead, where the supervisor is gone.
 
@@ -127,30 +122,19 @@ class SupervisorLink:
         """The attempts that run, or wait for their start."""
         return set(self._waiting)
 
-    def kill(self, key: str, reason: str) -> None:
-        """Ask the supervisor to end an attempt; `run` returns its outcome. Unknown keys are passed over."""
-        self._send(Kill(key, reason))
-
-    def tell_cluster(self, key: str, message: Mapping[str, Any]) -> None:
-        """Tell the Dask cluster of an attempt's own (`worker/supervisor/jobcluster.py`). Nothing answers."""
-        self._send(OfCluster(key, message))
-
-    def renew(self, number: int) -> None:
-        """Renew the leases of all jobs. ``number`` grows with each, so that one which comes late is known."""
-        self._send(Renew(number))
-
     def stop(self) -> None:
         """Ask the supervisor to end its jobs and leave; `lost` is set once it has."""
         if not self.lost.is_set():
-            self._send(Leave())
+            self.send(Leave())
 
     def close(self) -> None:
         """Ask the supervisor to leave, and hear it no more. May be repeated."""
         if self._writer is not None and not self.lost.is_set():
-            self._send(Leave())
+            self.send(Leave())
             self._writer.close()
 
-    def _send(self, message: object) -> None:
+    def send(self, message: object) -> None:
+        """Tell the supervisor; see `model.job_messages` for what it takes."""
         self._write(frame(message))
 
     def _write(self, data: bytes) -> None:
@@ -278,13 +262,13 @@ async def run_job(run_id: str, key: str, start: bytes, certify: bool = False) ->
 async def kill_job(run_id: str, key: str, reason: str) -> None:
     """End a job's processes; its outcome follows."""
     if run_id in links:
-        links[run_id].kill(key, reason)
+        links[run_id].send(Kill(key, reason))
 
 
 async def tell_cluster(run_id: str, key: str, message: Mapping[str, Any]) -> None:
     """Tell an attempt's own Dask cluster."""
     if run_id in links:
-        links[run_id].tell_cluster(key, message)
+        links[run_id].send(OfCluster(key, message))
 
 
 async def renew(run_id: str, number: int) -> Mapping[str, tuple[float, float]]:
@@ -294,7 +278,7 @@ async def renew(run_id: str, number: int) -> Mapping[str, tuple[float, float]]:
     """
     if run_id not in links:
         return {}
-    links[run_id].renew(number)
+    links[run_id].send(Renew(number))
     return links[run_id].uses
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from snakemake_executor_plugin_dask.model.job_messages import Setup
 from snakemake_executor_plugin_dask.model.jobs import Beginning, RunSetup, WorkerFacts
 from snakemake_executor_plugin_dask.node import versions
 from snakemake_executor_plugin_dask.node.processes import kill_descendants, process_table
@@ -92,7 +93,7 @@ async def _take_over(setup: RunSetup) -> WorkerFacts:
     if link is None:
         return await _begin(run_id, setup)
     if ahead == Beginning.of(setup):
-        link.prepare(setup)
+        link.send(Setup(setup))
         return client.described[run_id]
     await detach(run_id)
     return await _begin(run_id, setup)

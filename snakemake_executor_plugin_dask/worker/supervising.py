@@ -39,7 +39,7 @@ class SupervisorProcess:
         subreaper: bool = True,
         scratch: str | None = None,
     ) -> None:
-        """Start it. ``run``: a `Beginning` where `SupervisorLink.prepare` follows; None where others tell it.
+        """Start it. ``run``: a `Beginning` where its `Setup` follows; None where others tell it.
 
         ``lease`` is the path of the configuration of its connection to the driver.
 

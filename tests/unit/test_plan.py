@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_dask.frontend.plan import KINDS_SHOWN, Known, plan_text
+from snakemake_executor_plugin_dask.frontend.plan import KINDS_SHOWN, plan_text
+from snakemake_executor_plugin_dask.frontend.preflight import Question
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.kinds import ATTACHED
 from snakemake_executor_plugin_dask.model.options import Options
@@ -22,7 +23,7 @@ def test_plan_names_pools_jobs_and_scripts() -> None:
         ("train", Request(8, gpus=1)),
         ("x", Request(1, pool="large")),
     ]
-    text, possible = plan_text(Options((SMALL, LARGE)), Known(tuple(named), unknown=("later",)))
+    text, possible = plan_text(Question(Options((SMALL, LARGE)), tuple(named), unknown=("later",)))
     assert possible
     assert "small: slurm, 0-4 workers, each with 2 cores, 4 GB of memory (3700 MB usable), for 1h." in text
     assert "3 jobs of rule align, each 1 core, mem_mb=1000: pool small (large could hold it too)." in text
@@ -37,7 +38,7 @@ def test_plan_names_pools_jobs_and_scripts() -> None:
 def test_every_problem_is_shown() -> None:
     """What was found before, and for each rule what no pool can hold; jobs that can run are still listed."""
     named = [("big", Request(96)), ("big", Request(95)), ("long", Request(1, runtime_s=10**6)), ("fits", Request(1))]
-    text, possible = plan_text(Options((SMALL,)), Known(tuple(named), problems=("Pool x is ill.",)))
+    text, possible = plan_text(Question(Options((SMALL,)), tuple(named), problems=("Pool x is ill.",)))
     assert not possible
     assert "Problems: 3\n  1. Pool x is ill.\n  2. Rule big asks for 96 cores, which no pool can hold:" in text
     assert "(the same holds for 1 more job of this rule)" in text
@@ -48,11 +49,11 @@ def test_every_problem_is_shown() -> None:
 def test_dask_workers_of_a_job_are_shown() -> None:
     """All parts, and the pool that can hold them; where none can, how many would fit."""
     fits, more = (with_cluster(Request(1), JobCluster(workers, 2, memory_mb=1000)) for workers in (3, 4))
-    text, possible = plan_text(Options((SMALL,)), Known((("mean", fits),)))
+    text, possible = plan_text(Question(Options((SMALL,)), (("mean", fits),)))
     assert possible, text
     parts = "7 cores (3 Dask workers with 2 cores and mem_mb=1000 each, and 1 core and mem_mb=0 for the script)"
     assert f"1 job of rule mean, {parts}, mem_mb=3000: pool small." in text
-    text, possible = plan_text(Options((SMALL,)), Known((("mean", more),)))
+    text, possible = plan_text(Question(Options((SMALL,)), (("mean", more),)))
     assert not possible
     assert "--set-resources mean:dask_workers=3" in text
 
@@ -60,7 +61,7 @@ def test_dask_workers_of_a_job_are_shown() -> None:
 def test_jobs_that_all_ask_for_something_else() -> None:
     """Thousands of different requests of a rule are not listed one by one."""
     named = tuple(("r", Request(1, memory_mb=number + 1)) for number in range(1000))
-    text, possible = plan_text(Options((SMALL,)), Known(named))
+    text, possible = plan_text(Question(Options((SMALL,)), named))
     assert possible
     assert text.count(" of rule r, ") == KINDS_SHOWN + 1
     assert f"{1000 - KINDS_SHOWN} further jobs of rule r, which ask for other amounts." in text
@@ -68,7 +69,7 @@ def test_jobs_that_all_ask_for_something_else() -> None:
 
 def test_scripts_are_written(tmp_path: Path) -> None:
     """One for each pool, executable, with the directives of a run and a command that ends by itself."""
-    text, possible = plan_text(Options((SMALL, LARGE)), Known(), tmp_path / "a" / "b")
+    text, possible = plan_text(Question(Options((SMALL, LARGE), plan_scripts=str(tmp_path / "a" / "b"))))
     assert possible
     for name in ("small", "large"):
         path = tmp_path / "a" / "b" / f"{name}.sh"
@@ -83,7 +84,7 @@ def test_scripts_are_written(tmp_path: Path) -> None:
 def test_directory_of_scripts_that_cannot_be_made(tmp_path: Path) -> None:
     """It is a problem like the others, and the plan is printed."""
     (tmp_path / "file").touch()
-    text, possible = plan_text(Options((SMALL,)), Known(), tmp_path / "file")
+    text, possible = plan_text(Question(Options((SMALL,), plan_scripts=str(tmp_path / "file"))))
     assert not possible
     assert f"--dask-plan-scripts {tmp_path / 'file'}: the script of pool small could not be written: " in text
     assert "#SBATCH -p cpu" in text
@@ -93,7 +94,7 @@ def test_directory_of_scripts_that_cannot_be_made(tmp_path: Path) -> None:
 def test_plan_without_a_batch_system(cluster: str) -> None:
     """Other ways to bring workers up have a plan too."""
     options = Options((Pool(cluster, cluster, cores=2, memory_mb=1000),), scheduler="tcp://host:8786")
-    text, possible = plan_text(options, Known())
+    text, possible = plan_text(Question(options))
     assert possible
     assert "No job is to be run on a worker." in text
     assert "1 workers" not in text
