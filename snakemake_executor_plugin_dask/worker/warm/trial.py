@@ -89,6 +89,8 @@ def dag(setup: RunSetup, directory: str) -> TrialJob:
     path = os.path.join(directory, "dag")
     spec = JobSpec(
         rule, rule, "0", 1, tuple(arguments), 1, os.path.join(directory, "dag.log"),
+        # Snakemake's default one calls another program, which leaves files behind if it is killed.
+        overrides=pickle.dumps({"scheduler": "greedy"}),
         environment=(("SNAKEMAKE_DASK_TRIAL", path),),
     )  # fmt: skip
     return TrialJob(spec, command=False, path=path, text=rule)
