@@ -16,17 +16,11 @@ from snakemake_executor_plugin_dask.model.messages import Level
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_dask.driver.controller import Controller
+    from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 
 
 class NotNow(Exception):
     """A worker has no room for this attempt any more: another run took it first."""
-
-
-class Journal(Protocol):
-    """Writes the event log."""
-
-    def __call__(self, kind: str, **fields: object) -> None:
-        """Add an event; never raises for the file."""
 
 
 #: Shows a sentence to the user, and keeps it in the event log.
@@ -39,24 +33,10 @@ class Surroundings:
 
     send: Callable[[object], None]  # to Snakemake
     say: Say
-    event: Journal
+    event: Callable[..., None]  # adds one to the event log, by its kind and fields; never raises for the file
     failed: Callable[[BaseException], None]  # an error of the driver's own: the run ends with it
     state_dir: str
     clock: Callable[[], float] = time.monotonic
-
-
-class Pages(Protocol):
-    """The pages of jobs' own Dask clusters, by the keys of their attempts."""
-
-    def path(self, key: str) -> str:
-        """Under which path a job's scheduler is to serve them."""
-        ...
-
-    def show(self, key: str, name: str, host: str, port: int, certificate: tuple[str, str]) -> None:
-        """They are served there, to who has this certificate."""
-
-    def hide(self, key: str) -> None:
-        """The job is over. May be repeated."""
 
 
 class Cluster(Protocol):
@@ -65,7 +45,7 @@ class Cluster(Protocol):
     workers: Members  # from `start` on
 
     @property
-    def pages(self) -> "Pages | None":
+    def pages(self) -> "JobPages | None":
         """Where the pages of jobs' own Dask clusters are shown, from `start` on; None: nowhere."""
 
     async def start(self, jobs: "Controller") -> None:

@@ -27,7 +27,15 @@ from snakemake_executor_plugin_dask.driver.routes import Routes
 from snakemake_executor_plugin_dask.driver.sentences import Teller
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import Outcome, RunSetup
-from snakemake_executor_plugin_dask.model.messages import Dropped, Enqueue, Finished, QueuedJob, Started
+from snakemake_executor_plugin_dask.model.messages import (
+    Dropped,
+    DropWaiting,
+    Enqueue,
+    Finished,
+    QueuedJob,
+    Started,
+    Stop,
+)
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Pool
 
@@ -84,6 +92,22 @@ class Controller(Listener):
         self._changed = asyncio.Event()
 
     # From Snakemake
+
+    async def hear(self, message: object) -> bool:
+        """A message of Snakemake's side; False: it has said stop, and all that runs is ended where it said so."""
+        match message:
+            case Enqueue():
+                self.enqueue(message)
+                self._cluster.scale()
+                await asyncio.sleep(0)  # many may have come, and each takes some milliseconds
+            case DropWaiting():
+                self.drop_waiting()
+            case Stop(kill=kill):
+                self.stopping = True
+                if kill:
+                    await self.kill_running()
+                return False
+        return True
 
     def enqueue(self, message: Enqueue) -> None:
         """Jobs that are ready: each waits in its pool, or fails where none can take it."""

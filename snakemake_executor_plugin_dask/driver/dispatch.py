@@ -5,42 +5,24 @@ A cluster that a run brings up for itself has one run, a cluster that stays has 
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from snakemake_executor_plugin_dask.decide import growth, placement
-from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger
+from snakemake_executor_plugin_dask.decide.ledger import Ledger
 from snakemake_executor_plugin_dask.decide.lookahead import LookAhead
 from snakemake_executor_plugin_dask.decide.turns import Turns
 from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
-from snakemake_executor_plugin_dask.driver.jobs import Job
 from snakemake_executor_plugin_dask.driver.members import Member
-from snakemake_executor_plugin_dask.driver.parts import Parts
 from snakemake_executor_plugin_dask.driver.pools import Pools
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool
 
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_dask.driver.controller import Controller
+
 _AT_ONCE = 200  # jobs are started before the event loop does other things: each takes about a millisecond
 _GIVE_BACK_S = 1.0  # lent room is asked back no oftener: that looks at all workers
-
-
-class Jobs(Protocol):
-    """A run's jobs, as the dispatch sees them."""
-
-    stopping: bool  # none of them is to start any more
-
-    @property
-    def jobs(self) -> Mapping[str, Job]:
-        """Those that are not finished, by the key that Snakemake's side knows."""
-        ...
-
-    def start(self, queued: QueuedJob, holding: Holding) -> None:
-        """It has room now, and waits no longer. Called on the event loop; does not wait."""
-
-    @property
-    def parts(self) -> Parts:
-        """Those of their own Dask clusters."""
-        ...
 
 
 class Dispatch:
@@ -61,7 +43,7 @@ class Dispatch:
         self.ledger = Ledger()
         self.waiting = placement.Waiting()
         self.ahead = LookAhead()
-        self.runs: dict[str, Jobs] = {}  # by their ids
+        self.runs: dict[str, Controller] = {}  # by their ids
         self._placing: asyncio.Handle | None = None
         self._asked_back = -math.inf
 

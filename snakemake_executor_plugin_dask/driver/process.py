@@ -25,12 +25,9 @@ from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
-    DropWaiting,
-    Enqueue,
     Fatal,
     Say,
     ShowStatus,
-    Stop,
     Stopped,
 )
 from snakemake_executor_plugin_dask.model.wire import Channel, frame
@@ -140,8 +137,7 @@ async def _drive(begin: Begin, inbox: Inbox, writer: asyncio.StreamWriter, notes
     run: Run | None = None
     failed = False
     try:
-        attached = begin.options.scheduler is not None
-        warning = _check(attached=attached)
+        warning = _check(attached=begin.options.scheduler is not None)
         run = _new_run(begin, send)
         bound_log()  # those loggers, too, that came with Dask
         for text in (warning, *notes):
@@ -204,35 +200,21 @@ def _check(*, attached: bool) -> str:
 
 
 async def _serve(run: "Run", inbox: Inbox) -> None:
-    ticking = asyncio.create_task(_tick(run))
-    receiving = asyncio.create_task(_receive(run, inbox))
-    await either(ticking, receiving, run.broken)
-    done = [task for task in (ticking, receiving, run.broken) if task.done()]
-    ticking.cancel()
-    receiving.cancel()
-    for task in done:
-        task.result()
+    for done in await either(_tick(run), _receive(run, inbox), run.broken):
+        done.result()
 
 
 async def _receive(run: "Run", inbox: Inbox) -> None:
     """Until Snakemake says stop or is gone."""
     while True:
         match await inbox.next():
-            case Enqueue() as message:
-                run.controller.enqueue(message)
-                run.cluster.scale()
-                await asyncio.sleep(0)  # many may have come, and each takes some milliseconds
-            case DropWaiting():
-                run.controller.drop_waiting()
             case Say(level=level, text=text):
                 run.note(level, text)
             case ShowStatus():
                 run.show_status()
-            case Stop(kill=kill):
-                run.controller.stopping = True
-                if kill:
-                    await run.controller.kill_running()
-                return
+            case message:
+                if not await run.controller.hear(message):
+                    return
 
 
 async def _tick(run: "Run") -> None:

@@ -76,12 +76,8 @@ async def _serve(start: Start, held: state.Held) -> bool:
     try:
         await head.start()
         _log(f"Cluster {start.kept.name} is up, process {os.getpid()}.")
-        ticking = asyncio.create_task(head.tick())
-        await either(ticking, head.broken, head.over)
-        done = [each for each in (ticking, head.broken, head.over) if each.done()]
-        ticking.cancel()
-        for each in done:
-            each.result()
+        for done in await either(head.tick(), head.broken, head.over):
+            done.result()
     except ConfigurationError as error:
         _log(f"error: {error}")
         failed = True

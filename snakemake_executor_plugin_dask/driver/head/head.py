@@ -40,7 +40,7 @@ from snakemake_executor_plugin_dask.model.kept import (
     Told,
     Welcome,
 )
-from snakemake_executor_plugin_dask.model.messages import DropWaiting, Enqueue, Fatal, Level, Say, Stop, Stopped
+from snakemake_executor_plugin_dask.model.messages import Fatal, Level, Say, Stop, Stopped
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.node import versions
@@ -404,20 +404,8 @@ class _Served:
             except EOFError:
                 message = Stop(kill=True)
             self._head.heard(self.run_id)
-            match message:
-                case Enqueue():
-                    self.controller.enqueue(message)
-                    self._head.core.scale()
-                    await asyncio.sleep(0)  # many may have come, and each takes some milliseconds
-                case DropWaiting():
-                    self.controller.drop_waiting()
-                case Alive():
-                    pass
-                case Stop(kill=kill):
-                    self.controller.stopping = True
-                    if kill:
-                        await self.controller.kill_running()
-                    return
+            if not await self.controller.hear(message):
+                return
 
     def look(self, now: float) -> None:
         """Tell the run what its jobs wait for and use, and what others hold; once a second."""

@@ -18,7 +18,6 @@ from tornado.iostream import StreamClosedError
 from tornado.tcpclient import TCPClient
 from tornado.web import RequestHandler
 
-from snakemake_executor_plugin_dask.driver.cluster import Pages
 from snakemake_executor_plugin_dask.model.either import either
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 
@@ -34,8 +33,8 @@ class _Page:
     context: ssl.SSLContext
 
 
-class JobPages(Pages):
-    """Those of the jobs that run."""
+class JobPages:
+    """Those of the jobs that run, by the keys of their attempts."""
 
     def __init__(self, prefix: str) -> None:
         """``prefix``: the secret path, which is asked for before anything here is."""
@@ -47,7 +46,7 @@ class JobPages(Pages):
         return f"{self._prefix}/job/{quote(key, safe='')}"
 
     def show(self, key: str, name: str, host: str, port: int, certificate: tuple[str, str]) -> None:
-        """A job's scheduler serves its pages there from now on. Raises OSError."""
+        """A job's scheduler serves its pages there from now on, to who has this certificate. Raises OSError."""
         self._pages[key] = _Page(name, host, port, _context(certificate))
 
     def hide(self, key: str) -> None:
