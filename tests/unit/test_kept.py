@@ -640,7 +640,7 @@ def test_a_run_that_cannot_begin_takes_no_other_runs_worker(tmp_path: Path, othe
 
     async def submit() -> Any:
         member: Any = SimpleNamespace(name="cpu-0", address="tls://n1:1")
-        core: Any = SimpleNamespace(call=call, fleet=SimpleNamespace(members={}))
+        core: Any = SimpleNamespace(fleet=SimpleNamespace(members={}, call=call))
         everybody = AllRuns(core, cast(Any, None), cast(Any, None))
         holding = SimpleNamespace(workers=["cpu-0" if others else "cpu-1"])
         sent = {"theirs": SimpleNamespace(attempt=SimpleNamespace(holding=holding))}
@@ -669,7 +669,7 @@ class Ahead:
 
     def __init__(self) -> None:
         members = [SimpleNamespace(name=name, address=name, up=True) for name in ("cpu-0", "cpu-1")]
-        self.fleet = SimpleNamespace(workers=lambda: members)
+        self.fleet = SimpleNamespace(workers=lambda: members, call=self.call)
         self.asked: list[tuple[str, str]] = []  # what of which worker
         self.forgotten: list[str] = []
         self.ending = asyncio.Event()

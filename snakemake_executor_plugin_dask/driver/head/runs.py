@@ -9,13 +9,13 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow
+from snakemake_executor_plugin_dask.driver.cluster import NotNow
 from snakemake_executor_plugin_dask.driver.controller import Controller
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, State
 from snakemake_executor_plugin_dask.driver.members import Listener, Member, Members
+from snakemake_executor_plugin_dask.driver.own.cluster import OnCore
 from snakemake_executor_plugin_dask.driver.own.core import Core
-from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.driver.tasks import Tasks
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, Outcome, RunSetup
 from snakemake_executor_plugin_dask.model.kept import SILENT_S, Coming
@@ -133,7 +133,7 @@ class Expected:
     async def _begin(self, member: Member, coming: Coming) -> None:
         with contextlib.suppress(Exception):  # the run has its supervisors begun itself, and tells what keeps it
             arguments = (coming.run_id, coming.beginning)
-            await self._core.call(member.address, on_worker.begin_ahead, *arguments, within_s=_BEGIN_S)
+            await self._core.fleet.call(member.address, on_worker.begin_ahead, *arguments, within_s=_BEGIN_S)
 
     async def wait(self, reader: asyncio.StreamReader, within_s: float = SILENT_S) -> None:
         """Until `leave`; or until what got ready is gone, since the run does not come within the time."""
@@ -159,7 +159,7 @@ class Expected:
     async def _end_on(self, member: Member) -> None:
         if not self._over:  # it came meanwhile
             with contextlib.suppress(Exception):  # those that are left have no lease, and end for that
-                await self._core.call(member.address, on_worker.end, self._run_id, within_s=_END_S)
+                await self._core.fleet.call(member.address, on_worker.end, self._run_id, within_s=_END_S)
 
 
 class _Workers(Members):
@@ -183,10 +183,8 @@ class _Workers(Members):
         self._fleet.lose(member, why, told=told)
 
 
-class Share(Cluster):
+class Share(OnCore):
     """One run's part of the cluster."""
-
-    workers: Members
 
     def __init__(
         self,
@@ -199,8 +197,8 @@ class Share(Cluster):
     ) -> None:
         """``known_jobs``: so many it has at once. ``expected``: what got ready for it. ``again_s``: between tries."""
         self._expected, self._again_s = expected, again_s
-        self._everybody, self._core = everybody, everybody.core
-        self._setup, self._run_id = setup, setup.run_id
+        super().__init__(everybody.core, setup.run_id)
+        self._everybody, self._setup = everybody, setup
         self._known_jobs = known_jobs
         self._begun: dict[str, asyncio.Task[None]] = {}  # by worker: its supervisor for this run is being started
         self._failed: dict[str, int] = {}  # by worker: how often in a row it could not be
@@ -227,7 +225,7 @@ class Share(Cluster):
 
     async def _have_supervisor(self, member: Member) -> None:
         try:
-            await self._core.call(member.address, on_worker.begin, self._setup, within_s=_BEGIN_S)
+            await self._core.fleet.call(member.address, on_worker.begin, self._setup, within_s=_BEGIN_S)
         except BaseException:
             self._begun.pop(member.name, None)
             raise
@@ -252,7 +250,7 @@ class Share(Cluster):
             return Outcome(attempt.key, "not-started", worker=member.name, detail=why)
         if member is None or not ready or attempt.state is not State.SENT or attempt.killed:
             raise NotNow
-        outcome = await self._core.submit(self._run_id, attempt, spec)
+        outcome = await super().submit(attempt, spec)
         if outcome is not None and outcome.status == "lost":
             self._begun.pop(member.name, None)  # the next one looks anew
         return outcome
@@ -270,24 +268,8 @@ class Share(Cluster):
         self._failed.pop(member.name, None)
         return True
 
-    async def kill(self, attempt: Attempt, reason: str) -> None:
-        await self._core.kill(self._run_id, attempt, reason)
-
-    @property
-    def pages(self) -> JobPages | None:
-        return self._core.pages
-
-    async def tell_cluster(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
-        await self._core.tell_cluster(self._run_id, attempt, message)
-
-    def scale(self) -> None:
-        self._core.scale()
-
     async def watch(self) -> None:
         """The head does, for all runs."""
-
-    def uses(self) -> Mapping[str, Sequence[float]]:
-        return self._core.uses(self._run_id)
 
     async def close(self) -> tuple[str, ...]:
         """End the run's jobs and supervisors. A worker where they do not end is given up, with all that runs on it."""
@@ -312,6 +294,6 @@ class Share(Cluster):
 
     async def _end_on(self, member: Member) -> bool:
         try:
-            return bool(await self._core.call(member.address, on_worker.end, self._run_id, within_s=_END_S))
+            return bool(await self._core.fleet.call(member.address, on_worker.end, self._run_id, within_s=_END_S))
         except Exception:  # noqa: BLE001 - whatever the worker raises, or Dask for it
             return not member.up

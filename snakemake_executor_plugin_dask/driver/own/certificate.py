@@ -3,11 +3,10 @@
 import os
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from distributed.security import Security
 
-from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.node.certificate import self_signed
 from snakemake_executor_plugin_dask.node.private import write_private
 from snakemake_executor_plugin_dask.node.state import TLS_FILES
@@ -15,8 +14,7 @@ from snakemake_executor_plugin_dask.node.state import TLS_FILES
 _ROLES = ("client", "scheduler", "worker")
 
 
-@dataclass(frozen=True, slots=True)
-class TLSFiles:
+class TLSFiles(NamedTuple):
     """Paths of the run's certificate authority, certificate and key (0600, in the state directory)."""
 
     ca: str
@@ -24,21 +22,14 @@ class TLSFiles:
     key: str
 
 
-def certificate() -> Any:
-    """A certificate and its key, in memory, which is its own authority: it is valid for this run and nobody else's."""
-    cert, secret = self_signed()
-    each = {f"tls_{role}_{what}": text for role in _ROLES for what, text in (("cert", cert), ("key", secret))}
-    return Security(require_encryption=True, tls_ca_file=cert, **each)
-
-
 def make_tls(state_dir: Path) -> tuple[Security, TLSFiles]:
     """A certificate for this run alone, in memory for the driver and in files that only the user can read."""
-    security = certificate()
+    cert, key = self_signed()
     paths = TLSFiles(*(os.fspath(state_dir / name) for name in TLS_FILES))
-    texts = (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)
-    for path, text in zip((paths.ca, paths.cert, paths.key), texts, strict=True):
+    for path, text in zip(paths, (cert, cert, key), strict=True):
         write_private(Path(path), text.encode())
-    return security, paths
+    each = {f"tls_{role}_{what}": text for role in _ROLES for what, text in (("cert", cert), ("key", key))}
+    return Security(require_encryption=True, tls_ca_file=cert, **each), paths
 
 
 def server_context(files: TLSFiles) -> ssl.SSLContext:

@@ -15,13 +15,12 @@ import dask
 from snakemake_executor_plugin_dask.backends import backend_for
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.batch.allocations import cancel_unanswered
-from snakemake_executor_plugin_dask.driver import dasktasks
 from snakemake_executor_plugin_dask.driver.cluster import Say
 from snakemake_executor_plugin_dask.driver.dispatch import Dispatch
 from snakemake_executor_plugin_dask.driver.jobs import Attempt
 from snakemake_executor_plugin_dask.driver.members import Listener
 from snakemake_executor_plugin_dask.driver.own.certificate import TLSFiles, make_tls, server_context
-from snakemake_executor_plugin_dask.driver.own.daskcluster import DaskCluster, Hear
+from snakemake_executor_plugin_dask.driver.own.daskcluster import DaskCluster, Ears
 from snakemake_executor_plugin_dask.driver.own.fleet import Fleet
 from snakemake_executor_plugin_dask.driver.own.jobpages import JobPages
 from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
@@ -63,7 +62,7 @@ class Core:
         self._state_dir = Path(state_dir)
         self._say = say
         self._tasks = Tasks(failed)
-        self._dask: DaskCluster | None = None
+        self.dask = DaskCluster()
         self._started = False
         self._leases_started = False
         self._hearing: dict[str, Callable[[Mapping[str, Any]], None]] = {}  # by run
@@ -102,14 +101,15 @@ class Core:
         )
         # One address, and no other: a port on all of them is open to more people than have anything to do with it.
         host = _LOOPBACK if here else options.scheduler_host or (None if interface else dask_network.own_address())
-        cluster = self._dask = DaskCluster(security, host, None if host else interface, options.scheduler_port)
-        hear = Hear(
-            topics=self._topics(None if setup is None else self.id),
+        where = {"host": host, "interface": None if host else interface, "port": options.scheduler_port}
+        ears = Ears(
+            self._topics(None if setup is None else self.id),
             worker_added=lambda address, name: self._tasks.spawn(self._joined(address, name)),
             worker_removed=self._removed,
         )
+        cluster = self.dask
         dask.config.set({"temporary-directory": os.fspath(self._state_dir)})  # and not one that all users share
-        for note in await cluster.start(options.dashboard, hear):
+        for note in await cluster.start(security, where, options.dashboard, ears):
             self._say("warning", note)
         self.host = cluster.scheduler_address.rpartition("://")[2].rpartition(":")[0].strip("[]")  # of IPv6
         self.leases = LeaseServer(server_context(self.files), alive)
@@ -122,7 +122,7 @@ class Core:
             run_id=self.id,
             scheduler=cluster.scheduler_address,
             lease=(self.host, self.leases.port),
-            tls=(self.files.ca, self.files.cert, self.files.key),
+            tls=self.files,
             state_dir=os.fspath(self._state_dir),
             setup=None if setup is None else os.fspath(setup),
             runs=set() if setup is None else {self.id},
@@ -167,17 +167,9 @@ class Core:
         self._hearing.pop(run_id, None)
         self.leases.forget(run_id)
 
-    async def call(self, address: str, function: Callable[..., Any], *arguments: Any, within_s: float) -> Any:
-        """What a function gives on one worker. Raises what it raises there; TimeoutError, OSError."""
-        assert self._dask is not None
-        async with asyncio.timeout(within_s):
-            done = await self._dask.client.run(function, *arguments, workers=[address])
-        return done[address]
-
     async def submit(self, run_id: str, attempt: Attempt, spec: JobSpec) -> Outcome | None:
         """As `cluster.Cluster` has it."""
-        assert self._dask is not None
-        submitted = self._dask.submit(run_id, attempt, spec)
+        submitted = self.dask.submit(run_id, attempt, spec)
         try:
             await self._over(attempt, submitted)
             if attempt.state.final:
@@ -222,18 +214,7 @@ class Core:
 
     def _release(self) -> None:
         ended, self._ended = self._ended, []
-        if self._dask is not None:
-            self._dask.release(ended)
-
-    async def kill(self, run_id: str, attempt: Attempt, reason: str) -> None:
-        """As `cluster.Cluster` has it."""
-        assert self._dask is not None
-        await dasktasks.kill(self._dask.client, run_id, attempt, reason)
-
-    async def tell_cluster(self, run_id: str, attempt: Attempt, message: Mapping[str, Any]) -> None:
-        """As `cluster.Cluster` has it."""
-        assert self._dask is not None
-        await dasktasks.tell_cluster(self._dask.client, run_id, attempt, message)
+        self.dask.release(ended)
 
     def scale(self) -> None:
         """As `cluster.Cluster` has it; nothing before `start` and after a failed one."""
@@ -245,13 +226,11 @@ class Core:
         self._dispatch.lend()
         await self.fleet.check()
         self._tell_unreached()
-        assert self._dask is not None
-        self._dask.garbage.look(jobs=any(run.jobs for run in self._dispatch.runs.values()))
+        self.dask.garbage.look(jobs=any(run.jobs for run in self._dispatch.runs.values()))
 
     def forget_all(self) -> None:
         """Keep nothing in memory that nothing refers to."""
-        assert self._dask is not None
-        self._dask.garbage.collect()
+        self.dask.garbage.collect()
 
     def _tell_unreached(self) -> None:
         member = None if self._unreached_told else self.fleet.unreached()
@@ -278,8 +257,8 @@ class Core:
                 left = await asyncio.wait_for(self._give_back(), self._close_s)
             except TimeoutError:  # a batch system that does not answer must not keep this process for ever
                 left = tuple(sorted(names))
-        elif self._dask is not None:
-            await self._dask.close()
+        else:
+            await self.dask.close()
         if self._leases_started:
             await self.leases.close()
         return left

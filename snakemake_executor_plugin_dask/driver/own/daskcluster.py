@@ -21,7 +21,6 @@ from snakemake_executor_plugin_dask.interior import dask_files, dask_scheduler, 
 from snakemake_executor_plugin_dask.interior.dask_http import DashboardScheduler, QuietScheduler, serve_beside
 from snakemake_executor_plugin_dask.interior.dask_listening import guard
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
-from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobs import JobSpec
 from snakemake_executor_plugin_dask.model.options import DashboardAddress
 from snakemake_executor_plugin_dask.node.door import Door
@@ -33,32 +32,33 @@ def _innermost(error: BaseException, stop: type[BaseException]) -> BaseException
     return error
 
 
-class _Ears(SchedulerPlugin):
+class Ears(SchedulerPlugin):
     """Hears of workers and of their events in the scheduler's own process, without a message to a client."""
 
-    def __init__(self, hear: "Hear") -> None:
-        self.name = "snakemake"
-        self._hear = hear
+    name = "snakemake"
+
+    def __init__(
+        self,
+        topics: Mapping[str, Callable[[Any], None]],
+        worker_added: Callable[[str, str], object],
+        worker_removed: Callable[[str], None],
+    ) -> None:
+        """Who gets the events, by topic, and is told a worker's address and name; all on the event loop."""
+        self._topics, self._worker_added, self._worker_removed = topics, worker_added, worker_removed
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
+        """It has joined."""
         dask_streams.hurry(dask_streams.TO_WORKERS, scheduler, worker)
-        self._hear.worker_added(worker, str(scheduler.workers[worker].name))
+        self._worker_added(worker, str(scheduler.workers[worker].name))
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
-        self._hear.worker_removed(worker)
+        """It has left, or its connection is lost."""
+        self._worker_removed(worker)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        if (heard := self._hear.topics.get(topic)) is not None:
+        """A worker has told something."""
+        if (heard := self._topics.get(topic)) is not None:
             heard(msg)
-
-
-@dataclass(frozen=True, slots=True)
-class Hear:
-    """Whom to tell, on the event loop."""
-
-    topics: Mapping[str, Callable[[Any], None]]  # of events, and who gets them
-    worker_added: Callable[[str, str], object]  # address, name
-    worker_removed: Callable[[str], None]  # address
 
 
 class _Submitted:
@@ -82,30 +82,30 @@ class _Submitted:
 class DaskCluster:
     """The scheduler and its client."""
 
-    def __init__(self, security: Any, host: str | None, interface: str | None, port: int) -> None:
-        self._security = security
-        # Workers come over TLS; the client is in this process, and needs neither a socket nor encryption.
-        self._where: dict[str, Any] = {
-            "protocol": ["tls://", "inproc://"],
-            "host": [host, None],
-            "interface": [interface, None],
-            "port": [port, None],
-        }
+    def __init__(self) -> None:
         self.scheduler: Any = None
         self.client: Any = None
         self.garbage: Garbage  # once it has started
         self._takes_tasks = dask_scheduler.takes_tasks()
 
-    async def start(self, dashboard: DashboardAddress | None, hear: Hear) -> tuple[str, ...]:
-        """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled."""
+    async def start(
+        self, security: Any, where: Mapping[str, Any], dashboard: DashboardAddress | None, ears: Ears
+    ) -> tuple[str, ...]:
+        """Start scheduler and client, and no worker. Returns what of Dask's configuration is overruled.
+
+        ``where``: the host, interface and port at which workers come; None: whichever Dask takes.
+        """
         defaults = dask_files.defaults()
         notes = overruled(dask.config.get, lambda key: dask.config.get(key, config=defaults))
         dask.config.set(DRIVER_CONFIGURATION)
         quieten()
         guard(Door)
+        # Workers come over TLS; the client is in this process, and needs neither a socket nor encryption.
+        listening: dict[str, Any] = {key: [value, None] for key, value in where.items()}
+        listening["protocol"] = ["tls://", "inproc://"]
         try:
             self.scheduler = await (QuietScheduler if dashboard is None else DashboardScheduler)(
-                security=self._security, **self._where, **scheduler_options(dashboard)
+                security=security, **listening, **scheduler_options(dashboard)
             )
         except (ConfigurationError, RuntimeError, OSError, ValueError) as error:
             reason = _innermost(error, ConfigurationError)
@@ -113,16 +113,15 @@ class DaskCluster:
                 raise reason from None
             if not isinstance(reason, OSError | ValueError):
                 raise
-            asked = {key: self._where[key][0] for key in ("host", "interface", "port")}
-            where = ", ".join(f"{key}: {value}" for key, value in asked.items() if value is not None)
-            msg = f"Dask's scheduler cannot listen ({where}): {reason}"
+            asked = ", ".join(f"{key}: {value}" for key, value in where.items() if value is not None)
+            msg = f"Dask's scheduler cannot listen ({asked}): {reason}"
             raise ConfigurationError(msg) from error
         self.garbage = Garbage()
         dask_scheduler.calm(self.scheduler)
-        self.scheduler.add_plugin(_Ears(hear))
+        self.scheduler.add_plugin(ears)
         self.client = await Client(
             dask_scheduler.inner_address(self.scheduler),
-            security=self._security,
+            security=security,
             asynchronous=True,
             set_as_default=False,
         )
@@ -166,7 +165,7 @@ class DaskCluster:
         return {str(state.name): state.last_seen for state in self.scheduler.workers.values()}
 
     async def close(self) -> None:
-        """Close client and scheduler; also after a start that failed."""
+        """Close client and scheduler; also before a start, and after one that failed."""
         if self.client is not None:  # else the scheduler did not start
             await self.client.close()
         if self.scheduler is not None:

@@ -291,7 +291,7 @@ class Fleet(Members):
         for host in facts.hosts:
             if host not in there | {facts.own_host}:
                 known.companions += 1
-                process = Companion(wide, f"{name}+{known.companions}", host, self._link, self._call)
+                process = Companion(wide, f"{name}+{known.companions}", host, self._link, self.call)
                 member = Member(process.name, wide.pool, process, State.ASKED, self._clock(), wide=wide)
                 self.members[member.name] = member
                 self._tasks.spawn(self._open(member))
@@ -323,7 +323,8 @@ class Fleet(Members):
         elif known.companions_failed < _COMPANION_TRIES:
             self._listener.warn(f"Pool {member.pool.name}: a node cannot take Dask workers of jobs yet: {why}")
 
-    async def _call(self, address: str, function: Callable[..., object], *arguments: object, within_s: float) -> object:
+    async def call(self, address: str, function: Callable[..., Any], *arguments: Any, within_s: float) -> Any:
+        """What a function gives on one worker. Raises what it raises there; TimeoutError, OSError."""
         async with asyncio.timeout(within_s):
             done = await self._cluster.client.run(function, *arguments, workers=[address])
         return done[address]
