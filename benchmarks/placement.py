@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from snakemake_executor_plugin_dask.decide.demand import recommend
 from snakemake_executor_plugin_dask.decide.ledger import Ledger
-from snakemake_executor_plugin_dask.decide.placement import Waiting, place
+from snakemake_executor_plugin_dask.decide.placement import place
 from snakemake_executor_plugin_dask.decide.routing import shape_of
+from snakemake_executor_plugin_dask.decide.waiting import Waiting
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, WorkerFacts
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, WorkerState
-from snakemake_executor_plugin_dask.decide.placement import Waiting
+from snakemake_executor_plugin_dask.decide.waiting import Waiting
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, WorkerFacts
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool

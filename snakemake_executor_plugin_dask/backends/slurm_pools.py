@@ -18,6 +18,7 @@ from snakemake_executor_plugin_dask.decide.routing import (
     make_it_fit,
     model_matches,
     rule_names,
+    shape_of,
     shortages,
     spread_over,
     who,
@@ -77,18 +78,15 @@ class _Nodes:
         if not request.spreads:
             return request.nodes
         template = self._template
-        sizes: list[tuple[int | None, int | None, int | None]] = [
-            (
+        sizes = [
+            Shape(
                 template.cores or kind.cores,
+                usable_memory_mb(memory_mb) if (memory_mb := template.memory_mb or kind.memory_mb) else None,
                 template.gpus or _of_model(kind, model),
-                template.memory_mb or kind.memory_mb or None,
             )
             for kind in self.kinds
         ]
-        return min(
-            spread_over(request, cores, gpus, None if memory_mb is None else usable_memory_mb(memory_mb))
-            for cores, gpus, memory_mb in sizes or [(template.cores, template.gpus, template.memory_mb)]
-        )
+        return min(spread_over(request, size) for size in sizes or [shape_of(template)])
 
 
 def make_pools(
@@ -314,7 +312,7 @@ def _complaint(
         what = f"asks for {describe(request)}, which no node of partition {partition} holds"
     calls = [make_it_fit(rule, request, short)]
     if request.nodes > 1 and request.origin.times == "tasks":
-        more = min((spread_over(replace(request, nodes=1, mpi=True), *_capacity(shape)) for shape in shapes), default=0)
+        more = min((spread_over(replace(request, nodes=1, mpi=True), shape) for shape in shapes), default=0)
         if request.nodes < more <= max(kind.nodes for kind in kinds):
             calls.insert(0, f"--set-resources {rule or 'RULE'}:nodes={more}")
     if request.mpi and nodes == 1 and request.origin.times == "tasks_per_node":
@@ -325,10 +323,6 @@ def _complaint(
         f"  To make it fit{f': {told}' if told else ', change what the rule asks for'}; "
         "or name another slurm_partition."
     )
-
-
-def _capacity(shape: Shape) -> tuple[int | None, int | None, int | None]:
-    return shape.cores, shape.gpus, shape.memory_mb
 
 
 def _shape(kind: NodeKind, pool: Pool) -> Shape:

@@ -3,7 +3,7 @@
 import functools
 import math
 from bisect import insort
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from snakemake_executor_plugin_dask.decide import gangs
@@ -12,29 +12,7 @@ from snakemake_executor_plugin_dask.decide.needs import Need
 from snakemake_executor_plugin_dask.decide.reservations import Ends, lets_pass
 from snakemake_executor_plugin_dask.decide.waiting import JobClass, Queue, Reservation, Waiting, described
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
-from snakemake_executor_plugin_dask.model.frozen import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Blocker:
-    """What a class of waiting jobs waits for.
-
-    ``short`` has of `worker` (none is there), `cores`, `memory`, `gpus`, `nodes`, `coreless` (a place among the jobs
-    with `threads: 0`, which are bounded in number), `life` (of the allocations that are there), `fresh` (a new
-    allocation), `workers` (so many at once), `dask_workers` (room for all that a job has of its own), `companions` (on
-    nodes of a wide worker, which take its Dask workers), `reserved` (kept for another job), and the names of
-    resources that the pool lists; empty: they fit, and start at the next look.
-    """
-
-    pool: str
-    names: tuple[str, ...]  # of the rules, a few
-    count: int
-    short: tuple[str, ...]
-    need: Mapping[str, int]  # by the same words, on each worker
-    free: Mapping[str, int]  # what the best of the workers has
-    frees_at: float | None  # when there is room at the latest, by what runs there; None: not known
-    reserved_for: str | None = None  # the rule for which a worker is kept
-
+from snakemake_executor_plugin_dask.model.messages import Blocker
 
 _MOST = 50  # classes of a pool that are looked at
 #: Amounts that have other names here.

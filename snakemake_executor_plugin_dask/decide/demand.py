@@ -145,7 +145,7 @@ def _items(pool: Pool, waiting: Iterable[WaitingClass], shape: Shape, startup_s:
     classes = list(waiting)
     coarse = len(classes) > _MANY_CLASSES
     for cls in classes:
-        need = cls.need or need_of(cls.request, pool, shape.cores, shape.gpus, shape.memory_mb)
+        need = cls.need or need_of(cls.request, pool, shape)
         planned_s = planned_runtime_s(cls.request, pool)
         fresh = cls.fresh or needs_fresh(cls.request, pool)
         # Short jobs follow one another in a place; one without a known end has it for itself.

@@ -298,7 +298,7 @@ class Ledger:
         cores = max((state.total.cores for state in states), default=pool.cores)
         gpus = max((state.total.gpus for state in states), default=pool.gpus)
         memory_mb = max((state.total.memory_mb for state in states), default=None)
-        return need_of(request, pool, cores, gpus, memory_mb)
+        return need_of(request, pool, Shape(cores, memory_mb, gpus))
 
     def hold(
         self,

@@ -38,9 +38,9 @@ class Need:
     dask_workers: tuple[int, ...] = ()
 
 
-def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> Need:
-    """What the request takes of the pool's workers, where a node has so many cores, GPUs and usable memory."""
-    nodes = nodes_needed(request, pool, cores, gpus, memory_mb)
+def need_of(request: Request, pool: Pool, shape: Shape) -> Need:
+    """What the request takes of the pool's workers, where these have this shape."""
+    nodes = nodes_needed(request, pool, shape)
     listed = dict(pool.resources)
     extra = tuple((name, amount) for name, amount in request.extra if name in listed)
     declared_mb = memory_mb_on_node(request, nodes)
@@ -51,7 +51,7 @@ def need_of(request: Request, pool: Pool, cores: int | None, gpus: int | None, m
         least = gang.each.least(gang.script)
         return Need(1, 1, least, least, declared_mb is None, gang)
     if request.cluster is not None and pool.nodes is not None:
-        return _need_of_nodes(request.cluster, pool.nodes, Shape(cores, memory_mb, gpus), extra)
+        return _need_of_nodes(request.cluster, pool.nodes, shape, extra)
     wide = pool.nodes is not None
     return Need(
         workers=1 if wide else nodes,

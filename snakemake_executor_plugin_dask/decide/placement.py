@@ -11,7 +11,6 @@ from bisect import insort
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from snakemake_executor_plugin_dask.decide import gangs
-from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, Place, WorkerState
 from snakemake_executor_plugin_dask.decide.needs import Need
 from snakemake_executor_plugin_dask.decide.reservations import (
@@ -24,14 +23,12 @@ from snakemake_executor_plugin_dask.decide.reservations import (
     start_on,
     time_to_pass_s,
 )
-from snakemake_executor_plugin_dask.decide.waiting import JobClass, Order, Queue, Reservation, Waiting, WaitingClass
+from snakemake_executor_plugin_dask.decide.waiting import JobClass, Order, Queue, Reservation, Waiting
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
-
-__all__ = ["Blocker", "Waiting", "WaitingClass", "blockers", "place", "place_missing"]
 
 #: A job that waits for others whose end is not known may be passed for so long; then a worker is kept for it.
 PATIENCE_S = 60.0

@@ -102,30 +102,28 @@ def largest(shapes: Sequence[Shape]) -> Shape:
     )
 
 
-def nodes_needed(
-    request: Request, pool: Pool, cores: int | None, gpus: int | None, memory_mb: int | None = None
-) -> int:
-    """How many nodes the job takes, where one has so many cores, GPUs and usable memory.
+def nodes_needed(request: Request, pool: Pool, node: Shape) -> int:
+    """How many nodes of this size the job takes.
 
     An MPI job that names no number of nodes spreads over as many as it needs, where a pool allows that.
     """
     if not request.spreads or (pool.nodes is None and not pool.kind.launched):
         return request.nodes
-    return spread_over(request, cores, gpus, memory_mb)
+    return spread_over(request, node)
 
 
-def spread_over(request: Request, cores: int | None, gpus: int | None, memory_mb: int | None = None) -> int:
+def spread_over(request: Request, node: Shape) -> int:
     """As many nodes of this size as a job that spreads needs, with whole tasks on each."""
-    most: float = math.inf if cores is None else cores
-    if memory_mb is not None and request.mb_per_cpu:
-        most = min(most, memory_mb // request.mb_per_cpu)
+    most: float = math.inf if node.cores is None else node.cores
+    if node.memory_mb is not None and request.mb_per_cpu:
+        most = min(most, node.memory_mb // request.mb_per_cpu)
     nodes = 1.0
     if most and not math.isinf(most):
         tasks = request.tasks
         per_task = request.cores // tasks if tasks and request.cores % tasks == 0 else 1
         # A task that no node holds is told as such, and not as a number of nodes.
         nodes = -(-(tasks or 1) // (most // per_task)) if tasks and 0 < per_task <= most else -(-request.cores // most)
-    by_gpus = -(-request.gpus // gpus) if gpus else 1
+    by_gpus = -(-request.gpus // node.gpus) if node.gpus else 1
     return max(1, int(nodes), by_gpus)
 
 
@@ -160,7 +158,7 @@ def shortages(request: Request, pool: Pool, shape: Shape) -> tuple[Shortage, ...
     elif request.cluster is not None and pool.nodes is not None and not request.cluster.together:
         whose = f"the {count(pool.nodes, 'node')} of a worker"
         short, request = _cluster_shortages(request, request.cluster, pool.nodes, shape, whose)
-    nodes = nodes_needed(request, pool, shape.cores, shape.gpus, shape.memory_mb)
+    nodes = nodes_needed(request, pool, shape)
     most = pool.workers_max if pool.kind.launched and pool.nodes is None else shape.nodes
     room = replace(shape, nodes=min(nodes, most))
     too_wide = nodes > most

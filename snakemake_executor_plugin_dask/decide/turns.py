@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from snakemake_executor_plugin_dask.decide.needs import need_of, planned_runtime_s
-from snakemake_executor_plugin_dask.model.pools import Pool, Shape, usable_memory_mb
+from snakemake_executor_plugin_dask.decide.routing import shape_of
+from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request
 
 _UNKNOWN_S = 60.0  # what a job without a runtime is taken to run
@@ -20,8 +21,7 @@ _UNKNOWN_S = 60.0  # what a job without a runtime is taken to run
 
 def _share(request: Request, pool: Pool, shape: Shape) -> float:
     """The largest of a job's shares of a worker's cores, memory and GPUs."""
-    memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
-    need = need_of(request, pool, pool.cores, pool.gpus, memory_mb)
+    need = need_of(request, pool, shape_of(pool))
     if need.gang is not None:
         return (need.gang.each * need.gang.workers + need.gang.script).share_of(shape.amounts)
     return need.workers * max(need.node.share_of(shape.amounts), need.takes.share_of(shape.amounts))

@@ -81,10 +81,13 @@ class Unfit:
 
 def _hold(states: Sequence[WorkerState], request: Request) -> bool:
     """Whether one of them, or for a job's own Dask cluster all together, could hold it while they are empty."""
-    need = need_of(request, states[0].pool, None, None)
+    need = need_of(request, states[0].pool, Shape())
     if need.gang is not None:
         return bool(gangs.plan(need, [(state, state.total) for state in states]))
-    return any(state.could_hold(need_of(request, state.pool, state.total.cores, state.total.gpus)) for state in states)
+    return any(
+        state.could_hold(need_of(request, state.pool, Shape(state.total.cores, gpus=state.total.gpus)))
+        for state in states
+    )
 
 
 def _why(request: Request, states: Sequence[WorkerState], name: str) -> str:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from snakemake_executor_plugin_dask.decide.ledger import WorkerState
 from snakemake_executor_plugin_dask.decide.needs import Need, need_of, needs_fresh, planned_runtime_s
+from snakemake_executor_plugin_dask.decide.routing import shape_of
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
-from snakemake_executor_plugin_dask.model.pools import Pool, usable_memory_mb
+from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Origin, Request
 
 Order = tuple[float, float, int]  # turn, -priority, arrival
@@ -225,8 +226,7 @@ class Waiting:
         request = replace(job.request, extra=extra, pool=None, slurm=None, origin=_origin(job.request))
         cls = queue.classes.get((request, fresh, run))
         if cls is None:
-            memory_mb = None if pool.memory_mb is None else usable_memory_mb(pool.memory_mb)
-            cls = JobClass(pool, request, fresh, run, need_of(request, pool, pool.cores, pool.gpus, memory_mb))
+            cls = JobClass(pool, request, fresh, run, need_of(request, pool, shape_of(pool)))
         entry = Entry(job, (turn - cls.moved, -job.priority, next(self._arrivals)), now, cls)
         self._entries[key] = entry
         queue.add(entry)

@@ -12,7 +12,7 @@ from snakemake_executor_plugin_dask.decide import growth, placement
 from snakemake_executor_plugin_dask.decide.ledger import Ledger
 from snakemake_executor_plugin_dask.decide.lookahead import LookAhead
 from snakemake_executor_plugin_dask.decide.turns import Turns
-from snakemake_executor_plugin_dask.decide.waiting import WaitingClass
+from snakemake_executor_plugin_dask.decide.waiting import Waiting, WaitingClass
 from snakemake_executor_plugin_dask.driver.members import Member
 from snakemake_executor_plugin_dask.driver.pools import Pools
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
@@ -41,7 +41,7 @@ class Dispatch:
         self._failed = failed
         self._turns = turns
         self.ledger = Ledger()
-        self.waiting = placement.Waiting()
+        self.waiting = Waiting()
         self.ahead = LookAhead()
         self.runs: dict[str, Controller] = {}  # by their ids
         self._placing: asyncio.Handle | None = None

@@ -14,8 +14,9 @@ from typing import Any
 from snakemake_executor_plugin_dask.decide.growth import Growing
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger, WorkerState
 from snakemake_executor_plugin_dask.decide.needs import Need
-from snakemake_executor_plugin_dask.decide.placement import Missing, Waiting, WaitingClass, place_missing
+from snakemake_executor_plugin_dask.decide.placement import Missing, place_missing
 from snakemake_executor_plugin_dask.decide.routing import counts_devices
+from snakemake_executor_plugin_dask.decide.waiting import Waiting, WaitingClass
 from snakemake_executor_plugin_dask.driver.cluster import Cluster, NotNow, Surroundings
 from snakemake_executor_plugin_dask.driver.jobs import Attempt, Job, State
 from snakemake_executor_plugin_dask.driver.members import Member

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from snakemake_executor_plugin_dask.decide.blockers import Blocker, blockers
+from snakemake_executor_plugin_dask.decide.blockers import blockers
 from snakemake_executor_plugin_dask.driver.controller import Controller
+from snakemake_executor_plugin_dask.model.messages import Blocker
 
 _BLOCKERS_SHARE = _USES_SHARE = 0.01  # of the time, at most
 

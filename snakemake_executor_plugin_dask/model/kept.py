@@ -9,7 +9,7 @@ from typing import Any
 from snakemake_executor_plugin_dask.model.byname import by_name
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.jobs import Beginning
-from snakemake_executor_plugin_dask.model.messages import Begin
+from snakemake_executor_plugin_dask.model.messages import Begin, Blocker
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.units import format_duration
 
@@ -143,7 +143,7 @@ class Event:
 class Look:
     """What the run's jobs wait for and use, for `Observer.look`."""
 
-    blockers: Sequence[Any]
+    blockers: Sequence[Blocker]
     now: float
     uses: Mapping[str, Sequence[float]]
 

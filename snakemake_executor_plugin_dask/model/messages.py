@@ -100,7 +100,28 @@ class ShowStatus:
     """Print the whole picture (SIGUSR1)."""
 
 
-# Driver to executor
+# Driver to executor, and what it shows
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """What a class of waiting jobs waits for.
+
+    ``short`` has of `worker` (none is there), `cores`, `memory`, `gpus`, `nodes`, `coreless` (a place among the jobs
+    with `threads: 0`, which are bounded in number), `life` (of the allocations that are there), `fresh` (a new
+    allocation), `workers` (so many at once), `dask_workers` (room for all that a job has of its own), `companions` (on
+    nodes of a wide worker, which take its Dask workers), `reserved` (kept for another job), and the names of
+    resources that the pool lists; empty: they fit, and start at the next look.
+    """
+
+    pool: str
+    names: tuple[str, ...]  # of the rules, a few
+    count: int
+    short: tuple[str, ...]
+    need: Mapping[str, int]  # by the same words, on each worker
+    free: Mapping[str, int]  # what the best of the workers has
+    frees_at: float | None  # when there is room at the latest, on the ledger's clock; None: not known
+    reserved_for: str | None = None  # the rule for which a worker is kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,13 @@ from dataclasses import replace
 import pytest
 from deciding import MIG, UUIDS, a_job, a_pool, facts_of, fits, worker
 
+from snakemake_executor_plugin_dask.decide.blockers import blockers
 from snakemake_executor_plugin_dask.decide.gangs import plan, to_open
 from snakemake_executor_plugin_dask.decide.ledger import Holding, Ledger
-from snakemake_executor_plugin_dask.decide.placement import (
-    PATIENCE_S,
-    Missing,
-    Waiting,
-    blockers,
-    place,
-    place_missing,
-)
+from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, Missing, place, place_missing
 from snakemake_executor_plugin_dask.decide.reservations import lets_pass, start_on
 from snakemake_executor_plugin_dask.decide.routing import places, shape_of, shortages
-from snakemake_executor_plugin_dask.decide.waiting import JobClass, Order, Queue
+from snakemake_executor_plugin_dask.decide.waiting import JobClass, Order, Queue, Waiting
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool

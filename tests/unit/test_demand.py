@@ -11,8 +11,9 @@ from deciding import a_job, a_ledger, a_pool, facts_of, hold, waiting_for, worke
 
 from snakemake_executor_plugin_dask.decide.demand import Recommendation, recommend
 from snakemake_executor_plugin_dask.decide.ledger import Ledger
-from snakemake_executor_plugin_dask.decide.placement import Waiting, place
+from snakemake_executor_plugin_dask.decide.placement import place
 from snakemake_executor_plugin_dask.decide.routing import shape_of
+from snakemake_executor_plugin_dask.decide.waiting import Waiting
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
 from snakemake_executor_plugin_dask.model.requests import Request

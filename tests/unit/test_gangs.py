@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from deciding import a_job, a_ledger, a_pool, hold, waiting_for, worker
 
+from snakemake_executor_plugin_dask.decide.blockers import blockers
 from snakemake_executor_plugin_dask.decide.demand import recommend
 from snakemake_executor_plugin_dask.decide.gangs import to_open
 from snakemake_executor_plugin_dask.decide.ledger import Ledger
-from snakemake_executor_plugin_dask.decide.placement import Missing, blockers, place, place_missing
+from snakemake_executor_plugin_dask.decide.placement import Missing, place, place_missing
 from snakemake_executor_plugin_dask.decide.routing import shape_of
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.messages import QueuedJob

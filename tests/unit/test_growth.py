@@ -9,7 +9,8 @@ from deciding import a_job, a_ledger, a_pool, hold, waiting_for, worker
 
 from snakemake_executor_plugin_dask.decide.growth import SETTLED_S, Growing, to_give_back, to_lend
 from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
-from snakemake_executor_plugin_dask.decide.placement import Waiting, place
+from snakemake_executor_plugin_dask.decide.placement import place
+from snakemake_executor_plugin_dask.decide.waiting import Waiting
 from snakemake_executor_plugin_dask.model.jobcluster import JobCluster
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool

@@ -3,8 +3,9 @@
 import pytest
 from deciding import MIG, UUIDS, a_job, a_ledger, a_pool, facts_of, fits, hold, waiting_for, worker
 
+from snakemake_executor_plugin_dask.decide.blockers import blockers
 from snakemake_executor_plugin_dask.decide.ledger import FRESH_S, SHARED_S, Ledger
-from snakemake_executor_plugin_dask.decide.placement import blockers, place
+from snakemake_executor_plugin_dask.decide.placement import place
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe.picture import waiting_states
 

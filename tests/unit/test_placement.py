@@ -3,9 +3,11 @@
 import pytest
 from deciding import a_job, a_ledger, a_pool, facts_of, hold, waiting_for, worker
 
+from snakemake_executor_plugin_dask.decide.blockers import blockers
 from snakemake_executor_plugin_dask.decide.ledger import Ledger, WorkerState
 from snakemake_executor_plugin_dask.decide.needs import Need
-from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, Waiting, blockers, place
+from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, place
+from snakemake_executor_plugin_dask.decide.waiting import Waiting
 from snakemake_executor_plugin_dask.model.requests import Request
 
 POOL = a_pool(cores=2)

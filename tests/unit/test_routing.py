@@ -236,11 +236,11 @@ def test_an_mpi_job_takes_whole_tasks_on_each_node() -> None:
     """Three tasks of two cores, on nodes of three cores: one on each; memory for each core counts by node."""
     pool = a_pool("wide", cores=3, memory_mb=4000, nodes=3)
     request = request_from_resources({"mpi": "srun", "tasks": 3, "cpus_per_task": 2, "mem_mb_per_cpu": 1000}, 1)
-    need = need_of(request, pool, 3, 0, usable_memory_mb(4000))
+    need = need_of(request, pool, shape_of(pool))
     assert (need.nodes, need.node.cores, need.node.memory_mb) == (3, 2, 2000)
     assert route(request, [pool], {}) == "wide"
     by_memory = request_from_resources({"mpi": "srun", "tasks": 4, "mem_mb_per_cpu": 2000}, 1)
-    assert need_of(by_memory, pool, 3, 0, usable_memory_mb(4000)).nodes == 4, "its memory decides"
+    assert need_of(by_memory, pool, shape_of(pool)).nodes == 4, "its memory decides"
 
 
 def test_who_waits_for_snakemakes_own_choice_is_told() -> None:

@@ -9,8 +9,9 @@ import pytest
 from deciding import a_job, a_ledger, a_pool, facts_of, hold, waiting_for, worker
 
 from snakemake_executor_plugin_dask.decide.ledger import Ledger, Others
-from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, Missing, Waiting, place, place_missing
+from snakemake_executor_plugin_dask.decide.placement import PATIENCE_S, Missing, place, place_missing
 from snakemake_executor_plugin_dask.decide.reservations import to_claim
+from snakemake_executor_plugin_dask.decide.waiting import Waiting
 from snakemake_executor_plugin_dask.driver.attached.shared import Claim, Places, SharedLeases, Wanted
 from snakemake_executor_plugin_dask.driver.attached.workers import RENEW_EVERY_S
 from snakemake_executor_plugin_dask.model.amounts import NOTHING, Amounts

@@ -5,8 +5,9 @@ import heapq
 import pytest
 
 from snakemake_executor_plugin_dask.decide.ledger import Ledger
-from snakemake_executor_plugin_dask.decide.placement import Waiting, place
+from snakemake_executor_plugin_dask.decide.placement import place
 from snakemake_executor_plugin_dask.decide.turns import Turns
+from snakemake_executor_plugin_dask.decide.waiting import Waiting
 from snakemake_executor_plugin_dask.model.jobs import JobSpec, WorkerFacts
 from snakemake_executor_plugin_dask.model.messages import QueuedJob
 from snakemake_executor_plugin_dask.model.pools import Pool, Shape
