@@ -164,7 +164,7 @@ def clusters(_: argparse.Namespace) -> int | None:
     if not rows:
         _print("No cluster is up.")
         return None
-    for line in fitted(list(_COLUMNS), list(map(list, zip(*rows, strict=True))), None):
+    for line in fitted(_COLUMNS, rows, None):
         _print(line)
     return None
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,14 +38,15 @@ from snakemake_executor_plugin_dask.observe.status import end_line, table
 from snakemake_executor_plugin_dask.observe.use import integral
 from snakemake_executor_plugin_dask.observe.wording import clean, clock, core_time, rough, short_id
 
-_RUN_COLUMNS = (
-    Column("RUN", 100),
-    Column("STARTED", 80),
-    Column("FOR", 60, right=True),
-    Column("ENDED", 90),
-    Column("JOBS", 70, right=True),
-    Column("FAILED", 85, right=True),
-    Column("CORE TIME", 50, right=True),
+#: Each with the field of a run's row, and how that is shown.
+_RUN_COLUMNS: tuple[tuple[Column, str, Callable[[Any], str]], ...] = (
+    (Column("RUN", 100), "run", str),
+    (Column("STARTED", 80), "started", clock),
+    (Column("FOR", 60, right=True), "seconds", rough),
+    (Column("ENDED", 90), "ended", str),
+    (Column("JOBS", 70, right=True), "jobs", "{:,}".format),
+    (Column("FAILED", 85, right=True), "failed", "{:,}".format),
+    (Column("CORE TIME", 50, right=True), "core_s", core_time),
 )
 _STALE_S = 600.0
 _LOOK_EVERY_S = 0.3
@@ -179,16 +180,8 @@ def _runs(options: argparse.Namespace) -> None:
     elif options.format == "tsv":
         _print_data("\n".join("\t".join(map(str, row)) for row in (list(rows[0]), *(each.values() for each in rows))))
     else:
-        cells = [
-            [row["run"] for row in rows],
-            [clock(row["started"]) for row in rows],
-            [rough(row["seconds"]) for row in rows],
-            [row["ended"] for row in rows],
-            [f"{row['jobs']:,}" for row in rows],
-            [f"{row['failed']:,}" for row in rows],
-            [core_time(row["core_s"]) for row in rows],
-        ]
-        _print("\n".join(fitted(_RUN_COLUMNS, cells, _width())))
+        cells = [[show(row[name]) for _, name, show in _RUN_COLUMNS] for row in rows]
+        _print("\n".join(fitted([column for column, *_ in _RUN_COLUMNS], cells, _width())))
 
 
 def _run_row(log: Path) -> dict[str, Any]:

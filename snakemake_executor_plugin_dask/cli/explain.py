@@ -17,7 +17,6 @@ from snakemake_executor_plugin_dask.observe.records import Attempt, ran_s
 from snakemake_executor_plugin_dask.observe.status import queue_clause, waiting_line
 from snakemake_executor_plugin_dask.observe.wording import (
     clean,
-    clock,
     full_name,
     rough,
     short_id,
@@ -127,19 +126,17 @@ def _past(attempt: Attempt) -> str:
 
 def _waits(model: RunModel, job: Attempt, pools: Mapping[str, Pool], request: Request | None, now: float) -> list[str]:
     picture = snapshot(model, now)
-    states = {pool.name: pool for pool in picture.pools}
     lines = []
-    for name in dict.fromkeys((*pools, *states)):
-        state = states.get(name, PoolState(name))
+    for name in dict.fromkeys((*pools, *(pool.name for pool in picture.pools))):
         chosen = " (it waits in this one)" if name == job.pool else ""
-        lines.append(f"Pool {clean(name)}{chosen}: {_pool(pools.get(name), state, request, picture.workers)}")
+        why = _pool(pools.get(name), picture.pool(name), request, picture.workers)
+        lines.append(f"Pool {clean(name)}{chosen}: {why}")
     same = [
-        state for state in picture.waiting if state.pool == job.pool and (not state.rules or job.rule in state.rules)
+        waiting_line(state, picture.pool(state.pool))
+        for state in picture.waiting
+        if state.pool == job.pool and (not state.rules or job.rule in state.rules)
     ]
-    lines += (
-        ["", *(waiting_line(state, states.get(state.pool, PoolState(state.pool))) for state in same)] if same else []
-    )
-    return lines
+    return [*lines, "", *same] if same else lines
 
 
 def _pool(pool: Pool | None, state: PoolState, request: Request | None, workers: Sequence[WorkerState]) -> str:
@@ -154,7 +151,7 @@ def _pool(pool: Pool | None, state: PoolState, request: Request | None, workers:
             return f"can never hold it: {'; '.join(part.text for part in short)}."
     parts = []
     if state.queued:
-        parts.append(queue_clause(state, clock))
+        parts.append(queue_clause(state))
     if state.starting:
         parts.append(f"{count(state.starting, 'worker')} starting")
     if request is not None and mine:

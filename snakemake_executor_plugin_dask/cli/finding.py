@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import glob
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ def find_log(run: str | None) -> Path:
         return newest
     if run.endswith(".jsonl"):
         return Path(run)
-    found = sorted(RUNS.glob(f"{_literal(run)}*{EVENTS}"))
+    found = sorted(RUNS.glob(f"{glob.escape(run)}*{EVENTS}"))
     exact = [path for path in found if path.name == f"{run}{EVENTS}"]
     if len(exact or found) == 1:
         return (exact or found)[0]
@@ -48,10 +49,6 @@ def find_log(run: str | None) -> Path:
     else:
         msg = f"There is no run {run} in this directory; `snakemake-dask runs` lists those that exist."
     raise ConfigurationError(msg)
-
-
-def _literal(text: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
 @contextlib.contextmanager

@@ -164,14 +164,18 @@ def _or_nothing(value: Any, show: Callable[[Any], str]) -> str:
 def text_table(model: RunModel, jobs: Sequence[Attempt], *, width: int | None, attempts: bool = False) -> str:
     """Aligned columns, at most ``width`` characters wide (None: as wide as they are): those that matter least go."""
     found = _table_columns(model, jobs, attempts=attempts)
-    cells = [[clean(make(job), 200) or NOTHING for job in jobs] for _, make in found]
-    return "\n".join(fitted([column for column, _ in found], cells, width))
+    rows = [[clean(make(job), 200) or NOTHING for _, make in found] for job in jobs]
+    return "\n".join(fitted([column for column, _ in found], rows, width))
 
 
-def fitted(found: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """Lines. ``cells`` are those of each column."""
+def fitted(found: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Lines, the head first; none without rows."""
+    if not rows:
+        return []
     shown = list(range(len(found)))
-    sizes = [max([len(column.head), *map(len, each)]) for column, each in zip(found, cells, strict=True)]
+    heads = [column.head for column in found]
+    wholes = [max(map(len, cells)) for cells in zip(heads, *rows, strict=True)]
+    sizes = list(wholes)
 
     def too_wide() -> int:
         return 0 if width is None else sum(sizes[i] + _GAP for i in shown) - _GAP - width
@@ -193,16 +197,19 @@ def fitted(found: Sequence[Column], cells: Sequence[Sequence[str]], width: int |
                 break
             shown.remove(least_of_all)
     for i in shown:  # the room of columns that were left out
-        whole = max(len(found[i].head), *map(len, cells[i]))
-        sizes[i] += max(0, min(whole - sizes[i], -too_wide()))
-    rows = [[found[i].head for i in shown], *([cells[i][row] for i in shown] for row in range(len(cells[0])))]
-    padded = [[_cell(cell, sizes[i], right=found[i].right) for cell, i in zip(row, shown, strict=True)] for row in rows]
-    return columns(padded)
+        sizes[i] += max(0, min(wholes[i] - sizes[i], -too_wide()))
+    cut_rows = [[cut(row[i], sizes[i]) for i in shown] for row in (heads, *rows)]
+    return columns(
+        [
+            [cell.rjust(sizes[i]) if found[i].right else cell for cell, i in zip(row, shown, strict=True)]
+            for row in cut_rows
+        ]
+    )
 
 
-def _cell(text: str, size: int, *, right: bool) -> str:
-    text = text if len(text) <= size else f"{text[: size - 1]}\N{HORIZONTAL ELLIPSIS}"
-    return text.rjust(size) if right else text
+def cut(text: str, width: int) -> str:
+    """At most so many characters of it, with a sign where some are missing."""
+    return text if len(text) <= width else f"{text[: max(0, width - 1)]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def tsv_table(jobs: Iterable[Attempt]) -> str:

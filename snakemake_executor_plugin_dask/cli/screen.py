@@ -1,15 +1,16 @@
 """What `snakemake-dask watch` shows, as lines of a terminal's width and height. Pure; from a `RunModel`."""
 
+import textwrap
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 from typing import Literal
 
-from snakemake_executor_plugin_dask.cli.jobtable import NOTHING, Column, fitted
+from snakemake_executor_plugin_dask.cli.jobtable import NOTHING, Column, cut, fitted
 from snakemake_executor_plugin_dask.model.frozen import dataclass
 from snakemake_executor_plugin_dask.model.units import count, format_memory
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WorkerState, snapshot
+from snakemake_executor_plugin_dask.observe.picture import Snapshot, WorkerState, snapshot
 from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.observe.status import pool_row, running_text, used_cells, waiting_line
 from snakemake_executor_plugin_dask.observe.wording import (
@@ -133,16 +134,14 @@ def _section(noun: str, rows: Sequence[str], more: int = 0, hint: str = "") -> l
 
 
 def _pools(picture: Snapshot, width: int) -> list[str]:
-    rows = [[clean(cell) for cell in pool_row(pool, clock)] for pool in picture.pools]
-    return fitted(_POOLS, list(zip(*rows, strict=True)), width) if rows else []
+    return fitted(_POOLS, [[clean(cell) for cell in pool_row(pool)] for pool in picture.pools], width)
 
 
 def _workers(picture: Snapshot, width: int, most: int) -> list[Line]:
     shown = sorted(picture.workers, key=lambda worker: (-len(worker.running), worker.name))[:most]
-    rows = [_worker(worker) for worker in shown]
     columns = _WORKERS if any(worker.allocation for worker in shown) else _WORKERS[:-1]
-    lines = fitted(columns, list(zip(*rows, strict=True))[: len(columns)], width) if rows else []
-    return _section("worker", lines, len(picture.workers) - len(shown))
+    rows = [_worker(worker)[: len(columns)] for worker in shown]
+    return _section("worker", fitted(columns, rows, width), len(picture.workers) - len(shown))
 
 
 def _worker(worker: WorkerState) -> tuple[str, ...]:
@@ -165,8 +164,7 @@ def _running(model: RunModel, now: float, width: int, most: int, first: int) -> 
     jobs = sorted(model.running.values(), key=lambda job: (job.started or job.placed or now, job.key))
     first = max(0, min(first, len(jobs) - most))
     shown = jobs[first : first + most]
-    rows = [_job(job, now) for job in shown]
-    lines = fitted(_RUNNING, list(zip(*rows, strict=True)), width) if rows else []
+    lines = fitted(_RUNNING, [_job(job, now) for job in shown], width)
     return _section("running job", lines, len(jobs) - first - len(shown), " (arrow keys)")
 
 
@@ -187,11 +185,10 @@ def _job(job: Attempt, now: float) -> tuple[str, ...]:
 
 
 def _waiting(picture: Snapshot, width: int) -> list[Line]:
-    pools = {pool.name: pool for pool in picture.pools}
-    said = [waiting_line(state, pools.get(state.pool, PoolState(state.pool)), clock) for state in picture.waiting]
+    said = [waiting_line(state, picture.pool(state.pool)) for state in picture.waiting]
     lines = [part for text in said for part in _wrapped(text, width)]
     if len(lines) > _WAITING_LINES:
-        lines[_WAITING_LINES - 1] = _cut(f"{lines[_WAITING_LINES - 1]} …", width)
+        lines[_WAITING_LINES - 1] = cut(f"{lines[_WAITING_LINES - 1]} …", width)
     return [Line(), *map(Line, lines[:_WAITING_LINES])] if lines else []
 
 
@@ -199,13 +196,11 @@ def _failed(model: RunModel, width: int) -> list[Line]:
     """The jobs that failed last, each with the first words of its reason."""
     last = [*islice(reversed(model.failed.values()), _FAILED_LINES)][::-1]
     lines = [
-        Line(
-            _cut(f"Failed: job {clean(short_id(a.jobid), 20)}, {clean(full_name(a, 1), 200)}: {_why(a)}", width), "bad"
-        )
+        Line(cut(f"Failed: job {clean(short_id(a.jobid), 20)}, {clean(full_name(a, 1), 200)}: {_why(a)}", width), "bad")
         for a in last
     ]
     if more := len(model.failed) - len(last):
-        lines.append(Line(_cut(f"… and {more:,} more before: `snakemake-dask jobs --state failed`", width), "dim"))
+        lines.append(Line(cut(f"… and {more:,} more before: `snakemake-dask jobs --state failed`", width), "dim"))
     return [Line(), *lines] if lines else []
 
 
@@ -213,16 +208,6 @@ def _why(attempt: Attempt) -> str:
     return clean(cause(attempt) or attempt.status, 300)
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
-
-
 def _wrapped(text: str, width: int) -> list[str]:
-    lines, line = [], ""
-    for word in text.split():
-        if line and len(line) + 1 + len(word) > width:
-            lines.append(line)
-            line = f"  {word}"
-        else:
-            line = f"{line} {word}" if line else word
-    return [*lines, line]
+    """At spaces alone; a longer word has a line of its own, whatever that is cut to."""
+    return textwrap.wrap(text, max(1, width), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

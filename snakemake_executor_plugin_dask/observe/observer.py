@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
-from snakemake_executor_plugin_dask.model.messages import Level
+from snakemake_executor_plugin_dask.model.messages import Blocker, Level
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.observe import live
 from snakemake_executor_plugin_dask.observe.behind import Behind
 from snakemake_executor_plugin_dask.observe.events import EventLog
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.picture import Blocked, WaitingState, snapshot, waiting_states
+from snakemake_executor_plugin_dask.observe.picture import WaitingState, snapshot, waiting_states
 from snakemake_executor_plugin_dask.observe.status import Narrator, end_line, table
 
 NOTE_EVERY_S = 30.0
@@ -44,7 +44,6 @@ class Observer:
             event_log,
             on_error=lambda text: show("warning", text),
             also=self.model.apply,
-            clock=time.time,
             soon=self._behind.do,
         )
         self._narrator = Narrator()
@@ -78,7 +77,7 @@ class Observer:
         """Keep a sentence that was shown elsewhere."""
         self.event("said", level=level, text=text)
 
-    def look(self, blockers: Iterable[Blocked], now: float, uses: Mapping[str, Sequence[float]]) -> None:
+    def look(self, blockers: Iterable[Blocker], now: float, uses: Mapping[str, Sequence[float]]) -> None:
         """Say what is worth a line. ``blockers`` and ``now`` are on the clock of the ledger.
 
         ``uses`` is what jobs use now, as in `RunModel.note_uses`.
@@ -91,7 +90,7 @@ class Observer:
         for line in self._narrator.look(snapshot(self.model, time.time(), waiting, workers=False)):
             self.say("info", line)
 
-    def show(self, blockers: Iterable[Blocked], now: float) -> str:
+    def show(self, blockers: Iterable[Blocker], now: float) -> str:
         """The whole picture as text of several lines."""
         return table(snapshot(self.model, time.time(), self._note(blockers, now)))
 
@@ -115,7 +114,7 @@ class Observer:
             self._log.close()
         return line
 
-    def _note(self, blockers: Iterable[Blocked], now: float) -> tuple[WaitingState, ...]:
+    def _note(self, blockers: Iterable[Blocker], now: float) -> tuple[WaitingState, ...]:
         """Log what is waited for when that changes (numbers of jobs: now and then), for those who read the log."""
         waiting = waiting_states(blockers, now)
         kinds = {(state.pool, state.what) for state in waiting}

@@ -14,11 +14,10 @@ from importlib.resources import files
 from typing import Any
 
 from snakemake_executor_plugin_dask.model.units import count, format_memory
+from snakemake_executor_plugin_dask.observe import tables
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, rule_uses
-from snakemake_executor_plugin_dask.observe.attempts import jobs_data, jobs_table
 from snakemake_executor_plugin_dask.observe.charts import use_charts
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.tables import STATES, block, failures, rules, said, workers
 from snakemake_executor_plugin_dask.observe.timeline import bands, boxes
 from snakemake_executor_plugin_dask.observe.use import Held, allocation_wait_s, integral, others_spans
 from snakemake_executor_plugin_dask.observe.wording import (
@@ -60,22 +59,22 @@ def page(model: RunModel) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"text": _text, "block": block, "count": count}
+    environment.filters |= {"text": _text, "block": tables.block, "count": count}
     return environment.from_string(templates.joinpath("report.html").read_text()).render(
         {name: Markup(text) for name, text in own.items()},  # noqa: S704
         run=_run(model),
         tiles=_tiles(model, integral(model)),
-        **failures(model),
+        **tables.failures(model),
         colours=COLOURS,
         other_colour=OTHER,
         workers_came=len(model.workers),
         legend=[use.rule for use in uses if colours[use.rule] != OTHER],
         other_rules=max(0, len(uses) - len(COLOURS)),
         some_failed=any(a.state == "ended" and a.status != "succeeded" for a in model.attempts.values()),
-        **rules(uses),
-        **jobs_table(model),
-        **workers(model),
-        **said(model),
+        **tables.rules(uses),
+        **tables.jobs_table(model),
+        **tables.workers(model),
+        **tables.said(model),
     )
 
 
@@ -127,8 +126,8 @@ def _data(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> 
     """What the timeline is drawn from."""
     start = model.started or 0.0
     rules = {use.rule: i for i, use in enumerate(uses)}
-    states = ["", *STATES.values()]
-    numbers = {status: i for i, status in enumerate(STATES, 1)}
+    states = ["", *tables.STATES.values()]
+    numbers = {status: i for i, status in enumerate(tables.STATES, 1)}
     ids: list[str] = []
     seen: dict[str, int] = {}
     flat: list[int] = []
@@ -165,5 +164,5 @@ def _data(model: RunModel, uses: Sequence[RuleUse], colours: dict[str, str]) -> 
         "states": states,
         "ids": ids,
         "boxes": flat,
-        "jobs": jobs_data(model),
+        "jobs": tables.jobs_data(model),
     }

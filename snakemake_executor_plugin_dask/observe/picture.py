@@ -4,13 +4,14 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Protocol
+from typing import Any
 
 from snakemake_executor_plugin_dask.model.frozen import dataclass
+from snakemake_executor_plugin_dask.model.messages import Blocker
 from snakemake_executor_plugin_dask.model.units import count
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, OthersHeld, Worker
-from snakemake_executor_plugin_dask.observe.wording import about, amount, both
+from snakemake_executor_plugin_dask.observe.wording import about, amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,6 @@ class WorkerState:
     name: str
     pool: str
     host: str
-    state: str
     cores: int
     cores_free: int
     memory_mb: int
@@ -90,6 +90,10 @@ class Snapshot:
     ended: bool = False
     starts: Mapping[tuple[int, str], int] = field(default_factory=dict)  # attempts by depth, and why it was not deeper
 
+    def pool(self, name: str) -> PoolState:
+        """The pool of this name; an empty one where nothing is known of it."""
+        return next((pool for pool in self.pools if pool.name == name), PoolState(name))
+
 
 def snapshot(
     model: RunModel,
@@ -141,42 +145,6 @@ def _waiting_state(blocker: dict[str, Any]) -> WaitingState:
     )
 
 
-class Blocked(Protocol):
-    """What `blockers.blockers` returns for each class of waiting jobs."""
-
-    @property
-    def pool(self) -> str:
-        """The pool in which they wait."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Their rules' names, a few of them."""
-
-    @property
-    def count(self) -> int:
-        """How many they are."""
-
-    @property
-    def short(self) -> Sequence[str]:
-        """What is lacking: cores, memory, gpus, workers and so on."""
-
-    @property
-    def need(self) -> Mapping[str, int]:
-        """By what is lacking, how much one of them asks for."""
-
-    @property
-    def free(self) -> Mapping[str, int]:
-        """By what is lacking, how much the worker with most room has."""
-
-    @property
-    def frees_at(self) -> float | None:
-        """When there is room at the latest (monotonic); None: not known."""
-
-    @property
-    def reserved_for(self) -> str | None:
-        """The rule of the large job that a worker is kept for; None: of none."""
-
-
 #: What stands behind "wait for".
 _WHAT = {
     "worker": "a worker",
@@ -194,21 +162,21 @@ _WHAT = {
 }
 
 
-def waiting_states(blockers: Iterable[Blocked], now: float) -> tuple[WaitingState, ...]:
+def waiting_states(blockers: Iterable[Blocker], now: float) -> tuple[WaitingState, ...]:
     """Classes of jobs that wait for the same in the same pool, as one each, the largest need standing for all.
 
     ``now`` is on the clock of ``frees_at``. Classes that start at the next look are left out.
     """
-    alike: dict[tuple[str, tuple[str, ...]], list[Blocked]] = defaultdict(list)
+    alike: dict[tuple[str, tuple[str, ...]], list[Blocker]] = defaultdict(list)
     for blocker in blockers:
         if blocker.short:
             alike[blocker.pool, tuple(blocker.short)].append(blocker)
     return tuple(_waiting_of(pool, short, several, now) for (pool, short), several in alike.items())
 
 
-def _waiting_of(pool: str, short: tuple[str, ...], several: Sequence[Blocked], now: float) -> WaitingState:
+def _waiting_of(pool: str, short: tuple[str, ...], several: Sequence[Blocker], now: float) -> WaitingState:
     worst = max(several, key=lambda blocker: tuple(blocker.need.get(what, 0) for what in short))
-    needs = [amount(what, worst.need[what]) for what in short if what in worst.need]
+    needs = " and ".join(amount(what, worst.need[what]) for what in short if what in worst.need)
     details = []
     if short == ("dask_workers",):
         wanted, there = worst.need["dask_workers"], worst.free["dask_workers"]
@@ -219,14 +187,14 @@ def _waiting_of(pool: str, short: tuple[str, ...], several: Sequence[Blocked], n
         details.append(f"a job needs {count(wanted, 'node')}, and of the free ones {ready} {are} ready")
     elif needs:
         most = "" if len(several) == 1 else "up to "
-        free = [amount(what, worst.free.get(what, 0)) for what in short if what in worst.need]
-        details.append(f"they need {most}{both(needs)}, the worker with most room has {both(free)} free")
+        free = " and ".join(amount(what, worst.free.get(what, 0)) for what in short if what in worst.need)
+        details.append(f"they need {most}{needs}, the worker with most room has {free} free")
     if worst.reserved_for is not None:
         details.append(f"it is kept for a job of rule {worst.reserved_for}")
     if worst.frees_at is not None:
         details.append(f"there is room in {about(worst.frees_at - now)} at the latest")
     names = tuple(dict.fromkeys(name for blocker in several for name in blocker.names))
-    what = both([_WHAT.get(what, what) for what in short])
+    what = " and ".join(_WHAT.get(what, what) for what in short)
     return WaitingState(pool, sum(blocker.count for blocker in several), what, ", ".join(details), names)
 
 
@@ -285,7 +253,6 @@ def _worker_state(model: RunModel, name: str, now: float) -> WorkerState:
         name,
         worker.pool,
         worker.host,
-        worker.state,
         worker.cores,
         max(0, worker.cores - cores - others.cores),
         worker.memory_mb,

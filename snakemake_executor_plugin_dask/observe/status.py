@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from snakemake_executor_plugin_dask.batch.reasons import meaning
 from snakemake_executor_plugin_dask.model.units import count, format_memory
@@ -33,8 +33,7 @@ BUSY_STALL_S = 300.0  # the same while jobs run: full workers are no news
 class Narrator:
     """Decides which changes are worth a line. Give it a snapshot every second or so."""
 
-    def __init__(self, clock_text: Callable[[float], str] | None = None) -> None:
-        self._clock_text = clock_text or clock
+    def __init__(self) -> None:
         self._pools: dict[str, tuple[PoolState, float]] = {}  # as last said, and when
         self._changed: dict[str, float] = {}  # since when a pool differs from what was said
         self._waiting: dict[tuple[str, str], tuple[WaitingState, str, float]] = {}  # said: state, queue, last seen
@@ -59,25 +58,7 @@ class Narrator:
                 continue
             self._pools[pool.name] = (pool, picture.now)
             self._changed.pop(pool.name, None)
-            yield self._pool_line(before, pool)
-
-    def _pool_line(self, before: PoolState, pool: PoolState) -> str:
-        name = clean(pool.name)
-        parts = []
-        if pool.workers:
-            size = [count(pool.cores, "core"), format_memory(pool.memory_mb)]
-            size += [count(pool.gpus, "GPU")] if pool.gpus else []
-            parts.append(f"{count(pool.workers, 'worker')} there ({', '.join(size)})")
-        elif before.workers:
-            parts.append("no worker there")
-        if pool.starting:
-            parts.append(f"{count(pool.starting, 'worker')} starting")
-        if pool.queued:
-            parts.append(queue_clause(pool, self._clock_text))
-        if pool.lost:
-            parts.append(f"{pool.lost} lost so far")
-        verb = "is coming up" if not before.workers and not pool.workers else ""
-        return f"Pool {name}{' ' + verb if verb else ''}: {', '.join(parts)}."
+            yield _pool_line(before, pool)
 
     def _waiting_lines(self, picture: Snapshot) -> Iterable[str]:
         for state in picture.waiting:  # what is still so is not news when it shows again
@@ -89,7 +70,7 @@ class Narrator:
         if not picture.waits or quiet < (BUSY_STALL_S if picture.running else STALL_S):
             return
         for state in picture.waiting:
-            pool = next((pool for pool in picture.pools if pool.name == state.pool), PoolState(state.pool))
+            pool = picture.pool(state.pool)
             reason = pool.queue_reason if pool.queued else ""
             key = (state.pool, state.what)
             if key in self._waiting:
@@ -97,7 +78,25 @@ class Narrator:
                 if reason == said_reason and said.jobs / 2 < state.jobs < max(2, said.jobs * 2):
                     continue
             self._waiting[key] = (state, reason, picture.now)
-            yield waiting_line(state, pool, self._clock_text)
+            yield waiting_line(state, pool)
+
+
+def _pool_line(before: PoolState, pool: PoolState) -> str:
+    parts = []
+    if pool.workers:
+        size = [count(pool.cores, "core"), format_memory(pool.memory_mb)]
+        size += [count(pool.gpus, "GPU")] if pool.gpus else []
+        parts.append(f"{count(pool.workers, 'worker')} there ({', '.join(size)})")
+    elif before.workers:
+        parts.append("no worker there")
+    if pool.starting:
+        parts.append(f"{count(pool.starting, 'worker')} starting")
+    if pool.queued:
+        parts.append(queue_clause(pool))
+    if pool.lost:
+        parts.append(f"{pool.lost} lost so far")
+    verb = " is coming up" if not before.workers and not pool.workers else ""
+    return f"Pool {clean(pool.name)}{verb}: {', '.join(parts)}."
 
 
 def _differs(before: PoolState, pool: PoolState) -> bool:
@@ -110,7 +109,7 @@ def _differs(before: PoolState, pool: PoolState) -> bool:
     return not before.workers and not before.queued + before.starting and pool.queued + pool.starting > 0
 
 
-def waiting_line(state: WaitingState, pool: PoolState, clock_text: Callable[[float], str] | None = None) -> str:
+def waiting_line(state: WaitingState, pool: PoolState) -> str:
     """One sentence about jobs that wait for the same thing, with what is queued for their pool."""
     verb = "waits" if state.jobs == 1 else "wait"
     where = f" in pool {clean(state.pool)}" if state.pool else ""
@@ -121,32 +120,29 @@ def waiting_line(state: WaitingState, pool: PoolState, clock_text: Callable[[flo
     details = [clean(state.detail)] if state.detail else []
     if pool.queued:
         means = meaning(pool.queue_reason)
-        details.append(queue_clause(pool, clock_text or clock) + (f" ({means})" if means else ""))
+        details.append(queue_clause(pool) + (f" ({means})" if means else ""))
     elif pool.starting:
         details.append(f"{count(pool.starting, 'worker')} of it {'is' if pool.starting == 1 else 'are'} starting")
     return f"{line}{': ' if details else ''}{'; '.join(details)}."
 
 
-def queue_clause(pool: PoolState, clock_text: Callable[[float], str]) -> str:
+def queue_clause(pool: PoolState) -> str:
     """As "2 allocations are queued since 14:02, reason Priority, the first is expected to start at 15:10"."""
     verb = "is" if pool.queued == 1 else "are"
-    since = f" since {clock_text(pool.queued_since)}" if pool.queued_since is not None else ""
+    since = f" since {clock(pool.queued_since)}" if pool.queued_since is not None else ""
     reason = f", reason {clean(pool.queue_reason, 200)}" if pool.queue_reason else ""
     first = "the first" if pool.queued > 1 else "it"
-    start = f", {first} is expected to start at {clock_text(pool.expected)}" if pool.expected is not None else ""
+    start = f", {first} is expected to start at {clock(pool.expected)}" if pool.expected is not None else ""
     return f"{count(pool.queued, 'allocation')} {verb} queued{since}{reason}{start}"
 
 
-def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -> str:
+def table(picture: Snapshot) -> str:
     """The whole picture: pools, workers with what they run and have free, waiting jobs with reasons."""
-    clock_text = clock_text or clock
     age = rough(picture.now - picture.started)
     parts = [f"{picture.succeeded:,} done", *([f"{picture.failed:,} failed"] if picture.failed else [])]
     parts += [f"{picture.running:,} running", f"{picture.waits:,} waiting"]
     lost = f"; {count(picture.lost_workers, 'worker')} lost so far" if picture.lost_workers else ""
-    head = f"Run {clean(picture.run_id)}" + (
-        ", ended after" if picture.ended else f" at {clock_text(picture.now)}, for"
-    )
+    head = f"Run {clean(picture.run_id)}" + (", ended after" if picture.ended else f" at {clock(picture.now)}, for")
     lines = [f"{head} {age}: {count(picture.jobs, 'job')} so far: {', '.join(parts)}{lost}."]
     lines += starts(picture.starts)
     if picture.ended:  # everything was given back
@@ -157,62 +153,48 @@ def table(picture: Snapshot, clock_text: Callable[[float], str] | None = None) -
         )
     if picture.pools:
         heads = ("POOL", "CLUSTER", "WORKERS", "RUNNING", "WAITING", "STATE")
-        lines += ["", *columns([heads, *(pool_row(pool, clock_text) for pool in picture.pools)])]
+        lines += ["", *columns([heads, *map(pool_row, picture.pools)])]
     if picture.workers:
-        gpus = any(worker.gpus for worker in picture.workers)
-        used = any(worker.memory_used_mb is not None for worker in picture.workers)
-        allocations = any(worker.allocation for worker in picture.workers)
-        head_row = [
-            "WORKER",
-            "HOST",
-            "CORES FREE",
-            "MEMORY FREE",
-            *(["GPUS FREE"] if gpus else []),
-            *(["CORES AT WORK", "MEMORY IN USE"] if used else []),
-            "ENDS IN",
-            *(["ALLOCATION"] if allocations else []),
-            "RUNNING",
-        ]
-        rows = (_worker_row(worker, gpus=gpus, used=used, allocations=allocations) for worker in picture.workers)
-        lines += ["", *columns([tuple(head_row), *rows])]
+        shown = _worker_columns(picture.workers)
+        rows = [[make(worker) for make in shown.values()] for worker in picture.workers]
+        lines += ["", *columns([list(shown), *rows])]
     if picture.waiting:
-        pools = {pool.name: pool for pool in picture.pools}
-        lines += ["", "WAITING"]
-        lines += [waiting_line(w, pools.get(w.pool, PoolState(w.pool)), clock_text) for w in picture.waiting]
+        lines += ["", "WAITING", *(waiting_line(state, picture.pool(state.pool)) for state in picture.waiting)]
     return "\n".join(lines)
 
 
-def pool_row(pool: PoolState, clock_text: Callable[[float], str]) -> tuple[str, ...]:
+def pool_row(pool: PoolState) -> tuple[str, ...]:
     """Name, cluster, workers, running jobs, waiting jobs, state."""
     workers = f"{pool.workers} of {pool.workers_max}" if pool.workers_max is not None else str(pool.workers)
-    state = _pool_state(pool, clock_text)
-    return pool.name, pool.cluster, workers, f"{pool.running:,}", f"{pool.waiting:,}", state
+    return pool.name, pool.cluster, workers, f"{pool.running:,}", f"{pool.waiting:,}", _pool_state(pool)
 
 
-def _pool_state(pool: PoolState, clock_text: Callable[[float], str]) -> str:
+def _pool_state(pool: PoolState) -> str:
     """As "up", "2 allocations are queued since 14:02", "given up: …"."""
     if pool.given_up:
         return f"given up: {clean(pool.given_up, 300)}"
     parts = [f"{pool.starting} starting"] if pool.starting else []
-    parts += [queue_clause(pool, clock_text)] if pool.queued else []
+    parts += [queue_clause(pool)] if pool.queued else []
     parts += [f"{pool.lost} lost"] if pool.lost else []
     return ", ".join(parts) or ("up" if pool.workers else "given back" if pool.came else "not started")
 
 
-def _worker_row(worker: WorkerState, *, gpus: bool, used: bool, allocations: bool) -> tuple[str, ...]:
-    running = running_text(worker) or "-"
-    name = worker.name if worker.state == "up" else f"{worker.name} ({worker.state})"
-    return (
-        name,
-        worker.host,
-        f"{worker.cores_free} of {worker.cores}",
-        f"{format_memory(worker.memory_free_mb)} of {format_memory(worker.memory_mb)}",
-        *([f"{worker.gpus_free} of {worker.gpus}" if worker.gpus else "-"] if gpus else []),
-        *(used_cells(worker) if used else ()),
-        "-" if worker.ends_in_s is None else rough(worker.ends_in_s),
-        *([worker.allocation or "-"] if allocations else []),
-        running,
+def _worker_columns(workers: Sequence[WorkerState]) -> dict[str, Callable[[WorkerState], str]]:
+    """Heads, each with what makes a cell, of the columns in which these workers have something to say."""
+    used = any(worker.memory_used_mb is not None for worker in workers)
+    columns: tuple[tuple[bool, str, Callable[[WorkerState], str]], ...] = (
+        (True, "WORKER", lambda w: w.name),
+        (True, "HOST", lambda w: w.host),
+        (True, "CORES FREE", lambda w: f"{w.cores_free} of {w.cores}"),
+        (True, "MEMORY FREE", lambda w: f"{format_memory(w.memory_free_mb)} of {format_memory(w.memory_mb)}"),
+        (any(w.gpus for w in workers), "GPUS FREE", lambda w: f"{w.gpus_free} of {w.gpus}" if w.gpus else "-"),
+        (used, "CORES AT WORK", lambda w: used_cells(w)[0]),
+        (used, "MEMORY IN USE", lambda w: used_cells(w)[1]),
+        (True, "ENDS IN", lambda w: "-" if w.ends_in_s is None else rough(w.ends_in_s)),
+        (any(w.allocation for w in workers), "ALLOCATION", lambda w: w.allocation or "-"),
+        (True, "RUNNING", lambda w: running_text(w) or "-"),
     )
+    return {head: make for shown, head, make in columns if shown}
 
 
 def running_text(worker: WorkerState) -> str:

@@ -8,12 +8,13 @@ from snakemake_executor_plugin_dask.model.jobs import members_text, wildcard_tex
 from snakemake_executor_plugin_dask.model.printed import clean_block
 from snakemake_executor_plugin_dask.observe.advice import RuleUse, Spread, set_resources
 from snakemake_executor_plugin_dask.observe.model import RunModel
-from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, Worker
+from snakemake_executor_plugin_dask.observe.records import Allocation, Attempt, Worker, first, ran_s
 from snakemake_executor_plugin_dask.observe.use import worker_use
 from snakemake_executor_plugin_dask.observe.wording import (
     cause,
     clean,
     core_time,
+    named,
     rough,
     share,
     short_id,
@@ -25,6 +26,7 @@ FAILURES_SHOWN = 200
 ALLOCATIONS_SHOWN = 500
 RULES_SHOWN = 400
 SAID_SHOWN = 500
+JOBS_SHOWN = 30_000  # of more the page would grow beyond ten megabytes
 
 STATES = {
     "failed": "failed",
@@ -214,3 +216,72 @@ def said(model: RunModel) -> dict[str, Any]:
     start = model.started or 0.0
     lines = [f"{rough(when - start):>8}  {clean(line, 2000)}" for when, _, line in model.said[-SAID_SHOWN:]]
     return {"said": "\n".join(lines), "lines_said": len(model.said)}
+
+
+# Jobs, in rows that `templates/jobs.js` makes
+
+#: Heads, and how numbers are shown: as a duration, memory, a part of one, or as they are. None: a text.
+_COLUMNS: tuple[tuple[str, str | None], ...] = (
+    *(("job", None), ("rule", None), ("wildcards", None), ("state", None)),
+    *(("ran", "span"), ("waited", "span"), ("cores", "plain"), ("CPU at work", "part")),
+    *(("memory asked", "memory"), ("peak", "memory"), ("attempt", "plain"), ("worker", None)),
+)
+
+
+def jobs_table(model: RunModel) -> dict[str, Any]:
+    """The table without rows, which the script makes; hidden where there is no script."""
+    return {
+        "job_states": list(dict.fromkeys(_state(attempt) for attempt in model.attempts.values())),
+        "job_columns": _COLUMNS,
+        "jobs_shown": JOBS_SHOWN,
+        "more_jobs": len(model.attempts) - JOBS_SHOWN,
+    }
+
+
+def jobs_data(model: RunModel) -> dict[str, Any]:
+    """Each attempt as a row: job, rule, wildcards, state, numbers, worker; repeated texts by their index.
+
+    Durations in seconds, memory in 10^6 bytes, -1 for what is not known.
+    """
+    rules: dict[str, int] = {}
+    states: dict[str, int] = {}
+    workers: dict[str, int] = {}
+    rows = [
+        [
+            clean(short_id(attempt.jobid), 40),
+            rules.setdefault(clean(attempt.rule, 120), len(rules)),
+            clean(named(attempt), 200),
+            states.setdefault(_state(attempt), len(states)),
+            *_numbers(attempt, model.end_time),
+            workers.setdefault(clean(attempt.worker, 60), len(workers)) if attempt.worker else -1,
+        ]
+        for attempt in list(model.attempts.values())[:JOBS_SHOWN]
+    ]
+    good = ("succeeded", "running", "waiting", "not started before the run ended")
+    return {
+        "rows": rows,
+        "rules": list(rules),
+        "states": list(states),
+        "bad": [number for state, number in states.items() if state not in good],
+        "workers": list(workers),
+        "numbers": sum(kind is not None for _, kind in _COLUMNS),
+    }
+
+
+def _state(attempt: Attempt) -> str:
+    if attempt.state == "ended":
+        return STATES.get(attempt.status, clean(attempt.status, 40))
+    return {"placed": "running", "dropped": "not started before the run ended"}.get(attempt.state, attempt.state)
+
+
+def _numbers(attempt: Attempt, end: float) -> list[float]:
+    ran, efficiency = ran_s(attempt, end), attempt.cpu_efficiency
+    return [
+        -1 if ran is None else round(ran, 2),
+        round(max(0.0, first(attempt.placed, attempt.ended, end) - attempt.queued), 2),
+        attempt.cores,
+        -1 if efficiency is None else round(efficiency, 3),
+        -1 if attempt.asked_memory_mb is None else attempt.asked_memory_mb,
+        -1 if attempt.peak_memory_mb is None else attempt.peak_memory_mb,
+        attempt.attempt,
+    ]

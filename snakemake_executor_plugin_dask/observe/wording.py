@@ -104,11 +104,6 @@ def cause(attempt: Attempt) -> str:
     return f"{lines[-1]} ({why})" if lines and why else lines[-1] if lines else why
 
 
-def both(words: Sequence[str]) -> str:
-    """Joined as in a sentence."""
-    return " and ".join(words)
-
-
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines with aligned columns; the last column is not padded."""
     cleaned = [[clean(cell) for cell in row] for row in rows]

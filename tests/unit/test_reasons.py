@@ -3,6 +3,7 @@
 import pytest
 
 from snakemake_executor_plugin_dask.batch.reasons import ending, meaning
+from snakemake_executor_plugin_dask.observe import status
 from snakemake_executor_plugin_dask.observe.picture import PoolState, WaitingState
 from snakemake_executor_plugin_dask.observe.status import waiting_line
 
@@ -31,20 +32,22 @@ def test_other_reasons_stand_alone() -> None:
     assert meaning("") == ""
 
 
-def test_waiting_line_explains_the_reason() -> None:
+def test_waiting_line_explains_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once jobs wait for a worker of a queue that is down, the line says what to do."""
     pool = PoolState("large", queued=1, queued_since=0.0, queue_reason="PartitionDown")
-    line = waiting_line(WaitingState("large", 1, "a worker", "", ("train",)), pool, lambda _: "14:02")
+    monkeypatch.setattr(status, "clock", lambda _: "14:02")
+    line = waiting_line(WaitingState("large", 1, "a worker", "", ("train",)), pool)
     assert line == (
         "1 job (train) waits for a worker in pool large: 1 allocation is queued since 14:02, reason PartitionDown "
         "(this queue starts nothing now: wait until it is up, or give the pool another)."
     )
 
 
-def test_waiting_line_tells_the_expected_start() -> None:
+def test_waiting_line_tells_the_expected_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Slurm expects it, of the first allocation of the pool."""
     pool = PoolState("p", queued=2, queued_since=0.0, queue_reason="Priority", expected=99.0)
-    line = waiting_line(WaitingState("p", 1, "a worker", "", ("train",)), pool, lambda when: f"{when:.0f}")
+    monkeypatch.setattr(status, "clock", lambda when: f"{when:.0f}")
+    line = waiting_line(WaitingState("p", 1, "a worker", "", ("train",)), pool)
     assert "2 allocations are queued since 0, reason Priority, the first is expected to start at 99 (others" in line
 
 

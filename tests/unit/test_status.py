@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_dask.decide.blockers import Blocker
+from snakemake_executor_plugin_dask.model.messages import Blocker
 from snakemake_executor_plugin_dask.model.printed import clean_block
+from snakemake_executor_plugin_dask.observe import status
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, snapshot, waiting_states
 from snakemake_executor_plugin_dask.observe.status import Narrator, end_line, table, waiting_line
@@ -21,11 +22,17 @@ CPU = PoolState("cpu", "slurm", workers_max=20)
 MEMORY = WaitingState("cpu", 12, "memory", "they need 64 GB, the worker with most room has 32 GB free")
 
 
+@pytest.fixture(autouse=True)
+def _no_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of day in seconds."""
+    monkeypatch.setattr(status, "clock", lambda when: f"T{when:.0f}")
+
+
 class Watch:
-    """A narrator with a clock of its own."""
+    """A narrator, and the time that it is told."""
 
     def __init__(self) -> None:
-        self.narrator = Narrator(lambda when: f"T{when:.0f}")
+        self.narrator = Narrator()
         self.now = 1000.0
         self.picture = Snapshot(now=self.now, started=self.now, last_progress=self.now)
 
@@ -227,10 +234,10 @@ def test_the_table_shows_everything():
             at(2, "pool-given-up", pool="gpu", reason="sbatch: invalid account"),
         ]
     )
-    text = table(snapshot(model, 60.0, [MEMORY]), lambda _: "14:02")
-    assert "Run  at 14:02, for 1m: 3 jobs so far: 0 done, 2 running, 1 waiting." in text
+    text = table(snapshot(model, 60.0, [MEMORY]))
+    assert "Run  at T60, for 1m: 3 jobs so far: 0 done, 2 running, 1 waiting." in text
     assert re.search(r"^cpu-0 +n1 +0 of 4 +2 GB of 8 GB +2 of 2 +1h59m +a, evil rule$", text, re.MULTILINE)
-    assert "1 allocation is queued since 14:02, reason Priority" in text
+    assert "1 allocation is queued since T0, reason Priority" in text
     assert "given up: sbatch: invalid account" in text
     assert "12 jobs wait for memory in pool cpu" in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
