@@ -84,10 +84,9 @@ class Brakes:
         """One more, at once: what was in the way may be gone. Its failure counts beside those before."""
         self.given_up, self.not_before = False, float("-inf")
 
-    def joined(self, _now: float) -> None:
+    def joined(self) -> None:
         """A worker came up: earlier failures are over."""
-        self.failures = 0
-        self.not_before = float("-inf")
+        self.failures, self.not_before = 0, float("-inf")
 
 
 # The record

@@ -59,13 +59,12 @@ def configure(
     elif settings.pools is not None:
         given = [name for name in ("cluster", *_SHAPE) if getattr(settings, name) is not None]
         if given:
-            warnings.append(f"--dask-pools is given, so {_flags(given)} {_verb(given)} ignored.")
-        file = read_pools_file(
+            warnings.append(f"--dask-pools is given, so {_ignored(given)}.")
+        pools, place = read_pools_file(
             Path(settings.pools).expanduser(),
             mpi_workers=allocation_nodes(environment),
             idle_timeout_s=idle_timeout_s,
         )
-        pools, place = file.pools, file.scheduler
     else:
         pool, place = _single_pool(settings, environment, idle_timeout_s, warnings)
         pools = (pool,)
@@ -112,7 +111,7 @@ def _attached(settings: ExecutorSettings, warnings: list[str]) -> Pool:
             raise ConfigurationError(msg)
     given = [name for name in _SHAPE if getattr(settings, name) is not None]
     if given:
-        warnings.append(f"--dask-scheduler takes the workers as they are, so {_flags(given)} {_verb(given)} ignored.")
+        warnings.append(f"--dask-scheduler takes the workers as they are, so {_ignored(given)}.")
     return Pool(ATTACHED, ATTACHED)
 
 
@@ -352,9 +351,5 @@ def _flag(name: str) -> str:
     return "--dask-" + name.replace("_", "-")
 
 
-def _flags(names: list[str]) -> str:
-    return ", ".join(map(_flag, names))
-
-
-def _verb(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"
+def _ignored(names: list[str]) -> str:
+    return f"{', '.join(map(_flag, names))} {'is' if len(names) == 1 else 'are'} ignored"

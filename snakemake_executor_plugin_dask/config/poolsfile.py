@@ -107,31 +107,24 @@ class SchedulerPlace:
     port: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PoolsFile:
-    """What a pools file says, in its order."""
-
-    pools: tuple[Pool, ...]
-    scheduler: SchedulerPlace
-
-
-def read_pools_file(path: Path, *, mpi_workers: int = 1, idle_timeout_s: float = 60.0) -> PoolsFile:
-    """Read and check a pools file; ConfigurationError.
+def read_pools_file(
+    path: Path, *, mpi_workers: int = 1, idle_timeout_s: float = 60.0
+) -> tuple[tuple[Pool, ...], SchedulerPlace]:
+    """The pools of a file, in its order, and where its scheduler listens; ConfigurationError.
 
     ``mpi_workers`` and ``idle_timeout_s`` are what a pool gets that does not say it.
     """
     top = _Section(str(path), "", _load(str(path), _read(path, "--dask-pools")))
-    if top.is_empty():
+    if not top.values:
         _complain(str(path), "", "is empty; it must hold `pools:` with at least one pool")
     top.check_keys(("scheduler", "pools"))
     place = _scheduler_place(top.section("scheduler")) if "scheduler" in top else SchedulerPlace()
     if "pools" not in top:
         _complain(str(path), "", "has no key `pools`; add it with at least one pool")
     section = top.section("pools")
-    if section.is_empty():
+    if not section.values:
         _complain(str(path), "pools", "is empty; name at least one pool under it")
-    pools = tuple(_pool(section.section(name), name, mpi_workers, idle_timeout_s) for name in section.names())
-    return PoolsFile(pools, place)
+    return tuple(_pool(section.section(name), name, mpi_workers, idle_timeout_s) for name in section.values), place
 
 
 def read_options(text: str, cluster: str) -> tuple[dict[str, Any], SchedulerPlace]:
@@ -153,9 +146,7 @@ def read_options(text: str, cluster: str) -> tuple[dict[str, Any], SchedulerPlac
             "write YAML text such as '{queue: long, account: physics}', or the name of a file that holds it."
         )
         raise ConfigurationError(msg)
-    section = _Section(source, "", value)
-    options, place = _options(section, cluster, flags=True)
-    return options, place
+    return _options(_Section(source, "", value), cluster, flags=True)
 
 
 def did_you_mean(word: object, allowed: Iterable[str]) -> str:
@@ -177,39 +168,30 @@ class _Section:
         for key in value:
             if not isinstance(key, str):
                 _complain(source, self.at(key), f"is named by {show(key)}, which is not a string; put it in quotes")
-        self._values: dict[str, Any] = value
+        self.values: dict[str, Any] = value
 
     def __contains__(self, key: str) -> bool:
-        return self._values.get(key) is not None
+        return self.values.get(key) is not None
 
     def at(self, key: object) -> str:
         text = str(key)
         shown = text if text.isprintable() and len(text) <= 60 else show(text)
         return f"{self.path}.{shown}" if self.path else shown
 
-    def names(self) -> list[str]:
-        return list(self._values)
-
-    def raw(self) -> dict[str, Any]:
-        return self._values
-
-    def is_empty(self) -> bool:
-        return not self._values
-
     def check_keys(self, allowed: tuple[str, ...]) -> None:
-        for key in self._values:
+        for key in self.values:
             if key not in allowed:
                 similar = did_you_mean(key.replace("-", "_"), allowed)
                 self.complain(key, f"is not a known key{similar}; allowed: {', '.join(allowed)}")
 
     def section(self, key: str) -> "_Section":
-        return _Section(self.source, self.at(key), self._values[key])
+        return _Section(self.source, self.at(key), self.values[key])
 
     def get(self, key: str, read: Callable[[Any], T]) -> T | None:
         """The key's value as ``read`` makes it; None where it is not given. ``read`` raises ValueError."""
         if key not in self:
             return None
-        value = self._values[key]
+        value = self.values[key]
         try:
             if isinstance(value, dict | list):
                 msg = "is not a single value"
@@ -284,19 +266,19 @@ def _check_together(section: _Section, pool: Pool) -> None:
 
 
 def _resources(section: _Section) -> tuple[tuple[str, int], ...]:
-    for name in section.names():
+    for name in section.values:
         if name in _RESOURCE_KEYS:
             section.complain(name, f"has a key of its own; use `{_RESOURCE_KEYS[name]}` of the pool")
-    return tuple((name, _or(section.get(name, units.parse_count), 0)) for name in sorted(section.names()))
+    return tuple((name, _or(section.get(name, units.parse_count), 0)) for name in sorted(section.values))
 
 
 def _options(section: _Section, cluster: str, *, flags: bool = False) -> tuple[dict[str, Any], SchedulerPlace]:
     """The options that reach the backend, and where its scheduler is to listen. ``flags``: from `--dask-options`."""
-    options = dict(section.raw())
+    options = dict(section.values)
     place = SchedulerPlace()
     if (system := KINDS[cluster].system) is None:
         return options, place
-    for key, value in section.raw().items():
+    for key, value in section.values.items():
         name = key.replace("-", "_")
         if name in _HARMLESS and value == _HARMLESS[name]:
             del options[key]
@@ -397,8 +379,7 @@ def _load(source: str, text: str) -> Any:
 def show(value: object) -> str:
     """What was found, short, for a complaint."""
     if isinstance(value, dict | list):
-        kind = "mapping" if isinstance(value, dict) else "list"
-        return f"a {kind}"
+        return "a mapping" if isinstance(value, dict) else "a list"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

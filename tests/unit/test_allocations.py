@@ -117,7 +117,7 @@ def test_worker_that_joins_releases_the_brakes() -> None:
     """Failures count only in a row."""
     brakes = Brakes()
     brakes.failed(0.0)
-    brakes.joined(1.0)
+    brakes.joined()
     assert brakes.allowed(5, 0, 1.0) == 3
 
 
@@ -129,7 +129,7 @@ def test_brakes_never_allow_more_than_wanted_or_queued(steps: list[tuple[float, 
     for wait, joined in steps:
         now += wait
         if joined:
-            brakes.joined(now)
+            brakes.joined()
         else:
             brakes.failed(now)
         given_up = given_up or brakes.given_up

@@ -88,7 +88,7 @@ def test_example_is_the_same_as_flags_pools_file_and_configuration(tmp_path: Pat
     backend = JobqueueBackend("slurm")
     file = tmp_path / "pools.yaml"
     file.write_text(EXAMPLE_FILE.replace("INTERFACE", "lo"))
-    (from_file,) = read_pools_file(file).pools
+    (from_file,), _ = read_pools_file(file)
     options, _ = read_options(EXAMPLE_OPTIONS.replace("INTERFACE", "lo"), "slurm")
     flags = Pool("main", "slurm", 2, 2, cores=1, memory_mb=16000, walltime_s=1800.0, options=options)
     section = {

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from snakemake_executor_plugin_dask.config.poolsfile import (
     POOL_KEYS,
-    PoolsFile,
     SchedulerPlace,
     read_options,
     read_pools_file,
@@ -52,7 +51,7 @@ pools:
 """
 
 
-def read(tmp_path: Path, text: str) -> PoolsFile:
+def read(tmp_path: Path, text: str) -> tuple[tuple[Pool, ...], SchedulerPlace]:
     path = tmp_path / "pools.yaml"
     path.write_text(text)
     return read_pools_file(path)
@@ -74,9 +73,9 @@ def one_pool(keys: str, cluster: str = "slurm") -> str:
 
 def test_documented_example(tmp_path: Path) -> None:
     """Every key of the documented example arrives, in the file's order."""
-    file = read(tmp_path, EXAMPLE)
-    assert file.scheduler == SchedulerPlace(interface="ib0")
-    assert file.pools == (
+    pools, scheduler = read(tmp_path, EXAMPLE)
+    assert scheduler == SchedulerPlace(interface="ib0")
+    assert pools == (
         Pool(
             "cpu", "slurm", 0, 20, 48, 180_000, walltime_s=14_400, default_runtime_s=1800,
             options={"queue": "dcgp_usr_prod", "account": "cin_staff"},
@@ -93,8 +92,8 @@ def test_documented_example(tmp_path: Path) -> None:
 def test_example_in_the_documentation(tmp_path: Path) -> None:
     """The example in the documentation is a pools file, and the complaints shown there are the real ones."""
     page = Path(__file__).parents[2].joinpath("docs", "pools.md").read_text(encoding="utf-8")
-    file = read(tmp_path, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
-    assert [(pool.name, pool.cores, pool.nodes) for pool in file.pools] == [
+    pools, _ = read(tmp_path, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    assert [(pool.name, pool.cores, pool.nodes) for pool in pools] == [
         ("cpu", 48, None),
         ("gpu", 32, None),
         ("wide", 48, 4),
@@ -109,7 +108,7 @@ def test_defaults(tmp_path: Path) -> None:
     """A pool that says only its cluster gets that backend's defaults."""
     path = tmp_path / "pools.yaml"
     path.write_text("pools:\n  a: {cluster: local}\n  b: {cluster: mpi}\n  c: {cluster: pbs, gpus: 0}\n")
-    a, b, c = read_pools_file(path, mpi_workers=3, idle_timeout_s=5).pools
+    (a, b, c), _ = read_pools_file(path, mpi_workers=3, idle_timeout_s=5)
     assert (a.workers_min, a.workers_max, a.cores, a.memory_mb) == (1, 1, None, None)
     assert (b.workers_min, b.workers_max, b.idle_timeout_s) == (3, 3, 5)
     assert (c.workers_min, c.workers_max, c.gpus) == (0, 10, 0)
@@ -118,7 +117,7 @@ def test_defaults(tmp_path: Path) -> None:
 def test_shared_keys_by_anchor(tmp_path: Path) -> None:
     """A pool may take over another one's keys and replace some."""
     text = "pools:\n  a: &a {cluster: slurm, cores: 4, walltime: 1h}\n  b:\n    <<: *a\n    cores: 8\n"
-    a, b = read(tmp_path, text).pools
+    (a, b), _ = read(tmp_path, text)
     assert (a.cores, b.cores, b.walltime_s) == (4, 8, 3600)
 
 
@@ -212,7 +211,7 @@ def test_launcher_is_not_elastic(tmp_path: Path) -> None:
 def test_numbers_with_colons(tmp_path: Path) -> None:
     """Numbers with colons, leading zeros and underscores, dates and YAML 1.1's words are what they look like."""
     options = "{a: 12:00:00, b: 1:20.5, c: 010, d: no, e: 2026-01-01, f: 1_000, g: 1e3, h: true, i: 0x10, j: ~}"
-    pool = read(tmp_path, one_pool(f"options: {options}")).pools[0]
+    (pool,), _ = read(tmp_path, one_pool(f"options: {options}"))
     assert pool.options == {
         "a": "12:00:00", "b": "1:20.5", "c": 10, "d": "no", "e": "2026-01-01", "f": "1_000", "g": 1000.0, "h": True,
         "i": 16, "j": None,
@@ -221,7 +220,7 @@ def test_numbers_with_colons(tmp_path: Path) -> None:
 
 def test_harmless_options(tmp_path: Path) -> None:
     """What the plugin does anyway may stand among the options."""
-    pool = read(tmp_path, one_pool("options: {processes: 1, nanny: false, queue: a}")).pools[0]
+    (pool,), _ = read(tmp_path, one_pool("options: {processes: 1, nanny: false, queue: a}"))
     assert pool.options == {"queue": "a"}
 
 
@@ -297,14 +296,14 @@ def test_garbage(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", errors="surrogatepass"))
     message = ""
     try:
-        file = read_pools_file(path)
+        pools, _ = read_pools_file(path)
     except ConfigurationError as error:
         message = str(error)
     if message:
         assert str(path) in message
         assert "\n" not in message
     else:
-        assert all(pool.workers_max >= 1 for pool in file.pools)
+        assert all(pool.workers_max >= 1 for pool in pools)
 
 
 def test_option_that_is_a_list() -> None:

@@ -57,7 +57,7 @@ def site(weights: str = "", sacctmgr: str = "") -> Callable[[Sequence[str]], Ran
 def read(text: str, tmp_path: Path) -> tuple[Pool, ...]:
     path = tmp_path / "pools.yaml"
     path.write_text(text)
-    return read_pools_file(path).pools
+    return read_pools_file(path)[0]
 
 
 def test_a_pool_for_each_kind_of_node(tmp_path: Path) -> None:

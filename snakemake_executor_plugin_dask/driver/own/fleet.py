@@ -415,7 +415,7 @@ class Fleet(Members):
             self._listener.worker_joined(member)
             return
         known.startup_s = waited_s
-        known.brakes.joined(now)
+        known.brakes.joined()
         if node := _node_of(member):
             known.nodes.joined(node)
         more = {"launcher": member.process.name} if member.process.group else {}
