@@ -9,10 +9,10 @@ from snakemake_executor_plugin_dask.decide import hints, localpool, routing
 from snakemake_executor_plugin_dask.frontend.failures import queue_text
 from snakemake_executor_plugin_dask.frontend.handover import Handover, cores_at_once
 from snakemake_executor_plugin_dask.frontend.preflight import Question, ask
-from snakemake_executor_plugin_dask.frontend.voice import Voice, as_error
+from snakemake_executor_plugin_dask.frontend.voice import Voice, as_error, as_errors
 from snakemake_executor_plugin_dask.interior import checks, snakemake_dag, snakemake_jobs, snakemake_settings
 from snakemake_executor_plugin_dask.kept import recognise
-from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
+from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.pools import Shape
 from snakemake_executor_plugin_dask.model.printed import clean_block
@@ -141,10 +141,8 @@ class KnownJobs:
             if not plan and (there := self._of_a_cluster_that_is_up(named)) is not None:
                 self.options = there
                 return
-            try:
+            with as_errors():
                 answer = ask(Question(self.options, tuple(named), plan, tuple(unknown), tuple(problems)))
-            except ConfigurationError as error:
-                raise as_error(str(error)) from None
             for note in answer.notes:
                 self._voice.warning(note)
             self.options = answer.options

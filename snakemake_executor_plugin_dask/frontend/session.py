@@ -33,7 +33,7 @@ from snakemake_executor_plugin_dask.frontend.known import KnownJobs
 from snakemake_executor_plugin_dask.frontend.launching import Ahead, launch, state_dir
 from snakemake_executor_plugin_dask.frontend.unchecked import Unchecked
 from snakemake_executor_plugin_dask.frontend.verdicts import Verdict, over, starts_no_more, unfit_directory, verdict
-from snakemake_executor_plugin_dask.frontend.voice import Voice, as_error
+from snakemake_executor_plugin_dask.frontend.voice import Voice, as_error, as_errors
 from snakemake_executor_plugin_dask.interior import (
     checks,
     snakemake_dag,
@@ -43,7 +43,7 @@ from snakemake_executor_plugin_dask.interior import (
 )
 from snakemake_executor_plugin_dask.kept import recognise
 from snakemake_executor_plugin_dask.kept.place import is_name
-from snakemake_executor_plugin_dask.model.errors import ConfigurationError, RequestError
+from snakemake_executor_plugin_dask.model.errors import RequestError
 from snakemake_executor_plugin_dask.model.jobs import job_text
 from snakemake_executor_plugin_dask.model.messages import (
     Begin,
@@ -125,13 +125,11 @@ class Session:
                 "omit it."
             )
             raise as_error(msg)
-        try:
-            kept = settings.scheduler if settings.scheduler and is_name(settings.scheduler) else None
+        kept = settings.scheduler if settings.scheduler and is_name(settings.scheduler) else None
+        with as_errors():
             self._options, warnings = configure_here(replace(settings, scheduler=None) if kept else settings)
             if kept:
                 self._options = recognise.named(kept, self._options, os.environ)
-        except ConfigurationError as error:
-            raise as_error(str(error)) from None
         for warning in warnings:
             self._voice.warning(warning)
         self._run_id = ahead.run_id
@@ -154,10 +152,8 @@ class Session:
         self._state_dir = state_dir(self._run_id)
         if complaint := unfit_directory(self._state_dir):
             raise as_error(complaint)
-        try:
+        with as_errors():
             state.check(self._state_dir.parent)
-        except ConfigurationError as error:
-            raise as_error(str(error)) from None
         self._handover = Handover(executor, self._options, self._run_id, keeps_updated=interior.keeps_updated)
         self._unchecked = Unchecked(keep_logs=self._options.keep_successful_logs)
         self._known = KnownJobs(self._workflow, self._dag, self._options, interior, self._handover, self._voice)
@@ -217,11 +213,12 @@ class Session:
 
     def _driver(self) -> DriverLink:
         if self._link is None:
-            self._make_state_directory()
-            try:
+            with as_errors():
+                state.make(self._state_dir)
+                # Without Snakemake's lock another run may be here, of which this one knows nothing.
+                if snakemake_settings.locks(self._workflow):
+                    self._clear_up_after_dead_runs()
                 kept, notes = recognise.choose(self._options, self._known.options, os.environ)
-            except ConfigurationError as error:
-                raise as_error(str(error)) from None
             for note in notes:
                 self._voice.info(note)
             begin = Begin(
@@ -251,15 +248,6 @@ class Session:
     def _terminated(self, *_: object) -> None:
         self._told_to_leave = True
         self._woken.put("leave")
-
-    def _make_state_directory(self) -> None:
-        try:
-            state.make(self._state_dir)
-        except ConfigurationError as error:
-            raise as_error(str(error)) from None
-        # Without Snakemake's lock another run may be here, of which this one knows nothing.
-        if snakemake_settings.locks(self._workflow):
-            self._clear_up_after_dead_runs()
 
     def _clear_up_after_dead_runs(self) -> None:
         """Cancel allocations that a run in this directory recorded before its host died, and remove its keys."""

@@ -1,10 +1,12 @@
 """What Snakemake's process says in a run: shown between Snakemake's own lines, and kept in the event log."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from snakemake_interface_common.exceptions import WorkflowError
 
+from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.messages import Level, Say
 from snakemake_executor_plugin_dask.model.printed import clean_block
 
@@ -12,6 +14,15 @@ from snakemake_executor_plugin_dask.model.printed import clean_block
 def as_error(text: str) -> WorkflowError:
     """What ends the run, as Snakemake prints it: its text comes from settings, commands and jobs."""
     return WorkflowError(clean_block(text))
+
+
+@contextlib.contextmanager
+def as_errors() -> Iterator[None]:
+    """What the user set, and cannot work, ends the run."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise as_error(str(error)) from None
 
 
 class Voice:
