@@ -108,14 +108,11 @@ class WorkerProcess:
         self.closed = True
 
 
-Process = asyncio.subprocess.Process | Taken
-
-
 class ProcessHere(WorkerProcess):
     """One whose process is a child of the driver's: the worker itself, or a launcher of several."""
 
     _LOG_TAIL_BYTES: ClassVar[int]
-    _process: Process | None = None
+    _process: asyncio.subprocess.Process | Taken | None = None
 
     @property
     def log(self) -> Path:
@@ -139,9 +136,18 @@ class ProcessHere(WorkerProcess):
         self._has(process)
         return process
 
-    def _has(self, process: Process) -> None:
+    def _has(self, process: asyncio.subprocess.Process | Taken) -> None:
         self._process = process
         self.allocation_id = str(process.pid)
+
+    async def _ends(self, within_s: float) -> bool:
+        """Whether the process ends within the time, which is waited for."""
+        assert self._process is not None
+        try:
+            await asyncio.wait_for(self._process.wait(), within_s)
+        except TimeoutError:
+            return False
+        return True
 
     def _why_ended(self, code: int) -> str:
         """The reason for an end with this exit code, which is negative for a signal."""

@@ -4,7 +4,6 @@ A worker dies with the driver (`PR_SET_PDEATHSIG`), its supervisor with the work
 """
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -76,8 +75,7 @@ class LocalWorker(ProcessHere):
             return True
         if process.returncode is None:
             process.kill()
-            with contextlib.suppress(TimeoutError):  # the kernel may hold it: a frozen cgroup, a file server that hangs
-                await asyncio.wait_for(process.wait(), self._kill_s)
+            await self._ends(self._kill_s)  # or the kernel holds it: a frozen cgroup, a file server that hangs
         # The others are signalled in any case, so that what is held does nothing any more once it is released.
         gone = await asyncio.to_thread(self._kill_rest, self.link.state_dir, self.name, tuple(self.link.runs))
         return gone and process.returncode is not None
@@ -85,10 +83,7 @@ class LocalWorker(ProcessHere):
     async def close(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
-            try:
-                await asyncio.wait_for(self._process.wait(), CLOSE_S)
-            except TimeoutError:
-                pass  # kill() follows
+            await self._ends(CLOSE_S)  # else kill() follows
         await super().close()
 
 

@@ -18,7 +18,6 @@ from snakemake_executor_plugin_dask.backends import worker_command
 from snakemake_executor_plugin_dask.backends.base import (
     Backend,
     Link,
-    Process,
     ProcessHere,
     WorkerProcess,
     make_private,
@@ -89,7 +88,7 @@ def find_launcher(
     count = pool.workers_max
     given = pool.options.get("launcher")
     if given is not None:
-        words = shlex.split(given) if isinstance(given, str) else [str(word) for word in given]
+        words = _given(pool)
         if not words or which(words[0]) is None:
             program = words[0] if words else repr(given)
             msg = f"pool {pool.name}: the launcher {program} is not on PATH; correct `launcher`."
@@ -280,7 +279,7 @@ class LaunchedWorkers(ProcessHere):
         asked = True
         if process.returncode is None:
             process.terminate()
-            asked = await _ended(process, _CLOSE_S)
+            asked = await self._ends(_CLOSE_S)
             if not asked:
                 process.kill()
                 await process.wait()
@@ -293,17 +292,10 @@ class LaunchedWorkers(ProcessHere):
         return all(gone) and (asked or here)
 
 
-async def _ended(process: Process, within_s: float) -> bool:
-    try:
-        await asyncio.wait_for(process.wait(), within_s)
-    except TimeoutError:
-        return False
-    return True
-
-
 def _given(pool: Pool) -> list[str]:
+    """The launcher's call, as far as the user gives it."""
     given = pool.options.get("launcher", "")
-    return shlex.split(given) if isinstance(given, str) else list(given)
+    return shlex.split(given) if isinstance(given, str) else [str(word) for word in given]
 
 
 def job_environment(

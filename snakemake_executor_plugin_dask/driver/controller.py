@@ -158,10 +158,8 @@ class Controller(Listener):
         self._finish(job, Outcome(job.queued.key, "not-started", detail=why), message=why)
 
     def start(self, queued: QueuedJob, holding: Holding) -> None:
-        """The dispatch has room for it."""
-        self._send(self.jobs[queued.key], holding)
-
-    def _send(self, job: Job, holding: Holding) -> None:
+        """The dispatch has room for it. Does not wait."""
+        job = self.jobs[queued.key]
         attempt, request, now = job.attempt, job.queued.request, self.clock()
         member = self._cluster.workers.members[holding.workers[0]]
         try:

@@ -16,9 +16,8 @@ class Limit:
 
     limit_s: float | None
     by_allocation: bool = False  # it is the worker's end, and not what the rule asks for
-    own_end_s: float | None = (
-        None  # seconds until then, where a rule asks for more and its worker can have no longer one
-    )
+    #: Seconds until then, where a rule asks for more and its worker can have no longer one.
+    own_end_s: float | None = None
 
 
 def runtime_limit(request: Request, holding: Holding, member: Member, now: float, *, enforce: bool) -> Limit:

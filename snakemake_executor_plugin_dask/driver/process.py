@@ -30,7 +30,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     ShowStatus,
     Stopped,
 )
-from snakemake_executor_plugin_dask.model.wire import Channel, frame
+from snakemake_executor_plugin_dask.model.wire import Channel, sender
 from snakemake_executor_plugin_dask.node.descriptors import raise_limit
 from snakemake_executor_plugin_dask.node.own_log import bound_log
 from snakemake_executor_plugin_dask.node.private import append_private
@@ -113,7 +113,7 @@ async def _relay(begin: Begin, inbox: Inbox, writer: asyncio.StreamWriter) -> in
         return await _drive(replace(begin, kept=None), inbox, writer, entered)
     from snakemake_executor_plugin_dask.driver.relay import Relay  # the head is at work meanwhile
 
-    send = _sender(writer)
+    send = sender(writer)
     relay = Relay(begin if entered is None else replace(begin, kept=entered.kept), send)
     failed = True
     try:
@@ -133,7 +133,7 @@ async def _relay(begin: Begin, inbox: Inbox, writer: asyncio.StreamWriter) -> in
 
 
 async def _drive(begin: Begin, inbox: Inbox, writer: asyncio.StreamWriter, notes: Sequence[str] = ()) -> int:
-    send = _sender(writer)
+    send = sender(writer)
     run: Run | None = None
     failed = False
     try:
@@ -159,23 +159,13 @@ async def _drive(begin: Begin, inbox: Inbox, writer: asyncio.StreamWriter, notes
     return int(failed)
 
 
-def _sender(writer: asyncio.StreamWriter) -> Callable[[object], None]:
-    """How Snakemake's process is told something."""
-    return lambda message: _send(writer, message)
-
-
 def _failure(error: Exception, begin: Begin) -> str:
     return f"the driver process failed: {error!r} (its log: {begin.state_dir}/driver.log)"
 
 
-def _send(writer: asyncio.StreamWriter, message: object) -> None:
-    if not writer.is_closing():
-        writer.write(frame(message))
-
-
 async def _leave(writer: asyncio.StreamWriter, left: tuple[str, ...]) -> None:
     """The last word."""
-    _send(writer, Stopped(left))
+    sender(writer)(Stopped(left))
     try:
         await asyncio.wait_for(writer.drain(), 5.0)
     except (TimeoutError, ConnectionError):

@@ -30,7 +30,7 @@ from snakemake_executor_plugin_dask.model.messages import (
     Together,
 )
 from snakemake_executor_plugin_dask.model.units import count, format_duration
-from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.model.wire import receive, sender
 from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.observe.observer import Observer
 
@@ -58,7 +58,7 @@ class Relay:
 
     async def run(self, entered: Entered, snakemake: Inbox) -> None:
         """Until the head has given this run's part back, or is lost. Raises what else keeps it from being heard."""
-        self._writer = entered.writer
+        self._writer, self._to_head = entered.writer, sender(entered.writer)
         for text in entered.said:
             self._observer.say("warning", text)
         welcome = entered.welcome
@@ -71,15 +71,14 @@ class Relay:
         hearing = asyncio.create_task(self._hear(entered.reader))
         telling = asyncio.create_task(self._tell(snakemake))
         pulse = asyncio.create_task(self._pulse())
-        await either(hearing, telling, pulse)
+        ended = await either(hearing, telling, pulse)
         if telling.done() and telling.exception() is None and not hearing.done():
-            await either(hearing, pulse)
-        ended = [task for task in (hearing, telling, pulse) if task.done()]
+            ended = await either(hearing, pulse)
         for task in (hearing, telling, pulse):
             task.cancel()
-        for task in ended:
+        for done in ended:
             with contextlib.suppress(EOFError):  # of the head
-                task.result()
+                done.result()
         if hearing not in ended or hearing.exception() is not None:
             self._lost()
 
@@ -99,11 +98,6 @@ class Relay:
         if fate(where) == "dead":
             for text in clear_up(where):
                 self._observer.say("warning", text)
-
-    def _to_head(self, message: object) -> None:
-        assert self._writer is not None
-        if not self._writer.is_closing():
-            self._writer.write(frame(message))
 
     async def _pulse(self) -> None:
         """Say that the run lives; returns where the head does not."""

@@ -118,7 +118,7 @@ class Keeper:
                 del self._processes[name]
                 if self._settings["lent"]:
                     return f"Dask worker {name} ended ({_ending(code)})"  # its room may be needed by others
-                if name not in self._killed and not self._was_ready(name):
+                if name not in self._killed and not os.path.exists(_ready_mark(self.directory, name)):
                     return f"Dask worker {name} ended with exit code {code} before it was ready"
                 if len(self._over) < _OVER_MOST:
                     sys.stderr.write(f"Dask worker {name} of this job ended ({_ending(code)}) and is replaced.\n")
@@ -132,9 +132,6 @@ class Keeper:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
         return ""
-
-    def _was_ready(self, name: str) -> bool:
-        return os.path.exists(_ready_mark(self.directory, name))
 
     async def hear(self) -> asyncio.StreamReader:
         """What the supervisor says from now on; what is told to it goes there from now on."""

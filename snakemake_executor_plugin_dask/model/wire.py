@@ -9,6 +9,7 @@ import pickle
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ def frame(message: object) -> bytes:
 def unframed(data: bytes) -> Any:
     """The message of which this is the `frame`."""
     return pickle.loads(memoryview(data)[_LENGTH.size :])
+
+
+def sender(writer: "asyncio.StreamWriter") -> Callable[[object], None]:
+    """What sends messages there, without waiting; nothing happens once the stream is closed."""
+
+    def send(message: object) -> None:
+        if not writer.is_closing():
+            writer.write(frame(message))
+
+    return send
 
 
 async def receive(reader: "asyncio.StreamReader") -> Any:

@@ -42,7 +42,7 @@ from snakemake_executor_plugin_dask.model.kept import (
 )
 from snakemake_executor_plugin_dask.model.messages import Fatal, Level, Say, Stop, Stopped
 from snakemake_executor_plugin_dask.model.pools import Pool
-from snakemake_executor_plugin_dask.model.wire import frame, receive
+from snakemake_executor_plugin_dask.model.wire import receive, sender
 from snakemake_executor_plugin_dask.node import versions
 from snakemake_executor_plugin_dask.node.allocation import IDS, allocation_id
 from snakemake_executor_plugin_dask.node.door import Door, by_tls
@@ -244,17 +244,10 @@ class Head:
     def _came(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         conversation = asyncio.ensure_future(self._converse(reader, writer))
         self._conversations.add(conversation)
-        conversation.add_done_callback(self._conversed)
-
-    def _conversed(self, conversation: "asyncio.Task[None]") -> None:
-        self._conversations.discard(conversation)
-        self._forget_at = time.monotonic() + _FORGET_AFTER_S
+        conversation.add_done_callback(self._conversations.discard)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        def send(message: object) -> None:
-            if not writer.is_closing():
-                writer.write(frame(message))
-
+        send = sender(writer)
         try:
             match await receive(reader):
                 case Join() as join:
@@ -273,6 +266,7 @@ class Head:
             self._log(f"error: {error!r}")
         finally:
             writer.close()
+            self._forget_at = time.monotonic() + _FORGET_AFTER_S
 
     async def _expect(self, coming: Coming, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.over.done():
@@ -334,7 +328,9 @@ class Head:
                 for pool in self.dispatch.pools
                 for state in self.dispatch.ledger.states(pool).values()
             ),
-            runs=[served.there() for served in self._served.values()],
+            runs=[
+                RunThere(served.run_id, served.workdir, len(served.controller.jobs)) for served in self._served.values()
+            ],
             held_core_s=self._held_core_s,
             idle_core_s=self._idle_core_s,
             until_s=None if self._until is None else self._until - time.monotonic(),
@@ -372,7 +368,8 @@ class _Served:
         self.run_id = join.begin.setup.run_id
         self.ending = False  # it has said stop, or is gone: its part is being given back
         self.send = send
-        self._begin, self._head, self._writer = join.begin, head, writer
+        self.workdir = join.begin.setup.workdir
+        self._head, self._writer = head, writer
         self._outbox = Outbox(send, lambda: len(head.dispatch.waiting) > 0)
         around = Surroundings(
             send=self._outbox.send,
@@ -419,9 +416,6 @@ class _Served:
     def cut(self) -> None:
         """As if it were gone."""
         self._writer.transport.abort()
-
-    def there(self) -> RunThere:
-        return RunThere(self.run_id, self._begin.setup.workdir, len(self.controller.jobs))
 
     async def close(self) -> tuple[str, ...]:
         self.controller.drop_waiting()

@@ -213,9 +213,8 @@ class Share(OnCore):
         up = [member for member in self._core.fleet.workers() if member.up]
         for member in up:
             jobs.event("worker-joined", worker=member.name, pool=member.pool.name, waited_s=0.0, facts=member.facts)
-        for member in self._everybody.first_workers(
-            self._known_jobs
-        ):  # the supervisor and its warm process get ready before the first job
+        # The supervisors and their warm processes get ready before the first job.
+        for member in self._everybody.first_workers(self._known_jobs):
             self._begin(member)
 
     def _begin(self, member: Member) -> "asyncio.Task[None]":
