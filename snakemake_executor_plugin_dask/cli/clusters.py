@@ -17,7 +17,6 @@ from snakemake_executor_plugin_dask.kept import directory, joining, recognise
 from snakemake_executor_plugin_dask.kept.place import log_of, root
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.kept import Ask, End, Kept, Told, name_of
-from snakemake_executor_plugin_dask.model.options import Options
 from snakemake_executor_plugin_dask.model.units import count, format_duration
 from snakemake_executor_plugin_dask.model.wire import frame, receive
 from snakemake_executor_plugin_dask.settings import ExecutorSettings
@@ -77,7 +76,9 @@ def start(options: argparse.Namespace) -> int | None:
         return 1
     asked = recognise.asked_for(asking, os.environ)
     where = root(os.environ) / name_of(asked)
-    kept = Kept(where.name, os.fspath(where), asked, _completed(asking), asking.keep_s)
+    # The pools completed and checked as a run's are.
+    completed = asking if all(pool.complete for pool in asking.pools) else ask(Question(asking, ())).options
+    kept = Kept(where.name, os.fspath(where), asked, completed, asking.keep_s)
     were_up = {path.name for path, _, fate in directory.all_clusters(os.environ) if fate != "dead"}
     link, kept, said = asyncio.run(_joined(kept))
     was_up = kept.name in were_up
@@ -89,13 +90,6 @@ def start(options: argparse.Namespace) -> int | None:
     if options.wait and not was_up:
         return _wait(kept)
     return None
-
-
-def _completed(options: Options) -> Options:
-    """The pools completed and checked as a run's are. ConfigurationError where one cannot work."""
-    if all(pool.complete for pool in options.pools):
-        return options
-    return ask(Question(options, ())).options
 
 
 async def _joined(kept: Kept) -> tuple[bool, Kept, list[str]]:

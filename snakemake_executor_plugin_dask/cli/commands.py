@@ -28,9 +28,9 @@ from snakemake_executor_plugin_dask.cli.jobtable import (
 )
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.printed import clean_block
-from snakemake_executor_plugin_dask.node.state import EVENTS, RUNS
+from snakemake_executor_plugin_dask.node.state import EVENTS
 from snakemake_executor_plugin_dask.node.versions import plugin_version
-from snakemake_executor_plugin_dask.observe.events import Tail, read_events
+from snakemake_executor_plugin_dask.observe.events import Tail, logs_in, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import snapshot
 from snakemake_executor_plugin_dask.observe.report import write_report
@@ -171,10 +171,7 @@ def _number(text: str) -> int:
 
 def _runs(options: argparse.Namespace) -> None:
     find_log(options.directory)  # complains where there is none
-    where = Path(options.directory)
-    logs = [*(where / RUNS).glob(f"*{EVENTS}"), *where.glob(f"*{EVENTS}")]
-    found = sorted(logs, key=lambda path: path.stat().st_mtime)
-    rows = [_run_row(path) for path in found]
+    rows = [_run_row(path) for path in logs_in(Path(options.directory))]
     if options.format == "json":
         _print(json.dumps(rows, indent=1))
     elif options.format == "tsv":

@@ -13,7 +13,7 @@ from snakemake_executor_plugin_dask.node import state
 from snakemake_executor_plugin_dask.node.former import Fate
 from snakemake_executor_plugin_dask.node.state import EVENTS, RUNS
 from snakemake_executor_plugin_dask.observe import live
-from snakemake_executor_plugin_dask.observe.events import newest_log, read_events
+from snakemake_executor_plugin_dask.observe.events import logs_in, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.records import Attempt
 from snakemake_executor_plugin_dask.observe.wording import full_name, short_id
@@ -29,14 +29,14 @@ def find_log(run: str | None) -> Path:
     """
     if run is None or Path(run).is_dir():
         where = Path(run or ".")
-        if (newest := newest_log(where)) is None:
+        if not (logs := logs_in(where)):
             here = "this directory" if where == Path() else os.fspath(where)
             msg = (
                 f"There is no event log of a run in {here} ({RUNS}/*{EVENTS}); a run that has just been started "
                 "creates it with its first job."
             )
             raise ConfigurationError(msg)
-        return newest
+        return logs[-1]
     if run.endswith(".jsonl"):
         return Path(run)
     found = sorted(RUNS.glob(f"{glob.escape(run)}*{EVENTS}"))

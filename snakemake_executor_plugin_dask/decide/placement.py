@@ -276,9 +276,7 @@ class _Round:
         fitting = [state for state in self._candidates(cls) if self._passes(state, cls, order)]
         if len(fitting) < wanted:
             return []
-        if wanted == 1:
-            return [min(fitting, key=lambda state: _left_over(state, need))]
-        return sorted(fitting, key=lambda state: _left_over(state, need))[:wanted]
+        return heapq.nsmallest(wanted, fitting, key=lambda state: _left_over(state, need))
 
     def _choose_places(self, cls: JobClass, order: Order) -> list[Place]:
         """As `_choose`, for a job whose Dask cluster may lie on several workers."""

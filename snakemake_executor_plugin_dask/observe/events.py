@@ -181,12 +181,10 @@ def event_of(line: bytes) -> Event | None:
     return event if whole and isinstance(event.get("kind"), str) and _is_time(event.get("t")) else None
 
 
-def newest_log(directory: Path) -> Path | None:
-    """The log of the run that wrote last in a working directory (or in the directory of logs itself)."""
-    logs: list[tuple[float, Path]] = []
-    for folder in (directory / RUNS, directory):
-        logs += [(path.stat().st_mtime, path) for path in folder.glob(f"*{EVENTS}")]
-    return max(logs)[1] if logs else None
+def logs_in(directory: Path) -> list[Path]:
+    """The logs of a working directory's runs (or in the directory of logs itself), that which was written last last."""
+    logs = [path for folder in (directory / RUNS, directory) for path in folder.glob(f"*{EVENTS}")]
+    return sorted(logs, key=lambda path: (path.stat().st_mtime, path))
 
 
 def _is_time(value: Any) -> bool:

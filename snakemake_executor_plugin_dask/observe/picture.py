@@ -120,7 +120,9 @@ def snapshot(
         run_id=model.run_id,
         pools=_pool_states(model),
         workers=tuple(_worker_state(model, name, now) for name in model.current) if workers else (),
-        waiting=tuple(_with_others(model, waiting, waits)),
+        # Those that no reason was given for wait for workers, or for room on them.
+        waiting=tuple(waiting)
+        or tuple(WaitingState(pool, jobs, "room" if model.current else "a worker") for pool, jobs in waits.items()),
         jobs=counts["jobs"],
         known=max(model.known_jobs, counts["jobs"]),
         succeeded=counts["succeeded"],
@@ -196,13 +198,6 @@ def _waiting_of(pool: str, short: tuple[str, ...], several: Sequence[Blocker], n
     names = tuple(dict.fromkeys(name for blocker in several for name in blocker.names))
     what = " and ".join(_WHAT.get(what, what) for what in short)
     return WaitingState(pool, sum(blocker.count for blocker in several), what, ", ".join(details), names)
-
-
-def _with_others(model: RunModel, waiting: Sequence[WaitingState], waits: Counter[str]) -> Sequence[WaitingState]:
-    """Waiting jobs that no reason was given for wait for workers, or for room on them."""
-    if waiting:
-        return waiting
-    return [WaitingState(pool, jobs, "room" if model.current else "a worker") for pool, jobs in waits.items()]
 
 
 def _pool_states(model: RunModel) -> tuple[PoolState, ...]:

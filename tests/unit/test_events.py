@@ -16,7 +16,7 @@ from snakemake_executor_plugin_dask.model.pools import Pool
 from snakemake_executor_plugin_dask.model.requests import Request
 from snakemake_executor_plugin_dask.observe import events
 from snakemake_executor_plugin_dask.observe.behind import Behind
-from snakemake_executor_plugin_dask.observe.events import EventLog, newest_log, read_events
+from snakemake_executor_plugin_dask.observe.events import EventLog, logs_in, read_events
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.observer import Observer
 from snakemake_executor_plugin_dask.observe.use import allocation_wait_s, integral, steps
@@ -153,13 +153,13 @@ def test_the_newest_log_of_a_directory(tmp_path):
     """The run that wrote last is the one that is shown."""
     folder = tmp_path / ".snakemake" / "dask"
     folder.mkdir(parents=True)
-    assert newest_log(tmp_path) is None
+    assert logs_in(tmp_path) == []
     for name, age in (("old", 100), ("new", 10), ("older", 1000)):
         path = folder / f"{name}.events.jsonl"
         path.write_text("")
         os.utime(path, (10_000 - age, 10_000 - age))
-    assert newest_log(tmp_path) == folder / "new.events.jsonl"
-    assert newest_log(folder) == folder / "new.events.jsonl"
+    assert logs_in(tmp_path)[-1] == folder / "new.events.jsonl"
+    assert logs_in(folder)[-1] == folder / "new.events.jsonl"
 
 
 def test_figures_of_a_small_run():
