@@ -22,8 +22,7 @@ from snakemake_executor_plugin_dask.batch.answers import (
     outside_allocation,
     unlisted,
 )
-from snakemake_executor_plugin_dask.batch.reasons import preempted
-from snakemake_executor_plugin_dask.batch.refusals import outlook, what_to_change
+from snakemake_executor_plugin_dask.batch.meanings import outlook, preempted, what_to_change
 from snakemake_executor_plugin_dask.interior import jobqueue
 from snakemake_executor_plugin_dask.model.batch_systems import BatchSystem
 from snakemake_executor_plugin_dask.model.batch_systems.listings import Seen, bare

@@ -45,7 +45,7 @@ from snakemake_executor_plugin_dask.batch.answers import (
     is_id,
     outside_allocation,
 )
-from snakemake_executor_plugin_dask.batch.refusals import no_such, outlook, rehearsed
+from snakemake_executor_plugin_dask.batch.meanings import no_such, outlook, rehearsed
 from snakemake_executor_plugin_dask.config.poolsfile import SchedulerPlace, left_to_users
 from snakemake_executor_plugin_dask.interior import jobqueue
 from snakemake_executor_plugin_dask.interior.declared import missing, refusal

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from snakemake_executor_plugin_dask.batch.allocations import Ran
-from snakemake_executor_plugin_dask.batch.refusals import no_such
+from snakemake_executor_plugin_dask.batch.meanings import no_such
 from snakemake_executor_plugin_dask.model.batch_systems.slurm import SLURM
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.frozen import dataclass

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from snakemake_executor_plugin_dask.batch.reasons import meaning
+from snakemake_executor_plugin_dask.batch.meanings import meaning
 from snakemake_executor_plugin_dask.model.units import count, format_memory
 from snakemake_executor_plugin_dask.observe.model import RunModel
 from snakemake_executor_plugin_dask.observe.picture import PoolState, Snapshot, WaitingState, WorkerState

@@ -22,7 +22,7 @@ from running import logged_jobs, processes_of, snakemake, started, wait_for
 from snakemake_executor_plugin_dask.backends.base import Link
 from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.batch.allocations import Record, cancel_run
-from snakemake_executor_plugin_dask.batch.reasons import meaning
+from snakemake_executor_plugin_dask.batch.meanings import meaning
 from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS
 from snakemake_executor_plugin_dask.model.errors import ConfigurationError
 from snakemake_executor_plugin_dask.model.pools import Pool

@@ -2,7 +2,7 @@
 
 import pytest
 
-from snakemake_executor_plugin_dask.batch.reasons import may_be_the_node
+from snakemake_executor_plugin_dask.batch.meanings import may_be_the_node
 from snakemake_executor_plugin_dask.decide.badnodes import Nodes
 
 

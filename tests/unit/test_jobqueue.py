@@ -24,7 +24,7 @@ from snakemake_executor_plugin_dask.backends.jobqueue import JobqueueBackend
 from snakemake_executor_plugin_dask.batch import directives
 from snakemake_executor_plugin_dask.batch.allocations import Ran, Record
 from snakemake_executor_plugin_dask.batch.answers import look, outside_allocation
-from snakemake_executor_plugin_dask.batch.refusals import outlook, what_to_change
+from snakemake_executor_plugin_dask.batch.meanings import outlook, what_to_change
 from snakemake_executor_plugin_dask.config.poolsfile import read_options, read_pools_file
 from snakemake_executor_plugin_dask.interior import jobqueue as interior
 from snakemake_executor_plugin_dask.model.batch_systems import SYSTEMS

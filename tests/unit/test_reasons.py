@@ -2,7 +2,7 @@
 
 import pytest
 
-from snakemake_executor_plugin_dask.batch.reasons import ending, meaning
+from snakemake_executor_plugin_dask.batch.meanings import ending, meaning
 from snakemake_executor_plugin_dask.observe import status
 from snakemake_executor_plugin_dask.observe.picture import PoolState, WaitingState
 from snakemake_executor_plugin_dask.observe.status import waiting_line

@@ -15,7 +15,7 @@ from typing import Any
 
 from snakemake_executor_plugin_dask.backends.base import Backend, Link, WorkerProcess
 from snakemake_executor_plugin_dask.batch.allocations import Brakes
-from snakemake_executor_plugin_dask.batch.reasons import may_be_the_node
+from snakemake_executor_plugin_dask.batch.meanings import may_be_the_node
 from snakemake_executor_plugin_dask.decide.badnodes import Nodes
 from snakemake_executor_plugin_dask.driver.members import SILENT_S, Listener, Member, Members, State
 from snakemake_executor_plugin_dask.driver.own.companions import Companion

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
-from snakemake_executor_plugin_dask.batch.reasons import ending
+from snakemake_executor_plugin_dask.batch.meanings import ending
 from snakemake_executor_plugin_dask.driver.members import LEASE_MARGIN_S, Member
 from snakemake_executor_plugin_dask.driver.own.leases import LeaseServer
 
