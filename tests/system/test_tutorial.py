@@ -56,7 +56,6 @@ def test_on_this_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
-@pytest.mark.variant
 def test_on_slurm(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """The plan, the run, and the run by a profile: in allocations, which are given back."""
     text = sections()
