@@ -9,6 +9,7 @@ if __name__ == "__main__":
     if isinstance(begun, int):
         sys.exit(begun)
 
+    from snakemake_executor_plugin_dask.interior.leaving import leave
     from snakemake_executor_plugin_dask.worker.process import main
 
-    sys.exit(main(begun))
+    leave(main(begun))
