@@ -20,14 +20,11 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
+from snakemake_executor_plugin_dask.interior.leaving import run_exit_functions
+
 _libc = ctypes.CDLL(None)
 #: The bases of `io.TextIOBase` and `io.BufferedIOBase`: these themselves are abstract, and slow to ask.
 _FILES: tuple[Any, ...] = tuple(kind.__base__ for kind in (io.TextIOBase, io.BufferedIOBase))
-
-
-def run_exit_functions() -> None:
-    """As the interpreter does at its end."""
-    atexit._run_exitfuncs()
 
 
 class Belongings:

@@ -19,11 +19,12 @@ import sys
 import threading
 from typing import Any, NoReturn
 
+from snakemake_executor_plugin_dask.interior.leaving import run_exit_functions
 from snakemake_executor_plugin_dask.model.jobs import RunSetup
 from snakemake_executor_plugin_dask.model.wire import Channel
 from snakemake_executor_plugin_dask.node.processes import fork, set_soft_limit
 from snakemake_executor_plugin_dask.node.versions import snakemake_version
-from snakemake_executor_plugin_dask.worker.warm.end import Belongings, run_exit_functions
+from snakemake_executor_plugin_dask.worker.warm.end import Belongings
 from snakemake_executor_plugin_dask.worker.warm.reseeding import Randomness
 from snakemake_executor_plugin_dask.worker.warm.server import IDLE_CHILDREN, Server, Warmth
 
